@@ -1,0 +1,1 @@
+"""Captioner families: one file each, found by file name."""

@@ -1,0 +1,1 @@
+"""Comparing score files: intervals, significance, leaderboards."""

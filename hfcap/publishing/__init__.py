@@ -1,0 +1,1 @@
+"""Model card, staging folder and push to the Hub."""

@@ -1,0 +1,219 @@
+"""The recipe: one YAML file that says everything about a run, checked completely before anything starts.
+
+Key names are those of the libraries: TrainingArguments in `train`, LoraConfig in `lora`, GenerationConfig in `generate`.
+The keys of `model` belong to the captioner family and those of `data` to the data source; each declares a subclass of
+`ModelOptions` or `DataOptions` in its own file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Block(BaseModel):
+    """A part of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class TokenizerOptions(Block):
+    """A small byte-level BPE tokenizer trained on the training captions, for captioners trained from scratch."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 4000
+    lowercase: bool = True
+
+
+class ModelOptions(Block):
+    """Keys of `model` that every captioner family has; families add theirs in a subclass."""
+
+    pretrained: str | None = Field(None, description="Hub id or local folder of a whole captioner to start from")
+    revision: str | None = Field(None, description="commit, tag or branch of `pretrained`")
+    trust_remote_code: bool = Field(False, description="run code that comes with the base model; only if you trust it")
+    prompt: str = Field("", description="text that starts every caption, in training and in generation")
+    tokenizer: TokenizerOptions | None = Field(None, description="train a tokenizer on the training captions")
+
+
+class DataOptions(Block):
+    """Keys of `data` that every source has; sources add theirs in a subclass."""
+
+    source: str
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    max_train_images: PositiveInt | None = Field(None, description="use only the first so many pictures of the split")
+    max_validation_images: PositiveInt | None = None
+    max_test_images: PositiveInt | None = None
+    max_unreadable_images: NonNegativeInt = Field(
+        0, description="how many missing or corrupt pictures may be skipped before the run stops"
+    )
+    captions_per_image: PositiveInt | None = Field(
+        5, description="at most so many captions of an image in one training step (a new draw each epoch); null = all"
+    )
+    max_caption_tokens: PositiveInt = Field(40, description="longer training captions are cut to so many tokens")
+    feature_store: Literal["auto", "off"] = Field(
+        "auto", description="auto: a frozen encoder runs once per picture and its output is kept on disk"
+    )
+    feature_store_folder: str | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, features/")
+
+
+class LoraOptions(Block):
+    """LoRA (Hu et al. 2021) with the names of peft's LoraConfig."""
+
+    r: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: Share = 0.05
+    target_modules: Literal["auto"] | list[str] = Field(
+        "auto", description="auto: the captioner family's list; otherwise name endings, as in peft"
+    )
+    modules_to_save: list[str] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_dora: bool = False
+    use_rslora: bool = False
+    init_lora_weights: bool | Literal["gaussian", "pissa", "olora"] = True
+
+
+class TrainOptions(Block):
+    """Training, with the names of transformers' TrainingArguments. Batch sizes count images, not captions."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] | None = None
+    max_steps: PositiveInt | None = Field(None, description="optimiser updates; give this or num_train_epochs")
+    per_device_train_batch_size: PositiveInt = Field(16, description="images per device; each brings its captions")
+    per_device_eval_batch_size: PositiveInt = 32
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rates: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict, description="learning rate per part (vision, text, mapper); others use learning_rate"
+    )
+    freeze: list[str] = Field(default_factory=list, description="parts that are not trained (vision, text, mapper)")
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
+    warmup_ratio: Share = 0.0
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.05
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: NonNegativeFloat = 1e-8
+    max_grad_norm: NonNegativeFloat = Field(1.0, description="0 switches clipping off")
+    label_smoothing_factor: Share = 0.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    ema_decay: Share | None = Field(None, description="keep an exponential moving average of the weights and publish it")
+    seed: NonNegativeInt = 42
+    logging_steps: PositiveInt = 10
+    eval_steps: PositiveInt | None = Field(None, description="validate every so many updates; null = each epoch")
+    save_steps: PositiveInt | None = Field(None, description="checkpoint every so many updates; null = as eval_steps")
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    metric_for_best_model: Literal["loss", "cider"] = "loss"
+    load_best_model_at_end: bool = True
+    early_stopping_patience: PositiveInt | None = Field(None, description="validations without improvement before stop")
+    dataloader_num_workers: NonNegativeInt = 2
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Self:
+        if (self.num_train_epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of num_train_epochs and max_steps (set the other to null)")
+        if self.warmup_ratio and self.warmup_steps:
+            raise ValueError("give warmup_ratio or warmup_steps, not both")
+        return self
+
+
+class GenerateOptions(Block):
+    """Decoding, with the names of transformers' GenerationConfig."""
+
+    num_beams: PositiveInt = 3
+    max_new_tokens: PositiveInt = 30
+    min_new_tokens: NonNegativeInt = 0
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: NonNegativeInt = 0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    do_sample: bool = False
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: NonNegativeInt = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    num_return_sequences: PositiveInt = Field(1, description="n-best list or number of samples kept as candidates")
+    seed: NonNegativeInt = Field(0, description="seed of sampling")
+
+    @model_validator(mode="after")
+    def _enough_beams(self) -> Self:
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"num_return_sequences={self.num_return_sequences} needs num_beams of at least that many, "
+                f"not {self.num_beams}, or do_sample: true"
+            )
+        return self
+
+
+class ScoreOptions(Block):
+    """Which split is captioned and scored, and how."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    metrics: list[str] = Field(default_factory=lambda: ["bleu", "rouge_l", "cider"])
+    document_frequencies: str = Field(
+        "corpus", description="CIDEr-D: corpus (the references that are scored against), or a file"
+    )
+    confidence_level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    n_resamples: NonNegativeInt = Field(1000, description="bootstrap resamples for the intervals; 0 = no intervals")
+    seed: NonNegativeInt = 0
+    baselines: list[Literal["most_frequent_caption", "blank_images"]] = Field(
+        default_factory=list, description="also score these, to show what the pictures contribute"
+    )
+
+
+class PublishOptions(Block):
+    """What goes to the Hub, where, and what the card says that the run cannot know."""
+
+    repo_id: str | None = Field(None, description="namespace/name; without it only --dry-run works")
+    private: bool = False
+    license: str | None = Field(None, description="Hub licence identifier of the published weights")
+    language: str = "en"
+    tags: list[str] = Field(default_factory=list)
+    base_model: str | None = Field(None, description="Hub id of the base model, where the run used a local copy")
+    dataset: str | None = Field(None, description="Hub id of the dataset, for the card")
+    dataset_name: str | None = Field(None, description="the dataset's name as people know it, for the card")
+    max_shard_size: str = "5GB"
+
+    @field_validator("repo_id")
+    @classmethod
+    def _valid_repo_id(cls, value: str | None) -> str | None:
+        if value is not None:
+            from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+            try:
+                validate_repo_id(value)
+            except HFValidationError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+
+class ExpectOptions(Block):
+    """The published score this recipe aims at, on the raw scale (CIDEr 1.333)."""
+
+    metrics: dict[str, float]
+    tolerance: Annotated[float, Field(gt=0)] = Field(0.01, description="relative difference still counted as reproduced")
+    source: str = Field(description="where the numbers were published")
+    reproduced: bool = Field(False, description="true only once a run of this recipe met the numbers")
+
+
+class Recipe(Block):
+    """A complete run: captioner, data, training, decoding, scoring and publishing."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")] = Field(
+        description="name of the run directory; letters, digits, '.', '_' and '-'"
+    )
+    output_dir: str = Field("runs", description="the run directory is <output_dir>/<name>")
+    captioner: str = Field(description="family: a file name in hfcap/captioners")
+    model: SerializeAsAny[ModelOptions]
+    data: SerializeAsAny[DataOptions]
+    lora: LoraOptions | None = None
+    train: TrainOptions
+    generate: GenerateOptions = Field(default_factory=GenerateOptions)
+    score: ScoreOptions = Field(default_factory=ScoreOptions)
+    publish: PublishOptions = Field(default_factory=PublishOptions)
+    expect: ExpectOptions | None = None

@@ -1,0 +1,65 @@
+"""Find captioners, data sources and metrics by file name: the file name is the registry.
+
+A module in `hfcap/<kind>/` whose name does not start with an underscore and which defines `REGISTERED` is one entry;
+other packages add entries through the entry-point group `hfcap.<kind>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from hfcap.errors import UserError
+
+_FOLDERS = {"captioners": "hfcap.captioners", "sources": "hfcap.data.sources", "metrics": "hfcap.metrics"}
+
+
+def _defines_registered(package_folder: str, module_name: str) -> bool:
+    # Reading the text instead of importing keeps `hfcap list` and 'did you mean' fast: no torch import.
+    text = (Path(package_folder) / f"{module_name}.py").read_text(encoding="utf-8")
+    return "\nREGISTERED" in text
+
+
+@cache
+def _locations(kind: str) -> dict[str, str]:
+    package = importlib.import_module(_FOLDERS[kind])
+    found = {
+        info.name: f"{_FOLDERS[kind]}.{info.name}"
+        for info in pkgutil.iter_modules(package.__path__)
+        if not info.ispkg and not info.name.startswith("_") and _defines_registered(package.__path__[0], info.name)
+    }
+    for entry_point in metadata.entry_points(group=f"hfcap.{kind}"):
+        found[entry_point.name] = entry_point.value
+    return dict(sorted(found.items()))
+
+
+def names(kind: str) -> list[str]:
+    """Names of all entries of a kind ("captioners", "sources" or "metrics"), sorted, without importing them."""
+    return list(_locations(kind))
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Import the module of one entry; its `REGISTERED` is the entry.
+
+    Raises:
+        UserError: no entry has this name; the message offers the nearest ones.
+    """
+    locations = _locations(kind)
+    if name not in locations:
+        raise UserError(f"unknown {kind.rstrip('s')} {name!r}{did_you_mean(name, locations)}")
+    return importlib.import_module(locations[name])
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return '; did you mean ...?' for close matches, else the list of choices."""
+    options = list(choices)
+    close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(repr(match) for match in close) + "?"
+    return "; choose one of " + ", ".join(repr(option) for option in sorted(options))

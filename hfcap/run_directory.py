@@ -1,0 +1,84 @@
+"""Names of everything inside a run directory, in one place (contract: docs/architecture.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfcap.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of one run: `<output_dir>/<name>/`."""
+
+    path: Path
+
+    @classmethod
+    def existing(cls, path: Path) -> RunDirectory:
+        """Open a run directory that must be there.
+
+        Raises:
+            UserError: `path` holds no recipe.yaml.
+        """
+        run = cls(path)
+        if not run.recipe.is_file():
+            raise UserError(f"{path}: not a run directory (no recipe.yaml); give the folder that 'hfcap run' made")
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, every default spelled out."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware, git commit, seeds, dataset and base-model revisions."""
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """Training log, one JSON object per line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What training cost and which checkpoint was kept (training_summary.json)."""
+        return self.path / "training_summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of step-00000123 checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained captioner: from_pretrained layout, or a PEFT adapter."""
+        return self.path / "model"
+
+    def predictions(self, name: str) -> Path:
+        """Predictions of a split, or of a baseline on it (`test`, `test.blank_images`)."""
+        return self.path / "predictions" / f"{name}.jsonl"
+
+    def references(self, split: str) -> Path:
+        """Human captions of a split in COCO format, so that scoring needs only files."""
+        return self.path / "references" / f"{split}.json"
+
+    def scores(self, name: str) -> Path:
+        """Score file of a split, or of a baseline on it."""
+        return self.path / "scores" / f"{name}.json"
+
+    @property
+    def samples(self) -> Path:
+        """Ids, captions and references of the sample images that the card shows."""
+        return self.path / "samples.json"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / "README.md"
+
+    @property
+    def publish(self) -> Path:
+        """Exactly the files that go to the Hub."""
+        return self.path / "publish"

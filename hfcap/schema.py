@@ -1,0 +1,115 @@
+"""Records that cross the borders between data, captioners, training, decoding, scoring and publishing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED_LABEL = -100
+"""Label of positions that never count in a loss: prompt, padding, image tokens (torch's ignore_index)."""
+
+
+class ImageBytes(Protocol):
+    """Where the encoded bytes of one picture come from; small and picklable, so that workers can receive it."""
+
+    def read(self) -> bytes:
+        """Return the encoded picture (JPEG, PNG, ...)."""
+        ...
+
+    def describe(self) -> str:
+        """Return a name that a person can find the picture by (path, row of a dataset)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """One picture with its human captions.
+
+    Attributes:
+        image_id: unique within a dataset; always a string, also where the source counts with integers.
+        file_name: name relative to the image folder, with forward slashes.
+        captions: human captions, at least one, none empty (empty only where a user captions pictures without text).
+        image: where the encoded bytes come from.
+    """
+
+    image_id: str
+    file_name: str
+    captions: tuple[str, ...]
+    image: ImageBytes
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCaptions:
+    """Several captions of each image in one decoder row (see hfcap/data/packing.py).
+
+    Shapes: B images, P positions per row.
+
+    Attributes:
+        input_ids: (B, P) int64.
+        position_ids: (B, P) int64, restarting at 0 for each caption.
+        caption_index: (B, P) int64, 0..K-1 = which caption of the row, -1 = padding.
+        labels: (B, P) int64, the token each position must predict (already shifted), IGNORED_LABEL elsewhere.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    caption_index: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device) -> PackedCaptions:
+        """Return a copy on `device`."""
+        return PackedCaptions(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.caption_index.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One line of predictions/<split>.jsonl.
+
+    Attributes:
+        score: sequence log-probability that the decoder ranked by; None for greedy decoding and sampling.
+        candidates: all returned captions, best first (n-best or samples); the first is `caption`.
+    """
+
+    image_id: str
+    file_name: str
+    caption: str
+    score: float | None = None
+    candidates: tuple[str, ...] = ()
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the JSON object of this prediction."""
+        return {
+            "image_id": self.image_id,
+            "file_name": self.file_name,
+            "caption": self.caption,
+            "score": self.score,
+            "candidates": list(self.candidates),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReport:
+    """The content of scores/<split>.json.
+
+    Attributes:
+        metrics: raw scale as pycocoevalcap gives it (CIDEr-D 1.28, BLEU 0.38); None where undefined, never NaN.
+        intervals: metric name -> (lower, upper) of the 95 % bootstrap interval.
+        signature: the conditions of the numbers (split hash, tokeniser, df source, decoding, versions).
+        per_image: image id -> metric name -> value.
+    """
+
+    split: str
+    n_images: int
+    metrics: dict[str, float | None]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    signature: dict[str, Any] = field(default_factory=dict)
+    per_image: dict[str, dict[str, float]] = field(default_factory=dict)
+    schema_version: int = 1
