@@ -1,0 +1,163 @@
+"""The interface of a caption metric, and the captions it is given.
+
+A metric lives in `hfcap/metrics/<name>.py`, which defines the class and `REGISTERED = <the class>`; nothing else has to
+be edited. It reduces every image to a row of sufficient statistics, and computes its values from the SUM of such rows.
+That one rule gives corpus values (sum over all images), per-image values (the row of one image), bootstrap intervals
+and permutation tests (weighted sums), for means and for corpus-level metrics such as BLEU or METEOR alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
+
+Need = Literal["tokens", "captions", "references", "images", "instances", "java"]
+
+
+class ReferenceSet:
+    """Human captions of R images, tokenised and indexed once, reusable for any number of candidate sets.
+
+    Attributes:
+        image_ids: R ids as strings.
+        captions: R tuples of raw captions, none empty.
+    """
+
+    def __init__(self, references: Mapping[str, Sequence[str]], vocabulary: Vocabulary | None = None) -> None:
+        self.image_ids: tuple[str, ...] = tuple(references)
+        self.captions: tuple[tuple[str, ...], ...] = tuple(tuple(references[image_id]) for image_id in references)
+        self.vocabulary = vocabulary if vocabulary is not None else Vocabulary()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """(R,) captions per image."""
+        return np.fromiter((len(group) for group in self.captions), dtype=np.int64, count=len(self))
+
+    @cached_property
+    def image_of_caption(self) -> NDArray[np.int64]:
+        """(M,) position of the image that each of the M reference captions belongs to."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    @cached_property
+    def tokens(self) -> TokenSequences:
+        """Token numbers of the M reference captions, image after image."""
+        return encode_captions([caption for group in self.captions for caption in group], self.vocabulary)
+
+    @cached_property
+    def tokenized(self) -> list[list[str]]:
+        """R lists of tokenised captions, words joined by one space (what pycocoevalcap hands to METEOR)."""
+        lines = self.tokens.as_strings(self.vocabulary)
+        ends = np.cumsum(self.counts).tolist()
+        return [lines[end - count : end] for end, count in zip(ends, self.counts.tolist(), strict=True)]
+
+
+class CaptionSet:
+    """One candidate caption and the human captions of each of N images, tokenised at most once.
+
+    Attributes:
+        image_ids: N ids as strings, the order of every per-image array.
+        candidates: N raw captions.
+        reference_set: the human captions in the same order of images.
+    """
+
+    def __init__(self, candidates: Mapping[str, str], references: ReferenceSet) -> None:
+        assert tuple(candidates) == references.image_ids, "candidates and references must list the same images in order"
+        self.image_ids: tuple[str, ...] = references.image_ids
+        self.candidates: tuple[str, ...] = tuple(candidates.values())
+        self.reference_set = references
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def references(self) -> tuple[tuple[str, ...], ...]:
+        """N tuples of raw human captions."""
+        return self.reference_set.captions
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Words behind the token numbers of candidates and references."""
+        return self.reference_set.vocabulary
+
+    @cached_property
+    def candidate_tokens(self) -> TokenSequences:
+        """Token numbers of the N candidates."""
+        return encode_captions(self.candidates, self.vocabulary)
+
+    @cached_property
+    def tokenized_candidates(self) -> list[str]:
+        """N tokenised candidates, words joined by one space."""
+        return self.candidate_tokens.as_strings(self.vocabulary)
+
+    @property
+    def reference_tokens(self) -> TokenSequences:
+        """Token numbers of the M human captions, image after image (`reference_set.image_of_caption` says whose)."""
+        return self.reference_set.tokens
+
+    @property
+    def tokenized_references(self) -> list[list[str]]:
+        """N lists of tokenised human captions."""
+        return self.reference_set.tokenized
+
+
+class CaptionMetric(ABC):
+    """A caption metric; its options are keyword arguments of the constructor, all with defaults.
+
+    Shapes: N images, S statistics per image, O outputs.
+
+    Attributes:
+        name: the file name in hfcap/metrics.
+        outputs: names of the O values in score files (bleu -> bleu_1 .. bleu_4), in the order of the last axis.
+        needs: what must be there: "tokens" or "captions" (raw), "references", "images", "instances", "java".
+        summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
+            size; they override `values` and get no intervals.
+        higher_is_better: False for error rates; None where no direction is better (length).
+        citation: BibTeX or a short reference to the paper that defines the metric.
+    """
+
+    name: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]]
+    needs: ClassVar[tuple[Need, ...]] = ("tokens", "references")
+    summable: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool | None] = True
+    citation: ClassVar[str] = ""
+
+    @abstractmethod
+    def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
+        """Return the sufficient statistics of each image, (N, S) float64, finite."""
+
+    def from_sums(self, sums: NDArray[np.float64], n_images: int) -> NDArray[np.float64]:
+        """Return the values for summed statistics of `n_images` images: (..., S) -> (..., O); NaN = undefined.
+
+        The default is the mean over images, for metrics whose statistics are the per-image values (S = O).
+        """
+        return sums / n_images if n_images else np.full_like(sums, np.nan)
+
+    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the corpus values for statistics of N images: (..., N, S) -> (..., O); NaN = undefined."""
+        return self.from_sums(statistics.sum(axis=-2), statistics.shape[-2])
+
+    def values(self, captions: CaptionSet, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the corpus values, (O,) float64; NaN = undefined."""
+        return self.aggregate(statistics)
+
+    def per_image(self, statistics: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return the values of each image alone: output name -> (N,) float64; NaN = undefined.
+
+        The default treats each image as a corpus of one.
+        """
+        alone = self.from_sums(statistics, 1)
+        return {output: alone[..., position] for position, output in enumerate(self.outputs)}
+
+    def signature(self) -> dict[str, Any]:
+        """Return the conditions of the values (parameters, resources with their hashes), as JSON values."""
+        return {}

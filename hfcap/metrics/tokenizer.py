@@ -1,0 +1,81 @@
+"""The tokenisation of the COCO caption evaluation (Penn Treebank style, lower-cased, punctuation removed)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOKENIZER_VERSION = "ptb-coco-1"
+"""Changes whenever any caption could be tokenised differently."""
+
+_SIMPLE = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9.,!?;:'\"()-]+")
+
+
+def tokenize(caption: str) -> list[str]:
+    """Return the words of one caption."""
+    return _SIMPLE.findall(caption.lower())
+
+
+class Vocabulary:
+    """Numbers for words, given in order of appearance; grows whenever a new word is seen."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def number(self, word: str) -> int:
+        """Return the number of `word`, a new one if it was never seen."""
+        number = self._numbers.get(word)
+        if number is None:
+            number = self._numbers[word] = len(self.words)
+            self.words.append(word)
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequences:
+    """M tokenised captions in one array.
+
+    Attributes:
+        tokens: (T,) int64 token numbers of all captions, one after another.
+        offsets: (M + 1,) int64; caption i is tokens[offsets[i]:offsets[i + 1]].
+    """
+
+    tokens: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(M,) words per caption."""
+        return np.diff(self.offsets)
+
+    def as_strings(self, vocabulary: Vocabulary) -> list[str]:
+        """Return the captions as words joined by one space."""
+        words = list(map(vocabulary.words.__getitem__, self.tokens.tolist()))
+        bounds = self.offsets.tolist()
+        return [" ".join(words[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def encode_words(sentences: Iterable[Sequence[str]], vocabulary: Vocabulary) -> TokenSequences:
+    """Number the words of tokenised sentences."""
+    numbered = [[vocabulary.number(word) for word in words] for words in sentences]
+    offsets = np.zeros(len(numbered) + 1, dtype=np.int64)
+    np.cumsum([len(numbers) for numbers in numbered], out=offsets[1:])
+    tokens = np.fromiter(chain.from_iterable(numbered), dtype=np.int64, count=int(offsets[-1]))
+    return TokenSequences(tokens, offsets)
+
+
+def encode_captions(captions: Sequence[str], vocabulary: Vocabulary) -> TokenSequences:
+    """Tokenise raw captions and number their words."""
+    return encode_words(map(tokenize, captions), vocabulary)
