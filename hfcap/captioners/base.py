@@ -1,0 +1,230 @@
+"""What every captioner family provides, and the parts that are the same for all.
+
+A family file (`hfcap/captioners/<family>.py`) defines one subclass of `Captioner` and names it `REGISTERED`. Shape
+letters: B images, S image states, D width, K captions of an image, P positions of a packed row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from hfcap.errors import UserError
+from hfcap.files import read_json, write_json
+from hfcap.recipe import GenerateOptions, ModelOptions
+from hfcap.schema import PackedCaptions
+
+SIDECAR = "hfcap.json"
+"""Small file beside the weights: what transformers has no field for (family and caption prompt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a model card says about a family, whatever the data."""
+
+    title: str
+    summary: str
+    paper_title: str
+    paper_url: str
+    bibtex: str
+    license: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A pretrained model that a captioner was built from, for environment.json and the card."""
+
+    id: str
+    revision: str | None
+    role: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the id is a folder on this machine."""
+        return Path(self.id).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedCaption:
+    """One caption with the log-probability that beam search ranked it by (None when greedy or sampled)."""
+
+    text: str
+    score: float | None
+
+
+class Captioner(ABC):
+    """A loaded captioner: transformers model, processor and what the family knows about both.
+
+    Attributes:
+        model: the transformers model; LoRA layers are injected into it in place.
+        processor: image processor and tokenizer as one saved object.
+        prompt: text that starts every caption, never part of the loss or of the caption.
+    """
+
+    options_class: ClassVar[type[ModelOptions]]
+    parts: ClassVar[tuple[str, ...]]
+    model_types: ClassVar[tuple[str, ...]]
+    card_facts: ClassVar[CardFacts]
+    lora_target_modules: ClassVar[str]
+    """Regular expression (peft's full-match form) over module names: the linear layers that 'auto' adapts."""
+
+    def __init__(
+        self, model: Any, processor: Any, prompt: str = "", base_models: Sequence[BaseModel] = (), assembled: bool = False
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.prompt = prompt
+        self.base_models = list(base_models)
+        self.assembled = assembled
+        """True when no repository holds these weights as a whole (parts put together, or built from a config)."""
+
+    # ---- what a family must say -------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def build(cls, options: Any, training_captions: Iterable[str]) -> Self:
+        """Build from the recipe's `model` block; `training_captions` is read only to train a tokenizer.
+
+        Raises:
+            UserError: the base model cannot be found or has no safetensors weights.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
+        """Load a saved captioner of this family from a folder or a Hub id."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> dict[str, Any]:
+        """Return a `model` block that builds the smallest real captioner of this family, for tests."""
+
+    @property
+    @abstractmethod
+    def start_token_id(self) -> int:
+        """Token that training and generation both start from."""
+
+    @property
+    @abstractmethod
+    def end_token_id(self) -> int:
+        """Token that ends a caption; always supervised."""
+
+    @property
+    @abstractmethod
+    def pad_token_id(self) -> int:
+        """Token that fills rows; never supervised."""
+
+    @abstractmethod
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Return the modules of each part named in `parts`; together they cover all parameters."""
+
+    @abstractmethod
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Run the image encoder: (B, 3, height, width) float -> image states (B, S, D)."""
+
+    @abstractmethod
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run everything behind the encoder over packed captions: (B, S, D) and (B, P) -> (B, P, V)."""
+
+    @abstractmethod
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate from image states (B, S, D) and start tokens (B, T).
+
+        Returns transformers' generate output; its sequences begin with `input_ids`.
+        """
+
+    @property
+    def lora_modules_to_save(self) -> list[str]:
+        """Modules trained in full beside LoRA because they start from random weights; empty by default."""
+        return []
+
+    # ---- the same for all families -----------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def image_processor(self) -> Any:
+        """The processor's image processor."""
+        return self.processor.image_processor
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
+
+    def start_token_ids(self, prompt: str | None = None) -> list[int]:
+        """Return the start token followed by the prompt's tokens (the captioner's own prompt unless one is given)."""
+        text = (self.prompt if prompt is None else prompt).strip()
+        prompt_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return [self.start_token_id, *prompt_ids]
+
+    def caption_token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Tokenise captions as they follow the prompt, without special tokens, each cut to `max_tokens`."""
+        # Behind a prompt, byte-level tokenizers write the space as part of the next word.
+        lead = " " if self.prompt.strip() else ""
+        encoded = self.tokenizer([lead + " ".join(text.split()) for text in captions], add_special_tokens=False)
+        return [ids[:max_tokens] for ids in encoded["input_ids"]]
+
+    def generation_config(self, options: GenerateOptions) -> GenerationConfig:
+        """Return transformers' GenerationConfig for the recipe's `generate` block."""
+        values = options.model_dump(exclude={"seed"})
+        if not options.do_sample:
+            for sampling_only in ("temperature", "top_k", "top_p"):
+                values.pop(sampling_only)
+        return GenerationConfig(
+            **values,
+            bos_token_id=self.start_token_id,
+            decoder_start_token_id=self.start_token_id,
+            eos_token_id=self.end_token_id,
+            pad_token_id=self.pad_token_id,
+            use_cache=True,
+        )
+
+    @torch.inference_mode()
+    def caption_states(
+        self, image_states: torch.Tensor, options: GenerateOptions, prompt: str | None = None
+    ) -> list[list[GeneratedCaption]]:
+        """Caption encoded images (B, S, D); for each image `num_return_sequences` captions, best first."""
+        start = torch.tensor([self.start_token_ids(prompt)], device=image_states.device)
+        config = self.generation_config(options)
+        config.return_dict_in_generate = True
+        config.output_scores = options.num_beams > 1
+        output = self.generate(image_states, start.expand(image_states.shape[0], -1), config)
+        texts = self.tokenizer.batch_decode(output.sequences[:, start.shape[1] :], skip_special_tokens=True)
+        beam_scores = getattr(output, "sequences_scores", None)
+        scores = [None] * len(texts) if beam_scores is None else [float(score) for score in beam_scores]
+        captions = [GeneratedCaption(" ".join(text.split()), score) for text, score in zip(texts, scores, strict=True)]
+        n = options.num_return_sequences
+        return [captions[first : first + n] for first in range(0, len(captions), n)]
+
+    def save(self, folder: Path, options: GenerateOptions) -> None:
+        """Write weights (safetensors), configuration, processor and the recipe's decoding defaults into `folder`."""
+        self.model.generation_config = self.generation_config(options)
+        self.model.save_pretrained(folder)
+        self.save_processor(folder)
+
+    def save_processor(self, folder: Path) -> None:
+        """Write the processor files and the family and prompt."""
+        self.processor.save_pretrained(folder)
+        write_json(folder / SIDECAR, {"captioner": type(self).__module__.rsplit(".", 1)[-1], "prompt": self.prompt})
+
+
+def read_sidecar(folder: Path) -> dict[str, str]:
+    """Return family and prompt that `Captioner.save` wrote; empty for models that hfcap did not write."""
+    path = folder / SIDECAR
+    if not path.is_file():
+        return {}
+    values = read_json(path, "hfcap's note beside the weights")
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise UserError(f"{path}: must map names to texts; delete the file or write the model again")
+    return values

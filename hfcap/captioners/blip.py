@@ -1,0 +1,154 @@
+"""BLIP (Li et al. 2022, arXiv:2201.12086): ViT image encoder, BERT-like text decoder with cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+
+from hfcap.captioners.base import BaseModel, Captioner, CardFacts
+from hfcap.captioners.parts import (
+    from_pretrained,
+    load_image_processor,
+    load_tokenizer,
+    new_image_processor,
+    packed_attention_mask,
+    train_tokenizer,
+    whole_model,
+)
+from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.schema import PackedCaptions
+
+
+class BlipOptions(ModelOptions):
+    """Keys of `model` for BLIP: `pretrained`, or `from_config` to train from random weights."""
+
+    from_config: dict[str, Any] | None = Field(
+        None, description="BlipConfig's vision_config and text_config, for training from scratch"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.pretrained is None) == (self.from_config is None):
+            raise ValueError("give exactly one of pretrained and from_config")
+        return self
+
+
+class Blip(Captioner):
+    """BLIP's captioning model. Parts: vision (ViT) and text (decoder with its head)."""
+
+    options_class = BlipOptions
+    parts = ("vision", "text")
+    model_types = ("blip",)
+    card_facts = CardFacts(
+        title="BLIP",
+        summary="A vision transformer encodes the picture; a BERT-like decoder reads it through cross-attention.",
+        paper_title="BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and "
+        "Generation",
+        paper_url="https://arxiv.org/abs/2201.12086",
+        bibtex="""@inproceedings{li2022blip,
+  title     = {{BLIP}: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and Generation},
+  author    = {Li, Junnan and Li, Dongxu and Xiong, Caiming and Hoi, Steven},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2022}
+}""",
+        license="bsd-3-clause",
+    )
+    lora_target_modules = r"text_decoder\.bert\.encoder\..*\.(query|key|value|dense)"
+
+    @classmethod
+    def build(cls, options: BlipOptions, training_captions: Iterable[str]) -> Self:
+        """Load `pretrained`, or build `from_config` with a tokenizer trained on the captions."""
+        if options.pretrained is not None:
+            captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
+            captioner.prompt = options.prompt
+            captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
+            return captioner
+        tokenizer = train_tokenizer(
+            options.tokenizer or TokenizerOptions(), training_captions, add_start_and_end=True
+        )
+        values = options.from_config or {}
+        text_config = {
+            **values.get("text_config", {}),
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "sep_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        vision_config = dict(values.get("vision_config", {}))
+        # BLIP's decoder projects image states of this width; a config that says otherwise cannot run.
+        text_config["encoder_hidden_size"] = vision_config.get("hidden_size", 768)
+        config = BlipConfig(vision_config=vision_config, text_config=text_config)
+        processor = BlipProcessor(new_image_processor(config.vision_config.image_size), tokenizer)
+        return cls(BlipForConditionalGeneration(config), processor, options.prompt, assembled=True)
+
+    @classmethod
+    def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
+        """Load a saved BLIP captioner."""
+        model = whole_model(BlipForConditionalGeneration, location, revision)
+        tokenizer = load_tokenizer(location, "model.pretrained", revision, trust_remote_code)
+        image_processor = load_image_processor(location, "model.pretrained", revision, trust_remote_code)
+        return cls(model, BlipProcessor(image_processor, tokenizer))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """Two layers of width 32, 32-pixel pictures."""
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return {
+            "from_config": {
+                "vision_config": {**shape, "image_size": 32, "patch_size": 16},
+                "text_config": {**shape, "max_position_embeddings": 64},
+            },
+            "tokenizer": {"vocab_size": 400},
+        }
+
+    @property
+    def start_token_id(self) -> int:
+        """BLIP's decoder token: `generate` forces it at position 0, so training starts from it too."""
+        return int(self.model.config.text_config.bos_token_id)
+
+    @property
+    def end_token_id(self) -> int:
+        """[SEP], which BLIP's `generate` stops at."""
+        return int(self.model.config.text_config.sep_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """[PAD]."""
+        return int(self.model.config.text_config.pad_token_id)
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Vision model and text decoder."""
+        return {"vision": [self.model.vision_model], "text": [self.model.text_decoder]}
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the vision model's last hidden state, class token first."""
+        return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
+
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the text decoder; cross-attention keys and values are computed once per image."""
+        return self.model.text_decoder(
+            input_ids=packed.input_ids,
+            attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
+            position_ids=packed.position_ids,
+            encoder_hidden_states=image_states,
+            use_cache=False,
+        ).logits
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as BlipForConditionalGeneration.generate does behind its vision model."""
+        return self.model.text_decoder.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            encoder_hidden_states=image_states,
+            encoder_attention_mask=torch.ones(image_states.shape[:2], dtype=torch.long, device=image_states.device),
+            generation_config=config,
+        )
+
+
+REGISTERED = Blip

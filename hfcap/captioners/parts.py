@@ -1,0 +1,150 @@
+"""Building blocks that several families share: loading base models, tokenizers, masks of packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast, ViTImageProcessor
+from transformers.utils import logging as transformers_logging
+
+from hfcap.errors import UserError
+from hfcap.recipe import TokenizerOptions
+
+START, END, PAD = "<start>", "<end>", "<pad>"
+
+
+def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> Any:
+    """Call `loader.from_pretrained` and turn what a user can cause into a UserError that names the recipe key.
+
+    Only safetensors weights are read: pickled weights can run code.
+    """
+    if Path(location).exists() and not (Path(location) / "config.json").is_file() and "gguf_file" not in arguments:
+        raise UserError(f"{key}: {location} holds no config.json; give a folder written by save_pretrained or a Hub id")
+    if "gguf_file" not in arguments:
+        arguments["use_safetensors"] = True
+    try:
+        return loader.from_pretrained(location, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        remedy = "check the name, or give a local folder with config.json and model.safetensors"
+        if "safetensors" in reason or "pytorch_model" in reason or "no file named" in reason:
+            remedy = (
+                "hfcap reads only safetensors weights; many Hub repositories hold them in a pull request of the "
+                "conversion bot: set the revision key to refs/pr/<number>"
+            )
+        elif "trust_remote_code" in reason:
+            remedy = "its own code would run on this machine: set model.trust_remote_code: true if you trust it"
+        raise UserError(f"{key}: cannot load {location}: {reason} ({remedy})") from error
+
+
+def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_code: bool, **arguments: Any) -> Any:
+    """Load a tokenizer; one without a pad token pads with its end token, which packing never supervises."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, revision=revision, trust_remote_code=trust_remote_code, **arguments
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: no tokenizer in {location}: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_image_processor(location: str, key: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """Load an image processor."""
+    try:
+        return AutoImageProcessor.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: no image processor in {location}: {str(error).splitlines()[0]}") from error
+
+
+def new_image_processor(image_size: int) -> Any:
+    """Return a processor for an encoder trained from scratch: square resize, pixels scaled to [-1, 1]."""
+    return ViTImageProcessor(size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def train_tokenizer(options: TokenizerOptions, captions: Iterable[str], add_start_and_end: bool) -> Any:
+    """Train a byte-level BPE tokenizer on captions; no text is ever out of its vocabulary.
+
+    `add_start_and_end`: whether calling the tokenizer on a text wraps it in start and end token (BLIP's `generate`
+    expects that of a prompt).
+    """
+    tokenizer = Tokenizer(models.BPE())
+    steps: list[Any] = [normalizers.NFC()]
+    if options.lowercase:
+        steps.append(normalizers.Lowercase())
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=options.vocab_size,
+            special_tokens=[PAD, START, END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if add_start_and_end:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{START} $A {END}",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START, END)],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=PAD, model_max_length=512
+    )
+
+
+def packed_attention_mask(caption_index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (B, 1, P, P) of a packed row: a position sees itself and earlier ones of its own caption.
+
+    `caption_index` (B, P) as in PackedCaptions. Padding positions see one another, so that no row is fully masked
+    (a fully masked row gives NaN in some attention kernels); nothing reads their output.
+    """
+    same_caption = caption_index[:, :, None] == caption_index[:, None, :]
+    length = caption_index.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=caption_index.device).tril()
+    return additive_mask(same_caption & causal, dtype)
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a boolean mask (B, Q, K), True = visible, into the additive form (B, 1, Q, K) that every attention takes."""
+    blocked = torch.finfo(dtype).min
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, blocked)[:, None]
+
+
+def quiet_loading() -> None:
+    """Silence transformers' weight-loading chatter; real problems still raise."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def whole_model(loader: Any, location: str, revision: str | None, **arguments: Any) -> Any:
+    """Load a whole captioner and refuse one whose file lacks weights: the missing ones would be random."""
+    key = "model.pretrained"
+    model, report = from_pretrained(
+        loader, location, key, revision=revision, output_loading_info=True, **arguments
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{key}: {location} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
+            "it is a different kind of model, or its file is incomplete"
+        )
+    return model
+
+
+def config_from_mapping(values: dict[str, Any], key: str) -> Any:
+    """Build a transformers config from a mapping with `model_type`."""
+    remaining = dict(values)
+    model_type = remaining.pop("model_type", None)
+    if model_type is None:
+        raise UserError(f"{key}: model_type is missing (for example vit, gpt2)")
+    try:
+        return AutoConfig.for_model(model_type, **remaining)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error

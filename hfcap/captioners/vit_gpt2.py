@@ -1,0 +1,248 @@
+"""Vision encoder-decoder captioners: any ViT-like encoder joined to any causal decoder by cross-attention.
+
+The layout is transformers' VisionEncoderDecoderModel, made known for captions by nlpconnect/vit-gpt2-image-captioning
+(ViT, Dosovitskiy et al. 2021, arXiv:2010.11929; GPT-2, Radford et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPProcessor,
+    GenerationConfig,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from hfcap.captioners.base import BaseModel, Captioner, CardFacts
+from hfcap.captioners.parts import (
+    config_from_mapping,
+    from_pretrained,
+    load_image_processor,
+    load_tokenizer,
+    new_image_processor,
+    packed_attention_mask,
+    train_tokenizer,
+    whole_model,
+)
+from hfcap.errors import UserError
+from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.schema import PackedCaptions
+
+
+class VitGpt2Options(ModelOptions):
+    """Keys of `model`: `pretrained` (a whole captioner), or one encoder and one decoder, each pretrained or a config."""
+
+    encoder: str | None = Field(None, description="Hub id or folder of the image encoder")
+    encoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
+    encoder_revision: str | None = None
+    decoder: str | None = Field(None, description="Hub id or folder of the causal language model")
+    decoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
+    decoder_revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        parts = [(self.encoder, self.encoder_config), (self.decoder, self.decoder_config)]
+        given = [sum(value is not None for value in part) for part in parts]
+        if self.pretrained is not None and any(given):
+            raise ValueError("give pretrained, or an encoder and a decoder, not both")
+        if self.pretrained is None and given != [1, 1]:
+            raise ValueError("without pretrained, give one of encoder/encoder_config and one of decoder/decoder_config")
+        return self
+
+
+class VitGpt2(Captioner):
+    """A VisionEncoderDecoderModel. Parts: vision (encoder) and text (decoder and the projection into it)."""
+
+    options_class = VitGpt2Options
+    parts = ("vision", "text")
+    model_types = ("vision-encoder-decoder",)
+    card_facts = CardFacts(
+        title="ViT-GPT2",
+        summary="A vision transformer encodes the picture; a causal language model with cross-attention reads it.",
+        paper_title="TrOCR's and VisionEncoderDecoder's layout: an image transformer and a text transformer",
+        paper_url="https://huggingface.co/docs/transformers/model_doc/vision-encoder-decoder",
+        bibtex="""@misc{nlpconnect2022vitgpt2,
+  title  = {vit-gpt2-image-captioning},
+  author = {NLP Connect},
+  year   = {2022},
+  url    = {https://huggingface.co/nlpconnect/vit-gpt2-image-captioning}
+}""",
+        license="apache-2.0",
+    )
+    lora_target_modules = (
+        r"decoder\..*\.(c_attn|q_attn|c_proj|c_fc|query|key|value|q_proj|k_proj|v_proj|o_proj|out_proj"
+        r"|gate_proj|up_proj|down_proj|fc1|fc2|dense)"
+    )
+
+    @classmethod
+    def build(cls, options: VitGpt2Options, training_captions: Iterable[str]) -> Self:
+        """Load `pretrained`, or join an encoder and a decoder by new cross-attention layers."""
+        if options.pretrained is not None:
+            captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
+            captioner.prompt = options.prompt
+            captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
+            return captioner
+        base_models: list[BaseModel] = []
+        encoder, image_processor = cls._build_encoder(options, base_models)
+        tokenizer = cls._build_tokenizer(options, training_captions)
+        decoder = cls._build_decoder(options, tokenizer, base_models)
+        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        model = VisionEncoderDecoderModel(config=config, encoder=encoder, decoder=decoder)
+        for holder in (model.config, model.config.decoder):
+            holder.decoder_start_token_id = tokenizer.bos_token_id
+            holder.bos_token_id = tokenizer.bos_token_id
+            holder.eos_token_id = tokenizer.eos_token_id
+            holder.pad_token_id = tokenizer.pad_token_id
+        return cls(model, CLIPProcessor(image_processor, tokenizer), options.prompt, base_models, assembled=True)
+
+    @staticmethod
+    def _build_encoder(options: VitGpt2Options, base_models: list[BaseModel]) -> tuple[Any, Any]:
+        if options.encoder is None:
+            config = config_from_mapping(options.encoder_config or {}, "model.encoder_config")
+            return AutoModel.from_config(config), new_image_processor(config.image_size)
+        revision, trust = options.encoder_revision, options.trust_remote_code
+        encoder = from_pretrained(
+            AutoModel, options.encoder, "model.encoder", revision=revision, trust_remote_code=trust
+        )
+        encoder = getattr(encoder, "vision_model", encoder)
+        if type(encoder).__module__.startswith("transformers_modules"):
+            raise UserError(
+                f"model.encoder: {options.encoder} brings its own code, which VisionEncoderDecoderModel cannot load "
+                "again; use captioner: clip_prefix for such a backbone"
+            )
+        base_models.append(BaseModel(options.encoder, revision, "encoder"))
+        return encoder, load_image_processor(options.encoder, "model.encoder", revision, trust)
+
+    @staticmethod
+    def _build_tokenizer(options: VitGpt2Options, training_captions: Iterable[str]) -> Any:
+        if options.decoder is None:
+            return train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions, add_start_and_end=False)
+        tokenizer = load_tokenizer(
+            options.decoder, "model.decoder", options.decoder_revision, options.trust_remote_code
+        )
+        # BERT-like tokenizers call their start and end differently.
+        tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
+        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+        return tokenizer
+
+    @staticmethod
+    def _build_decoder(options: VitGpt2Options, tokenizer: Any, base_models: list[BaseModel]) -> Any:
+        as_decoder = {"is_decoder": True, "add_cross_attention": True}
+        special = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        if options.decoder is None:
+            values = {**(options.decoder_config or {}), **as_decoder, **special, "vocab_size": len(tokenizer)}
+            decoder = AutoModelForCausalLM.from_config(config_from_mapping(values, "model.decoder_config"))
+        else:
+            revision, trust = options.decoder_revision, options.trust_remote_code
+            try:
+                config = AutoConfig.from_pretrained(
+                    options.decoder, revision=revision, trust_remote_code=trust, **as_decoder
+                )
+            except (OSError, ValueError) as error:
+                raise UserError(f"model.decoder: {options.decoder}: {str(error).splitlines()[0]}") from error
+            decoder = from_pretrained(
+                AutoModelForCausalLM, options.decoder, "model.decoder", config=config, revision=revision
+            )
+            base_models.append(BaseModel(options.decoder, revision, "decoder"))
+        if not any("cross" in name.lower() for name, _ in decoder.named_modules()):
+            raise UserError(
+                f"model.decoder: {type(decoder).__name__} has no cross-attention; choose GPT-2, BERT, RoBERTa, OPT-like "
+                "decoders that transformers can give cross-attention, or captioner: clip_prefix"
+            )
+        return decoder
+
+    @classmethod
+    def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
+        """Load a saved vision encoder-decoder captioner."""
+        model = whole_model(VisionEncoderDecoderModel, location, revision)
+        tokenizer = load_tokenizer(location, "model.pretrained", revision, trust_remote_code)
+        image_processor = load_image_processor(location, "model.pretrained", revision, trust_remote_code)
+        return cls(model, CLIPProcessor(image_processor, tokenizer))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """Two layers of width 32 on either side, 32-pixel pictures."""
+        return {
+            "encoder_config": {
+                "model_type": "vit",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            "decoder_config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+            "tokenizer": {"vocab_size": 400},
+        }
+
+    @property
+    def start_token_id(self) -> int:
+        """decoder_start_token_id, which transformers shifts labels behind and starts generation from."""
+        config = self.model.config
+        start = config.decoder_start_token_id
+        return int(self.tokenizer.bos_token_id if start is None else start)
+
+    @property
+    def end_token_id(self) -> int:
+        """The tokenizer's end token."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's pad token (GPT-2: its end token)."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def lora_modules_to_save(self) -> list[str]:
+        """Cross-attention is random where encoder and decoder were joined here; it must be trained in full."""
+        if not self.assembled:
+            return []
+        names = {name.rsplit(".", 1)[-1] for name, _ in self.model.named_modules()}
+        return sorted(names & {"crossattention", "ln_cross_attn", "encoder_attn", "enc_to_dec_proj"})
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Encoder; decoder with the projection between them where there is one."""
+        projection = [self.model.enc_to_dec_proj] if hasattr(self.model, "enc_to_dec_proj") else []
+        return {"vision": [self.model.encoder], "text": [self.model.decoder, *projection]}
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's last hidden state, before the projection to the decoder's width."""
+        return self.model.encoder(pixel_values=pixel_values).last_hidden_state
+
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run projection and decoder; cross-attention keys and values are computed once per image."""
+        if hasattr(self.model, "enc_to_dec_proj"):
+            image_states = self.model.enc_to_dec_proj(image_states)
+        return self.model.decoder(
+            input_ids=packed.input_ids,
+            attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
+            position_ids=packed.position_ids,
+            encoder_hidden_states=image_states,
+            use_cache=False,
+        ).logits
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with the encoder's output given, so that it does not run again."""
+        return self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=image_states),
+            decoder_input_ids=input_ids,
+            generation_config=config,
+        )
+
+
+REGISTERED = VitGpt2

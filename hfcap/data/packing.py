@@ -1,0 +1,60 @@
+"""Caption packing: the K captions of an image form one decoder row.
+
+Cross-attention keys and values (or a prefix) are then computed once per image instead of once per caption. A mask
+keeps captions apart and positions restart, so the loss is that of one row per caption to float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hfcap.schema import IGNORED_LABEL, PackedCaptions
+
+
+def pack_captions(
+    captions_of_images: Sequence[Sequence[Sequence[int]]],
+    start_token_ids: Sequence[int],
+    end_token_id: int,
+    pad_token_id: int,
+) -> PackedCaptions:
+    """Pack tokenised captions into one row per image.
+
+    Each caption becomes `start_token_ids + caption`; the label of a position is the next token, the last one's is the
+    end token. Prompt tokens inside `start_token_ids` and padding carry no label.
+
+    Args:
+        captions_of_images: for each of B images its K (ragged) captions as token ids without special tokens.
+        start_token_ids: the start token and the prompt's tokens; at least one.
+        end_token_id: supervised once per caption.
+        pad_token_id: fills rows up to the longest of the batch.
+    """
+    assert start_token_ids, "training and generation need a common start token"
+    start = list(start_token_ids)
+    unsupervised = [IGNORED_LABEL] * (len(start) - 1)
+    rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
+    for captions in captions_of_images:
+        inputs: list[int] = []
+        positions: list[int] = []
+        index: list[int] = []
+        labels: list[int] = []
+        for number, caption in enumerate(captions):
+            tokens = [*start, *caption]
+            inputs += tokens
+            positions += range(len(tokens))
+            index += [number] * len(tokens)
+            labels += [*unsupervised, *caption, end_token_id]
+        rows.append((inputs, positions, index, labels))
+    length = max(1, *(len(row[0]) for row in rows))
+    fills = (pad_token_id, 0, -1, IGNORED_LABEL)
+    columns = [
+        torch.tensor([row[field] + [fill] * (length - len(row[field])) for row in rows], dtype=torch.int64)
+        for field, fill in enumerate(fills)
+    ]
+    return PackedCaptions(*columns)
+
+
+def packed_length(n_caption_tokens: Sequence[int], n_start_tokens: int) -> int:
+    """Length of the row that captions of these lengths give."""
+    return sum(n_caption_tokens) + len(n_caption_tokens) * n_start_tokens
