@@ -20,7 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Block(BaseModel):
     """A part of the recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class TokenizerOptions(Block):
@@ -103,7 +103,9 @@ class TrainOptions(Block):
     label_smoothing_factor: Share = 0.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
-    ema_decay: Share | None = Field(None, description="keep an exponential moving average of the weights and publish it")
+    ema_decay: Share | None = Field(
+        None, description="keep an exponential moving average of the weights and publish it"
+    )
     seed: NonNegativeInt = 42
     logging_steps: PositiveInt = 10
     eval_steps: PositiveInt | None = Field(None, description="validate every so many updates; null = each epoch")
@@ -183,7 +185,8 @@ class PublishOptions(Block):
     @classmethod
     def _valid_repo_id(cls, value: str | None) -> str | None:
         if value is not None:
-            from huggingface_hub.utils import HFValidationError, validate_repo_id
+            from huggingface_hub.errors import HFValidationError
+            from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
 
             try:
                 validate_repo_id(value)
@@ -196,7 +199,9 @@ class ExpectOptions(Block):
     """The published score this recipe aims at, on the raw scale (CIDEr 1.333)."""
 
     metrics: dict[str, float]
-    tolerance: Annotated[float, Field(gt=0)] = Field(0.01, description="relative difference still counted as reproduced")
+    tolerance: Annotated[float, Field(gt=0)] = Field(
+        0.01, description="relative difference still counted as reproduced"
+    )
     source: str = Field(description="where the numbers were published")
     reproduced: bool = Field(False, description="true only once a run of this recipe met the numbers")
 
