@@ -19,6 +19,7 @@ from hfcap.captioners.parts import (
     packed_attention_mask,
     train_tokenizer,
     whole_model,
+    wrap_texts,
 )
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
@@ -68,9 +69,8 @@ class Blip(Captioner):
             captioner.prompt = options.prompt
             captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
             return captioner
-        tokenizer = train_tokenizer(
-            options.tokenizer or TokenizerOptions(), training_captions, add_start_and_end=True
-        )
+        tokenizer = train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions)
+        wrap_texts(tokenizer, start=True, end=True)
         values = options.from_config or {}
         text_config = {
             **values.get("text_config", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from hfcap.errors import UserError
+from hfcap.files import write_bytes
 from hfcap.recipe import TokenizerOptions
 
 START, END, PAD = "<start>", "<end>", "<pad>"
@@ -42,13 +44,21 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
 
 
 def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_code: bool, **arguments: Any) -> Any:
-    """Load a tokenizer; one without a pad token pads with its end token, which packing never supervises."""
+    """Load a tokenizer that has start, end and pad token.
+
+    Where it has no pad token the end token pads, which is safe because packing labels only real end tokens.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=trust_remote_code, **arguments
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: no tokenizer in {location}: {str(error).splitlines()[0]}") from error
+    # BERT-like tokenizers call their start and end differently.
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token or tokenizer.eos_token
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+    if tokenizer.eos_token is None:
+        raise UserError(f"{key}: the tokenizer of {location} has no end token; captions could never stop")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -67,12 +77,8 @@ def new_image_processor(image_size: int) -> Any:
     return ViTImageProcessor(size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def train_tokenizer(options: TokenizerOptions, captions: Iterable[str], add_start_and_end: bool) -> Any:
-    """Train a byte-level BPE tokenizer on captions; no text is ever out of its vocabulary.
-
-    `add_start_and_end`: whether calling the tokenizer on a text wraps it in start and end token (BLIP's `generate`
-    expects that of a prompt).
-    """
+def train_tokenizer(options: TokenizerOptions, captions: Iterable[str]) -> Any:
+    """Train a byte-level BPE tokenizer on captions; no text is ever out of its vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     steps: list[Any] = [normalizers.NFC()]
     if options.lowercase:
@@ -89,13 +95,21 @@ def train_tokenizer(options: TokenizerOptions, captions: Iterable[str], add_star
             show_progress=False,
         ),
     )
-    if add_start_and_end:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{START} $A {END}",
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START, END)],
-        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=PAD, model_max_length=512
+    )
+
+
+def wrap_texts(tokenizer: Any, start: bool, end: bool) -> None:
+    """Make calling the tokenizer on a text add its start and end token; `generate` of plain transformers expects that.
+
+    BLIP's `generate` overwrites the first and drops the last token of a prompt; a VisionEncoderDecoder cannot start
+    from no token at all, which is what GPT-2's tokenizer makes of an empty text.
+    """
+    wrapped = [tokenizer.bos_token] * start + ["$A"] + [tokenizer.eos_token] * end
+    special = {token: tokenizer.convert_tokens_to_ids(token) for token in (tokenizer.bos_token, tokenizer.eos_token)}
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join(wrapped), special_tokens=list(special.items())
     )
 
 
@@ -148,3 +162,22 @@ def config_from_mapping(values: dict[str, Any], key: str) -> Any:
         return AutoConfig.for_model(model_type, **remaining)
     except (ValueError, TypeError) as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def vision_tower(model: Any) -> Any:
+    """Return the image half of a two-tower model (CLIP, SigLIP, FLAVA, ...), or the model itself."""
+    for name in ("vision_model", "image_model"):
+        if isinstance(getattr(model, name, None), torch.nn.Module):
+            return getattr(model, name)
+    return model
+
+
+def copy_remote_code(model: Any, folder: Path) -> None:
+    """Copy the code of a model that was loaded with trust_remote_code into `folder`, where its config expects it."""
+    module_name = type(model).__module__
+    if not module_name.startswith("transformers_modules"):
+        return
+    source = Path(sys.modules[module_name].__file__ or "")
+    for path in source.parent.glob("*.py"):
+        if path.name != "__init__.py":
+            write_bytes(folder / path.name, path.read_bytes())

@@ -32,7 +32,9 @@ from hfcap.captioners.parts import (
     new_image_processor,
     packed_attention_mask,
     train_tokenizer,
+    vision_tower,
     whole_model,
+    wrap_texts,
 )
 from hfcap.errors import UserError
 from hfcap.recipe import ModelOptions, TokenizerOptions
@@ -114,7 +116,7 @@ class VitGpt2(Captioner):
         encoder = from_pretrained(
             AutoModel, options.encoder, "model.encoder", revision=revision, trust_remote_code=trust
         )
-        encoder = getattr(encoder, "vision_model", encoder)
+        encoder = vision_tower(encoder)
         if type(encoder).__module__.startswith("transformers_modules"):
             raise UserError(
                 f"model.encoder: {options.encoder} brings its own code, which VisionEncoderDecoderModel cannot load "
@@ -126,13 +128,12 @@ class VitGpt2(Captioner):
     @staticmethod
     def _build_tokenizer(options: VitGpt2Options, training_captions: Iterable[str]) -> Any:
         if options.decoder is None:
-            return train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions, add_start_and_end=False)
-        tokenizer = load_tokenizer(
-            options.decoder, "model.decoder", options.decoder_revision, options.trust_remote_code
-        )
-        # BERT-like tokenizers call their start and end differently.
-        tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
-        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+            tokenizer = train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions)
+        else:
+            tokenizer = load_tokenizer(
+                options.decoder, "model.decoder", options.decoder_revision, options.trust_remote_code
+            )
+        wrap_texts(tokenizer, start=True, end=False)
         return tokenizer
 
     @staticmethod

@@ -1,0 +1,281 @@
+"""Prefix captioners (ClipCap, Mokady et al. 2021): any image encoder, a mapper, any causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPProcessor,
+    GenerationConfig,
+)
+
+from hfcap.captioners.base import BaseModel, Captioner, CardFacts
+from hfcap.captioners.modeling_clip_prefix import (
+    ClipPrefixConfig,
+    ClipPrefixForConditionalGeneration,
+    image_states_from,
+)
+from hfcap.captioners.parts import (
+    additive_mask,
+    config_from_mapping,
+    copy_remote_code,
+    from_pretrained,
+    load_image_processor,
+    load_tokenizer,
+    new_image_processor,
+    train_tokenizer,
+    vision_tower,
+    whole_model,
+    wrap_texts,
+)
+from hfcap.errors import UserError
+from hfcap.recipe import ModelOptions, PositiveInt, Share, TokenizerOptions
+from hfcap.schema import PackedCaptions
+
+AutoConfig.register("clip_prefix", ClipPrefixConfig, exist_ok=True)
+AutoModelForImageTextToText.register(ClipPrefixConfig, ClipPrefixForConditionalGeneration, exist_ok=True)
+
+
+class ClipPrefixOptions(ModelOptions):
+    """Keys of `model`: `pretrained` (a saved prefix captioner), or one encoder and one language model."""
+
+    vision: str | None = Field(None, description="Hub id or folder of the image encoder (CLIP, SigLIP, ViT, ResNet, ...)")
+    vision_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
+    vision_revision: str | None = None
+    language_model: str | None = Field(None, description="Hub id or folder of the causal language model")
+    language_model_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
+    language_model_revision: str | None = None
+    gguf_file: str | None = Field(None, description="name of a GGUF file inside the language_model folder")
+    vision_feature: Literal["pooled", "patches"] = "pooled"
+    mapper: Literal["mlp", "transformer", "linear"] = "mlp"
+    prefix_length: PositiveInt = 10
+    mapper_layers: PositiveInt = 8
+    mapper_heads: PositiveInt = 8
+    mapper_dropout: Share = 0.0
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        parts = [(self.vision, self.vision_config), (self.language_model, self.language_model_config)]
+        given = [sum(value is not None for value in part) for part in parts]
+        if self.pretrained is not None and any(given):
+            raise ValueError("give pretrained, or an encoder and a language model, not both")
+        if self.pretrained is None and given != [1, 1]:
+            raise ValueError(
+                "without pretrained, give one of vision/vision_config and one of language_model/language_model_config"
+            )
+        if self.mapper == "linear" and self.vision_feature == "pooled":
+            raise ValueError("mapper: linear gives one prefix position per patch; set vision_feature: patches")
+        if self.mapper == "mlp" and self.vision_feature == "patches":
+            raise ValueError("mapper: mlp takes one vector per image; set vision_feature: pooled or another mapper")
+        return self
+
+
+class ClipPrefix(Captioner):
+    """A ClipPrefixForConditionalGeneration. Parts: vision, mapper and text (the language model)."""
+
+    options_class = ClipPrefixOptions
+    parts = ("vision", "mapper", "text")
+    model_types = ("clip_prefix",)
+    card_facts = CardFacts(
+        title="CLIP-prefix (ClipCap)",
+        summary="A mapper turns the image encoder's output into a prefix that a causal language model continues.",
+        paper_title="ClipCap: CLIP Prefix for Image Captioning",
+        paper_url="https://arxiv.org/abs/2111.09734",
+        bibtex="""@article{mokady2021clipcap,
+  title   = {{ClipCap}: {CLIP} Prefix for Image Captioning},
+  author  = {Mokady, Ron and Hertz, Amir and Bermano, Amit H.},
+  journal = {arXiv preprint arXiv:2111.09734},
+  year    = {2021}
+}""",
+    )
+    lora_target_modules = (
+        r"language_model\..*\.(c_attn|c_proj|c_fc|q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj"
+        r"|query_key_value|dense|dense_h_to_4h|dense_4h_to_h|fc1|fc2|fc_in|fc_out)"
+    )
+
+    @classmethod
+    def build(cls, options: ClipPrefixOptions, training_captions: Iterable[str]) -> Self:
+        """Load `pretrained`, or join encoder and language model by a new mapper."""
+        if options.pretrained is not None:
+            captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
+            captioner.prompt = options.prompt
+            captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
+            return captioner
+        base_models: list[BaseModel] = []
+        vision_model, image_processor = cls._build_vision(options, base_models)
+        language_model, tokenizer = cls._build_language_model(options, training_captions, base_models)
+        size = image_processor.size
+        height = size.get("height") or (image_processor.crop_size or {}).get("height") or size["shortest_edge"]
+        with torch.no_grad():
+            states = image_states_from(
+                vision_model.eval()(pixel_values=torch.zeros(1, 3, height, height)), options.vision_feature
+            )
+        vision_config = vision_model.config
+        config = ClipPrefixConfig(
+            vision_config=vision_config.to_dict() if getattr(vision_config, "auto_map", None) else vision_config,
+            text_config=language_model.config,
+            **options.model_dump(include={"vision_feature", "mapper", "prefix_length"}),
+            **options.model_dump(include={"mapper_layers", "mapper_heads", "mapper_dropout"}),
+            vision_width=states.shape[2],
+            vision_tokens=states.shape[1],
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = ClipPrefixForConditionalGeneration(config, vision_model, language_model)
+        return cls(model, CLIPProcessor(image_processor, tokenizer), options.prompt, base_models, assembled=True)
+
+    @staticmethod
+    def _build_vision(options: ClipPrefixOptions, base_models: list[BaseModel]) -> tuple[Any, Any]:
+        if options.vision is None:
+            config = config_from_mapping(options.vision_config or {}, "model.vision_config")
+            return AutoModel.from_config(config), new_image_processor(getattr(config, "image_size", 224))
+        revision, trust = options.vision_revision, options.trust_remote_code
+        model = from_pretrained(
+            AutoModel, options.vision, "model.vision", revision=revision, trust_remote_code=trust
+        )
+        base_models.append(BaseModel(options.vision, revision, "vision"))
+        return vision_tower(model), load_image_processor(options.vision, "model.vision", revision, trust)
+
+    @staticmethod
+    def _build_language_model(
+        options: ClipPrefixOptions, training_captions: Iterable[str], base_models: list[BaseModel]
+    ) -> tuple[Any, Any]:
+        if options.language_model is None:
+            tokenizer = train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions)
+            wrap_texts(tokenizer, start=True, end=False)
+            values = {
+                **(options.language_model_config or {}),
+                "vocab_size": len(tokenizer),
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            }
+            config = config_from_mapping(values, "model.language_model_config")
+            return AutoModelForCausalLM.from_config(config), tokenizer
+        revision = options.language_model_revision
+        arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": options.trust_remote_code}
+        if options.gguf_file is not None:
+            arguments["gguf_file"] = options.gguf_file
+        tokenizer = load_tokenizer(options.language_model, "model.language_model", **arguments)
+        wrap_texts(tokenizer, start=True, end=False)
+        model = from_pretrained(
+            AutoModelForCausalLM, options.language_model, "model.language_model", dtype=torch.float32, **arguments
+        )
+        base_models.append(BaseModel(options.language_model, revision, "text"))
+        return model, tokenizer
+
+    @classmethod
+    def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
+        """Load a saved prefix captioner; a backbone with its own code needs `trust_remote_code`."""
+        try:
+            config = ClipPrefixConfig.from_pretrained(location, revision=revision)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.pretrained: {location}: {str(error).splitlines()[0]}") from error
+        if isinstance(config.vision_config, dict) and not trust_remote_code:
+            raise UserError(
+                f"{location}: its image encoder brings its own code, which would run on this machine; "
+                "set trust_remote_code (--trust-remote-code) if you trust it"
+            )
+        model = whole_model(ClipPrefixForConditionalGeneration, location, revision, config=config)
+        tokenizer = load_tokenizer(location, "model.pretrained", revision, trust_remote_code)
+        image_processor = load_image_processor(location, "model.pretrained", revision, trust_remote_code)
+        return cls(model, CLIPProcessor(image_processor, tokenizer))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """A ViT and a GPT-2 of two layers and width 32, 32-pixel pictures, a prefix of 4."""
+        return {
+            "vision_config": {
+                "model_type": "vit",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            "language_model_config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+            "mapper": "mlp",
+            "prefix_length": 4,
+            "tokenizer": {"vocab_size": 400},
+        }
+
+    @property
+    def start_token_id(self) -> int:
+        """The language model's start token, which follows the prefix."""
+        return int(self.model.config.bos_token_id)
+
+    @property
+    def end_token_id(self) -> int:
+        """The language model's end token."""
+        return int(self.model.config.eos_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's pad token."""
+        return int(self.model.config.pad_token_id)
+
+    @property
+    def lora_modules_to_save(self) -> list[str]:
+        """The mapper starts from random weights (or is small): it is trained in full."""
+        return ["mapper"]
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Image encoder, mapper and language model."""
+        return {
+            "vision": [self.model.vision_model],
+            "mapper": [self.model.mapper],
+            "text": [self.model.language_model],
+        }
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return pooled vector or patches of the image encoder, before the mapper."""
+        return self.model.encode(pixel_values)
+
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run mapper and language model; every caption of the row sees the one prefix and nothing of the others."""
+        n_prefix = self.model.config.vision_tokens if self.model.config.mapper == "linear" else self.model.config.prefix_length
+        mask = prefix_attention_mask(packed.caption_index, n_prefix, image_states.dtype)
+        return self.model(
+            image_states=image_states,
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=mask,
+        ).logits
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate from the prefix of encoded images."""
+        return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+
+    def save(self, folder: Any, options: Any) -> None:
+        """Save as `Captioner.save`, with the modelling code, so that plain transformers can load the folder."""
+        ClipPrefixConfig.register_for_auto_class()
+        ClipPrefixForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+        super().save(folder, options)
+        copy_remote_code(self.model.vision_model, folder)
+
+
+def prefix_attention_mask(caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (B, 1, N + P, N + P): a causal prefix that every caption sees, captions apart from one another.
+
+    `caption_index` (B, P) as in PackedCaptions. The prefix is causal because generation computes it so.
+    """
+    batch = caption_index.shape[0]
+    prefix_index = caption_index.new_full((batch, n_prefix), -2)
+    index = torch.cat([prefix_index, caption_index], dim=1)
+    visible = (index[:, :, None] == index[:, None, :]) | (index == -2)[:, None, :]
+    length = index.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=index.device).tril()
+    return additive_mask(visible & causal, dtype)
+
+
+REGISTERED = ClipPrefix

@@ -1,0 +1,303 @@
+"""Prefix captioner (ClipCap, Mokady et al. 2021, arXiv:2111.09734): image encoder -> mapper -> causal language model.
+
+This file is published beside the weights and runs without hfcap: it imports only torch and transformers. Shapes:
+B images, S image states, D encoder width, N prefix positions, T text positions, H width of the language model.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+def _as_config(value: Any) -> Any:
+    """Turn the nested dictionary of a saved config into the config object it stands for.
+
+    A backbone that brings its own code stays a dictionary here; the model resolves it with the folder it came from.
+    """
+    if not isinstance(value, dict) or "auto_map" in value:
+        return value
+    arguments = dict(value)
+    return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+
+
+class ClipPrefixConfig(PreTrainedConfig):
+    """Configuration of a prefix captioner.
+
+    Args:
+        vision_config: config of the image encoder.
+        text_config: config of the causal language model.
+        vision_feature: "pooled" (one vector per image) or "patches" (every patch or feature-map cell).
+        mapper: "mlp", "transformer" or "linear" (one prefix position per patch).
+        prefix_length: N for mlp and transformer; linear takes N = vision_tokens.
+        vision_width: D. vision_tokens: S.
+    """
+
+    model_type = "clip_prefix"
+
+    def __init__(
+        self,
+        vision_config: Any = None,
+        text_config: Any = None,
+        vision_feature: str = "pooled",
+        mapper: str = "mlp",
+        prefix_length: int = 10,
+        mapper_layers: int = 8,
+        mapper_heads: int = 8,
+        mapper_dropout: float = 0.0,
+        vision_width: int = 768,
+        vision_tokens: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = _as_config(vision_config)
+        self.text_config = _as_config(text_config)
+        self.vision_feature = vision_feature
+        self.mapper = mapper
+        self.prefix_length = prefix_length
+        self.mapper_layers = mapper_layers
+        self.mapper_heads = mapper_heads
+        self.mapper_dropout = mapper_dropout
+        self.vision_width = vision_width
+        self.vision_tokens = vision_tokens
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the language model's config; `generate` reads vocabulary and layers from it."""
+        return self.text_config if self.text_config is not None else self
+
+
+class MlpMapper(nn.Module):
+    """ClipCap's MLP: one image vector -> N prefix vectors through one hidden layer with tanh."""
+
+    def __init__(self, vision_width: int, text_width: int, prefix_length: int, dropout: float) -> None:
+        super().__init__()
+        hidden = text_width * prefix_length // 2
+        self.prefix_length = prefix_length
+        self.layers = nn.Sequential(
+            nn.Linear(vision_width, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, text_width * prefix_length)
+        )
+
+    def forward(self, image_states: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> (B, N, H); several states are averaged first."""
+        return self.layers(image_states.mean(1)).unflatten(1, (self.prefix_length, -1))
+
+
+class TransformerMapper(nn.Module):
+    """ClipCap's transformer: learned constants attend to the image states and become the prefix."""
+
+    def __init__(self, config: ClipPrefixConfig, text_width: int) -> None:
+        super().__init__()
+        # ClipCap spreads a single image vector over as many input positions as there are prefix positions.
+        self.spread = config.prefix_length if config.vision_tokens == 1 else 1
+        n_inputs = config.prefix_length if config.vision_tokens == 1 else config.vision_tokens
+        self.project = nn.Linear(config.vision_width, text_width * self.spread)
+        self.position = nn.Parameter(torch.randn(n_inputs, text_width) * 0.02)
+        self.constants = nn.Parameter(torch.randn(config.prefix_length, text_width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            text_width,
+            config.mapper_heads,
+            dim_feedforward=text_width * 2,
+            dropout=config.mapper_dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.encoder = nn.TransformerEncoder(layer, config.mapper_layers, enable_nested_tensor=False)
+
+    def forward(self, image_states: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> (B, N, H)."""
+        inputs = self.project(image_states)
+        if self.spread > 1:
+            inputs = inputs.unflatten(2, (self.spread, -1)).flatten(1, 2)
+        constants = self.constants.expand(inputs.shape[0], -1, -1)
+        hidden = self.encoder(torch.cat([inputs + self.position, constants], dim=1))
+        return hidden[:, -constants.shape[1] :]
+
+
+class LinearMapper(nn.Module):
+    """One prefix position per image state: projection, learned position, layer norm."""
+
+    def __init__(self, vision_width: int, vision_tokens: int, text_width: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(vision_width, text_width)
+        self.position = nn.Parameter(torch.randn(vision_tokens, text_width) * 0.02)
+        self.norm = nn.LayerNorm(text_width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, image_states: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> (B, S, H)."""
+        return self.dropout(self.norm(self.project(image_states) + self.position))
+
+
+def build_mapper(config: ClipPrefixConfig, text_width: int) -> nn.Module:
+    """Return the mapper that the configuration names."""
+    if config.mapper == "mlp":
+        return MlpMapper(config.vision_width, text_width, config.prefix_length, config.mapper_dropout)
+    if config.mapper == "transformer":
+        return TransformerMapper(config, text_width)
+    return LinearMapper(config.vision_width, config.vision_tokens, text_width, config.mapper_dropout)
+
+
+def image_states_from(outputs: Any, vision_feature: str) -> torch.Tensor:
+    """Return image states (B, S, D) from the output of any vision model.
+
+    Feature maps (B, D, height, width) become height * width states; a missing pooled vector is the mean of the states.
+    """
+    hidden = outputs.last_hidden_state
+    if hidden.ndim == 4:
+        hidden = hidden.flatten(2).transpose(1, 2)
+    if vision_feature == "patches":
+        return hidden
+    pooled = getattr(outputs, "pooler_output", None)
+    return hidden.mean(1, keepdim=True) if pooled is None else pooled.flatten(1)[:, None]
+
+
+class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A prefix captioner that `AutoModelForImageTextToText` loads and that `generate(pixel_values=...)` captions with."""
+
+    config_class = ClipPrefixConfig
+    base_model_prefix = "clip_prefix"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: ClipPrefixConfig, vision_model: Any = None, language_model: Any = None) -> None:
+        super().__init__(config)
+        self.vision_model = self._new_vision_model() if vision_model is None else vision_model
+        self.language_model = (
+            AutoModelForCausalLM.from_config(config.text_config) if language_model is None else language_model
+        )
+        self.mapper = build_mapper(config, self.language_model.get_input_embeddings().embedding_dim)
+        self._tied_weights_keys = {
+            f"language_model.{target}": f"language_model.{source}"
+            for target, source in (getattr(self.language_model, "_tied_weights_keys", None) or {}).items()
+        }
+        self.post_init()
+
+    def _new_vision_model(self) -> Any:
+        vision_config = self.config.vision_config
+        if not isinstance(vision_config, dict):
+            return AutoModel.from_config(vision_config)
+        # The backbone's own code lies beside this file: in the folder or repository the config was loaded from.
+        location = self.config.name_or_path
+        names = vision_config["auto_map"]
+        config_class = get_class_from_dynamic_module(names["AutoConfig"], location)
+        model_class = get_class_from_dynamic_module(names["AutoModel"], location)
+        return model_class(config_class(**vision_config))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, TransformerMapper):
+            nn.init.normal_(module.position, std=0.02)
+            nn.init.normal_(module.constants, std=0.02)
+        elif isinstance(module, LinearMapper):
+            nn.init.normal_(module.position, std=0.02)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's word embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's word embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, height, width) -> image states (B, S, D)."""
+        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits (B, T, V) of the text positions, and the loss when `labels` (B, T) are given.
+
+        `attention_mask` is (B, T) over the text, or already additive (B, 1, N + T, N + T) over prefix and text; then
+        `position_ids` (B, T) count from 0 per caption.
+        """
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        if input_ids is None:
+            input_ids = self._start_ids(image_states)
+        prefix = self.mapper(image_states)
+        embeddings = self.get_input_embeddings()(input_ids)
+        n_prefix, n_text = prefix.shape[1], input_ids.shape[1]
+        batch = input_ids.shape[0]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = torch.cat([attention_mask.new_ones(batch, n_prefix), attention_mask], dim=1)
+        if position_ids is not None:
+            prefix_positions = torch.arange(n_prefix, device=input_ids.device).expand(batch, -1)
+            position_ids = torch.cat([prefix_positions, position_ids + n_prefix], dim=1)
+        outputs = self.language_model(
+            inputs_embeds=torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            logits_to_keep=n_text,
+        )
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits)
+
+    def _start_ids(self, image_states: torch.Tensor) -> torch.Tensor:
+        return torch.full((image_states.shape[0], 1), self.config.bos_token_id, device=image_states.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Caption pictures; `input_ids` (B, T) is an optional prompt. The sequences begin with start token and prompt."""
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        start = self._start_ids(image_states)
+        if input_ids is None or input_ids.shape[1] == 0:
+            input_ids = start
+        elif bool((input_ids[:, :1] != start).any()):
+            input_ids = torch.cat([start, input_ids.to(start)], dim=1)
+        prefix = self.mapper(image_states)
+        embeddings = self.get_input_embeddings()(input_ids)
+        output = self.language_model.generate(
+            inputs_embeds=torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1),
+            attention_mask=torch.ones(input_ids.shape[0], prefix.shape[1] + input_ids.shape[1], device=start.device).long(),
+            generation_config=self.generation_config if generation_config is None else generation_config,
+            **kwargs,
+        )
+        # From embeddings, `generate` returns only what is new; other captioners return the prompt too.
+        new = output if isinstance(output, torch.Tensor) else output.sequences
+        repeats = new.shape[0] // input_ids.shape[0]
+        sequences = torch.cat([input_ids.repeat_interleave(repeats, dim=0), new], dim=1)
+        if isinstance(output, torch.Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
