@@ -5,20 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hfcap.metrics._ptb_rules import PATTERN, REMOVED, REWRITTEN
+
 TOKENIZER_VERSION = "ptb-coco-1"
 """Changes whenever any caption could be tokenised differently."""
 
-_SIMPLE = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9.,!?;:'\"()-]+")
+_LINE_SEPARATORS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def tokenize(caption: str) -> list[str]:
-    """Return the words of one caption."""
-    return _SIMPLE.findall(caption.lower())
+    """Return the words of one caption, lower-cased, punctuation removed."""
+    words: list[str] = []
+    for match in PATTERN.finditer(_LINE_SEPARATORS.sub(" ", caption)):
+        token = match.group()
+        if token in REMOVED or (token[0] in "-." and not token.strip("-.")):
+            continue
+        words.extend(REWRITTEN.get(token) or [token.lower()])
+    return words
 
 
 class Vocabulary:
@@ -64,7 +72,7 @@ class TokenSequences:
         """Return the captions as words joined by one space."""
         words = list(map(vocabulary.words.__getitem__, self.tokens.tolist()))
         bounds = self.offsets.tolist()
-        return [" ".join(words[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+        return [" ".join(words[start:end]) for start, end in pairwise(bounds)]
 
 
 def encode_words(sentences: Iterable[Sequence[str]], vocabulary: Vocabulary) -> TokenSequences:
