@@ -1,0 +1,177 @@
+"""Checks of a dataset before anything expensive starts: ids, captions, and whether every picture can be decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import PIL
+
+from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image
+from hfcap.errors import UserError
+from hfcap.progress import error_console, progress_bar
+from hfcap.schema import CaptionedImage
+
+_LISTED = 10
+_BATCH = 512
+_DRAFT_SIZE = 32
+_RULES = f"1, Pillow {PIL.__version__}"
+"""Part of each remembered key: other rules or another decoder mean that pictures are checked again."""
+
+
+def clean_caption(caption: str) -> str:
+    """Trim a caption and make each run of white space, line ends included, one space."""
+    return " ".join(caption.split())
+
+
+def listed(items: Sequence[str]) -> str:
+    """Join the first ten items for an error message and say how many more there are."""
+    more = f", and {len(items) - _LISTED:,} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+def cache_folder() -> Path:
+    """Return HFCAP_CACHE, or ~/.cache/hfcap."""
+    return Path(os.environ.get("HFCAP_CACHE") or Path.home() / ".cache" / "hfcap").expanduser()
+
+
+def check_records(records: Sequence[CaptionedImage], where: str) -> None:
+    """Check that ids are unique and that every picture has captions, none of them empty.
+
+    Args:
+        where: names the dataset and split in the error.
+
+    Raises:
+        UserError: lists every kind of problem at once, up to ten ids each.
+    """
+    counts = Counter(record.image_id for record in records)
+    problems = {
+        "image ids that occur more than once": [repr(name) for name, count in counts.items() if count > 1],
+        "pictures without an id": [repr(record.file_name) for record in records if not record.image_id],
+        "pictures without captions": [repr(record.image_id) for record in records if not record.captions],
+        "pictures with a caption that is empty or no text": [
+            repr(record.image_id) for record in records if not all(map(_is_text, record.captions))
+        ],
+    }
+    found = [f"{len(ids):,} {kind}: {listed(ids)}" for kind, ids in problems.items() if ids]
+    if found:
+        raise UserError(f"{where}: " + "; ".join(found) + ". Correct the captions file")
+
+
+def _is_text(caption: object) -> bool:
+    return isinstance(caption, str) and bool(caption.strip())
+
+
+def check_images_decode(
+    records: Sequence[CaptionedImage], max_unreadable_images: int, where: str
+) -> list[CaptionedImage]:
+    """Decode every picture once and return the records whose pictures are readable.
+
+    What was found readable is remembered in `checked_images.sqlite` of the cache folder, so that a second run only
+    looks at sizes and times of the files. Rendered pictures (no `check_key`) are not checked.
+
+    Raises:
+        UserError: more than `max_unreadable_images` pictures are unreadable; up to ten are named with the reason.
+    """
+    problems: dict[int, str] = {}
+    unknown: list[tuple[int, CheckableImage, bytes]] = []
+    with _readable_images_store() as store:
+        for index, record in enumerate(records):
+            if isinstance(record.image, CheckableImage):
+                try:
+                    digest = hashlib.sha256(f"{_RULES}\0{record.image.check_key()}".encode()).digest()[:16]
+                except UnreadableImageError as error:
+                    problems[index] = str(error)
+                else:
+                    unknown.append((index, record.image, digest))
+        known = _known(store, [digest for _, _, digest in unknown])
+        _decode_all([entry for entry in unknown if entry[2] not in known], store, problems)
+    if not problems:
+        return list(records)
+    reasons = [problems[index] for index in sorted(problems)]
+    message = f"{where}: {len(problems):,} of {len(records):,} pictures are unreadable: " + "; ".join(reasons[:_LISTED])
+    if len(reasons) > _LISTED:
+        message += f"; and {len(reasons) - _LISTED:,} more"
+    if len(problems) > max_unreadable_images:
+        raise UserError(
+            f"{message}. Replace or remove them, or let so many be skipped with data.max_unreadable_images "
+            f"(now {max_unreadable_images})"
+        )
+    error_console.print(f"warning: {message}. Skipped, as data.max_unreadable_images allows", markup=False)
+    readable = [record for index, record in enumerate(records) if index not in problems]
+    if not readable:
+        raise UserError(f"{message}. No readable picture is left")
+    return readable
+
+
+def _decode_all(
+    entries: Sequence[tuple[int, CheckableImage, bytes]], store: sqlite3.Connection, problems: dict[int, str]
+) -> None:
+    def problem(image: CheckableImage) -> str | None:
+        try:
+            decode_image(image, draft_size=_DRAFT_SIZE)
+        except UnreadableImageError as error:
+            return str(error)
+        return None
+
+    # Pillow's decoders release the interpreter lock, so threads are enough. Batches, so that a stopped check keeps
+    # what it has found so far.
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as executor, progress_bar() as progress:
+        task = progress.add_task("checking pictures", total=len(entries))
+        for start in range(0, len(entries), _BATCH):
+            batch = entries[start : start + _BATCH]
+            readable = []
+            for (index, _, digest), found in zip(batch, executor.map(problem, (e[1] for e in batch)), strict=True):
+                if found is None:
+                    readable.append((digest,))
+                else:
+                    problems[index] = found
+            _remember(store, readable)
+            progress.advance(task, len(batch))
+
+
+@contextlib.contextmanager
+def _readable_images_store() -> Iterator[sqlite3.Connection]:
+    store = _open_store()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _open_store() -> sqlite3.Connection:
+    path = cache_folder() / "checked_images.sqlite"
+    create = "CREATE TABLE IF NOT EXISTS readable (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = sqlite3.connect(path, timeout=30)
+        store.execute(create)
+    except (OSError, sqlite3.Error) as error:
+        # A full disk or a network folder without locks costs time, not the run.
+        error_console.print(f"warning: {path} cannot be used ({error}); pictures are checked each time", markup=False)
+        store = sqlite3.connect(":memory:")
+        store.execute(create)
+    return store
+
+
+def _known(store: sqlite3.Connection, digests: Sequence[bytes]) -> set[bytes]:
+    known: set[bytes] = set()
+    for start in range(0, len(digests), _BATCH):
+        batch = digests[start : start + _BATCH]
+        marks = ",".join("?" * len(batch))
+        known.update(row[0] for row in store.execute(f"SELECT digest FROM readable WHERE digest IN ({marks})", batch))
+    return known
+
+
+def _remember(store: sqlite3.Connection, digests: Sequence[tuple[bytes]]) -> None:
+    try:
+        with store:
+            store.executemany("INSERT OR IGNORE INTO readable VALUES (?)", digests)
+    except sqlite3.Error as error:
+        error_console.print(f"warning: checked pictures cannot be remembered ({error})", markup=False)

@@ -1,0 +1,233 @@
+"""Decoding pictures that nobody vouches for: limits, formats, colour and orientation in one place."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hfcap.errors import UserError
+from hfcap.schema import ImageBytes
+
+ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow's other decoders (EPS, PSD, FITS, ...) are never tried: more code that strangers' bytes would reach."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+"""File name endings, in lower case, by which a folder's pictures are found."""
+
+MAX_IMAGE_BYTES = 128 * 1024 * 1024
+MAX_IMAGE_PIXELS = 80_000_000
+"""Larger pictures are taken for decompression bombs; below the size at which Pillow itself begins to warn."""
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's decoders and EXIF parser raise on damaged bytes, besides OSError and ValueError.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    ZeroDivisionError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+)
+
+
+class UnreadableImageError(UserError):
+    """A picture is missing or cannot be decoded; the message names it and the reason."""
+
+
+@runtime_checkable
+class CheckableImage(ImageBytes, Protocol):
+    """Encoded bytes that may be damaged; images without this method (rendered ones) are not checked."""
+
+    def check_key(self) -> str:
+        """Return a text that changes when the encoded bytes may have changed.
+
+        Raises:
+            UnreadableImageError: the picture is missing.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileImage:
+    """A picture in a file."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        """Return the file's bytes.
+
+        Raises:
+            UnreadableImageError: missing, not a regular file, empty, or larger than MAX_IMAGE_BYTES.
+        """
+        try:
+            # O_NONBLOCK: opening a named pipe must not wait for somebody to write into it.
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            with os.fdopen(descriptor, "rb") as handle:
+                self._require_picture_file(os.fstat(handle.fileno()))
+                return handle.read(MAX_IMAGE_BYTES)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def describe(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    def check_key(self) -> str:
+        """Return path, size and time of the last change.
+
+        Raises:
+            UnreadableImageError: missing, not a regular file, empty, or larger than MAX_IMAGE_BYTES.
+        """
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise self._unreadable(error) from None
+        self._require_picture_file(status)
+        return f"{self.path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
+
+    def _require_picture_file(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImageError(f"{self.path}: not a file")
+        if status.st_size == 0:
+            raise UnreadableImageError(f"{self.path}: the file is empty")
+        if status.st_size > MAX_IMAGE_BYTES:
+            raise UnreadableImageError(
+                f"{self.path}: {status.st_size:,} bytes, more than the limit {MAX_IMAGE_BYTES:,}"
+            )
+
+    def _unreadable(self, error: OSError) -> UnreadableImageError:
+        if isinstance(error, FileNotFoundError):
+            return UnreadableImageError(f"{self.path}: no such file")
+        return UnreadableImageError(f"{self.path}: cannot be read ({error.strerror or error})")
+
+
+def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Image:
+    """Decode one picture to 8-bit RGB as a person would see it.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8, of an animation the first
+    frame is taken.
+
+    Args:
+        draft_size: shorter side in pixels that the caller needs at least. JPEGs are then decoded at the smallest of
+            the scales 1, 1/2, 1/4, 1/8 that still gives it (several times faster); other formats ignore it.
+
+    Raises:
+        UnreadableImageError: missing, damaged, truncated, of a format not in ALLOWED_FORMATS, or too large.
+    """
+    encoded = image.read()
+    name = image.describe()
+    if len(encoded) > MAX_IMAGE_BYTES:
+        raise UnreadableImageError(f"{name}: {len(encoded):,} bytes, more than the limit {MAX_IMAGE_BYTES:,}")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=ALLOWED_FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            if draft_size is not None and opened.format == "JPEG":
+                scale = draft_size / min(width, height)
+                # +1 against rounding: the draft must not come out one pixel short.
+                opened.draft(None, (int(width * scale) + 1, int(height * scale) + 1) if scale < 1 else opened.size)
+            opened.load()
+            return _upright(_as_rgb(opened), _orientation(opened))
+    except UnidentifiedImageError:
+        allowed = ", ".join(ALLOWED_FORMATS)
+        raise UnreadableImageError(f"{name}: damaged, or not a picture in one of the formats {allowed}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImageError(
+            f"{name}: more than {MAX_IMAGE_PIXELS:,} pixels (decompression bomb?); save the picture smaller"
+        ) from None
+    except _DECODER_ERRORS as error:
+        raise UnreadableImageError(f"{name}: cannot be decoded ({error or type(error).__name__})") from None
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
+        grey = (np.asarray(picture).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError("32-bit pixels, whose range the file does not tell; save the picture with 8 bits per channel")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        with_alpha = picture.convert("RGBA")
+        white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, with_alpha).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+    except _DECODER_ERRORS:
+        return 1  # damaged EXIF is no reason to lose a picture whose pixels are fine
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    transposition = _TRANSPOSITIONS.get(orientation)
+    return picture if transposition is None else picture.transpose(transposition)
+
+
+def resolve_inside(root: Path, file_name: str) -> Path:
+    """Join a file name from somebody's metadata to `root`, and make sure that it stays there.
+
+    Symbolic links inside `root` are followed as long as they end inside it; `root` itself may be a link. The file need
+    not exist.
+
+    Raises:
+        UserError: the name is empty or absolute, contains "..", a backslash, a drive letter, NUL or a lone surrogate,
+            or leads out of `root` through a link.
+    """
+    problem = _name_problem(file_name)
+    if problem:
+        raise UserError(f"file name {file_name!r} {problem}")
+    folder = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(folder, PurePosixPath(file_name)))  # noqa: PTH118 twice as fast as pathlib
+    if not path.startswith(folder.rstrip(os.sep) + os.sep):
+        raise UserError(
+            f"file name {file_name!r} leads out of the folder {root}; copy the files there instead of linking them"
+        )
+    return Path(path)
+
+
+def _name_problem(file_name: str) -> str | None:
+    if not file_name or not PurePosixPath(file_name).parts:
+        return "is empty"
+    if "\0" in file_name:
+        return "contains a NUL character"
+    if "\\" in file_name:
+        return "contains a backslash; write forward slashes"
+    if file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name):
+        return "is absolute; write it relative to the image folder"
+    if ".." in PurePosixPath(file_name).parts:
+        return "contains '..'; write it relative to the image folder"
+    try:
+        file_name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    return None

@@ -1,0 +1,68 @@
+"""What a data source is, and the one way in which everything else gets its pictures and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hfcap import registry
+from hfcap.data.checks import check_images_decode, check_records
+from hfcap.errors import UserError
+from hfcap.recipe import DataOptions
+from hfcap.schema import CaptionedImage
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An entry of `hfcap/data/sources`; each file there ends with `REGISTERED = Source(...)`.
+
+    Attributes:
+        options: keys of the recipe's `data` block.
+        load: (options, the source's own name of a split) -> its records, in an order that never changes. Raises
+            NoSuchSplitError for a split that doesn't exist or is empty.
+        description: one line for `hfcap list sources`.
+    """
+
+    options: type[DataOptions]
+    load: Callable[[Any, str], list[CaptionedImage]]
+    description: str
+
+
+class NoSuchSplitError(UserError):
+    """The source has no pictures under this split name."""
+
+    def __init__(self, where: str, split_name: str, existing: Iterable[str], remedy: str = "") -> None:
+        names = ", ".join(repr(name) for name in existing) or "none"
+        advice = f"; {remedy}" if remedy else ""
+        super().__init__(f"{where}: no pictures in split {split_name!r} (splits that exist: {names}){advice}")
+
+
+def load_split(options: DataOptions, split: Split, check_images: bool = True) -> list[CaptionedImage]:
+    """Load one split of the recipe's dataset, checked.
+
+    Args:
+        check_images: also decode every picture (remembered, so that the next run doesn't); without it only ids and
+            captions are checked.
+
+    Raises:
+        UserError: the split is empty, ids or captions are wrong, or more pictures are unreadable than
+            `data.max_unreadable_images`.
+    """
+    source: Source = registry.load("sources", options.source).REGISTERED
+    split_name: str = getattr(options, f"{split}_split")
+    try:
+        records = source.load(options, split_name)
+    except NoSuchSplitError as error:
+        raise UserError(f"{error}; the recipe's key data.{split}_split chooses the split") from None
+    if not records:
+        raise UserError(f"source {options.source!r}: no pictures in split {split_name!r}; change data.{split}_split")
+    where = f"source {options.source!r}, split {split_name!r}"
+    check_records(records, where)
+    limit: int | None = getattr(options, f"max_{split}_images")
+    records = records[:limit]
+    if check_images:
+        records = check_images_decode(records, options.max_unreadable_images, where)
+    return records

@@ -1,0 +1,146 @@
+"""Any COCO-format caption file: `images` with id and file_name, `annotations` with image_id and caption."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hfcap.data.checks import clean_caption, listed
+from hfcap.data.images import FileImage, resolve_inside
+from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.errors import UserError
+from hfcap.files import read_json
+from hfcap.recipe import DataOptions
+from hfcap.registry import did_you_mean
+from hfcap.schema import CaptionedImage
+
+
+class CocoJsonOptions(DataOptions):
+    """Keys of `data` for source coco_json."""
+
+    source: Literal["coco_json"] = "coco_json"
+    captions: str | dict[str, str] = Field(
+        description="COCO-format file whose images carry a `split` key, or a mapping from split name to file"
+    )
+    images: str | dict[str, str] | None = Field(
+        None, description="image folder, or a mapping from split name to folder; default: 'images' beside the file"
+    )
+    uncaptioned_images: Literal["error", "ignore"] = Field(
+        "error", description="what to do with images of the file that have no annotation"
+    )
+
+
+def load(options: CocoJsonOptions, split_name: str) -> list[CaptionedImage]:
+    """Return the records of one split, in the order of the file's `images`.
+
+    Raises:
+        NoSuchSplitError: no picture has this split.
+        UserError: the file is not in COCO format, or a caption or picture lacks its counterpart.
+    """
+    path = _captions_path(options, split_name)
+    content = read_json(path, "COCO caption file (data.captions)")
+    images = _entries(path, content, "images", ("id", "file_name"))
+    annotations = _entries(path, content, "annotations", ("image_id", "caption"))
+    captions = _captions_by_image(path, images, annotations)
+    if not isinstance(options.captions, dict):
+        images = _images_of_split(path, images, split_name)
+    folder = _image_folder(options, split_name, path)
+    records, without = [], []
+    for image in images:
+        image_id = str(image["id"])
+        try:
+            file = resolve_inside(folder, image["file_name"])
+        except UserError as error:
+            raise UserError(f"{path}: image id {image_id}: {error}") from None
+        if image_id in captions:
+            record = CaptionedImage(image_id, image["file_name"], tuple(captions[image_id]), FileImage(file))
+            records.append(record)
+        else:
+            without.append(image_id)
+    if without and options.uncaptioned_images == "error":
+        raise UserError(
+            f"{path}: {len(without):,} images of split {split_name!r} have no caption in 'annotations': ids "
+            f"{listed(without)}; add captions, or set data.uncaptioned_images: ignore"
+        )
+    return records
+
+
+def _captions_path(options: CocoJsonOptions, split_name: str) -> Path:
+    if isinstance(options.captions, str):
+        return Path(options.captions).expanduser()
+    if split_name not in options.captions:
+        raise NoSuchSplitError("data.captions", split_name, options.captions)
+    return Path(options.captions[split_name]).expanduser()
+
+
+def _image_folder(options: CocoJsonOptions, split_name: str, captions_path: Path) -> Path:
+    if isinstance(options.images, dict):
+        if split_name not in options.images:
+            raise UserError(f"data.images has no folder for split {split_name!r}: add one, as in data.captions")
+        folder = Path(options.images[split_name]).expanduser()
+    else:
+        folder = captions_path.parent / "images" if options.images is None else Path(options.images).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: image folder not found; the recipe's key data.images names it")
+    return folder
+
+
+def _entries(path: Path, content: Any, key: str, required: tuple[str, ...]) -> list[dict[str, Any]]:
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: not a COCO caption file: no list under {key!r} at the top")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: {key}[{number}] is not an object")
+        for name in required:
+            if name not in entry:
+                raise UserError(f"{path}: {key}[{number}] has no key {name!r}{did_you_mean(name, entry)}")
+            numbers_too = (str, int) if name.endswith("id") else str
+            if not isinstance(entry[name], numbers_too) or isinstance(entry[name], bool):
+                raise UserError(f"{path}: {key}[{number}].{name} is {type(entry[name]).__name__}, not text")
+    return entries
+
+
+def _captions_by_image(
+    path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
+) -> dict[str, list[str]]:
+    counts = Counter(str(image["id"]) for image in images)
+    twice = [image_id for image_id, count in counts.items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: {len(twice):,} image ids occur more than once in 'images': {listed(twice)}")
+    captions: dict[str, list[str]] = {}
+    orphans, empty = [], []
+    for number, annotation in enumerate(annotations):
+        image_id, caption = str(annotation["image_id"]), clean_caption(annotation["caption"])
+        if image_id not in counts:
+            orphans.append(f"annotations[{number}] (image_id {image_id})")
+        elif not caption:
+            empty.append(f"annotations[{number}] (image_id {image_id})")
+        else:
+            captions.setdefault(image_id, []).append(caption)
+    if orphans:
+        raise UserError(f"{path}: {len(orphans):,} captions without image, that is not in 'images': {listed(orphans)}")
+    if empty:
+        raise UserError(f"{path}: {len(empty):,} empty captions: {listed(empty)}; remove or correct them")
+    return captions
+
+
+def _images_of_split(path: Path, images: list[dict[str, Any]], split_name: str) -> list[dict[str, Any]]:
+    existing = sorted({str(image["split"]) for image in images if "split" in image})
+    if not existing:
+        raise UserError(
+            f"{path}: the images have no 'split' key; add one, or give one file per split: "
+            "data.captions: {train: ..., validation: ..., test: ...}"
+        )
+    chosen = [image for image in images if image.get("split") == split_name]
+    if not chosen:
+        raise NoSuchSplitError(str(path), split_name, existing)
+    return chosen
+
+
+REGISTERED = Source(
+    options=CocoJsonOptions, load=load, description="any COCO-format caption file and its folder of pictures"
+)
