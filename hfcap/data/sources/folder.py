@@ -1,0 +1,263 @@
+"""A folder of pictures with metadata.jsonl or metadata.csv, as `datasets` calls it: imagefolder."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hfcap.data.checks import clean_caption, listed
+from hfcap.data.images import IMAGE_SUFFIXES, FileImage, resolve_inside
+from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.errors import UserError
+from hfcap.files import read_json_lines, read_text
+from hfcap.recipe import DataOptions, Share
+from hfcap.registry import did_you_mean
+from hfcap.schema import CaptionedImage
+
+_METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+_SPLIT_ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+_CANONICAL = {alias: split for split, aliases in _SPLIT_ALIASES.items() for alias in aliases}
+
+
+class FolderOptions(DataOptions):
+    """Keys of `data` for source folder."""
+
+    source: Literal["folder"] = "folder"
+    root: str = Field(description="folder of pictures with metadata.jsonl or metadata.csv")
+    caption_columns: list[str] | None = Field(
+        None, description="columns that hold captions; default: captions, caption, caption_0.. or text"
+    )
+    validation_share: Share = Field(0.1, description="share of pictures for validation, where no splits are given")
+    test_share: Share = Field(0.1, description="share of pictures for the test, where no splits are given")
+    split_seed: int = Field(0, description="another seed draws other pictures for validation and test")
+    uncaptioned_images: Literal["error", "ignore"] = Field(
+        "error", description="what to do with pictures in the folder that the metadata doesn't mention"
+    )
+
+
+@dataclass(frozen=True)
+class MetadataRow:
+    """One line of a metadata file; `file_name` is relative to the folder the metadata file is in."""
+
+    file_name: str
+    captions: tuple[str, ...]
+    split: str | None
+    line: int
+
+
+def parse_metadata(path: Path, caption_columns: list[str] | None = None) -> list[MetadataRow]:
+    """Parse metadata.jsonl or metadata.csv.
+
+    Raises:
+        UserError: with file and line: no file_name, no captions, an empty caption, or no valid JSON or CSV.
+    """
+    rows = _csv_rows(path) if path.suffix == ".csv" else read_json_lines(path, "metadata file")
+    return [_metadata_row(f"{path}: line {line}", line, row, caption_columns) for line, row in rows]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = read_text(path, "metadata file").removeprefix("\ufeff")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                raise UserError(
+                    f"{path}: line {reader.line_num} has more fields than the header; "
+                    "put captions with commas in quotes"
+                )
+            # Cells of optional caption columns may be empty: then the picture has fewer captions.
+            cells = {name: cell for name, cell in row.items() if cell is not None and cell.strip()}
+            if isinstance(cells.get("captions"), str) and cells["captions"].lstrip().startswith("["):
+                cells["captions"] = json.loads(cells["captions"])
+            yield reader.line_num, cells
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {reader.line_num}: captions is not a valid JSON list ({error.msg})") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None
+
+
+def _metadata_row(where: str, line: int, row: dict[str, Any], caption_columns: list[str] | None) -> MetadataRow:
+    file_name = row.get("file_name")
+    if not isinstance(file_name, str) or not file_name:
+        raise UserError(f"{where} has no text under 'file_name'{did_you_mean('file_name', row)}")
+    where = f"{where} ({file_name})"
+    columns = caption_columns or _caption_columns(row)
+    if not any(column in row for column in columns):
+        raise UserError(
+            f"{where} has no captions (columns {', '.join(columns) or 'caption, captions, caption_0 or text'}); "
+            "add captions, or name the columns with data.caption_columns"
+        )
+    captions: list[str] = []
+    for column in columns:
+        value = row.get(column, [])
+        for caption in value if isinstance(value, list) else [value]:
+            if not isinstance(caption, str):
+                raise UserError(f"{where}: {column} is {type(caption).__name__}, not text or a list of texts")
+            if not caption.strip():
+                raise UserError(f"{where}: empty caption in {column}")
+            captions.append(clean_caption(caption))
+    if not captions:
+        raise UserError(f"{where}: the list of captions is empty")
+    split = row.get("split")
+    if split is not None and not isinstance(split, str):
+        raise UserError(f"{where}: split is {type(split).__name__}, not text")
+    return MetadataRow(file_name, tuple(captions), split, line)
+
+
+def _caption_columns(row: dict[str, Any]) -> list[str]:
+    for name in ("captions", "caption"):
+        if name in row:
+            return [name]
+    numbered = sorted((name for name in row if re.fullmatch(r"caption_\d+", name)), key=lambda name: int(name[8:]))
+    return numbered or [name for name in ("text",) if name in row]
+
+
+def load(options: FolderOptions, split_name: str) -> list[CaptionedImage]:
+    """Return the records of one split, in the order of their first metadata line.
+
+    Splits come from a `split` column, else from subfolders train, validation and test, else each picture's file name
+    decides by a hash, so that pictures added later don't move the others.
+
+    Raises:
+        NoSuchSplitError: no picture is in this split.
+        UserError: metadata and pictures don't fit together.
+    """
+    root = Path(options.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root}: folder not found; the recipe's key data.root names it")
+    rows = _all_rows(root, options.caption_columns)
+    groups = _by_file(root, rows)
+    _check_uncaptioned(root, groups, options)
+    splits = _splits(root, groups, options)
+    records = [
+        CaptionedImage(name, name, tuple(row.captions), FileImage(resolve_inside(root, name)))
+        for name, row in groups.items()
+        if _canonical(splits[name]) == _canonical(split_name)
+    ]
+    if not records:
+        remedy = "" if any(row.split for row in groups.values()) else "raise data.validation_share or data.test_share"
+        raise NoSuchSplitError(str(root), split_name, sorted(set(splits.values())), remedy)
+    return records
+
+
+def _canonical(split_name: str) -> str:
+    return _CANONICAL.get(split_name, split_name)
+
+
+def _all_rows(root: Path, caption_columns: list[str] | None) -> list[tuple[str, MetadataRow]]:
+    """Return (metadata file, row) of the metadata file in `root`, or of those in its split subfolders."""
+    at_root = _metadata_file(root)
+    if at_root is not None:
+        rows = parse_metadata(at_root, caption_columns)
+        return [(str(at_root), row) for row in _with_folder_splits(rows)]
+    found: list[tuple[str, MetadataRow]] = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name in _CANONICAL):
+        path = _metadata_file(folder)
+        if path is not None:
+            for row in parse_metadata(path, caption_columns):
+                inside = replace(row, file_name=f"{folder.name}/{row.file_name}", split=_CANONICAL[folder.name])
+                _resolve(path, row, folder)
+                found.append((str(path), inside))
+    if not found:
+        raise UserError(
+            f"{root}: no metadata.jsonl or metadata.csv with captions, neither in the folder nor in its subfolders "
+            "train, validation and test; see docs/data.md for the layout"
+        )
+    return found
+
+
+def _metadata_file(folder: Path) -> Path | None:
+    found = [folder / name for name in _METADATA_NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds metadata.jsonl and metadata.csv; keep one of them")
+    return found[0] if found else None
+
+
+def _with_folder_splits(rows: list[MetadataRow]) -> list[MetadataRow]:
+    """Take the split from the first folder of the file name where no row has one and all are in split folders."""
+    folders = [row.file_name.split("/", 1)[0] if "/" in row.file_name else "" for row in rows]
+    if any(row.split for row in rows) or not all(folder in _CANONICAL for folder in folders):
+        return rows
+    return [replace(row, split=_CANONICAL[folder]) for row, folder in zip(rows, folders, strict=True)]
+
+
+def _resolve(path: Path, row: MetadataRow, folder: Path) -> Path:
+    """Resolve a row's file name inside `folder`; the error names metadata file and line."""
+    try:
+        return resolve_inside(folder, row.file_name)
+    except UserError as error:
+        raise UserError(f"{path}: line {row.line}: {error}") from None
+
+
+def _by_file(root: Path, rows: list[tuple[str, MetadataRow]]) -> dict[str, MetadataRow]:
+    """Merge rows of the same picture: their captions, in order."""
+    groups: dict[str, MetadataRow] = {}
+    for path, row in rows:
+        _resolve(Path(path), row, root)
+        name = os.path.normpath(row.file_name).replace(os.sep, "/")
+        first = groups.get(name)
+        if first is None:
+            groups[name] = replace(row, file_name=name)
+        elif first.split != row.split:
+            raise UserError(
+                f"{path}: line {row.line} puts {name} into split {row.split!r}, line {first.line} into {first.split!r}"
+            )
+        else:
+            groups[name] = replace(first, captions=first.captions + row.captions)
+    if not groups:
+        raise UserError(f"{root}: the metadata file has no rows")
+    return groups
+
+
+def _check_uncaptioned(root: Path, groups: dict[str, MetadataRow], options: FolderOptions) -> None:
+    if options.uncaptioned_images == "ignore":
+        return
+    pictures = (
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    without = sorted(name for name in pictures if name not in groups)
+    if without:
+        raise UserError(
+            f"{root}: {len(without):,} pictures without captions in the metadata: {listed(without)}; add captions, "
+            "remove the files, or set data.uncaptioned_images: ignore"
+        )
+
+
+def _splits(root: Path, groups: dict[str, MetadataRow], options: FolderOptions) -> dict[str, str]:
+    without = [name for name, row in groups.items() if not row.split]
+    if not without:
+        return {name: row.split or "" for name, row in groups.items()}
+    if len(without) < len(groups):
+        raise UserError(f"{root}: {len(without):,} pictures without a split, while others have one: {listed(without)}")
+    if options.validation_share + options.test_share >= 1:
+        raise UserError("data.validation_share and data.test_share leave no pictures for training; lower them")
+    return {name: _drawn_split(name, options) for name in groups}
+
+
+def _drawn_split(file_name: str, options: FolderOptions) -> str:
+    digest = hashlib.sha256(f"{options.split_seed}\0{file_name}".encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    if position < options.test_share:
+        return "test"
+    return "validation" if position < options.test_share + options.validation_share else "train"
+
+
+REGISTERED = Source(
+    options=FolderOptions, load=load, description="a folder of pictures with metadata.jsonl or metadata.csv"
+)
