@@ -27,12 +27,14 @@ class ReferenceSet:
     Attributes:
         image_ids: R ids as strings.
         captions: R tuples of raw captions, none empty.
+        is_tokenized: the captions are words joined by blanks already and are only split.
     """
 
-    def __init__(self, references: Mapping[str, Sequence[str]], vocabulary: Vocabulary | None = None) -> None:
+    def __init__(self, references: Mapping[str, Sequence[str]], *, tokenized: bool = False) -> None:
         self.image_ids: tuple[str, ...] = tuple(references)
         self.captions: tuple[tuple[str, ...], ...] = tuple(tuple(references[image_id]) for image_id in references)
-        self.vocabulary = vocabulary if vocabulary is not None else Vocabulary()
+        self.is_tokenized = tokenized
+        self.vocabulary = Vocabulary()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -50,7 +52,8 @@ class ReferenceSet:
     @cached_property
     def tokens(self) -> TokenSequences:
         """Token numbers of the M reference captions, image after image."""
-        return encode_captions([caption for group in self.captions for caption in group], self.vocabulary)
+        captions = [caption for group in self.captions for caption in group]
+        return encode_captions(captions, self.vocabulary, tokenized=self.is_tokenized)
 
     @cached_property
     def tokenized(self) -> list[list[str]]:
@@ -91,7 +94,7 @@ class CaptionSet:
     @cached_property
     def candidate_tokens(self) -> TokenSequences:
         """Token numbers of the N candidates."""
-        return encode_captions(self.candidates, self.vocabulary)
+        return encode_captions(self.candidates, self.vocabulary, tokenized=self.reference_set.is_tokenized)
 
     @cached_property
     def tokenized_candidates(self) -> list[str]:

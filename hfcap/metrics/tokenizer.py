@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Vocabulary:
     def __init__(self) -> None:
         self.words: list[str] = []
         self._numbers: dict[str, int] = {}
+        self._hashes: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -46,6 +48,15 @@ class Vocabulary:
             number = self._numbers[word] = len(self.words)
             self.words.append(word)
         return number
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """(V,) 64-bit hash of each word, the same in every process."""
+        new = self.words[len(self._hashes) :]
+        if new:
+            digests = b"".join(hashlib.blake2b(word.encode(), digest_size=8).digest() for word in new)
+            self._hashes = np.concatenate([self._hashes, np.frombuffer(digests, dtype="<u8").astype(np.uint64)])
+        return self._hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,6 @@ def encode_words(sentences: Iterable[Sequence[str]], vocabulary: Vocabulary) -> 
     return TokenSequences(tokens, offsets)
 
 
-def encode_captions(captions: Sequence[str], vocabulary: Vocabulary) -> TokenSequences:
-    """Tokenise raw captions and number their words."""
-    return encode_words(map(tokenize, captions), vocabulary)
+def encode_captions(captions: Sequence[str], vocabulary: Vocabulary, *, tokenized: bool = False) -> TokenSequences:
+    """Tokenise raw captions (or split them at blanks if they are `tokenized`) and number their words."""
+    return encode_words(map(str.split, captions) if tokenized else map(tokenize, captions), vocabulary)

@@ -1,0 +1,221 @@
+"""CIDEr-D (Vedantam et al. 2015) as a metric and as the reward of self-critical training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap.errors import UserError
+from hfcap.metrics._ngrams import counted, ngram_keys
+from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
+from hfcap.metrics.document_frequencies import ORDERS, DocumentFrequencies, load_document_frequencies
+from hfcap.metrics.tokenizer import TokenSequences, encode_captions
+
+_SIGMA = 6.0
+END_WORD = "END OF CAPTION"
+"""The word that stands for the end token inside a reward; upper case and blanks keep it apart from any token."""
+
+
+class _IndexedReferences:
+    """The n-grams of one order of all human captions, as sparse vectors sorted by image and n-gram.
+
+    Shapes: U distinct n-grams, E entries of all vectors, M captions.
+
+    Attributes:
+        keys: (U,) uint64, sorted.
+        image_item: (E,) int64, image * U + n-gram of each entry, sorted.
+        caption: (E,) int64, the caption of each entry.
+        weight: (E,) float64, count * idf.
+        norms: (M,) float64, lengths of the vectors.
+    """
+
+    def __init__(self, references: ReferenceSet, tokens: TokenSequences, order: int, df: DocumentFrequencies) -> None:
+        keys, caption = ngram_keys(tokens, references.vocabulary, order)
+        self.keys, items = np.unique(keys, return_inverse=True)
+        captions, items, counts = counted(caption, items, max(len(self.keys), 1))
+        weight = counts * df.idf(order, self.keys)[items]
+        self.norms = np.sqrt(np.bincount(captions, weights=weight**2, minlength=len(tokens)))
+        image_item = references.image_of_caption[captions] * max(len(self.keys), 1) + items
+        by_image = np.argsort(image_item, kind="stable")
+        self.image_item, self.caption, self.weight = image_item[by_image], captions[by_image], weight[by_image]
+
+    def entries_of(
+        self, keys: NDArray[np.uint64], images: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find the entries of (n-gram, image) queries: (query, entry) number of each of the matches."""
+        if not len(self.keys):
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        items = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        known = np.flatnonzero(self.keys[items] == keys)
+        wanted = images[known] * len(self.keys) + items[known]
+        start = np.searchsorted(self.image_item, wanted, side="left")
+        n_found = np.searchsorted(self.image_item, wanted, side="right") - start
+        query = np.repeat(known, n_found)
+        before = np.cumsum(n_found) - n_found
+        entry = np.arange(len(query)) + np.repeat(start - before, n_found)
+        return query, entry
+
+
+class CiderScorer:
+    """CIDEr-D against human captions that are tokenised, counted and weighted once.
+
+    Args:
+        references: R images and their captions.
+        document_frequencies: n-gram weights; None counts them in `references`.
+        end_word: the end token counts as a word of every human caption and of every candidate that ended.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceSet,
+        document_frequencies: DocumentFrequencies | None = None,
+        *,
+        end_word: bool = False,
+    ) -> None:
+        self.references = references
+        self._end = references.vocabulary.number(END_WORD) if end_word else None
+        tokens = self._with_end(references.tokens, None)
+        self.document_frequencies = document_frequencies or DocumentFrequencies.of_tokens(
+            tokens, references.vocabulary, references.image_of_caption, len(references)
+        )
+        self._orders = [_IndexedReferences(references, tokens, order, self.document_frequencies) for order in ORDERS]
+        self._bigrams = np.maximum(tokens.lengths - 1, 0)
+        self._first_caption = np.concatenate([[0], np.cumsum(references.counts)])
+
+    def _with_end(self, tokens: TokenSequences, ended: NDArray[np.bool_] | None) -> TokenSequences:
+        if self._end is None:
+            return tokens
+        extended = np.ones(len(tokens), dtype=bool) if ended is None else ended
+        grown = np.insert(tokens.tokens, tokens.offsets[1:][extended], self._end)
+        return TokenSequences(grown, tokens.offsets + np.concatenate([[0], np.cumsum(extended)]))
+
+    def score(
+        self, candidates: TokenSequences, images: NDArray[np.int64], ended: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float64]:
+        """Return CIDEr-D of C candidates, (C,) float64, on the published scale (mean cosine x 10).
+
+        Args:
+            candidates: C captions in the numbers of the references' vocabulary.
+            images: (C,) positions in the reference set; several candidates may belong to one image.
+            ended: (C,) whether the caption ended with the end token; None = all did. Only used with `end_word`.
+        """
+        candidates = self._with_end(candidates, ended)
+        n_references = self.references.counts[images]
+        # One pair per candidate and human caption of its image, candidate after candidate.
+        first_pair = np.concatenate([[0], np.cumsum(n_references)])
+        candidate_of_pair = np.repeat(np.arange(len(images)), n_references)
+        to_caption = self._first_caption[images] - first_pair[:-1]
+        caption_of_pair = np.arange(first_pair[-1]) + to_caption[candidate_of_pair]
+        similarity = np.zeros(len(caption_of_pair))
+        for order, index in zip(ORDERS, self._orders, strict=True):
+            keys, caption = ngram_keys(candidates, self.references.vocabulary, order)
+            distinct, items = np.unique(keys, return_inverse=True)
+            owners, items, counts = counted(caption, items, max(len(distinct), 1))
+            weights = counts * self.document_frequencies.idf(order, distinct)[items]
+            norms = np.sqrt(np.bincount(owners, weights=weights**2, minlength=len(images)))
+            query, entry = index.entries_of(distinct[items], images[owners])
+            pair = index.caption[entry] - to_caption[owners[query]]
+            product = np.minimum(weights[query], index.weight[entry]) * index.weight[entry]
+            shared = np.bincount(pair, weights=product, minlength=len(similarity))
+            scale = norms[candidate_of_pair] * index.norms[caption_of_pair]
+            similarity += np.divide(shared, scale, out=np.zeros_like(shared), where=scale > 0)
+        delta = np.maximum(candidates.lengths - 1, 0)[candidate_of_pair] - self._bigrams[caption_of_pair]
+        similarity *= np.exp(-(delta.astype(np.float64) ** 2) / (2 * _SIGMA**2))
+        total = np.bincount(candidate_of_pair, weights=similarity, minlength=len(images))
+        return 10.0 * total / (len(ORDERS) * n_references)
+
+
+class CiderReward:
+    """CIDEr-D of many candidates per image, for self-critical training; the references are indexed once.
+
+    Args:
+        references: image id -> human captions, raw, or already tokenised words joined by blanks.
+        document_frequencies: "corpus" counts n-grams in `references` (give the whole training split), "coco-train",
+            "coco-val", or a file (see `load_document_frequencies`).
+        end_word: count the end token as a word (Rennie et al. 2017 need it: without it, captions that stop in the
+            middle of a phrase are rewarded).
+        tokenized: captions are tokenised already; split them at blanks only.
+    """
+
+    def __init__(
+        self,
+        references: Mapping[str, Sequence[str]],
+        *,
+        document_frequencies: DocumentFrequencies | str = "corpus",
+        end_word: bool = True,
+        tokenized: bool = False,
+    ) -> None:
+        self._tokenized = tokenized
+        reference_set = ReferenceSet(references, tokenized=tokenized)
+        frequencies = (
+            load_document_frequencies(document_frequencies, end_word=end_word)
+            if isinstance(document_frequencies, str)
+            else document_frequencies
+        )
+        self._position = {image_id: number for number, image_id in enumerate(reference_set.image_ids)}
+        self._scorer = CiderScorer(reference_set, frequencies, end_word=end_word)
+
+    def scores(
+        self,
+        image_ids: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        ended: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return CIDEr-D of K candidates for each of B images, (B, K) float64, on the published scale (1.28).
+
+        Args:
+            image_ids: B ids, repeated ids allowed.
+            candidates: B lists of K captions.
+            ended: (B, K) whether the candidate ended with the end token, None = all did.
+
+        Raises:
+            UserError: an image id has no references.
+        """
+        n_candidates = len(candidates[0]) if candidates else 0
+        assert all(len(group) == n_candidates for group in candidates), "images differ in their number of candidates"
+        try:
+            images = np.repeat([self._position[image_id] for image_id in image_ids], n_candidates).astype(np.int64)
+        except KeyError as error:
+            raise UserError(f"no reference captions for image {error.args[0]!r}") from None
+        flat = [caption for group in candidates for caption in group]
+        tokens = encode_captions(flat, self._scorer.references.vocabulary, tokenized=self._tokenized)
+        flat_ended = None if ended is None else np.asarray(ended, dtype=bool).reshape(-1)
+        return self._scorer.score(tokens, images, flat_ended).reshape(len(image_ids), n_candidates)
+
+
+class Cider(CaptionMetric):
+    """CIDEr-D: consensus with the human captions, n-grams weighted by their rarity; mean over images, x 10.
+
+    Args:
+        document_frequencies: "corpus" (the human captions scored against, as the COCO evaluation does), "coco-train",
+            "coco-val", or a file (see `load_document_frequencies`).
+    """
+
+    name = "cider"
+    outputs = ("cider",)
+    citation = "Vedantam et al. (2015): CIDEr: Consensus-based Image Description Evaluation. CVPR"
+
+    def __init__(self, *, document_frequencies: str = "corpus") -> None:
+        self._source = document_frequencies
+        self._fixed = load_document_frequencies(document_frequencies)
+        self._scorer: CiderScorer | None = None
+
+    def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
+        """Return CIDEr-D of each image, (N, 1)."""
+        # The index of the human captions is kept: validation scores against the same ones again and again.
+        if self._scorer is None or self._scorer.references is not captions.reference_set:
+            self._scorer = CiderScorer(captions.reference_set, self._fixed)
+        return self._scorer.score(captions.candidate_tokens, np.arange(len(captions)))[:, None]
+
+    def signature(self) -> dict[str, Any]:
+        """Return the source of the document frequencies and what identifies them."""
+        conditions: dict[str, Any] = {"variant": "CIDEr-D", "sigma": _SIGMA, "document_frequencies": self._source}
+        if self._fixed is not None:
+            conditions |= {"df_images": self._fixed.n_images, "df_fingerprint": self._fixed.fingerprint()}
+        return conditions
+
+
+REGISTERED = Cider
