@@ -56,6 +56,11 @@ class RunDirectory:
         """The trained captioner: from_pretrained layout, or a PEFT adapter."""
         return self.path / "model"
 
+    @property
+    def base_model(self) -> Path:
+        """LoRA on a captioner that was put together here: the whole captioner before training, which no Hub id names."""
+        return self.path / "base_model"
+
     def predictions(self, name: str) -> Path:
         """Predictions of a split, or of a baseline on it (`test`, `test.blank_images`)."""
         return self.path / "predictions" / f"{name}.jsonl"

@@ -1,0 +1,129 @@
+"""Load any saved captioner: a run directory, a folder, a Hub id; full weights or an adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import PreTrainedConfig
+
+from hfcap import registry
+from hfcap.captioners.base import BaseModel, Captioner, read_sidecar
+from hfcap.captioners.lora import load_adapter, merge_adapter
+from hfcap.errors import UserError, WorkError
+from hfcap.files import read_json
+from hfcap.run_directory import RunDirectory
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+def load_captioner(
+    location: str, revision: str | None = None, trust_remote_code: bool = False, merge: bool = True
+) -> Captioner:
+    """Load a captioner for use.
+
+    Args:
+        location: run directory, folder written by hfcap or save_pretrained, adapter folder, or Hub id.
+        merge: fold an adapter into the weights (faster); otherwise its layers stay separate.
+
+    Raises:
+        UserError: nothing there that hfcap can caption with; the message says what was found.
+    """
+    folder = _local_folder(location, revision)
+    if (folder / _ADAPTER_CONFIG).is_file():
+        return _with_adapter(folder, trust_remote_code, merge)
+    family = _family(folder, location)
+    captioner = family.from_folder(str(folder), None, trust_remote_code)
+    captioner.prompt = read_sidecar(folder).get("prompt", "")
+    captioner.base_models = [BaseModel(location, revision, "captioner")]
+    captioner.model.eval()
+    return captioner
+
+
+def _local_folder(location: str, revision: str | None) -> Path:
+    path = Path(location)
+    if RunDirectory(path).recipe.is_file():
+        if not RunDirectory(path).model.is_dir():
+            raise UserError(f"{location}: this run has no model yet; finish it with: hfcap run {location}/recipe.yaml")
+        return RunDirectory(path).model
+    if path.is_dir():
+        return path
+    if path.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1:
+        raise UserError(f"{location}: no such folder; give a run directory, a model folder or a Hub id")
+    try:
+        return Path(
+            snapshot_download(
+                location,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.py", "*.jinja"],
+            )
+        )
+    except HFValidationError as error:
+        raise UserError(f"{location}: neither a folder nor a Hub id ({error})") from error
+    except HfHubHTTPError as error:
+        raise UserError(
+            f"{location}: the Hub does not give it out (status {error.response.status_code}); check the name, and sign "
+            "in with 'hf auth login' if it is private or gated"
+        ) from error
+    except OSError as error:
+        raise WorkError(f"{location}: no such folder here, and the Hub cannot be reached ({error})") from error
+
+
+def _family(folder: Path, location: str) -> type[Captioner]:
+    named = read_sidecar(folder).get("captioner")
+    if named is not None:
+        return registry.load("captioners", named).REGISTERED
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{location}: holds neither a model (config.json) nor an adapter (adapter_config.json)")
+    values, _ = PreTrainedConfig.get_config_dict(str(folder))
+    model_type = values.get("model_type")
+    for name in registry.names("captioners"):
+        family: type[Captioner] = registry.load("captioners", name).REGISTERED
+        if model_type in family.model_types:
+            return family
+    raise UserError(
+        f"{location}: hfcap has no captioner family for model_type {model_type!r}; it knows "
+        + ", ".join(registry.names("captioners"))
+    )
+
+
+def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Captioner:
+    config: Any = read_json(folder / _ADAPTER_CONFIG, "adapter configuration")
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    sibling = folder.parent / "base_model"
+    if sibling.is_dir():
+        # Found by place, not by the recorded path: a run directory may have been moved.
+        base = str(sibling)
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder / _ADAPTER_CONFIG}: base_model_name_or_path is missing; the adapter fits no model")
+    captioner = load_captioner(base, config.get("revision"), trust_remote_code)
+    captioner.prompt = read_sidecar(folder).get("prompt", captioner.prompt)
+    adapted = load_adapter(captioner, folder)
+    if merge:
+        merge_adapter(captioner, adapted)
+    captioner.model.eval()
+    return captioner
+
+
+def describe_size(captioner: Captioner) -> dict[str, int]:
+    """Count all and trained parameters."""
+    parameters = list(captioner.model.parameters())
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    }
+
+
+def generation_defaults(folder: Path) -> dict[str, Any]:
+    """Return the decoding defaults saved beside a model, those that a recipe's `generate` block knows."""
+    from hfcap.recipe import GenerateOptions
+
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text(encoding="utf-8"))
+    known = set(GenerateOptions.model_fields)
+    return {name: value for name, value in values.items() if name in known and value is not None}

@@ -1,0 +1,89 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) on any captioner through PEFT."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from hfcap.captioners.base import Captioner
+from hfcap.errors import UserError
+from hfcap.recipe import LoraOptions
+
+
+def adapted_modules(captioner: Captioner, options: LoraOptions) -> list[str]:
+    """Names of the modules LoRA will adapt.
+
+    Raises:
+        UserError: a target matches nothing; the message lists names that exist.
+    """
+    names = [name for name, module in captioner.model.named_modules() if _is_linear(module)]
+    if options.target_modules == "auto":
+        found = [name for name in names if re.fullmatch(captioner.lora_target_modules, name)]
+        if not found:
+            raise UserError(
+                "lora.target_modules: auto matches no layer of this model; give a list of "
+                f"{_endings(names)}"
+            )
+        return found
+    found = []
+    for target in options.target_modules:
+        matches = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not matches:
+            raise UserError(
+                f"lora.target_modules: {target!r} matches no linear layer of this model; choose from {_endings(names)}"
+            )
+        found += matches
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _endings(names: list[str]) -> str:
+    counts = Counter(name.rsplit(".", 1)[-1] for name in names)
+    return ", ".join(f"{ending} ({count})" for ending, count in counts.most_common(12))
+
+
+def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
+    """Inject LoRA layers into the captioner's model; everything else is frozen.
+
+    The family's randomly started modules (`lora_modules_to_save`) are trained in full beside the adapters.
+    """
+    adapted_modules(captioner, options)
+    auto = options.target_modules == "auto"
+    modules_to_save = sorted({*(options.modules_to_save or []), *captioner.lora_modules_to_save})
+    config = LoraConfig(
+        target_modules=captioner.lora_target_modules if auto else list(options.target_modules),
+        modules_to_save=modules_to_save or None,
+        **options.model_dump(exclude={"target_modules", "modules_to_save"}),
+    )
+    return get_peft_model(captioner.model, config)
+
+
+def save_adapter(peft_model: Any, base_location: str, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors; the config names the base model's location."""
+    for config in peft_model.peft_config.values():
+        config.base_model_name_or_path = base_location
+    peft_model.save_pretrained(folder, safe_serialization=True)
+    # PEFT writes a card of its own that lacks the base model; hfcap writes the real one.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_adapter(captioner: Captioner, folder: Path | str, trainable: bool = False) -> PeftModel:
+    """Put a saved adapter onto a captioner that holds the base weights."""
+    try:
+        return PeftModel.from_pretrained(captioner.model, str(folder), is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: the adapter does not fit its base model: {str(error).splitlines()[0]}") from error
+
+
+def merge_adapter(captioner: Captioner, peft_model: PeftModel) -> Captioner:
+    """Fold the adapter into the weights; afterwards `captioner.model` is a plain transformers model."""
+    captioner.model = peft_model.merge_and_unload()
+    return captioner

@@ -1,0 +1,202 @@
+"""From records to batches: K captions per image, length-aware grouping, the same order for the same seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hfcap.data.images import decode_image
+from hfcap.data.packing import pack_captions
+from hfcap.schema import CaptionedImage, PackedCaptions
+
+GROUPING_WINDOW = 16
+"""Batches whose images are sorted by caption length together: little padding, still a different mix each epoch."""
+
+
+class ImageInputs(Protocol):
+    """What a captioner gets for each image: pixels, or the states a frozen encoder gave once."""
+
+    encoded: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+
+class PixelInputs:
+    """Decoded and processed pictures, one at a time (so that worker processes share the load)."""
+
+    encoded = False
+
+    def __init__(self, records: Sequence[CaptionedImage], image_processor: Any) -> None:
+        self.records = records
+        self.image_processor = image_processor
+        self.draft_size = _shorter_side(image_processor)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return pixel values (3, height, width) float32."""
+        picture = decode_image(self.records[index].image, self.draft_size)
+        return self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+
+class BlankInputs:
+    """The same number of blank (mid-grey) pictures: shows what a captioner says without looking."""
+
+    encoded = False
+
+    def __init__(self, inputs: PixelInputs) -> None:
+        self.inputs = inputs
+        self.blank = torch.zeros_like(inputs[0])
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return zeros, which is mid-grey after normalisation, in the shape of the processed pictures."""
+        return self.blank
+
+
+def _shorter_side(image_processor: Any) -> int | None:
+    # JPEGs may be decoded at a fraction of their size as long as no upscaling becomes necessary.
+    size = dict(image_processor.size) if getattr(image_processor, "size", None) else {}
+    sides = [size[name] for name in ("height", "width", "shortest_edge") if size.get(name)]
+    return max(sides) if sides else None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionBatch:
+    """One micro-batch.
+
+    Attributes:
+        images: pixel values (B, 3, height, width), or image states (B, S, D) when `encoded`.
+        packed: captions of the B images.
+        n_captions: captions in the batch.
+    """
+
+    images: torch.Tensor
+    encoded: bool
+    packed: PackedCaptions
+    n_captions: int
+
+    def to(self, device: torch.device) -> CaptionBatch:
+        """Return a copy on `device`; stored states come back as float32."""
+        images = self.images.to(device, non_blocking=True).float()
+        return CaptionBatch(images, self.encoded, self.packed.to(device), self.n_captions)
+
+
+class CaptionDataset(Dataset[Any]):
+    """Images with tokenised captions; an item is addressed by (epoch, index) so that workers hold no state."""
+
+    def __init__(
+        self, inputs: ImageInputs, tokens: Sequence[Sequence[Sequence[int]]], captions_per_image: int | None, seed: int
+    ) -> None:
+        assert len(inputs) == len(tokens)
+        self.inputs = inputs
+        self.tokens = tokens
+        self.captions_per_image = captions_per_image
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[Sequence[int]]]:
+        """Return the image input and the captions drawn for this epoch, in random order."""
+        epoch, index = key
+        captions = self.tokens[index]
+        count = len(captions) if self.captions_per_image is None else min(self.captions_per_image, len(captions))
+        drawn = random.Random(f"{self.seed}/{epoch}/{index}").sample(range(len(captions)), count)
+        return self.inputs[index], [captions[number] for number in drawn]
+
+
+class Collate:
+    """Stacks image inputs and packs captions; picklable for worker processes."""
+
+    def __init__(self, start_token_ids: Sequence[int], end_token_id: int, pad_token_id: int, encoded: bool) -> None:
+        self.start_token_ids = list(start_token_ids)
+        self.end_token_id = end_token_id
+        self.pad_token_id = pad_token_id
+        self.encoded = encoded
+
+    def __call__(self, items: list[tuple[torch.Tensor, list[Sequence[int]]]]) -> CaptionBatch:
+        """Return one batch."""
+        captions = [item[1] for item in items]
+        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id)
+        images = torch.stack([item[0] for item in items])
+        return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)))
+
+
+def epoch_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> list[list[int]]:
+    """Indices of every micro-batch of one epoch for one process; all processes get equally many.
+
+    Images are shuffled, sorted by length within a window of GROUPING_WINDOW batches, and the batches shuffled again.
+    The last, smaller batch is kept unless it cannot give every process an image.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    global_size = batch_size * world_size
+    window = global_size * GROUPING_WINDOW
+    batches: list[list[int]] = []
+    for first in range(0, len(order), window):
+        grouped = sorted(order[first : first + window], key=lambda index: lengths[index])
+        batches += [grouped[start : start + global_size] for start in range(0, len(grouped), global_size)]
+    batches = [batch for batch in batches if len(batch) >= world_size]
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[number][rank::world_size] for number in shuffled]
+
+
+class _FixedBatches(Sampler[list[tuple[int, int]]]):
+    def __init__(self, batches: Sequence[Sequence[int]], epoch: int) -> None:
+        self.batches = batches
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter([[(self.epoch, index) for index in batch] for batch in self.batches])
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def batch_loader(
+    dataset: CaptionDataset, batches: Sequence[Sequence[int]], epoch: int, collate: Collate, num_workers: int
+) -> DataLoader[Any]:
+    """Load the given batches in order, prepared ahead by `num_workers` processes."""
+    return DataLoader(
+        dataset,
+        batch_sampler=_FixedBatches(batches, epoch),
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: starting workers must not move the global random state, or a resumed run would differ.
+        generator=torch.Generator().manual_seed(epoch),
+    )
+
+
+class _ImageOnly(Dataset[torch.Tensor]):
+    def __init__(self, inputs: ImageInputs) -> None:
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.inputs[index]
+
+
+def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_workers: int) -> DataLoader[torch.Tensor]:
+    """Load only the image inputs of the given batches, in order."""
+    return DataLoader(
+        _ImageOnly(inputs),
+        batch_sampler=[list(batch) for batch in batches],
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )

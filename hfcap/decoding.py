@@ -1,0 +1,119 @@
+"""From a captioner and pictures to predictions/<split>.jsonl; a killed run continues behind its last line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfcap.captioners.base import Captioner
+from hfcap.data.loading import ImageInputs, image_loader
+from hfcap.errors import UserError
+from hfcap.files import read_json_lines, write_json_lines
+from hfcap.progress import progress_bar
+from hfcap.recipe import GenerateOptions
+from hfcap.schema import CaptionedImage, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingJob:
+    """What is captioned and how.
+
+    Attributes:
+        records: pictures, in the order of `inputs`.
+        inputs: pixels or stored image states of the records.
+        prompt: text every caption starts with; None = the captioner's own.
+    """
+
+    records: Sequence[CaptionedImage]
+    inputs: ImageInputs
+    options: GenerateOptions
+    batch_size: int
+    num_workers: int
+    prompt: str | None = None
+
+
+def caption_batches(captioner: Captioner, job: DecodingJob, numbers: Sequence[int]) -> Iterator[list[Prediction]]:
+    """Caption the records with these numbers, batch by batch."""
+    batches = [numbers[first : first + job.batch_size] for first in range(0, len(numbers), job.batch_size)]
+    captioner.model.eval()
+    for batch, images in zip(batches, image_loader(job.inputs, batches, job.num_workers), strict=True):
+        if job.options.do_sample:
+            # Seeded by place, so that a resumed run and any number of processes draw the same samples.
+            torch.manual_seed(job.options.seed * 1_000_003 + batch[0])
+        images = images.to(captioner.device).float()
+        with torch.inference_mode():
+            states = images if job.inputs.encoded else captioner.encode(images)
+        captions = captioner.caption_states(states, job.options, job.prompt)
+        yield [
+            Prediction(
+                image_id=job.records[number].image_id,
+                file_name=job.records[number].file_name,
+                caption=found[0].text,
+                score=found[0].score,
+                candidates=tuple(caption.text for caption in found),
+            )
+            for number, found in zip(batch, captions, strict=True)
+        ]
+
+
+def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accelerator: Any) -> None:
+    """Caption all records into `path`; every process takes its share of the batches.
+
+    Finished batches are kept in `<path>.part-<rank>` until all are there.
+    """
+    part = path.with_name(f"{path.name}.part-{accelerator.process_index}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    done = _finished_ids(part)
+    size, world, rank = job.batch_size, accelerator.num_processes, accelerator.process_index
+    mine = [number for number in range(len(job.records)) if (number // size) % world == rank]
+    todo = [number for number in mine if job.records[number].image_id not in done]
+    with progress_bar() as progress, part.open("a", encoding="utf-8") as handle:
+        task = progress.add_task("Captioning", total=len(mine), completed=len(done), visible=rank == 0)
+        for predictions in caption_batches(captioner, job, todo):
+            handle.writelines(json.dumps(row.as_row(), ensure_ascii=False) + "\n" for row in predictions)
+            handle.flush()
+            progress.advance(task, len(predictions))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _merge_parts(path, [record.image_id for record in job.records])
+    accelerator.wait_for_everyone()
+
+
+def _finished_ids(part: Path) -> set[str]:
+    """Ids in a part file; a last line cut off by a kill is removed from the file."""
+    if not part.is_file():
+        return set()
+    content = part.read_text(encoding="utf-8", errors="ignore")
+    complete = content[: content.rfind("\n") + 1]
+    if complete != content:
+        part.write_text(complete, encoding="utf-8")
+    return {row["image_id"] for _, row in read_json_lines(part, "unfinished predictions")}
+
+
+def _merge_parts(path: Path, order: Sequence[str]) -> None:
+    parts = sorted(path.parent.glob(f"{path.name}.part-*"))
+    rows = {row["image_id"]: row for part in parts for _, row in read_json_lines(part, "unfinished predictions")}
+    missing = [image_id for image_id in order if image_id not in rows]
+    assert not missing, f"{len(missing)} pictures were not captioned"
+    write_json_lines(path, (rows[image_id] for image_id in order))
+    for part in parts:
+        part.unlink()
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Return image id -> caption of a predictions file that hfcap wrote.
+
+    Raises:
+        UserError: a line lacks image_id or caption.
+    """
+    captions: dict[str, str] = {}
+    for number, row in read_json_lines(path, "predictions"):
+        if not isinstance(row.get("image_id"), str) or not isinstance(row.get("caption"), str):
+            raise UserError(f"{path}: line {number} lacks image_id or caption")
+        captions[row["image_id"]] = row["caption"]
+    return captions

@@ -1,0 +1,324 @@
+"""The one training loop: every captioner, full or LoRA, one process or many."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+
+from hfcap.captioners.base import Captioner
+from hfcap.data.loading import CaptionBatch, CaptionDataset, Collate, batch_loader, epoch_batches
+from hfcap.errors import UserError, WorkError
+from hfcap.progress import error_console, progress_bar
+from hfcap.recipe import Recipe
+from hfcap.run_directory import RunDirectory
+from hfcap.training.checkpoint import (
+    Progress,
+    checkpoint_path,
+    checkpoint_steps,
+    load_checkpoint,
+    load_weights,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from hfcap.training.objectives import CrossEntropy, supervised_tokens
+from hfcap.training.optimization import (
+    MovingAverage,
+    build_optimizer,
+    build_scheduler,
+    frozen_modules,
+    trained_parameters,
+)
+from hfcap.training.records import TrainingLog, peak_memory_bytes
+from hfcap.training.validation import Validator
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training stopped on request (Ctrl-C, SIGTERM) after writing a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command continues there")
+
+
+@dataclass
+class _Since:
+    """Sums since the last row of the log."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    images: int = 0
+    captions: int = 0
+    waited: float = 0.0
+    grad_norm: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+
+class TrainingRun:
+    """Training of one captioner in one run directory; `train()` starts or continues it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunDirectory,
+        captioner: Captioner,
+        dataset: CaptionDataset,
+        validator: Validator,
+        accelerator: Any,
+    ) -> None:
+        self.options = recipe.train
+        self.run = run
+        self.captioner = captioner
+        self.dataset = dataset
+        self.validator = validator
+        self.accelerator = accelerator
+        self.collate = Collate(
+            captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs.encoded
+        )
+        self.lengths = [sum(map(len, captions)) for captions in dataset.tokens]
+        self.steps_per_epoch = math.ceil(len(self._micro_batches(0)) / self.options.gradient_accumulation_steps)
+        if self.steps_per_epoch == 0:
+            raise UserError(f"data: {len(self.lengths)} training pictures are fewer than the processes that train")
+        self.total_steps = self.options.max_steps or round((self.options.num_train_epochs or 0) * self.steps_per_epoch)
+        if self.total_steps == 0:
+            raise UserError(f"train.num_train_epochs: {self.options.num_train_epochs} is less than one update")
+        self.log = TrainingLog(run.log, accelerator)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.captioner.model.to(self.accelerator.device)
+        self.optimizer = build_optimizer(self.captioner, self.options)
+        self.scheduler = build_scheduler(self.optimizer, self.options, self.total_steps)
+        objective = CrossEntropy(self.captioner, self.options.label_smoothing_factor)
+        self.objective = self.accelerator.prepare(objective)
+        self.prepared_optimizer = self.accelerator.prepare(self.optimizer)
+        self.parameters = trained_parameters(self.captioner.model)
+        decay = self.options.ema_decay
+        self.average = None if decay is None else MovingAverage(self.parameters, decay)
+        self.progress = Progress()
+        self._stop_requested = False
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def train(self) -> Progress:
+        """Train to the end, continuing from the newest checkpoint; return where training ended.
+
+        Raises:
+            TrainingInterrupted: stopped on request; a checkpoint of the last update was written.
+            WorkError: the loss is no longer a number.
+        """
+        self._resume()
+        with self._stop_on_signal(), progress_bar("status") as bar:
+            task = bar.add_task(
+                "Training",
+                total=self.total_steps,
+                completed=self.progress.step,
+                visible=self.accelerator.is_main_process,
+                status="",
+            )
+            since = _Since()
+            while not self._done():
+                for window, waited in self._windows():
+                    self._update(window, waited, since)
+                    if self.progress.step % self.options.logging_steps == 0 or self.progress.step == self.total_steps:
+                        bar.update(task, status=self._write_log(since))
+                        since = _Since()
+                    bar.update(task, completed=self.progress.step)
+                    self._validate_and_save()
+                    if self._done():
+                        break
+        self._finish()
+        return self.progress
+
+    def _done(self) -> bool:
+        return self.progress.step >= self.total_steps or self.progress.stopped_early
+
+    def _micro_batches(self, epoch: int) -> list[list[int]]:
+        return epoch_batches(
+            self.lengths,
+            self.options.per_device_train_batch_size,
+            self.options.seed,
+            epoch,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+
+    def _windows(self) -> Iterator[tuple[list[CaptionBatch], float]]:
+        """Micro-batches of one update and the seconds spent waiting for them, from where the epoch stands."""
+        size = self.options.gradient_accumulation_steps
+        batches = self._micro_batches(self.progress.epoch)[self.progress.window * size :]
+        loader = iter(
+            batch_loader(
+                self.dataset, batches, self.progress.epoch, self.collate, self.options.dataloader_num_workers
+            )
+        )
+        for first in range(0, len(batches), size):
+            started = time.perf_counter()
+            window = [next(loader).to(self.accelerator.device) for _ in batches[first : first + size]]
+            yield window, time.perf_counter() - started
+
+    def _update(self, window: Sequence[CaptionBatch], waited: float, since: _Since) -> None:
+        started = time.perf_counter()
+        self._set_training_mode()
+        tokens = sum(supervised_tokens(batch) for batch in window)
+        world = self.accelerator.num_processes
+        total = float(self.accelerator.reduce(torch.tensor(float(tokens), device=self.accelerator.device)))
+        loss_sum = 0.0
+        for number, batch in enumerate(window):
+            last = number == len(window) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                loss = self.objective(batch)
+                # Data-parallel training averages gradients; times `world` makes that the sum over all tokens.
+                self.accelerator.backward(loss * (world / total))
+            loss_sum += float(loss.detach())
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.options.max_grad_norm or math.inf)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
+        if not math.isfinite(loss_sum):
+            raise WorkError(
+                f"the loss became {loss_sum} at step {self.progress.step + 1}; lower train.learning_rate, or use "
+                "mixed_precision: bf16 instead of fp16"
+            )
+        self._count(window, waited + time.perf_counter() - started)
+        since.loss += loss_sum
+        since.tokens += tokens
+        since.images += sum(len(batch.images) for batch in window)
+        since.captions += sum(batch.n_captions for batch in window)
+        since.waited += waited
+        since.grad_norm = 0.0 if norm is None else float(norm)
+
+    def _count(self, window: Sequence[CaptionBatch], seconds: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.window += 1
+        if progress.window == self.steps_per_epoch:
+            progress.epoch, progress.window = progress.epoch + 1, 0
+        progress.images_seen += sum(len(batch.images) for batch in window) * self.accelerator.num_processes
+        progress.captions_seen += sum(batch.n_captions for batch in window) * self.accelerator.num_processes
+        progress.train_seconds += seconds
+
+    def _set_training_mode(self) -> None:
+        if not self.captioner.model.training:
+            self.objective.train()
+            self.captioner.model.train()
+            for module in frozen_modules(self.captioner):
+                module.eval()
+
+    # ---- records, validation, checkpoints ----------------------------------------------------------------------
+
+    def _write_log(self, since: _Since) -> str:
+        seconds = max(time.perf_counter() - since.started, 1e-9)
+        sums = torch.tensor([since.loss, since.tokens, since.images, since.captions], dtype=torch.float64)
+        loss, tokens, images, captions = self.accelerator.reduce(sums.to(self.accelerator.device)).tolist()
+        row = {
+            "step": self.progress.step,
+            "epoch": round(self.progress.epoch + self.progress.window / self.steps_per_epoch, 4),
+            "loss": loss / tokens,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "grad_norm": since.grad_norm if math.isfinite(since.grad_norm) else None,
+            "images_per_second": images / seconds,
+            "captions_per_second": captions / seconds,
+            "data_wait_share": since.waited / seconds,
+            "train_seconds": self.progress.train_seconds,
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+        }
+        self.log.write(row)
+        return f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
+
+    def _validate_and_save(self) -> None:
+        step, at_end = self.progress.step, self.progress.step >= self.total_steps
+        epoch_ended = self.progress.window == 0
+        due = step % self.options.eval_steps == 0 if self.options.eval_steps else epoch_ended
+        improved = False
+        if due or at_end:
+            improved = self._validate()
+        save_due = step % self.options.save_steps == 0 if self.options.save_steps else due
+        if save_due or improved or at_end or self._stop_requested:
+            self._save()
+        if self._stop_requested:
+            raise TrainingInterrupted(step)
+
+    def _validate(self) -> bool:
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            values = self.validator.values(self.objective, self.collate)
+        self.log.write({"step": self.progress.step, **{f"validation_{name}": v for name, v in values.items()}})
+        name = self.options.metric_for_best_model
+        value, best = values[name], self.progress.best_value
+        improved = best is None or (value < best if name == "loss" else value > best)
+        if improved:
+            self.progress.best_value, self.progress.best_step = value, self.progress.step
+            self.progress.bad_validations = 0
+        else:
+            self.progress.bad_validations += 1
+            patience = self.options.early_stopping_patience
+            self.progress.stopped_early = patience is not None and self.progress.bad_validations >= patience
+        if self.accelerator.is_main_process:
+            shown = ", ".join(f"{key} {number:.4f}" for key, number in values.items())
+            error_console.print(f"Step {self.progress.step}: validation {shown}{' (best so far)' if improved else ''}")
+        return improved
+
+    def _save(self) -> None:
+        self.progress.scheduler = {
+            name: value for name, value in self.scheduler.state_dict().items() if name != "lr_lambdas"
+        }
+        scaler = self.accelerator.scaler
+        self.progress.scaler = {} if scaler is None else scaler.state_dict()
+        self.progress.average_updates = 0 if self.average is None else self.average.updates
+        save_checkpoint(
+            self.run.checkpoints, self.captioner.model, self.optimizer, self.progress, self.average, self.accelerator
+        )
+        if self.accelerator.is_main_process:
+            prune_checkpoints(self.run.checkpoints, self.options.save_total_limit, self.progress.best_step)
+
+    def _resume(self) -> None:
+        steps = checkpoint_steps(self.run.checkpoints)
+        if not steps:
+            self.log.cut_behind(0)
+            return
+        path = checkpoint_path(self.run.checkpoints, steps[-1])
+        self.progress = load_checkpoint(
+            path, self.captioner.model, self.optimizer, self.average, self.accelerator.process_index
+        )
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **self.progress.scheduler})
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.log.cut_behind(self.progress.step)
+        if self.accelerator.is_main_process and not self._done():
+            error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
+
+    def _finish(self) -> None:
+        best = self.progress.best_step
+        averaged = self.average is not None
+        step = best if self.options.load_best_model_at_end and best is not None else self.progress.step
+        load_weights(checkpoint_path(self.run.checkpoints, step), self.captioner.model, averaged)
+        self.captioner.model.eval()
+
+    @contextlib.contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """Turn Ctrl-C and SIGTERM into a checkpoint and an orderly stop (one process; several rely on save_steps)."""
+        if self.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def request(number: int, frame: FrameType | None) -> None:
+            self._stop_requested = True
+
+        previous = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)

@@ -1,0 +1,122 @@
+"""Which weights are trained, with which learning rate, and their moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from hfcap.captioners.base import Captioner
+from hfcap.errors import UserError
+from hfcap.recipe import TrainOptions
+
+
+def freeze_parts(captioner: Captioner, options: TrainOptions) -> None:
+    """Stop gradients into the parts named in `train.freeze`.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
+    parts = captioner.part_modules()
+    for name in options.freeze:
+        for module in parts[name]:
+            module.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in captioner.model.parameters()):
+        raise UserError(f"train.freeze: {options.freeze} leaves nothing to train; take a part out of the list")
+
+
+def frozen_modules(captioner: Captioner) -> list[nn.Module]:
+    """Modules of parts without any trained weight; they stay in evaluation mode (batch norm, dropout)."""
+    return [
+        module
+        for modules in captioner.part_modules().values()
+        for module in modules
+        if not any(parameter.requires_grad for parameter in module.parameters())
+    ]
+
+
+def encoder_is_frozen(captioner: Captioner) -> bool:
+    """Whether no weight of the image encoder is trained, so that its output can be kept."""
+    modules = captioner.part_modules()["vision"]
+    return not any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that receive gradients, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def parameter_groups(captioner: Captioner, options: TrainOptions) -> list[dict[str, Any]]:
+    """Optimiser groups per part and per weight decay; biases and norms are not decayed."""
+    part_of = {
+        id(parameter): part
+        for part, modules in captioner.part_modules().items()
+        for module in modules
+        for parameter in module.parameters()
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for parameter in trained_parameters(captioner.model).values():
+        key = (part_of[id(parameter)], parameter.ndim >= 2)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "part": part,
+            "lr": options.learning_rates.get(part, options.learning_rate),
+            "weight_decay": options.weight_decay if decayed else 0.0,
+        }
+        for (part, decayed), parameters in groups.items()
+    ]
+
+
+def build_optimizer(captioner: Captioner, options: TrainOptions) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) over the trained weights."""
+    return torch.optim.AdamW(
+        parameter_groups(captioner, options),
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+        fused=captioner.device.type in ("cpu", "cuda"),
+    )
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, options: TrainOptions, total_steps: int) -> Any:
+    """Learning-rate schedule over optimiser updates."""
+    warmup = options.warmup_steps or round(options.warmup_ratio * total_steps)
+    return get_scheduler(
+        options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
+    )
+
+
+class MovingAverage:
+    """Exponential moving average of the trained weights (Polyak averaging), kept in float32."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.parameters = parameters
+        self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the current weights; early updates weigh more so that the random start is forgotten."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """Swap the average into the model for the length of the block."""
+        kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(kept[name])

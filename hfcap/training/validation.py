@@ -1,0 +1,68 @@
+"""Validation during training: loss on the validation split and, where asked for, CIDEr-D of generated captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from hfcap.captioners.base import Captioner
+from hfcap.data.loading import CaptionDataset, Collate, batch_loader
+from hfcap.decoding import DecodingJob, caption_batches
+from hfcap.training.objectives import supervised_tokens
+
+ScoreCaptions = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], float]
+
+
+class Validator:
+    """Computes the values that choose the best checkpoint; no augmentation, every caption of every image."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        dataset: CaptionDataset,
+        decoding: DecodingJob,
+        cider: ScoreCaptions | None,
+        accelerator: Any,
+        batch_size: int,
+    ) -> None:
+        self.captioner = captioner
+        self.dataset = dataset
+        self.decoding = decoding
+        self.cider = cider
+        self.accelerator = accelerator
+        numbers = sorted(range(len(dataset)), key=lambda number: sum(map(len, dataset.tokens[number])))
+        batches = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
+        self.batches = batches[accelerator.process_index :: accelerator.num_processes]
+
+    def values(self, objective: torch.nn.Module, collate: Collate) -> dict[str, float]:
+        """Return "loss" (mean over supervised tokens) and, with a scorer, "cider"."""
+        objective.eval()
+        self.captioner.model.eval()
+        values = {"loss": self._loss(objective, collate)}
+        if self.cider is not None:
+            values["cider"] = self._cider(self.cider)
+        return values
+
+    @torch.no_grad()
+    def _loss(self, objective: torch.nn.Module, collate: Collate) -> float:
+        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        # The module behind Accelerate's wrapper: processes may have different numbers of batches.
+        module = self.accelerator.unwrap_model(objective, keep_fp32_wrapper=True)
+        for batch in batch_loader(self.dataset, self.batches, 0, collate, self.decoding.num_workers):
+            moved = batch.to(self.accelerator.device)
+            with self.accelerator.autocast():
+                sums[0] += module(moved)
+            sums[1] += supervised_tokens(moved)
+        loss, tokens = self.accelerator.reduce(sums).tolist()
+        return loss / tokens
+
+    def _cider(self, score: ScoreCaptions) -> float:
+        numbers = list(range(len(self.decoding.records)))
+        mine = numbers[self.accelerator.process_index :: self.accelerator.num_processes]
+        pairs = [(p.image_id, p.caption) for batch in caption_batches(self.captioner, self.decoding, mine) for p in batch]
+        captions = dict(gather_object(pairs))
+        references = {record.image_id: record.captions for record in self.decoding.records}
+        return score(captions, references)
