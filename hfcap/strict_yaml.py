@@ -123,7 +123,8 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, document: YamlDocument) -> d
             continue
         here = (*path, key)
         if key in values:
-            document.problems.append((here, f"given twice, on line {lines[key]} and on line {line}; delete one"))
+            both = f"on line {lines[key]} and on line {line}" if lines[key] != line else f"both on line {line}"
+            document.problems.append((here, f"given twice, {both}; delete one"))
         lines[key] = document.lines[here] = line
         values[key] = _value(value_node, here, document)
     return values
