@@ -1,0 +1,72 @@
+"""Generated pictures of coloured shapes with five true captions each: nothing to download, any number of them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hfcap.data.scene_captions import captions_of
+from hfcap.data.scene_layout import Scene, draw_scene
+from hfcap.data.scene_rendering import SceneImage
+from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.recipe import DataOptions, NonNegativeInt
+from hfcap.schema import CaptionedImage
+
+_HELD_OUT_SHARE = {"validation": 0.1, "test": 0.1}
+"""Share of all possible scene contents that only this split may show."""
+
+
+class ScenesOptions(DataOptions):
+    """Keys of `data` for source scenes."""
+
+    source: Literal["scenes"] = "scenes"
+    n_train: NonNegativeInt = 6000
+    n_validation: NonNegativeInt = 300
+    n_test: NonNegativeInt = 500
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(96, description="side of the square pictures, pixels")
+    seed: int = 0
+
+
+def load(options: ScenesOptions, split_name: str) -> list[CaptionedImage]:
+    """Return the generated records of a split.
+
+    What a validation or test picture shows (objects, counts, colours, sizes and how they lie) is shown by no picture of
+    another split. Scene number i of a split doesn't depend on how many there are.
+
+    Raises:
+        NoSuchSplitError: not one of train, validation and test, or its number of pictures is 0.
+    """
+    counts = {"train": options.n_train, "validation": options.n_validation, "test": options.n_test}
+    if not counts.get(split_name):
+        existing = [name for name, count in counts.items() if count]
+        raise NoSuchSplitError(
+            "generated scenes", split_name, existing, "data.n_train, n_validation, n_test say how many"
+        )
+    return [_record(options, split_name, number) for number in range(counts[split_name])]
+
+
+def _record(options: ScenesOptions, split: str, number: int) -> CaptionedImage:
+    source = random.Random(f"{options.seed}/{split}/{number}")
+    scene = draw_scene(source)
+    while _owner(scene) != split:
+        scene = draw_scene(source)
+    name = f"{split}-{number:06d}"
+    return CaptionedImage(name, f"{name}.png", captions_of(scene), SceneImage(scene, options.image_size, name))
+
+
+def _owner(scene: Scene) -> str:
+    digest = hashlib.sha256(scene.meaning().encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    for split, share in _HELD_OUT_SHARE.items():
+        if position < share:
+            return split
+        position -= share
+    return "train"
+
+
+REGISTERED = Source(
+    options=ScenesOptions, load=load, description="generated pictures of coloured shapes; nothing to download"
+)
