@@ -79,6 +79,9 @@ for _tag, _pattern, _first in _CORE_SCHEMA:
     _CoreSchemaLoader.add_implicit_resolver(_tag, _pattern, _first)
 
 
+_OTHER_LINE_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or 1.2 would read as something else, so that any reader reads the same."""
 
@@ -89,6 +92,13 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes these as they are inside single quotes, where a reader folds them to a space.
+    style = '"' if _OTHER_LINE_BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _tag, _pattern, _first in _CORE_SCHEMA:
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 
