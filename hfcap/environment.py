@@ -1,0 +1,96 @@
+"""What a run ran on: versions, hardware, git commit, dataset and base models, for environment.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hfcap.captioners.base import BaseModel
+from hfcap.schema import CaptionedImage
+
+PACKAGES = ("hfcap", "torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "huggingface-hub", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a result."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in bytes and GPU name (None without one)."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": _processor_name(), "cores": os.cpu_count(), "memory_bytes": memory, "gpu": gpu}
+
+
+def _processor_name() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that holds `folder`, or None outside a checkout or without git."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:
+    """SHA-256 over ids, file names and captions in order; tells whether two runs saw the same split."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps([record.image_id, record.file_name, record.captions], ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def describe_datasets(splits: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, dict[str, Any]]:
+    """Counts and fingerprint of each split."""
+    return {
+        name: {
+            "n_images": len(records),
+            "n_captions": sum(len(record.captions) for record in records),
+            "fingerprint": dataset_fingerprint(records),
+        }
+        for name, records in splits.items()
+    }
+
+
+def describe_environment(
+    seed: int, base_models: Sequence[BaseModel], splits: Mapping[str, Sequence[CaptionedImage]]
+) -> dict[str, Any]:
+    """Return the content of environment.json."""
+    return {
+        "versions": package_versions(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "hardware": hardware(),
+        "git_commit": git_commit(Path(__file__).parent),
+        "seed": seed,
+        "base_models": [
+            {"id": base.id, "revision": base.revision, "role": base.role, "local": base.is_local} for base in base_models
+        ],
+        "datasets": describe_datasets(splits),
+    }
