@@ -20,6 +20,8 @@ from hfcap.recipe import DataOptions, Recipe
 from hfcap.recipe_problems import Findings, RecipeError, block_at, block_class, describe, joined, key_path, may_be_null
 from hfcap.strict_yaml import KeyPath
 
+__all__ = ["RecipeError", "dump_recipe", "find_recipes", "load_recipe", "recipe_from_mapping", "recipe_json_schema"]
+
 NOT_RECIPES = {"accelerate"}
 """Folders below recipes/ whose YAML files are for other programs."""
 
