@@ -1,0 +1,127 @@
+"""Finding the columns of pictures, captions and ids in a dataset that nobody described."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hfcap.errors import UserError
+from hfcap.registry import did_you_mean
+
+_CAPTION_NAME = re.compile(r"(caption|sentence|description)s?(_?\d+|_raw|_text)?|text|answer|raw", re.IGNORECASE)
+_TEXT_KEYS = ("raw", "caption", "text", "sentence")
+"""Keys under which datasets of dictionaries, such as COCO's sentences, keep the caption."""
+
+
+class ColumnOptions(Protocol):
+    """The keys of source hub that name columns."""
+
+    dataset: str
+    image_column: str | None
+    caption_columns: list[str] | None
+    image_id_column: str | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns in use."""
+
+    image: str
+    captions: tuple[str, ...]
+    image_id: str | None
+
+    @property
+    def of_text(self) -> list[str]:
+        """Columns besides the pictures, each once."""
+        return list(dict.fromkeys([*self.captions, *([self.image_id] if self.image_id else [])]))
+
+
+def find_columns(options: ColumnOptions, features: Mapping[str, Any]) -> Columns:
+    """Take the columns that the recipe names, or those that can only be meant.
+
+    Args:
+        features: column name -> type, as `datasets` gives it.
+
+    Raises:
+        UserError: a named column doesn't exist, or none or several columns could be meant.
+    """
+    for key in ("image_column", "image_id_column"):
+        _require(options.dataset, key, getattr(options, key), features)
+    for name in options.caption_columns or []:
+        _require(options.dataset, "caption_columns", name, features)
+    image = options.image_column or _only_image_column(options.dataset, features)
+    captions = options.caption_columns or _caption_columns(options, features, image)
+    return Columns(image, tuple(captions), options.image_id_column)
+
+
+def captions_in(value: Any, column: str, where: str) -> list[str]:
+    """Return the captions in one cell: a text, a list of texts, a dictionary with a text, or a list of those.
+
+    Raises:
+        UserError: the cell holds something else.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return [caption for item in value for caption in captions_in(item, column, where)]
+    if isinstance(value, dict):
+        for key in _TEXT_KEYS:
+            if key in value:
+                return captions_in(value[key], column, where)
+    raise UserError(f"{where}: {column} holds {type(value).__name__}, not a caption (data.caption_columns)")
+
+
+def _require(dataset: str, key: str, name: str | None, features: Mapping[str, Any]) -> None:
+    if name is not None and name not in features:
+        raise UserError(f"dataset {dataset} has no column {name!r} (data.{key}){did_you_mean(name, features)}")
+
+
+def _kind(feature: Any) -> str:
+    """Return "image", "text" or "other" for a column's type."""
+    name = type(feature).__name__
+    if name == "Image":
+        return "image"
+    if name == "Value":
+        return "text" if feature.dtype in ("string", "large_string") else "other"
+    if name in ("List", "LargeList", "Sequence"):
+        return "text" if _kind(feature.feature) == "text" else "other"
+    if isinstance(feature, list) and len(feature) == 1:
+        return "text" if _kind(feature[0]) == "text" else "other"
+    if isinstance(feature, dict):
+        # Parquet files written without `datasets` store pictures as {bytes, path}.
+        if set(feature) == {"bytes", "path"}:
+            return "image"
+        return "text" if any(key in feature and _kind(feature[key]) == "text" for key in _TEXT_KEYS) else "other"
+    return "other"
+
+
+def _only_image_column(dataset: str, features: Mapping[str, Any]) -> str:
+    found = [name for name, feature in features.items() if _kind(feature) == "image"]
+    if len(found) == 1:
+        return found[0]
+    which = f"several columns of pictures ({', '.join(found)})" if found else "no column of pictures"
+    raise UserError(f"dataset {dataset} has {which} among {', '.join(features)}; name one with data.image_column")
+
+
+def _caption_columns(options: ColumnOptions, features: Mapping[str, Any], image: str) -> list[str]:
+    texts = [
+        name
+        for name, kind in features.items()
+        if _kind(kind) == "text" and name not in (image, options.image_id_column)
+    ]
+    named = [name for name in texts if _CAPTION_NAME.fullmatch(name)]
+    numbered = [name for name in named if re.fullmatch(r".*?_?\d+", name)]
+    stems = {re.sub(r"_?\d+$", "", name) for name in numbered}
+    if numbered and len(stems) == 1 and len(numbered) == len(named):
+        return sorted(numbered, key=lambda name: int(re.search(r"\d+$", name)[0]))  # type: ignore[index]
+    if len(named) == 1:
+        return named
+    if not named and len(texts) == 1:
+        return texts
+    candidates = ", ".join(named or texts) or "none"
+    raise UserError(
+        f"dataset {options.dataset}: cannot tell which columns hold captions (candidates: {candidates}; all columns: "
+        f"{', '.join(features)}); name them with data.caption_columns"
+    )

@@ -1,0 +1,181 @@
+"""Encoded pictures out of `datasets` rows: lazily from a table on disk, or streamed once into the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfcap.data.checks import cache_folder
+from hfcap.data.hub_columns import Columns
+from hfcap.data.images import MAX_IMAGE_BYTES, FileImage, UnreadableImageError
+from hfcap.errors import WorkError
+from hfcap.files import write_bytes, write_json
+from hfcap.progress import error_console, progress_bar
+
+OpenSplit = Callable[[], tuple[Any, Columns]]
+RowFields = Callable[[Columns, str, int, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RowImage:
+    """A picture in one row of a map-style dataset whose image column isn't decoded.
+
+    Pickling it pickles the dataset, which names its files on disk instead of copying them.
+    """
+
+    dataset: Any
+    column: str
+    row: int
+    name: str
+    folder: Path | None = None
+    """The local folder that the user named as dataset; its files may be read."""
+
+    def read(self) -> bytes:
+        """Return the encoded picture.
+
+        Raises:
+            UnreadableImageError: the row holds no picture.
+        """
+        return encoded_bytes(self.dataset[self.row][self.column], self.name, self.folder)
+
+    def describe(self) -> str:
+        """Return dataset, split and row."""
+        return self.name
+
+    def check_key(self) -> str:
+        """Return the table's fingerprint and the row."""
+        return f"{self.dataset._fingerprint}\0{self.column}\0{self.row}"
+
+
+def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
+    """Return the bytes of an undecoded Image cell.
+
+    A file name in the cell is only followed into `folder` and into the caches of datasets and huggingface_hub.
+
+    Raises:
+        UnreadableImageError: no picture, or a file elsewhere on this machine.
+    """
+    if not isinstance(cell, dict) or (cell.get("bytes") is None and not cell.get("path")):
+        raise UnreadableImageError(f"{name}: the row holds no picture")
+    if cell.get("bytes") is not None:
+        encoded: bytes = cell["bytes"]
+        return encoded
+    path = str(cell["path"])
+    if "://" in path:
+        return _remote_bytes(path, name)
+    # A table from a stranger may name any file of this machine, which training would then memorise and publish.
+    if not _in_trusted_folder(Path(path), folder):
+        raise UnreadableImageError(
+            f"{name}: names the file {path}, which is outside of the dataset; store the picture's bytes in the dataset, "
+            "or use source: folder"
+        )
+    return FileImage(Path(path)).read()
+
+
+def _in_trusted_folder(path: Path, folder: Path | None) -> bool:
+    import datasets
+    from huggingface_hub import constants
+
+    roots = [datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE]
+    roots += [] if folder is None else [folder]
+    resolved = path.resolve()
+    return any(resolved.is_relative_to(Path(root).resolve()) for root in roots)
+
+
+def _remote_bytes(path: str, name: str) -> bytes:
+    import fsspec  # type: ignore[import-untyped]
+
+    # Only the Hub's own protocol, also as the outermost part of "zip://a.jpg::hf://datasets/...".
+    if not path.split("::")[-1].startswith("hf://datasets/") or "file://" in path:
+        raise UnreadableImageError(f"{name}: names {path}; only pictures on the Hub itself are fetched")
+    try:
+        with fsspec.open(path, "rb") as handle:
+            encoded: bytes = handle.read(MAX_IMAGE_BYTES + 1)
+            return encoded
+    except (OSError, ValueError) as error:
+        raise UnreadableImageError(f"{name}: {path} cannot be fetched ({error})") from None
+
+
+def stream_to_cache(
+    identity: dict[str, Any], n_rows: int, open_split: OpenSplit, row_fields: RowFields
+) -> Iterator[tuple[dict[str, Any], FileImage]]:
+    """Yield (fields, picture) of the first `n_rows` rows of a streamed split; what is in the cache isn't fetched again.
+
+    A stopped run goes on where it ended, and once all rows are there no network is needed.
+
+    Args:
+        identity: everything that decides what a row looks like; names the cache folder.
+        open_split: opens the stream.
+        row_fields: (columns, split, row number, row) -> JSON object that is kept with the picture.
+
+    Raises:
+        WorkError: the stream breaks.
+    """
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder() / "streamed" / key
+    if not folder.is_dir():
+        write_json(folder / "source.json", identity)
+    rows = _complete_rows(folder)
+    ended = (folder / "ended").exists()
+    if len(rows) < n_rows and not ended:
+        rows += _fetch_rows(folder, len(rows), n_rows, identity["split"], open_split, row_fields)
+    for number, fields in enumerate(rows[:n_rows]):
+        yield fields, FileImage(_picture_path(folder, number))
+
+
+def _picture_path(folder: Path, number: int) -> Path:
+    # Thousand files per folder: file systems slow down with hundreds of thousands in one.
+    return folder / f"{number // 1000:05d}" / f"{number:08d}.image"
+
+
+def _complete_rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "rows.jsonl"
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        # The run was killed inside a line; later lines are appended after the last whole one.
+        with path.open("r+b") as handle:
+            handle.truncate(end)
+    return [json.loads(line) for line in content[:end].split(b"\n") if line]
+
+
+def _fetch_rows(
+    folder: Path, start: int, end: int, split: str, open_split: OpenSplit, row_fields: RowFields
+) -> list[dict[str, Any]]:
+    import datasets
+
+    stream, columns = open_split()
+    stream = stream.select_columns([columns.image, *columns.of_text]).cast_column(
+        columns.image, datasets.Image(decode=False)
+    )
+    fetched: list[dict[str, Any]] = []
+    try:
+        with (folder / "rows.jsonl").open("ab") as handle, progress_bar() as progress:
+            task = progress.add_task(f"streaming {split}", total=end, completed=start)
+            for number, row in enumerate(stream.skip(start).take(end - start), start=start):
+                fields = row_fields(columns, split, number, row)
+                try:
+                    encoded = encoded_bytes(row[columns.image], f"{split}, row {number}")
+                except UnreadableImageError as error:
+                    # An empty file: the check of pictures counts it against data.max_unreadable_images.
+                    error_console.print(f"warning: {error}", markup=False)
+                    encoded = b""
+                # The picture first: a line in rows.jsonl says that its picture is complete.
+                write_bytes(_picture_path(folder, number), encoded)
+                handle.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+                handle.flush()
+                fetched.append(fields)
+                progress.advance(task)
+    except OSError as error:
+        raise WorkError(
+            f"streaming stopped after {start + len(fetched):,} rows ({error}); run again to go on"
+        ) from error
+    if len(fetched) < end - start:
+        (folder / "ended").touch()
+    return fetched

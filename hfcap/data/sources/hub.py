@@ -1,0 +1,189 @@
+"""Any dataset of the Hub or of a local folder that the `datasets` library reads, if it has pictures and captions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hfcap.data.checks import clean_caption
+from hfcap.data.hub_columns import Columns, captions_in, find_columns
+from hfcap.data.hub_images import RowImage, stream_to_cache
+from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.errors import UserError
+from hfcap.recipe import DataOptions
+from hfcap.schema import CaptionedImage, ImageBytes
+
+
+class HubOptions(DataOptions):
+    """Keys of `data` for source hub."""
+
+    source: Literal["hub"] = "hub"
+    dataset: str = Field(description="Hub id, or a local folder (also of save_to_disk), .parquet or .arrow file")
+    config_name: str | None = Field(None, description="configuration (subset) of the dataset")
+    revision: str | None = Field(None, description="commit, tag or branch; a commit makes runs repeatable")
+    image_column: str | None = Field(None, description="default: the only column of pictures")
+    caption_columns: list[str] | None = Field(None, description="default: found by type and name, if unambiguous")
+    image_id_column: str | None = Field(
+        None, description="rows with the same id are captions of one picture; default: each row is a picture of its own"
+    )
+    streaming: bool = Field(
+        False, description="fetch only the first max_<split>_images rows and keep their pictures in the cache folder"
+    )
+
+    @model_validator(mode="after")
+    def _limits_when_streaming(self) -> Self:
+        if self.streaming and self.max_train_images is None:
+            raise ValueError("streaming: true needs max_train_images (and the maximum of every other split it uses)")
+        return self
+
+
+def load(options: HubOptions, split_name: str) -> list[CaptionedImage]:
+    """Return the records of one split, in the dataset's order; `split_name` may be a slice such as "train[:90%]".
+
+    Raises:
+        NoSuchSplitError: no such split, or it is empty.
+        UserError: the dataset isn't there, or its columns don't say where pictures and captions are.
+    """
+    return _load_streaming(options, split_name) if options.streaming else _load_map_style(options, split_name)
+
+
+def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage]:
+    import datasets
+
+    splits = _open(options, streaming=False)
+    try:
+        parts = datasets.ReadInstruction.from_spec(split_name).to_absolute(
+            {name: len(part) for name, part in splits.items()}
+        )
+    except (ValueError, AssertionError):
+        raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits) from None
+    local = Path(options.dataset).expanduser()
+    folder = local if local.is_dir() else None
+    records: list[CaptionedImage] = []
+    for part in parts:
+        whole = splits[part.splitname]
+        columns = find_columns(options, whole.features)
+        pictures = whole.select_columns([columns.image]).cast_column(columns.image, datasets.Image(decode=False))
+        others = whole.select_columns(columns.of_text)
+        start, end = part.from_ or 0, len(whole) if part.to is None else part.to
+        for number, row in enumerate(others.select(range(start, end)), start=start):
+            name = f"{options.dataset}, {part.splitname}, row {number}"
+            image = RowImage(pictures, columns.image, number, name, folder)
+            records.append(_record(options, columns, part.splitname, number, row, image))
+    if not records:
+        raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits)
+    return _merged(records) if options.image_id_column else records
+
+
+def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage]:
+    def open_split() -> tuple[Any, Columns]:
+        splits = _open(options, streaming=True)
+        if split_name not in splits:
+            raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits, "streaming knows no slices")
+        rows = splits[split_name]
+        rows = rows if rows.features is not None else rows._resolve_features()
+        return rows, find_columns(options, rows.features)
+
+    roles = [role for role in ("train", "validation", "test") if getattr(options, f"{role}_split") == split_name]
+    limits = [getattr(options, f"max_{role}_images") for role in roles]
+    if not limits or None in limits:
+        keys = " and ".join(f"data.max_{role}_images" for role in roles) or "its max_<split>_images"
+        raise UserError(f"streaming split {split_name!r} of {options.dataset} needs {keys}")
+    identity = {
+        "dataset": options.dataset,
+        "config_name": options.config_name,
+        "revision": options.revision,
+        "image_column": options.image_column,
+        "caption_columns": options.caption_columns,
+        "image_id_column": options.image_id_column,
+        "split": split_name,
+    }
+    records = [
+        CaptionedImage(row["image_id"], row["image_id"], tuple(row["captions"]), image)
+        for row, image in stream_to_cache(identity, max(limits), open_split, lambda *row: _row_fields(options, *row))
+    ]
+    if not records:
+        raise NoSuchSplitError(f"dataset {options.dataset}", split_name, [])
+    return _merged(records) if options.image_id_column else records
+
+
+def _row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Return id and captions of one row."""
+    where = f"dataset {options.dataset}, split {split}, row {number}"
+    captions = [clean_caption(caption) for name in columns.captions for caption in captions_in(row[name], name, where)]
+    if not captions or not all(captions):
+        problem = "an empty caption" if captions else "no captions"
+        raise UserError(
+            f"{where}: {problem} in {', '.join(columns.captions)} (data.caption_columns); correct the dataset"
+        )
+    image_id = f"{split}-{number}" if columns.image_id is None else row[columns.image_id]
+    if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
+        raise UserError(f"{where}: {columns.image_id} is {image_id!r}, no usable id (data.image_id_column)")
+    return {"image_id": str(image_id), "captions": captions}
+
+
+def _record(
+    options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any], image: ImageBytes
+) -> CaptionedImage:
+    fields = _row_fields(options, columns, split, number, row)
+    return CaptionedImage(fields["image_id"], fields["image_id"], tuple(fields["captions"]), image)
+
+
+def _merged(records: list[CaptionedImage]) -> list[CaptionedImage]:
+    """Join the captions of rows with the same id; the first row's picture stays."""
+    merged: dict[str, CaptionedImage] = {}
+    for record in records:
+        first = merged.get(record.image_id)
+        captions = record.captions if first is None else first.captions + record.captions
+        kept = record if first is None else first
+        merged[record.image_id] = CaptionedImage(kept.image_id, kept.file_name, captions, kept.image)
+    return list(merged.values())
+
+
+def _open(options: HubOptions, streaming: bool) -> Any:
+    """Return the dataset's splits by name; code that comes with a dataset is never run."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    path = Path(options.dataset).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _from_disk(path, streaming)
+        if path.suffix in (".parquet", ".arrow"):
+            if not path.is_file():
+                raise UserError(f"{path}: file not found; the recipe's key data.dataset names it")
+            return datasets.load_dataset(path.suffix[1:], data_files={"train": str(path)}, streaming=streaming)
+        if path.is_dir():
+            return datasets.load_dataset(str(path), name=options.config_name, streaming=streaming)
+        if options.dataset.startswith((".", "/", "~")):
+            raise UserError(f"{path}: folder not found; the recipe's key data.dataset names it")
+        return datasets.load_dataset(
+            options.dataset, name=options.config_name, revision=options.revision, streaming=streaming
+        )
+    except UserError:
+        raise
+    # `datasets` raises these for what doesn't exist or isn't understood: id, configuration, revision, files.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"dataset {options.dataset} cannot be opened ({first_line}); check data.dataset, data.config_name, "
+            "data.revision and the network"
+        ) from error
+
+
+def _from_disk(path: Path, streaming: bool) -> Any:
+    import datasets
+
+    if streaming:
+        raise UserError(f"{path} is on this disk already: set data.streaming: false")
+    loaded = datasets.load_from_disk(str(path))
+    return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+
+
+REGISTERED = Source(
+    options=HubOptions, load=load, description="any dataset of the Hub or on disk that the datasets library reads"
+)
