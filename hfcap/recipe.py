@@ -1,13 +1,13 @@
 """The recipe: one YAML file that says everything about a run, checked completely before anything starts.
 
-Key names are those of the libraries: TrainingArguments in `train`, LoraConfig in `lora`, GenerationConfig in `generate`.
-The keys of `model` belong to the captioner family and those of `data` to the data source; each declares a subclass of
-`ModelOptions` or `DataOptions` in its own file.
+Key names are those of the libraries: TrainingArguments in `train`, LoraConfig in `lora`, GenerationConfig in
+`generate`. The keys of `model` belong to the captioner family and those of `data` to the data source; each declares a
+subclass of `ModelOptions` or `DataOptions` in its own file.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 

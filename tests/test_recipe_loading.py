@@ -227,9 +227,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 RATE = st.floats(min_value=1e-9, max_value=10.0)
 
 
-def block(required: dict[str, Any], optional: dict[str, Any] | None = None) -> st.SearchStrategy[dict[str, Any]]:
+Drawn = dict[str, st.SearchStrategy[Any]]
+
+
+def block(required: Drawn, optional: Drawn | None = None) -> st.SearchStrategy[dict[str, Any]]:
     """A dict with these keys, each value drawn from its strategy."""
-    return st.fixed_dictionaries(required, optional=optional)
+    return st.fixed_dictionaries(required, optional=optional or {})
 
 
 CONFIG = st.dictionaries(TEXT, st.dictionaries(TEXT, st.integers() | TEXT | st.booleans(), max_size=3))

@@ -1,0 +1,191 @@
+"""The shape of the package: imports go one way, published code stands alone, files and functions stay readable."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hfcap"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+ORDER = [
+    "errors",
+    "files",
+    "progress",
+    "strict_yaml",
+    "registry",
+    "schema",
+    "recipe",
+    "recipe_problems",
+    "recipe_loading",
+    "run_directory",
+    "environment",
+    "captioners",
+    "data",
+    "metrics",
+    "training",
+    "decoding",
+    "scoring",
+    "comparison",
+    "publishing",
+    "doctor",
+    "explain",
+    "app",
+    "stages",
+    "cli",
+]
+"""A module imports only what stands before it, or its own folder (docs/architecture.md)."""
+
+METRICS_MAY_IMPORT = {"errors", "files", "progress", "registry", "schema", "metrics"}
+"""Metrics run alone, also through `evaluate.load(path)`: no recipe, no captioner, no torch."""
+
+TOP = {"__init__", "__main__"}
+MAX_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def group_of(path: Path) -> str:
+    """The entry of ORDER that a file belongs to."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, absolute module); names imported from `hfcap` itself count as its modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module == "hfcap":
+                yield from ((node.lineno, f"hfcap.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def wrong_imports(path: Path) -> list[str]:
+    group = group_of(path)
+    if group in TOP:
+        return []
+    allowed = METRICS_MAY_IMPORT if group == "metrics" else {*ORDER[: ORDER.index(group)], group}
+    found = []
+    for line, module in imported_modules(tree_of(path)):
+        assert not module.startswith("."), f"{name_of(path)}:{line}: write the absolute name instead of {module}"
+        parts = module.split(".")
+        if parts[0] == "hfcap" and len(parts) > 1 and parts[1] not in {*allowed, "__version__"}:
+            found.append(f"{name_of(path)}:{line} imports {module}")
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    assert {group_of(path) for path in FILES} - TOP - set(ORDER) == set()
+
+
+def test_imports_go_one_way() -> None:
+    published = set(modelling_files())
+    assert [wrong for path in FILES if path not in published for wrong in wrong_imports(path)] == []
+
+
+def modelling_files() -> list[Path]:
+    return sorted((PACKAGE / "captioners").glob("modeling_*.py"))
+
+
+def test_published_code_needs_only_torch_and_transformers() -> None:
+    """It is uploaded beside the weights and runs where hfcap is not installed."""
+    assert modelling_files()
+    wrong = []
+    for path in modelling_files():
+        beside = {f".{other.stem}" for other in modelling_files()}
+        for line, module in imported_modules(tree_of(path)):
+            top = module.split(".")[0]
+            if module not in beside and top not in {"torch", "transformers"} | sys.stdlib_module_names:
+                wrong.append(f"{name_of(path)}:{line} imports {module}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_size(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") < MAX_LINES
+    long = [
+        f"{function.name}: {length} lines"
+        for function in functions(ast.parse(source))
+        if (length := (function.end_lineno or 0) - function.lineno + 1) >= MAX_FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def public_without_docstring(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        overloaded = any(isinstance(mark, ast.Name) and mark.id == "overload" for mark in node.decorator_list)
+        if not ast.get_docstring(node) and not overloaded:
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from public_without_docstring(node.body, f"{prefix}{node.name}.")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_public_things_are_documented(path: Path) -> None:
+    tree = tree_of(path)
+    assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
+    assert list(public_without_docstring(tree.body)) == []
+
+
+def catches_everything(handler: ast.ExceptHandler) -> bool:
+    """A blanket handler that does not raise again (cleaning up and re-raising hides nothing)."""
+    caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    blanket = any(
+        kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}) for kind in caught
+    )
+    last = handler.body[-1]
+    return blanket and not (isinstance(last, ast.Raise) and last.exc is None)
+
+
+def test_nothing_is_swallowed() -> None:
+    found = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in [*FILES, *sorted((ROOT / "scripts").rglob("*.py"))]
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ExceptHandler) and catches_everything(node)
+    ]
+    assert found == []
+
+
+def test_the_checks_see_what_they_forbid(tmp_path: Path) -> None:
+    """The checks above find nothing in this package; here is what they are for."""
+    source = "from hfcap import scoring\nimport hfcap.cli\nfrom hfcap.errors import UserError\n"
+    assert [module for _, module in imported_modules(ast.parse(source))] == [
+        "hfcap.scoring",
+        "hfcap.cli",
+        "hfcap.errors",
+    ]
+    swallowing = ast.parse("try:\n    f()\nexcept (ValueError, Exception):\n    pass\n")
+    cleaning = ast.parse("try:\n    f()\nexcept BaseException:\n    g()\n    raise\n")
+    verdicts = [
+        catches_everything(node)
+        for tree in (swallowing, cleaning)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+    ]
+    assert verdicts == [True, False]
+    assert list(public_without_docstring(ast.parse("class A:\n    'a'\n    def f(self): ...\n").body)) == ["A.f"]

@@ -1,0 +1,88 @@
+"""Every recipe of the repository loads, is short, and says where it comes from and what was reached."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from hfcap.recipe_loading import dump_recipe, find_recipes, load_recipe
+from hfcap.registry import names
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = find_recipes(ROOT / "recipes")
+HEADER = ("Source:", "Published:", "Hardware:", "Hours:", "Command:")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_none_is_missed() -> None:
+    on_disk = {path for path in (ROOT / "recipes").rglob("*") if path.is_file()}
+    others = {path for path in on_disk if path.parent.name == "accelerate"}
+    assert set(RECIPES) == on_disk - others
+    required = {
+        f"recipes/{family}/{kind}.yaml"
+        for family in ("blip", "clip_prefix", "vit_gpt2")
+        for kind in ("coco_full", "coco_lora", "folder_lora")
+    } | {"recipes/quickstart.yaml"}
+    assert required <= {name_of(path) for path in RECIPES}
+    assert len(RECIPES) == 11
+
+
+def test_every_family_has_a_recipe() -> None:
+    assert {load_recipe(path).captioner for path in RECIPES} == set(names("captioners"))
+
+
+def test_run_directories_do_not_collide() -> None:
+    assert len({load_recipe(path).name for path in RECIPES}) == len(RECIPES)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    resolved = tmp_path / "recipe.yaml"
+    resolved.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(resolved) == recipe
+    if path.parent.name != "recipes":
+        assert recipe.captioner == path.parent.name
+        assert recipe.name == f"{path.parent.name}_{path.stem}"
+        assert (recipe.lora is not None) == path.stem.endswith("_lora")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_header(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 30
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert [word for word in HEADER if not re.search(rf"^# {word} +\S", header, re.MULTILINE)] == []
+    recipe = load_recipe(path)
+    reproduced = recipe.expect is not None and recipe.expect.reproduced
+    assert reproduced or "not yet reproduced here" in header.lower()
+    assert f"hfcap run {name_of(path)}" in header
+    if recipe.expect and "expect" in header:
+        assert recipe.expect.source
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "lora" not in path.stem], ids=name_of)
+def test_expected_scores_are_those_of_the_header(path: Path) -> None:
+    header = path.read_text(encoding="utf-8").split("\nname:")[0]
+    recipe = load_recipe(path)
+    published = re.search(r"Published: CIDEr ([0-9.]+), BLEU-4 ([0-9.]+)", header)
+    if published is None:
+        assert recipe.expect is None
+        return
+    assert recipe.expect is not None
+    cider, bleu_4 = (float(number) / 100 for number in published.groups())
+    assert recipe.expect.metrics == pytest.approx({"cider": cider, "bleu_4": bleu_4})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/accelerate").glob("*")), ids=name_of)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_machines == 1
+    assert config.use_cpu == (path.stem == "cpu")
+    assert (config.num_processes > 1) == (path.stem == "multi_gpu")
