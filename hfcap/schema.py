@@ -101,9 +101,11 @@ class ScoreReport:
 
     Attributes:
         metrics: raw scale as pycocoevalcap gives it (CIDEr-D 1.28, BLEU 0.38); None where undefined, never NaN.
-        intervals: metric name -> (lower, upper) of the 95 % bootstrap interval.
+        intervals: metric name -> (lower, upper) of the bootstrap interval (signature["bootstrap"] says which).
         signature: the conditions of the numbers (split hash, tokeniser, df source, decoding, versions).
-        per_image: image id -> metric name -> value.
+        per_image: image id -> metric name -> value of that image alone; None where undefined.
+        statistics: metric name -> one row of sufficient statistics per image, in the order of `per_image`, for
+            metrics that are not the mean of their per-image values (BLEU, METEOR): what resampling needs.
     """
 
     split: str
@@ -111,5 +113,6 @@ class ScoreReport:
     metrics: dict[str, float | None]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     signature: dict[str, Any] = field(default_factory=dict)
-    per_image: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_image: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    statistics: dict[str, list[list[float]]] = field(default_factory=dict)
     schema_version: int = 1

@@ -95,8 +95,18 @@ REWRITTEN = {
     "\u00be": ["3/4"],
 }
 
-REMOVED = frozenset(
-    ("'", "''", "`", "``", ".", "?", "!", ",", ":", ";", "-", "--", "...", '"')
-    + ("\u2013", "\u2014", "\u2026", "\u2018", "\u2019", "\u201c", "\u201d", "\u00ab", "\u00bb", "\u2039", "\u203a")
-)
+_TYPOGRAPHIC = [
+    "\u2013",
+    "\u2014",
+    "\u2026",
+    "\u2018",
+    "\u2019",
+    "\u201c",
+    "\u201d",
+    "\u00ab",
+    "\u00bb",
+    "\u2039",
+    "\u203a",
+]
+REMOVED = frozenset(["'", "''", "`", "``", ".", "?", "!", ",", ":", ";", "-", "--", "---", "...", '"', *_TYPOGRAPHIC])
 """What the punctuation filter of the COCO evaluation removes, in every spelling that the Java tool maps to it."""

@@ -145,6 +145,11 @@ class CaptionMetric(ABC):
         """
         return sums / n_images if n_images else np.full_like(sums, np.nan)
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether the values are the mean over images of the statistics, so that per-image values hold everything."""
+        return self.summable and type(self).from_sums is CaptionMetric.from_sums
+
     def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the corpus values for statistics of N images: (..., N, S) -> (..., O); NaN = undefined."""
         return self.from_sums(statistics.sum(axis=-2), statistics.shape[-2])

@@ -16,13 +16,13 @@ from hfcap.metrics._ptb_rules import PATTERN, REMOVED, REWRITTEN
 TOKENIZER_VERSION = "ptb-coco-1"
 """Changes whenever any caption could be tokenised differently."""
 
-_LINE_SEPARATORS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+LINE_SEPARATORS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def tokenize(caption: str) -> list[str]:
     """Return the words of one caption, lower-cased, punctuation removed."""
     words: list[str] = []
-    for match in PATTERN.finditer(_LINE_SEPARATORS.sub(" ", caption)):
+    for match in PATTERN.finditer(LINE_SEPARATORS.sub(" ", caption)):
         token = match.group()
         if token in REMOVED or (token[0] in "-." and not token.strip("-.")):
             continue
@@ -54,7 +54,9 @@ class Vocabulary:
         """(V,) 64-bit hash of each word, the same in every process."""
         new = self.words[len(self._hashes) :]
         if new:
-            digests = b"".join(hashlib.blake2b(word.encode(), digest_size=8).digest() for word in new)
+            digests = b"".join(
+                hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest() for word in new
+            )
             self._hashes = np.concatenate([self._hashes, np.frombuffer(digests, dtype="<u8").astype(np.uint64)])
         return self._hashes
 

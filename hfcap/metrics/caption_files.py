@@ -1,0 +1,246 @@
+"""Reading predicted and human captions from the file formats people have, with every fault named.
+
+Image ids are strings everywhere: 391895, "391895" and 391895.0 in a file are the same image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfcap.errors import UserError
+from hfcap.files import read_json_lines, read_text
+from hfcap.progress import error_console
+
+Warn = Callable[[str], None]
+
+_SPLIT_SPELLINGS = {"val": "validation", "dev": "validation", "valid": "validation"}
+
+
+def warn_on_terminal(message: str) -> None:
+    """Print a warning to standard error."""
+    error_console.print(f"warning: {message}", markup=False, style="yellow", soft_wrap=True)
+
+
+class _Row(NamedTuple):
+    """One (image id, captions) of a file; `where` finds it again."""
+
+    image_id: Any
+    captions: Any
+    where: str
+
+
+def normalised_image_id(value: Any, where: str) -> str:
+    """Return the id as a string: integers, whole floats and strings of the same number are one id.
+
+    Raises:
+        UserError: the value is empty or of another type.
+    """
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    raise UserError(f"{where}: image_id must be a number or a non-empty string, not {value!r}")
+
+
+def _no_repeated_keys(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise UserError(f"{path}: key {repeated!r} occurs twice in one JSON object; remove one")
+        return result
+
+    return build
+
+
+def _parsed_json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(read_text(path, what), object_pairs_hook=_no_repeated_keys(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from None
+
+
+def _field(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+    for name in names:
+        if name in row:
+            return row[name]
+    raise UserError(f"{where}: no {names[0]!r}; found the keys {', '.join(map(repr, row))}")
+
+
+def _rows_of_objects(rows: Iterator[tuple[str, Any]], caption_keys: tuple[str, ...]) -> Iterator[_Row]:
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: expected an object with image_id and caption, not {type(row).__name__}")
+        yield _Row(_field(row, ("image_id", "id"), where), _field(row, caption_keys, where), where)
+
+
+def _rows_of_csv(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
+    reader = csv.DictReader(io.StringIO(read_text(path, what), newline=""))
+    if "image_id" not in (reader.fieldnames or ()):
+        raise UserError(f"{path}: the first line must name the columns image_id and caption; found {reader.fieldnames}")
+    yield from _rows_of_objects(((f"{path}: line {reader.line_num}", row) for row in reader), caption_keys)
+
+
+def _rows_of_json(path: Path, value: Any, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
+    if isinstance(value, list):
+        numbered = ((f"{path}: entry {number}", row) for number, row in enumerate(value))
+        yield from _rows_of_objects(numbered, caption_keys)
+    elif isinstance(value, dict):
+        for key, captions in value.items():
+            yield _Row(key, captions, f"{path}: key {key!r}")
+    else:
+        raise UserError(f"{path}: expected a list of objects or a mapping from image id to captions")
+
+
+def _is_json_lines(path: Path, text: str) -> bool:
+    if path.suffix in (".jsonl", ".ndjson"):
+        return True
+    # Some tools name JSON lines .json; a second line that starts with '{' gives them away.
+    lines = [line for line in text[:100_000].split("\n", 3)[:2] if line.strip()]
+    return len(lines) == 2 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines)
+
+
+def _rows(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
+    if path.suffix == ".csv":
+        return _rows_of_csv(path, what, caption_keys)
+    if _is_json_lines(path, read_text(path, what)):
+        numbered = ((f"{path}: line {number}", row) for number, row in read_json_lines(path, what))
+        return _rows_of_objects(numbered, caption_keys)
+    return _rows_of_json(path, _parsed_json(path, what), caption_keys)
+
+
+def _checked_caption(caption: Any, where: str) -> str:
+    if not isinstance(caption, str):
+        raise UserError(f"{where}: the caption must be text, not {caption!r}")
+    return caption
+
+
+def _listed(image_ids: list[str]) -> str:
+    return ", ".join(image_ids[:3]) + (f" and {len(image_ids) - 3:,} more" if len(image_ids) > 3 else "")
+
+
+def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, str]:
+    """Read one caption per image: hfcap's JSON lines, a COCO result file, a JSON mapping id -> caption, or CSV.
+
+    Returns:
+        image id -> caption, in the order of the file. Repeated lines with the same caption count once, with a warning.
+
+    Raises:
+        UserError: the file is missing, malformed or empty, a caption is not text, or an image has two captions.
+    """
+    captions: dict[str, str] = {}
+    repeated, empty = [], []
+    for row in _rows(path, "prediction file", ("caption",)):
+        image_id = normalised_image_id(row.image_id, row.where)
+        value = row.captions
+        if isinstance(value, list) and len(value) == 1:  # the layout of pycocoevalcap's scorers
+            value = value[0]
+        caption = _checked_caption(value, row.where)
+        if image_id in captions:
+            if captions[image_id] != caption:
+                raise UserError(f"{row.where}: image {image_id} already has another caption; keep one per image")
+            repeated.append(image_id)
+        captions[image_id] = caption
+        if not caption.strip():
+            empty.append(image_id)
+    if not captions:
+        raise UserError(f"{path}: no captions in this prediction file")
+    if repeated:
+        warn(f"{path}: {len(repeated):,} repeated lines counted once (images {_listed(repeated)})")
+    if empty:
+        warn(f"{path}: {len(empty):,} empty captions, which score 0 (images {_listed(empty)})")
+    return captions
+
+
+def _coco_rows(path: Path, value: dict[str, Any], split: str | None) -> Iterator[_Row]:
+    images, annotations = value.get("images"), value["annotations"]
+    if not isinstance(annotations, list) or not all(isinstance(row, dict) for row in annotations):
+        raise UserError(f"{path}: 'annotations' must be a list of objects with image_id and caption")
+    wanted: set[str] | None = None
+    if split is not None and isinstance(images, list):
+        chosen = _images_of_split(path, images, split)
+        if chosen is not None:
+            wanted = {normalised_image_id(_field(row, ("id",), f"{path}: images"), str(path)) for row in chosen}
+    for row in _rows_of_objects(
+        ((f"{path}: annotation {number}", row) for number, row in enumerate(annotations)), ("caption",)
+    ):
+        if wanted is None or normalised_image_id(row.image_id, row.where) in wanted:
+            yield row
+
+
+def _images_of_split(path: Path, images: list[Any], split: str) -> list[dict[str, Any]] | None:
+    """Images of a split; None where the file says nothing of splits (then it is the split)."""
+
+    def spelled(name: Any) -> str:
+        return _SPLIT_SPELLINGS.get(str(name), str(name))
+
+    rows = [row for row in images if isinstance(row, dict)]
+    known = {spelled(row["split"]) for row in rows if row.get("split") is not None}
+    if not known:
+        return None
+    # Karpathy's "restval" belongs to training.
+    names = {spelled(split), "restval"} if split == "train" else {spelled(split)}
+    if not names & known:
+        raise UserError(f"{path}: no image of split {split!r}; the file has {', '.join(sorted(known))}")
+    return [row for row in rows if spelled(row.get("split")) in names]
+
+
+def _karpathy_rows(path: Path, images: list[Any], split: str | None) -> Iterator[_Row]:
+    chosen = images if split is None else _images_of_split(path, images, split)
+    for number, row in enumerate(images if chosen is None else chosen):
+        where = f"{path}: image {number}"
+        captions = [_field(sentence, ("raw",), where) for sentence in _field(row, ("sentences",), where)]
+        yield _Row(_field(row, ("cocoid", "imgid", "filename"), where), captions, where)
+
+
+def _reference_rows(path: Path, split: str | None) -> Iterator[_Row]:
+    if path.suffix == ".json" and not _is_json_lines(path, read_text(path, "reference file")):
+        value = _parsed_json(path, "reference file")
+        if isinstance(value, dict) and "annotations" in value:
+            return _coco_rows(path, value, split)
+        if isinstance(value, dict) and isinstance(value.get("images"), list):
+            return _karpathy_rows(path, value["images"], split)
+        return _rows_of_json(path, value, ("captions", "caption"))
+    return _rows(path, "reference file", ("captions", "caption"))
+
+
+def read_references(
+    path: Path, split: str | None = None, *, warn: Warn = warn_on_terminal
+) -> dict[str, tuple[str, ...]]:
+    """Read the human captions: COCO JSON, Karpathy JSON, JSON lines, a JSON mapping id -> list of captions, or CSV.
+
+    Args:
+        split: keep only images whose `split` is this one; a file without split labels is taken as a whole.
+
+    Returns:
+        image id -> captions without the empty ones, in the order of the file.
+
+    Raises:
+        UserError: the file is missing, malformed or empty, a caption is not text, or an image has none.
+    """
+    references: dict[str, list[str]] = {}
+    empty: list[str] = []
+    for row in _reference_rows(path, split):
+        image_id = normalised_image_id(row.image_id, row.where)
+        group = references.setdefault(image_id, [])
+        for caption in row.captions if isinstance(row.captions, list | tuple) else [row.captions]:
+            if _checked_caption(caption, row.where).strip():
+                group.append(caption)
+            else:
+                empty.append(image_id)
+    if not references:
+        raise UserError(f"{path}: no captions in this reference file")
+    if empty:
+        warn(f"{path}: {len(empty):,} empty human captions ignored (images {_listed(empty)})")
+    without = [image_id for image_id, group in references.items() if not group]
+    if without:
+        raise UserError(f"{path}: no human caption for {len(without):,} images ({_listed(without)}); remove them")
+    return {image_id: tuple(group) for image_id, group in references.items()}

@@ -1,0 +1,165 @@
+"""Several caption metrics on the same captions, tokenised once."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap import registry
+from hfcap.errors import UserError
+from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
+from hfcap.metrics.tokenizer import TOKENIZER_VERSION
+
+DEFAULT_METRICS = ("bleu", "rouge_l", "cider")
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What a suite found out about N images.
+
+    Attributes:
+        image_ids: N ids, the order of all arrays.
+        metrics: the metric objects, in the order they were asked for.
+        values: output name -> corpus value; None where undefined.
+        statistics: metric name -> (N, S) float64 sufficient statistics.
+        signature: tokeniser and the conditions of each metric, as JSON values.
+    """
+
+    image_ids: tuple[str, ...]
+    metrics: tuple[CaptionMetric, ...]
+    values: dict[str, float | None]
+    statistics: dict[str, NDArray[np.float64]]
+    signature: dict[str, Any]
+
+    def per_image(self) -> dict[str, NDArray[np.float64]]:
+        """Return output name -> (N,) float64 values of each image alone; NaN = undefined."""
+        columns: dict[str, NDArray[np.float64]] = {}
+        for metric in self.metrics:
+            columns |= metric.per_image(self.statistics[metric.name])
+        return columns
+
+
+def number_or_none(value: float) -> float | None:
+    """Return a JSON-safe number: None in place of NaN and infinities."""
+    return float(value) if math.isfinite(value) else None
+
+
+def build_metric(name: str, options: Mapping[str, Any] | None = None) -> CaptionMetric:
+    """Build a metric by name.
+
+    Raises:
+        UserError: no metric, or no option of the metric, has this name; the message offers the nearest one.
+    """
+    metric_class: type[CaptionMetric] = registry.load("metrics", name).REGISTERED
+    known = [key for key in inspect.signature(metric_class).parameters if key not in ("args", "kwargs")]
+    for key in options or {}:
+        if key not in known:
+            hint = registry.did_you_mean(key, known) if known else "; it has none"
+            raise UserError(f"metric {name!r} has no option {key!r}{hint}")
+    return metric_class(**(options or {}))
+
+
+def checked_metric_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names without repetitions.
+
+    Raises:
+        UserError: a name is not that of a metric (the message offers the nearest), or there is none.
+    """
+    if not names:
+        raise UserError("no metrics: choose some of " + ", ".join(registry.names("metrics")))
+    known = registry.names("metrics")
+    for name in names:
+        if name not in known:
+            # bleu_4 is a value of the metric bleu.
+            family = name.rsplit("_", 1)[0].lower()
+            hint = f"; did you mean {family!r}?" if family in known else registry.did_you_mean(name, known)
+            raise UserError(f"unknown metric {name!r}{hint}")
+    return tuple(dict.fromkeys(names))
+
+
+class CaptionSuite:
+    """A set of metrics that share one tokenisation; build it once and use it for any number of predictions.
+
+    Args:
+        metrics: names of files in hfcap/metrics.
+        document_frequencies: CIDEr-D's n-gram weights: "corpus", "coco-train", "coco-val" or a file.
+        options: metric name -> further constructor arguments.
+
+    Raises:
+        UserError: unknown metric or option, or a metric's resources are missing.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        document_frequencies: str = "corpus",
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        names = checked_metric_names(metrics)
+        given = {name: dict((options or {}).get(name, {})) for name in names}
+        if "cider" in given:
+            given["cider"].setdefault("document_frequencies", document_frequencies)
+        self.metrics: tuple[CaptionMetric, ...] = tuple(build_metric(name, given[name]) for name in names)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of all values, metric after metric."""
+        return tuple(output for metric in self.metrics for output in metric.outputs)
+
+    def signature(self) -> dict[str, Any]:
+        """Return the tokeniser and the conditions of each metric."""
+        return {
+            "tokenizer": TOKENIZER_VERSION,
+            "metrics": {metric.name: metric.signature() for metric in self.metrics},
+        }
+
+    def compute(
+        self, predictions: Mapping[str, str], references: Mapping[str, Sequence[str]] | ReferenceSet
+    ) -> SuiteResult:
+        """Score one caption per image.
+
+        Args:
+            predictions: image id -> caption.
+            references: image id -> human captions; a ReferenceSet is tokenised and indexed only once.
+
+        Raises:
+            UserError: predictions and references are not about the same images.
+        """
+        if not isinstance(references, ReferenceSet):
+            references = ReferenceSet(references)
+        if len(predictions) != len(references) or any(key not in predictions for key in references.image_ids):
+            only_one = set(predictions) ^ set(references.image_ids)
+            raise UserError(
+                f"predictions and references differ in {len(only_one):,} images, for example {sorted(only_one)[0]!r}"
+            )
+        captions = CaptionSet({image_id: predictions[image_id] for image_id in references.image_ids}, references)
+        values: dict[str, float | None] = {}
+        statistics: dict[str, NDArray[np.float64]] = {}
+        for metric in self.metrics:
+            rows = metric.statistics(captions)
+            assert rows.shape[0] == len(captions) and rows.ndim == 2, f"{metric.name}: statistics {rows.shape}"
+            statistics[metric.name] = rows
+            found = metric.values(captions, rows)
+            values |= {
+                output: number_or_none(value) for output, value in zip(metric.outputs, found.tolist(), strict=True)
+            }
+        return SuiteResult(captions.image_ids, self.metrics, values, statistics, self.signature())
+
+
+def score_captions(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]] | ReferenceSet,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+) -> dict[str, float | None]:
+    """Return the corpus values of some metrics, without intervals: output name -> value, None where undefined.
+
+    Raises:
+        UserError: unknown metric, or predictions and references are not about the same images.
+    """
+    return CaptionSuite(metrics).compute(predictions, references).values
