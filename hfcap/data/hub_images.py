@@ -70,7 +70,7 @@ def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
     # A table from a stranger may name any file of this machine, which training would then memorise and publish.
     if not _in_trusted_folder(Path(path), folder):
         raise UnreadableImageError(
-            f"{name}: names the file {path}, which is outside of the dataset; store the picture's bytes in the dataset, "
+            f"{name}: names the file {path}, outside of the dataset; store the picture's bytes in the dataset, "
             "or use source: folder"
         )
     return FileImage(Path(path)).read()
