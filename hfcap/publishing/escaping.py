@@ -1,0 +1,86 @@
+"""Text of a run (captions, file names, recipe values) made harmless for a Markdown page that the Hub renders.
+
+The template prints nothing that has not passed through here: its environment escapes every value except `Safe` ones.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKDOWN = frozenset("\\`*_[]#|~${}!")
+# GitHub-flavoured Markdown turns these into links without any mark-up.
+_BARE_LINKS = re.compile(r"(?i)(?<=://)|(?<=\bwww)(?=\.)|(?<=mailto)(?=:)|(?=@)")
+
+_PATH_START = re.compile(r"(?<![\w.:/~-])(?:~?/(?!/)|[A-Za-z]:[\\/]|\\\\|file://)")
+
+
+class Safe(str):
+    """Markdown that this package wrote itself or has already escaped."""
+
+    __slots__ = ()
+
+
+def one_line(text: str) -> str:
+    """Replace line breaks and other white space by single spaces and drop invisible characters (also bidi marks)."""
+    kept = (" " if character.isspace() else character for character in text)
+    return " ".join("".join(c for c in kept if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")).split())
+
+
+def escape(text: str) -> Safe:
+    """Return `text` as one line of Markdown that shows exactly its characters: no mark-up, links, HTML or templates."""
+    pieces = _BARE_LINKS.split(one_line(text))
+    escaped = ["".join(_HTML.get(c) or (f"\\{c}" if c in _MARKDOWN else c) for c in piece) for piece in pieces]
+    # An empty comment stops autolinking and is invisible.
+    return Safe("<!-- -->".join(escaped))
+
+
+def code(text: str) -> Safe:
+    """Return `text` as an inline code span that also holds inside a table cell."""
+    # Tables take a bar even inside code as the end of the cell, and a code span has no escapes: show a look-alike.
+    line = one_line(text).replace("|", "¦") or " "
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return Safe(f"{fence}{pad}{line}{pad}{fence}")
+
+
+def code_block(text: str, language: str) -> Safe:
+    """Return a fenced block; the fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Safe(f"{fence}{language}\n{text.strip()}\n{fence}")
+
+
+def finalize(value: Any) -> str:
+    """Escape what the template prints, unless it is `Safe`."""
+    return value if isinstance(value, Safe) else escape(str(value))
+
+
+def is_machine_path(text: str) -> bool:
+    """Whether the whole text is an absolute path, or one that leads out of the working folder."""
+    return bool(_PATH_START.match(text)) or text.startswith(("../", "..\\", "./", "~")) or text in (".", "..")
+
+
+def without_machine_path(text: str) -> str:
+    """Return `path/to/<last part>` for a path of this machine, and any other text unchanged.
+
+    Paths inside a longer text (a sentence, a command) are replaced too.
+    """
+    if is_machine_path(text) and "\n" not in text:
+        last = re.split(r"[\\/]", text.rstrip("\\/"))[-1]
+        return f"path/to/{last}" if last.strip(".~") else "path/to"
+    return re.sub(r"(?<![\w.:/~-])(?:~?/(?!/)|[A-Za-z]:[\\/])[^\s'\",;]*[\\/]([^\s'\",;\\/]+)", r"path/to/\1", text)
+
+
+def portable(value: Any) -> Any:
+    """Return a JSON-like value with every machine path replaced (see `without_machine_path`), keys included."""
+    if isinstance(value, str):
+        return without_machine_path(value)
+    if isinstance(value, dict):
+        return {portable(key): portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    return value

@@ -1,0 +1,247 @@
+"""Everything the card says, read from a run directory once; what is not there stays None and is listed as missing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcap import registry
+from hfcap.errors import UserError
+from hfcap.files import read_json, read_json_lines
+from hfcap.publishing.escaping import is_machine_path
+from hfcap.recipe import Recipe
+from hfcap.recipe_loading import load_recipe
+from hfcap.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from hfcap.captioners.base import CardFacts
+
+N_SAMPLES = 5
+N_WORST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A caption that the card shows. `score` is the caption's CIDEr-D (raw scale), where it was scored."""
+
+    file_name: str
+    caption: str
+    reference: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CardInput:
+    """What a run directory knows; see DESIGN section 4 for the files.
+
+    Attributes:
+        repo_id: where the model is or will be; None where the recipe does not say.
+        model: folder of the weights that the card describes.
+        is_adapter: `model` holds a PEFT adapter.
+        has_code: `model` holds its own modelling code, which users must trust.
+        missing: one line for each fact that is not known, with its remedy.
+    """
+
+    recipe: Recipe
+    family: CardFacts
+    repo_id: str | None
+    model: Path
+    is_adapter: bool
+    has_code: bool
+    model_type: str | None
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    log: list[dict[str, Any]]
+    split: str
+    scores: dict[str, Any]
+    baselines: dict[str, dict[str, Any]]
+    samples: list[Sample]
+    worst: list[Sample]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def base_models(self) -> list[dict[str, Any]]:
+        """Base models with Hub ids only; a local copy is named by the recipe's publish.base_model or left out."""
+        return hub_base_models(self.recipe, self.environment)
+
+    @property
+    def split_name(self) -> str:
+        """The data source's own name of the scored split."""
+        return str(getattr(self.recipe.data, f"{self.recipe.score.split}_split"))
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset as people know it, else the kind of source."""
+        publish = self.recipe.publish
+        return publish.dataset_name or publish.dataset or f"own data (source {self.recipe.data.source})"
+
+    @property
+    def started_from_weights(self) -> bool:
+        """Whether any part of the captioner started from pretrained weights."""
+        return bool(self.environment.get("base_models"))
+
+
+def hub_base_models(recipe: Recipe, environment: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return {"id", "revision", "role"} of base models that are on the Hub."""
+    found = []
+    for base in environment.get("base_models", []):
+        is_local = base.get("local") or is_machine_path(base["id"]) or base["id"].count("/") > 1
+        if not is_local:
+            found.append({"id": base["id"], "revision": base.get("revision"), "role": base.get("role")})
+        elif recipe.publish.base_model and base.get("role", "captioner") == "captioner":
+            found.append({"id": recipe.publish.base_model, "revision": None, "role": "captioner"})
+    if not found and recipe.publish.base_model:
+        found.append({"id": recipe.publish.base_model, "revision": None, "role": "captioner"})
+    return found
+
+
+def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path | None = None) -> CardInput:
+    """Read a run directory; only recipe.yaml has to be there.
+
+    Args:
+        repo_id: overrides the recipe's publish.repo_id.
+        model: folder with the weights where they are not in run.model (merged LoRA).
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    recipe = load_recipe(run.recipe)
+    folder = model or run.model
+    environment = _object(run.environment, "environment of the run")
+    summary = _object(run.summary, "training summary")
+    split = recipe.score.split
+    scores = _scores(run, split, recipe)
+    baselines = {
+        name: _object(run.scores(f"{split}.{name}"), "scores of a baseline") for name in recipe.score.baselines
+    }
+    log = [row for _, row in read_json_lines(run.log, "training log")] if run.log.is_file() else []
+    config = _object(folder / "config.json", "configuration of the model")
+    card_input = CardInput(
+        recipe=recipe,
+        family=registry.load("captioners", recipe.captioner).REGISTERED.card_facts,
+        repo_id=repo_id or recipe.publish.repo_id,
+        model=folder,
+        is_adapter=(folder / "adapter_config.json").is_file(),
+        has_code=any(folder.glob("*.py")),
+        model_type=config.get("model_type"),
+        environment=environment,
+        summary=summary,
+        log=log,
+        split=split,
+        scores=scores,
+        baselines={name: values for name, values in baselines.items() if values},
+        samples=_samples(run),
+        worst=_worst(run, split, scores),
+    )
+    card_input.missing.extend(_missing(run, card_input))
+    return card_input
+
+
+def _object(path: Path, what: str) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    value = read_json(path, what)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {what} must be a JSON object, not {type(value).__name__}; run the stage again")
+    return value
+
+
+def _scores(run: RunDirectory, split: str, recipe: Recipe) -> dict[str, Any]:
+    scores = _object(run.scores(split), "scores")
+    for name, value in scores.get("metrics", {}).items():
+        if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
+            raise UserError(f"{run.scores(split)}: metrics.{name} is {value!r}, not a number; run 'hfcap score' again")
+    return scores
+
+
+def _samples(run: RunDirectory) -> list[Sample]:
+    if not run.samples.is_file():
+        return []
+    rows = read_json(run.samples, "sample captions")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "caption" in row for row in rows):
+        raise UserError(f"{run.samples}: must be a list of objects with a caption; run 'hfcap caption' again")
+    return [
+        Sample(
+            file_name=str(row.get("file_name") or row.get("image_id") or ""),
+            caption=str(row["caption"]),
+            reference=str(row["references"][0]) if row.get("references") else None,
+            score=_cider(row.get("score")),
+        )
+        for row in rows[:N_SAMPLES]
+    ]
+
+
+def _cider(value: Any) -> float | None:
+    if isinstance(value, dict):
+        value = value.get("cider")
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 else None
+
+
+def _worst(run: RunDirectory, split: str, scores: dict[str, Any]) -> list[Sample]:
+    """The captions with the lowest CIDEr-D of the whole split, so that a card does not only show successes."""
+    per_image = {
+        image_id: value for image_id, row in scores.get("per_image", {}).items() if (value := _cider(row)) is not None
+    }
+    if not per_image or not run.predictions(split).is_file():
+        return []
+    lowest = sorted(per_image, key=lambda image_id: (per_image[image_id], image_id))[:N_WORST]
+    rows = {str(row.get("image_id")): row for _, row in read_json_lines(run.predictions(split), "predictions")}
+    references: dict[str, str] = {}
+    if run.references(split).is_file():
+        for note in read_json(run.references(split), "references").get("annotations", []):
+            references.setdefault(str(note["image_id"]), str(note["caption"]))
+    return [
+        Sample(
+            file_name=str(rows[image_id].get("file_name") or image_id),
+            caption=str(rows[image_id].get("caption", "")),
+            reference=references.get(image_id),
+            score=per_image[image_id],
+        )
+        for image_id in lowest
+        if image_id in rows
+    ]
+
+
+def _missing(run: RunDirectory, known: CardInput) -> list[str]:
+    publish, recipe = known.recipe.publish, run.recipe
+    files = [
+        (known.environment, f"{run.environment.name}: not written; versions, hardware and base models are unknown"),
+        (known.summary, f"{run.summary.name}: not written; run 'hfcap train {run.path}'"),
+        (known.scores, f"scores/{known.split}.json: not written; run 'hfcap score {run.path}'"),
+        (known.samples, f"{run.samples.name}: not written; run 'hfcap caption {run.path}'"),
+        (known.log, f"{run.log.name}: empty; the card has no training curve"),
+    ]
+    lines = [line for value, line in files if not value]
+    lines += [
+        f"scores/{known.split}.{n}.json: baseline not scored"
+        for n in known.recipe.score.baselines
+        if n not in known.baselines
+    ]
+    if known.scores and not known.scores.get("intervals"):
+        lines.append(f"scores/{known.split}.json: no intervals; set score.n_resamples and run 'hfcap score' again")
+    if known.repo_id is None:
+        lines.append(f"{recipe}: publish.repo_id: where the model will be; the card's code names this folder instead")
+    if not licence_of(known):
+        lines.append(
+            f"{recipe}: publish.license: licence of the published weights (a Hub identifier such as apache-2.0)"
+        )
+    if publish.dataset_name is None and publish.dataset is None:
+        lines.append(f"{recipe}: publish.dataset_name: the name of the training data")
+    if len(known.base_models) < len(known.environment.get("base_models", [])):
+        lines.append(f"{recipe}: publish.base_model: Hub id of the base model (the run used a local copy)")
+    lines += [
+        f"{run.environment.name}: revision of {base['id']}: not pinned"
+        for base in known.base_models
+        if not base["revision"]
+    ]
+    return lines
+
+
+def licence_of(known: CardInput) -> str | None:
+    """The licence that the recipe gives, else the family's where its published weights were tuned."""
+    if known.recipe.publish.license:
+        return known.recipe.publish.license
+    tuned = any(base["role"] == "captioner" for base in known.base_models)
+    return known.family.license if tuned else None

@@ -1,0 +1,119 @@
+"""Calls to the Hub: bounded retries where repeating is harmless, and messages that say what to do without any token."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from huggingface_hub import get_session
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hfcap.errors import UserError, WorkError
+from hfcap.publishing.secrets import redact
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 1.0
+"""Doubled after each failed attempt."""
+
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of the HTTP library under huggingface_hub (httpx or its successors, by version), and status errors."""
+    library = importlib.import_module(type(get_session()).__module__.split(".")[0])
+    return (HfHubHTTPError, library.HTTPError)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Everything that a call of huggingface_hub raises when the Hub, the network or the user's sign-in is at fault."""
+    return (*transport_errors(), LocalTokenNotFoundError, RuntimeError, ValueError)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the Hub or transport error behind the RuntimeError that huggingface_hub raises for a failed upload."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status of the Hub's refusal; None where it gave none."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: overload, broken connection, no answer."""
+    if isinstance(error, HfHubHTTPError):
+        return status_of(error) in TRANSIENT
+    return isinstance(error, transport_errors())
+
+
+def wait_before(attempt: int) -> None:
+    """Sleep before the given attempt (counted from 1): 1, 2, 4 ... seconds."""
+    time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
+
+
+def with_retries(action: Callable[[], Result], doing: str) -> Result:
+    """Run an action that may be repeated without harm (reading, or creating with exist_ok).
+
+    Args:
+        doing: what is being done, for the message: "reading alice/model".
+
+    Raises:
+        UserError: not signed in, no permission, no such repository.
+        WorkError: the Hub or the network failed, after `ATTEMPTS` tries where a retry makes sense.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except failures() as error:
+            if attempt == ATTEMPTS or not is_transient(error):
+                raise explained(error, doing) from None
+            wait_before(attempt)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def explained(error: BaseException, doing: str) -> UserError | WorkError:
+    """Return the error to raise for a failed call: what failed, why, what to do; never with a token in it."""
+    error = root_cause(error)
+    if isinstance(error, (UserError, WorkError)):
+        return error
+    if isinstance(error, LocalTokenNotFoundError):
+        return UserError(f"{doing}: not signed in; run 'hf auth login' or set HF_TOKEN")
+    if isinstance(error, GatedRepoError):
+        return UserError(f"{doing}: the repository is gated; ask for access on its page, then run the command again")
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{doing}: no such revision; create the branch on the Hub first, or leave --revision out")
+    if not isinstance(error, HfHubHTTPError) or error.response is None:
+        reason = redact(str(error) or type(error).__name__)
+        return WorkError(f"{doing}: the connection failed ({reason}); nothing half-finished is visible, run it again")
+    status = error.response.status_code
+    reason = redact((error.server_message or "").strip().split("\n")[0])
+    detail = f" ({reason})" if reason else ""
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(
+            f"{doing}: no such repository, or the token may not see it; check the name, and 'hf auth whoami'"
+        )
+    if status == 401:
+        return UserError(f"{doing}: the Hub does not accept the token{detail}; run 'hf auth login' or renew HF_TOKEN")
+    if status == 403:
+        return UserError(
+            f"{doing}: no permission{detail}; use a token with the write role, and a namespace you belong to"
+        )
+    if status == 412:
+        return WorkError(f"{doing}: somebody else commits to the repository at the same time; run the command again")
+    if status == 429:
+        return WorkError(
+            f"{doing}: the Hub refuses more requests for now{detail}; wait some minutes, then run it again"
+        )
+    return WorkError(f"{doing}: the Hub answered {status}{detail}; run the command again later")

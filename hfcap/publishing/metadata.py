@@ -1,0 +1,135 @@
+"""The card's YAML front matter: what the Hub indexes (fields: the Hub's modelcard.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from hfcap.publishing.escaping import is_machine_path, one_line, portable
+from hfcap.publishing.facts import CardInput, licence_of
+from hfcap.publishing.sections import split_front_matter
+
+METRIC_NAMES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr-D",
+    "spice": "SPICE",
+    "clipscore": "CLIPScore",
+    "refclipscore": "RefCLIPScore",
+}
+"""Metrics that papers print times 100, in the order of the papers' tables."""
+
+_HUB_METRICS = {"bleu_4": "bleu", "meteor": "meteor", "rouge_l": "rouge", "cider": "cider", "spice": "spice"}
+
+
+def shown_value(metric: str, value: float) -> float:
+    """Return the number that the card shows: x100 as papers do for the metrics in METRIC_NAMES, else as it is."""
+    return round(100 * float(value), 2) if metric in METRIC_NAMES else round(float(value), 4)
+
+
+def metric_name(metric: str) -> str:
+    """Return the metric's name as papers write it."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def compact_signature(signature: dict[str, Any]) -> str:
+    """Return the conditions of the scores in one line (`key:value` joined by bars), without machine paths."""
+    parts: list[str] = []
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), item)
+        elif value is not None:
+            parts.append(f"{prefix}:{value if isinstance(value, str) else json.dumps(value)}")
+
+    add("", portable(signature))
+    return one_line(" | ".join(parts))
+
+
+def _decoding(known: CardInput) -> dict[str, Any]:
+    values = known.recipe.generate.model_dump()
+    keys = ["num_beams", "max_new_tokens", "min_new_tokens", "length_penalty"]
+    return {key: values[key] for key in keys + (["temperature", "top_p", "seed"] if values["do_sample"] else [])}
+
+
+def _dataset_type(known: CardInput) -> str:
+    if known.recipe.publish.dataset:
+        return known.recipe.publish.dataset
+    return re.sub(r"[^a-z0-9_.-]+", "-", known.dataset_name.lower()).strip("-.")[:96] or "captions"
+
+
+def _eval_results(known: CardInput) -> list[EvalResult]:
+    arguments: dict[str, Any] = {"decoding": _decoding(known)}
+    if known.scores.get("n_images"):
+        arguments["n_images"] = int(known.scores["n_images"])
+    if signature := compact_signature(known.scores.get("signature", {})):
+        arguments["signature"] = signature
+    return [
+        EvalResult(
+            task_type="image-to-text",
+            task_name="Image captioning",
+            dataset_type=_dataset_type(known),
+            dataset_name=one_line(known.dataset_name),
+            dataset_split=one_line(known.split_name),
+            dataset_args=arguments,
+            metric_type=metric,
+            metric_name=f"{metric_name(metric)} x100" if metric in METRIC_NAMES else metric,
+            metric_value=shown_value(metric, value),
+        )
+        for metric, value in known.scores.get("metrics", {}).items()
+        if value is not None
+    ]
+
+
+def generated_metadata(known: CardInput) -> dict[str, Any]:
+    """Return the front matter as plain Python values (text, numbers, lists, dicts); unknown facts are left out."""
+    publish = known.recipe.publish
+    tags = ["image-captioning", "image-to-text", "hfcap", known.recipe.captioner.replace("_", "-")]
+    tags += ["lora"] if known.recipe.lora else []
+    results = _eval_results(known)
+    bases = list(dict.fromkeys(base["id"] for base in known.base_models))
+    data = ModelCardData(
+        language=publish.language,
+        license=licence_of(known),
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=list(dict.fromkeys([*tags, *publish.tags])),
+        base_model=bases[0] if len(bases) == 1 else bases or None,
+        base_model_relation=("adapter" if known.is_adapter else "finetune") if bases else None,
+        datasets=[publish.dataset] if publish.dataset and not is_machine_path(publish.dataset) else None,
+        metrics=[_HUB_METRICS[name] for name in known.scores.get("metrics", {}) if name in _HUB_METRICS] or None,
+        model_name=known.recipe.name,
+        eval_results=results or None,
+    )
+    values = data.to_dict()
+    if not results:
+        values.pop("model_name", None)
+    # Through JSON: only plain values reach the YAML, never numpy scalars or subclasses of str.
+    return json.loads(json.dumps(values, allow_nan=False, default=float))
+
+
+def front_matter(known: CardInput, existing_card: str) -> str:
+    """Return the YAML block with its marks; keys that a user added by hand to the existing card are kept."""
+    values = generated_metadata(known)
+    values |= {key: value for key, value in _own_keys(existing_card).items() if key not in values}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000)
+    return f"---\n{text}---\n"
+
+
+def _own_keys(existing_card: str) -> dict[str, Any]:
+    generated = {"language", "license", "library_name", "pipeline_tag", "tags", "base_model", "base_model_relation"}
+    generated |= {"datasets", "metrics", "model-index", "model_name"}
+    try:
+        values = yaml.safe_load(split_front_matter(existing_card)[0])
+    except yaml.YAMLError:
+        return {}
+    return {k: v for k, v in values.items() if k not in generated} if isinstance(values, dict) else {}

@@ -1,0 +1,130 @@
+"""Looks for secrets and for paths of this machine in everything that is about to be published.
+
+A finding names file, line and kind, never the secret itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfcap.errors import UserError
+
+_PATTERNS = {
+    "a Hugging Face token": re.compile(rb"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"),
+    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60,})"),
+    "an AWS access key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a Google API key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}"),
+    "a Slack token": re.compile(rb"\bxox[abprs]-[0-9A-Za-z-]{10,}"),
+    "an OpenAI or Anthropic key": re.compile(rb"\bsk-[A-Za-z0-9_-]{32,}"),
+    "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
+    "a password in a web address": re.compile(rb"[a-z][a-z0-9+.-]*://[^/\s:@\"']+:[^/\s:@\"']+@"),
+    "a key or password": re.compile(
+        rb"(?i)(?:api_?key|access_?token|auth_?token|secret|passw(?:or)?d)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9+/_-]{20,}"
+    ),
+}
+_PATHS = re.compile(
+    rb"(?<![\w.:/-])(?:/(?:home|Users|mnt|media|scratch|workspace|root|tmp|var)/[^\s\"'`,;)]{2,}|[A-Za-z]:\\\\?Users\\)"
+)
+# A vocabulary holds fragments of any text; there only secrets that this machine really has are looked for.
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
+_BINARY = {".png", ".model"}
+_SECRET_NAMES = re.compile(r"(?i)token|secret|password|passwd|api_?key|credential")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Where something was found that must not be published."""
+
+    file: str
+    line: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.kind}"
+
+
+def known_secrets() -> list[bytes]:
+    """Return the values of this machine that no file may hold: the Hub token and secret environment variables."""
+    from huggingface_hub import get_token
+
+    values = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value) >= 12}
+    # Variables such as HF_TOKEN_PATH name a file; that is caught as a path where it matters.
+    values = {value for value in values if not value.startswith(("/", "~"))}
+    if token := get_token():
+        values.add(token)
+    return [value.encode() for value in values]
+
+
+def machine_folders(*more: Path) -> list[bytes]:
+    """Return folders of this machine that no file may name: home, temporary and working folder, and `more`."""
+    folders = {Path.home(), Path(tempfile.gettempdir()), Path.cwd(), *(path.resolve() for path in more)}
+    return [str(folder).encode() for folder in folders if len(folder.parts) > 2]
+
+
+def _text_of(path: Path) -> bytes:
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    # The header of safetensors may carry free text; the tensors behind it are numbers.
+    with path.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+    return json.dumps(header.get("__metadata__", {}), ensure_ascii=False).encode()
+
+
+def scan(folder: Path, private_folders: Iterable[Path] = ()) -> list[Finding]:
+    """Return all findings in the files below `folder`; pictures are not read."""
+    secrets, folders = known_secrets(), machine_folders(*private_folders)
+    findings: list[Finding] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _BINARY):
+        name = path.relative_to(folder).as_posix()
+        content = _text_of(path)
+
+        def add(kind: str, position: int, name: str = name, content: bytes = content) -> None:
+            findings.append(Finding(name, content.count(b"\n", 0, position) + 1, kind))
+
+        for secret in secrets:
+            if (position := content.find(secret)) >= 0:
+                add("a secret of this machine's environment", position)
+        for private in folders:
+            if match := re.search(re.escape(private) + rb"(?![\w.-])", content):
+                add("a path of this machine", match.start())
+        if path.name in _VOCABULARIES:
+            continue
+        for kind, pattern in _PATTERNS.items():
+            if match := pattern.search(content):
+                add(kind, match.start())
+        if match := _PATHS.search(content):
+            add("a path of this machine", match.start())
+    return list(dict.fromkeys(findings))
+
+
+def refuse_secrets(folder: Path, private_folders: Iterable[Path] = ()) -> None:
+    """Raise unless every file below `folder` is free of secrets and machine paths.
+
+    Raises:
+        UserError: names every place that was found.
+    """
+    findings = scan(folder, private_folders)
+    if findings:
+        lines = "\n".join(f"  {finding}" for finding in findings[:20])
+        raise UserError(
+            f"not published, because the files hold what should stay private:\n{lines}\n"
+            "remove it from the run (recipe, captions, model files), then stage again"
+        )
+
+
+_REDACTED = re.compile(r"(?:hf_|api_org_)[A-Za-z0-9]{8,}|(?i:(?<=bearer )\S+)")
+
+
+def redact(text: str) -> str:
+    """Return `text` without tokens, for messages that came from elsewhere."""
+    for secret in known_secrets():
+        text = text.replace(secret.decode(), "[secret]")
+    return _REDACTED.sub("[secret]", text)

@@ -1,0 +1,200 @@
+"""The folder `publish/`: exactly the files that go to the Hub, chosen by an allow-list and made free of local paths.
+
+Pickles, optimizer states, checkpoints, logs and photographs are not on the list, so they cannot slip through.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfcap import strict_yaml
+from hfcap.errors import UserError
+from hfcap.files import (
+    folder_being_written,
+    read_json,
+    read_json_lines,
+    write_bytes,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+from hfcap.publishing import curve
+from hfcap.publishing.card import existing_card, render
+from hfcap.publishing.escaping import is_machine_path, portable
+from hfcap.publishing.facts import CardInput, read_card_input
+from hfcap.publishing.secrets import refuse_secrets
+from hfcap.recipe import Recipe
+from hfcap.run_directory import RunDirectory
+
+FULL_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
+CONFIGURATION = ("config.json", "generation_config.json", "hfcap.json")
+ADAPTER_CONFIGURATION = ("adapter_config.json", "hfcap.json")
+PROCESSOR = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+)
+CODE = ("*.py",)
+"""Modelling code of custom architectures; it stands beside the weights because the model was saved with it."""
+
+MODEL_PATTERNS = (*FULL_WEIGHTS, *ADAPTER_WEIGHTS, *CONFIGURATION, *ADAPTER_CONFIGURATION, *PROCESSOR, *CODE)
+"""Names that belong to a published model; a stale one on the Hub would be loaded with the new files."""
+
+_NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file", "vocab_file")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A file of the staging folder: its path in the repository and its size in bytes."""
+
+    path: str
+    size: int
+
+
+def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = None) -> Path:
+    """Write run.publish anew and return it; an earlier one stays until the new one is complete and checked.
+
+    Args:
+        model: folder with the weights, if not run.model (merged LoRA weights).
+        repo_id: where it goes, if not to the recipe's publish.repo_id; the card's code names it.
+
+    Raises:
+        UserError: no weights, a pickle in their place, an adapter without a base on the Hub, a secret in a file.
+    """
+    known = read_card_input(run, repo_id, model)
+    _check_weights(known)
+    with folder_being_written(run.publish) as folder:
+        _copy_model(known, folder)
+        _write_results(run, known, folder)
+        write_text(folder / "recipe.yaml", published_recipe(known.recipe))
+        if curve.has_curve(known.log):
+            write_bytes(folder / curve.FILE_NAME, curve.draw_curve(known.log))
+        write_text(folder / "README.md", render(known, existing_card(run)))
+        refuse_secrets(folder, private_folders=(run.path, known.model))
+    return run.publish
+
+
+def staged_files(folder: Path) -> list[StagedFile]:
+    """Return the files of a staging folder, sorted by path."""
+    return [
+        StagedFile(path.relative_to(folder).as_posix(), path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def published_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML with local paths replaced by path/to/<name>."""
+    return strict_yaml.dump(portable(recipe.model_dump(mode="json")))
+
+
+def _check_weights(known: CardInput) -> None:
+    folder = known.model
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no trained model; run 'hfcap train' first")
+    names = [path.name for path in folder.iterdir()]
+    wanted = ADAPTER_WEIGHTS if known.is_adapter else FULL_WEIGHTS
+    if not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in wanted):
+        pickles = [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        hint = f" ({pickles[0]} is a pickle, which hfcap never publishes)" if pickles else ""
+        raise UserError(f"{folder}: no {wanted[0]}{hint}; save the model with safetensors")
+    if known.is_adapter and not known.base_models:
+        raise UserError(
+            f"{folder}: an adapter needs a base model on the Hub, and this run's was a local copy or put together "
+            "here; give its Hub id in the recipe (publish.base_model), or publish the merged weights (--merged)"
+        )
+
+
+def _copy_model(known: CardInput, folder: Path) -> None:
+    patterns = (
+        (*ADAPTER_WEIGHTS, *ADAPTER_CONFIGURATION, *PROCESSOR)
+        if known.is_adapter
+        else (*FULL_WEIGHTS, *CONFIGURATION, *PROCESSOR)
+    )
+    for source in sorted(known.model.iterdir()):
+        if not any(fnmatch.fnmatch(source.name, pattern) for pattern in (*patterns, *CODE)) or not source.is_file():
+            continue
+        if source.is_symlink() and not source.resolve().is_relative_to(known.model.resolve()):
+            raise UserError(f"{source}: a link to a file outside the model folder; put the file itself there")
+        target = folder / source.name
+        if source.suffix == ".json" and source.name not in ("tokenizer.json", "vocab.json"):
+            content = read_json(source, "file of the model")
+            write_json(target, _published_config(content, source, known))
+        elif source.name == "model.safetensors" and source.stat().st_size > _bytes(known.recipe.publish.max_shard_size):
+            _write_shards(source, folder, known.recipe.publish.max_shard_size)
+        else:
+            shutil.copyfile(source, target)
+
+
+def _published_config(content: Any, source: Path, known: CardInput) -> Any:
+    """Replace names that point to folders of this machine by Hub ids, or drop them."""
+    if isinstance(content, list):
+        return [_published_config(item, source, known) for item in content]
+    if not isinstance(content, dict):
+        return content
+    changed = {}
+    for key, value in content.items():
+        if key in _NAME_KEYS and isinstance(value, str):
+            if source.name == "adapter_config.json" and key == "base_model_name_or_path":
+                changed[key] = known.base_models[0]["id"]
+            elif not _is_local(value):
+                changed[key] = value
+        else:
+            changed[key] = _published_config(value, source, known)
+    if source.name == "adapter_config.json" and "base_model_name_or_path" in content:
+        changed["revision"] = known.base_models[0]["revision"]
+    return changed
+
+
+def _is_local(value: str) -> bool:
+    return is_machine_path(value) or value.count("/") > 1 or "\\" in value or Path(value).is_dir()
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)\s*", size, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"publish.max_shard_size: {size!r} is not a size; write for example 5GB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _write_shards(source: Path, folder: Path, max_shard_size: str) -> None:
+    from huggingface_hub import save_torch_state_dict
+    from safetensors.torch import load_file
+
+    save_torch_state_dict(
+        load_file(source),
+        folder,
+        max_shard_size=_bytes(max_shard_size),
+        metadata={"format": "pt"},
+        safe_serialization=True,
+    )
+
+
+def _write_results(run: RunDirectory, known: CardInput, folder: Path) -> None:
+    for name in (known.split, *(f"{known.split}.{baseline}" for baseline in known.baselines)):
+        if run.scores(name).is_file():
+            scores = read_json(run.scores(name), "scores")
+            scores["signature"] = portable(scores.get("signature", {}))
+            write_json(folder / "scores" / f"{name}.json", scores)
+        if run.predictions(name).is_file():
+            rows = [row for _, row in read_json_lines(run.predictions(name), "predictions")]
+            for row in rows:
+                row["file_name"] = portable(str(row.get("file_name", "")))
+            write_json_lines(folder / "predictions" / f"{name}.jsonl", rows)

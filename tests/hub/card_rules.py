@@ -1,0 +1,120 @@
+"""What the Hub refuses in a card's metadata, from its documentation and from refusals that were seen.
+
+Sources: hub-docs modelcard.md, the messages of /api/validate-yaml quoted in huggingface_hub's issues and tests.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+LICENSES = frozenset(
+    """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense
+    zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 gemma unknown other
+    """.split()  # noqa: SIM905
+)
+PIPELINE_TAGS = frozenset({"image-text-to-text", "image-to-text", "visual-question-answering", "text-generation"})
+RELATIONS = frozenset({"adapter", "merge", "quantized", "finetune"})
+REPO_ID = re.compile(r"^(?:[\w.-]{1,96}/)?[\w.-]{1,96}$")
+FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+def _is_texts(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(item, str) and item for item in values)
+
+
+def _check_model_index(value: Any) -> list[str]:
+    errors: list[str] = []
+    if not isinstance(value, list) or not value:
+        return ['"model-index" must be an array']
+    for i, model in enumerate(value):
+        where = f"model-index[{i}]"
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not model["name"]:
+            errors.append(f'"{where}.name" is required')
+            continue
+        if not isinstance(model.get("results"), list):
+            errors.append(f'"{where}.results" is required')
+            continue
+        for j, result in enumerate(model["results"]):
+            errors += _check_result(f"{where}.results[{j}]", result)
+    return errors
+
+
+def _check_result(where: str, result: Any) -> list[str]:
+    errors = []
+    if not isinstance(result, dict):
+        return [f'"{where}" must be an object']
+    if not isinstance((result.get("task") or {}).get("type"), str):
+        errors.append(f'"{where}.task.type" is required')
+    dataset = result.get("dataset") or {}
+    for key in ("type", "name"):
+        if not isinstance(dataset.get(key), str) or not dataset[key]:
+            errors.append(f'"{where}.dataset.{key}" is required')
+    if isinstance(dataset.get("type"), str) and not REPO_ID.match(dataset["type"]):
+        errors.append(f'"{where}.dataset.type" with value {dataset["type"]!r} is not a dataset id')
+    metrics = result.get("metrics")
+    if not isinstance(metrics, list) or not metrics:
+        return [*errors, f'"{where}.metrics" must be a non-empty array']
+    for k, metric in enumerate(metrics):
+        value = metric.get("value")
+        if not isinstance(metric.get("type"), str) or not metric["type"]:
+            errors.append(f'"{where}.metrics[{k}].type" is required')
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value != value:
+            errors.append(f'"{where}.metrics[{k}].value" is not a number or text')
+    return errors
+
+
+def check_card(content: str) -> tuple[list[str], list[str]]:
+    """Return (errors, warnings) for a README.md."""
+    match = FRONT_MATTER.match(content)
+    if match is None:
+        return [], ["empty or missing yaml metadata in repo card"]
+    try:
+        data = yaml.safe_load(match.group(1))
+    except yaml.YAMLError as error:
+        return [f"YAML parsing error: {str(error).splitlines()[0]}"], []
+    if not isinstance(data, dict):
+        return ["metadata must be a mapping"], []
+    errors = [f'"{key}" must be text or a list of text' for key in _LISTS if key in data and not _is_texts(data[key])]
+    errors += _check_values(data)
+    if "model-index" in data:
+        errors += _check_model_index(data["model-index"])
+    return errors, [] if "license" in data else ["no license given"]
+
+
+_LISTS = ("tags", "datasets", "metrics", "language")
+
+
+def _check_values(data: dict[str, Any]) -> list[str]:
+    errors = []
+    if "license" in data and (not isinstance(data["license"], str) or data["license"] not in LICENSES):
+        errors.append('"license" must be one of the known identifiers')
+    if data.get("license") == "other" and not data.get("license_name"):
+        errors.append('"license_name" is required with license: other')
+    if "pipeline_tag" in data and data["pipeline_tag"] not in PIPELINE_TAGS:
+        errors.append(f'"pipeline_tag" {data["pipeline_tag"]!r} is not a known task')
+    if not isinstance(data.get("library_name", ""), str):
+        errors.append('"library_name" must be text')
+    for key in ("base_model", "datasets"):
+        for item in _as_list(data.get(key, [])):
+            if not isinstance(item, str) or not REPO_ID.match(item):
+                errors.append(f'"{key}" with value {item!r} is not valid. Use a model or dataset id from the Hub')
+    if "base_model_relation" in data and data["base_model_relation"] not in RELATIONS:
+        errors.append('"base_model_relation" must be one of ' + ", ".join(sorted(RELATIONS)))
+    for language in _as_list(data.get("language", [])):
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|code|multilingual", str(language)):
+            errors.append(f'"language" {language!r} must be an ISO 639 code')
+    return errors
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

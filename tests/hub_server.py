@@ -1,0 +1,63 @@
+"""Fixture `hub`: a loopback Hub for the real huggingface_hub client, in this process and in subprocesses.
+
+Use: `from tests.hub_server import hub` in a conftest.py. Tokens are random per test, so that a search for their bytes
+in logs and files proves something.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.hub.server import HubServer, User
+
+
+class Hub(HubServer):
+    """The loopback Hub with three accounts: alice may write, rita may only read, mallory is somebody else."""
+
+    def __init__(self, root: Path) -> None:
+        self.alice, self.rita, self.mallory = (f"hf_{secrets.token_hex(17)}" for _ in range(3))
+        users = {
+            self.alice: User("alice", organizations={"club": "write", "museum": "read"}),
+            self.rita: User("alice", role="read"),
+            self.mallory: User("mallory"),
+        }
+        super().__init__(root, users)
+
+    def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
+        """Environment variables for a subprocess that talks to this Hub with a fresh cache in `home`."""
+        values = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return values | ({"HF_TOKEN": token} if token else {})
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running Hub; this process is signed in as alice, without xet and without waiting between retries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with Hub(tmp_path / "hub") as server:
+        home = tmp_path / "hf-home"
+        for name, value in server.environment(home, server.alice).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        # Only the client's clock: the Hub's own `slow` fault must stay slow.
+        impatient = SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None})
+        monkeypatch.setattr(_http, "time", impatient)
+        yield server
