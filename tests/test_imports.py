@@ -26,8 +26,8 @@ def imported_by(*arguments: str) -> set[str]:
         ["-c", "import hfcap"],
         ["-c", "import hfcap.recipe_loading, hfcap.registry as r; r.names('captioners'), r.names('metrics')"],
         ["-c", "import hfcap.cli"],
-        ["-m", "hfcap.cli", "--help"],
-        ["-m", "hfcap.cli", "train", "--help"],
+        ["-m", "hfcap", "--help"],
+        ["-m", "hfcap", "train", "--help"],
     ],
     ids=" ".join,
 )

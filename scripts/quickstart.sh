@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From nothing to a trained, scored and publishable captioner on generated pictures, in a few minutes on two cores.
+# Arguments go to hfcap run: bash scripts/quickstart.sh train.num_train_epochs=2
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment ""
+cd "$project"
+
+"$venv/bin/hfcap" run recipes/quickstart.yaml "$@"
+
+cat <<END
+
+Next, with the environment that was just made (source ${venv#"$project"/}/bin/activate):
+  hfcap caption runs/quickstart PICTURE.png                          caption a picture of your own
+  hfcap publish runs/quickstart --repo-id YOU/NAME --dry-run         see what would go to the Hub
+  hfcap run recipes/blip/folder_lora.yaml data.root=YOUR_PICTURES    fine-tune BLIP on pictures of your own
+END

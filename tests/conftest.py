@@ -1,0 +1,53 @@
+"""For all tests: no network but loopback, no cache of the user's, and no silent skip where the data is there."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+def _is_loopback(address: Any) -> bool:
+    if not isinstance(address, tuple):
+        return True  # a Unix socket
+    try:
+        return ipaddress.ip_address(address[0]).is_loopback
+    except ValueError:
+        return address[0] in ("", "localhost")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _only_loopback() -> Iterator[None]:
+    """Refuse connections to other machines, as a machine without network would."""
+    connect = socket.socket.connect
+
+    def connect_to_loopback(self: socket.socket, address: Any) -> None:
+        if not _is_loopback(address):
+            raise OSError(f"tests may not use the network (connection to {address[0]})")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_to_loopback)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep feature stores and notes about checked pictures out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFCAP_CACHE", str(tmp_path_factory.mktemp("hfcap-cache")))
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """With HFCAP_REQUIRE_SHARED=1 (continuous integration) a test skipped for want of ../shared has failed."""
+    report: Any = yield
+    if os.environ.get("HFCAP_REQUIRE_SHARED") == "1" and report.skipped and "../shared" in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"HFCAP_REQUIRE_SHARED=1, but this test was skipped: {report.longrepr}"
+    return report
