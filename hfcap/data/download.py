@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import re
 import shutil
 import stat
@@ -34,7 +33,7 @@ _TIMEOUT = 60.0
 _FRUITLESS_ATTEMPTS = 6
 _RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 _NETWORK_ERRORS = (OSError, http.client.HTTPException)
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,16 @@ def download_coco(
     for archive in wanted:
         if archive not in pending:
             error_console.print(f"{archive.name}: already extracted in {root}", markup=False)
-    remotes = {archive: _ask(archive, root, pause) for archive in pending}
-    _require_space(root, remotes)
-    for archive in pending:
-        path = _fetch(archive, remotes[archive], root / "downloads", pause)
-        _extract(archive, path, root)
-        if not keep_archives:
-            path.unlink()
+    try:
+        remotes = {archive: _ask(archive, root, pause) for archive in pending}
+        _require_space(root, remotes)
+        for archive in pending:
+            path = _fetch(archive, remotes[archive], root / "downloads", pause)
+            _extract(archive, path, root)
+            if not keep_archives:
+                path.unlink()
+    except OSError as error:
+        raise WorkError(f"{root}: {error.strerror or error}; correct that and run again to go on") from error
     with contextlib.suppress(OSError):
         (root / "downloads").rmdir()
 
@@ -124,7 +126,7 @@ def _is_extracted(root: Path, archive: Archive) -> bool:
     target = root / archive.member_prefix
     if not archive.member_prefix.endswith("/"):
         return target.is_file()
-    return target.is_dir() and sum(not name.endswith(".part") for name in os.listdir(target)) >= archive.n_files
+    return target.is_dir() and sum(path.suffix != ".part" for path in target.iterdir()) >= archive.n_files
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _fetch(archive: Archive, remote: _Remote, folder: Path, pause: float) -> Pat
                 if fruitless >= _FRUITLESS_ATTEMPTS:
                     raise WorkError(f"{archive.url}: the connection keeps breaking; run again to go on where it ended")
                 time.sleep(pause * 2**fruitless)
-        os.replace(part, complete)
+        part.replace(complete)
         _state_path(part).unlink(missing_ok=True)
     if archive.md5 is not None and _md5_of(complete) != archive.md5:
         complete.unlink()
@@ -241,17 +243,22 @@ def _receive(archive: Archive, part: Path, pause: float, report: Callable[[int],
             write_json(_state_path(part), {"validator": remote.validator, "size": remote.size})
         position = start
         with part.open("ab" if start else "wb") as handle:
-            try:
-                while chunk := response.read(_CHUNK):
-                    handle.write(chunk)
-                    position += len(chunk)
-                    report(position)
-            except http.client.IncompleteRead as error:
-                handle.write(error.partial)
-                return False
-            except (ConnectionError, TimeoutError, http.client.HTTPException):
+            while chunk := _next_chunk(response):
+                handle.write(chunk)
+                position += len(chunk)
+                report(position)
+            if chunk is None:
                 return False
     return total is None or position == total
+
+
+def _next_chunk(response: Any) -> bytes | None:
+    """Return the next bytes, b"" at the end, or None where the connection broke."""
+    try:
+        chunk: bytes = response.read(_CHUNK)
+    except _NETWORK_ERRORS:
+        return None
+    return chunk
 
 
 def _content_range(headers: Any) -> tuple[int | None, int | None]:
@@ -303,6 +310,8 @@ def _require_harmless(archive: Archive, path: Path, root: Path, members: list[zi
     for member in members:
         if stat.S_ISLNK(member.external_attr >> 16):
             raise WorkError(f"{path}: refused, because {member.filename!r} is a symbolic link")
+        if member.flag_bits & 1:
+            raise WorkError(f"{path}: refused, because {member.filename!r} is encrypted")
         try:
             resolve_inside(root, member.filename)
         except UserError as error:
@@ -327,4 +336,4 @@ def _extract_member(content: zipfile.ZipFile, member: zipfile.ZipInfo, target: P
     # Reading to the end verifies the member's CRC.
     with content.open(member) as source, part.open("wb") as sink:
         shutil.copyfileobj(source, sink, _CHUNK)
-    os.replace(part, target)
+    part.replace(target)
