@@ -61,6 +61,11 @@ class RunDirectory:
         """LoRA on a captioner that was put together here: the whole captioner before training, which no Hub id names."""
         return self.path / "base_model"
 
+    @property
+    def merged_model(self) -> Path:
+        """LoRA folded into its base model, made when merged weights are published."""
+        return self.path / "merged_model"
+
     def predictions(self, name: str) -> Path:
         """Predictions of a split, or of a baseline on it (`test`, `test.blank_images`)."""
         return self.path / "predictions" / f"{name}.jsonl"

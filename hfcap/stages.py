@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
 from hfcap.data.source import load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
@@ -28,6 +28,7 @@ from hfcap.recipe import Recipe
 from hfcap.recipe_loading import dump_recipe, load_recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage, Prediction
+from hfcap.score_table import score_table
 from hfcap.scoring import read_scores, score_files
 from hfcap.training.stage import image_inputs, train_stage
 
@@ -235,37 +236,40 @@ class Run:
     def _publish(self, force: bool) -> None:
         if not self.accelerator.is_main_process:
             return
-        staged = stage(self.directory)
+        model = merged_model(self.directory, wanted=False)
         if self.recipe.publish.repo_id is not None:
-            result = publish(
-                self.directory,
-                repo_id=self.recipe.publish.repo_id,
-                private=self.recipe.publish.private,
-                create_pr=False,
-                dry_run=False,
-                revision=None,
-            )
-            error_console.print(str(result))
+            console.print(str(publish(self.directory, model=model)), markup=False)
         else:
-            error_console.print(f"Ready to publish: {staged}")
+            stage(self.directory, model=model)
 
     # ---- what the person sees at the end -------------------------------------------------------------------------
 
     def print_scores(self) -> None:
-        """Print the scores beside those of the baselines, x100 as papers do."""
-        from rich.table import Table
-
+        """Print the scores beside those of the baselines."""
         options = self.recipe.score
         names = {"this captioner": options.split}
         names |= {baseline.replace("_", " "): f"{options.split}.{baseline}" for baseline in options.baselines}
         reports = {title: read_scores(self.directory.scores(name)) for title, name in names.items()}
-        metrics = list(next(iter(reports.values())).metrics)
-        count = next(iter(reports.values())).n_images
-        table = Table("", *metrics, title=f"Scores x 100 on {count:,} {options.split} pictures")
-        for title, report in reports.items():
-            values = (report.metrics.get(metric) for metric in metrics)
-            table.add_row(title, *("-" if value is None else f"{100 * value:.1f}" for value in values))
-        console.print(table)
+        count = reports["this captioner"].n_images
+        console.print(score_table(reports, f"Scores x 100 on {count:,} {options.split} pictures"))
+
+
+def merged_model(directory: RunDirectory, wanted: bool) -> Path | None:
+    """Return a folder with merged weights where a run must or should publish them, else None.
+
+    An adapter on a captioner that was put together in the run itself has no base model that anyone else could load,
+    so such runs always publish merged weights.
+    """
+    if not (directory.model / "adapter_config.json").is_file():
+        if wanted:
+            raise UserError(f"{directory.path}: --merged is for LoRA runs; this run trained all weights")
+        return None
+    if not wanted and not directory.base_model.is_dir():
+        return None
+    if not directory.merged_model.is_dir():
+        trust = load_recipe(directory.recipe).model.trust_remote_code
+        save_merged(str(directory.path), directory.merged_model, trust)
+    return directory.merged_model
 
 
 def most_frequent_caption(records: Sequence[CaptionedImage]) -> str:

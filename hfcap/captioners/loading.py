@@ -14,7 +14,8 @@ from hfcap import registry
 from hfcap.captioners.base import BaseModel, Captioner, read_sidecar
 from hfcap.captioners.lora import load_adapter, merge_adapter
 from hfcap.errors import UserError, WorkError
-from hfcap.files import read_json
+from hfcap.files import folder_being_written, read_json
+from hfcap.recipe import GenerateOptions
 from hfcap.run_directory import RunDirectory
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -32,7 +33,7 @@ def load_captioner(
     Raises:
         UserError: nothing there that hfcap can caption with; the message says what was found.
     """
-    folder = _local_folder(location, revision)
+    folder = local_folder(location, revision)
     if (folder / _ADAPTER_CONFIG).is_file():
         return _with_adapter(folder, trust_remote_code, merge)
     family = _family(folder, location)
@@ -43,7 +44,12 @@ def load_captioner(
     return captioner
 
 
-def _local_folder(location: str, revision: str | None) -> Path:
+def local_folder(location: str, revision: str | None) -> Path:
+    """Return the folder that holds the model: of a run directory, a local folder, or a snapshot from the Hub.
+
+    Raises:
+        UserError: nothing there, or the Hub does not give it out. WorkError: the Hub cannot be reached.
+    """
     path = Path(location)
     if RunDirectory(path).recipe.is_file():
         if not RunDirectory(path).model.is_dir():
@@ -119,11 +125,26 @@ def describe_size(captioner: Captioner) -> dict[str, int]:
 
 def generation_defaults(folder: Path) -> dict[str, Any]:
     """Return the decoding defaults saved beside a model, those that a recipe's `generate` block knows."""
-    from hfcap.recipe import GenerateOptions
-
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
     values = json.loads(path.read_text(encoding="utf-8"))
     known = set(GenerateOptions.model_fields)
     return {name: value for name, value in values.items() if name in known and value is not None}
+
+
+def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> None:
+    """Fold an adapter (run directory, folder or Hub id) into its base model and save a plain model folder.
+
+    Raises:
+        UserError: there is no adapter, or `output` is a folder that holds something else.
+    """
+    folder = local_folder(adapter, None)
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        raise UserError(f"{adapter}: is not a LoRA adapter (no adapter_config.json); there is nothing to merge")
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: is not empty; choose a new folder")
+    captioner = load_captioner(adapter, trust_remote_code=trust_remote_code)
+    options = GenerateOptions(**generation_defaults(folder))
+    with folder_being_written(output) as temporary:
+        captioner.save(temporary, options)

@@ -15,7 +15,7 @@ from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.environment import describe_environment
 from hfcap.files import folder_being_written, write_json
-from hfcap.metrics.suite import score_captions
+from hfcap.metrics.suite import CaptionSuite
 from hfcap.progress import error_console
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
@@ -54,7 +54,7 @@ def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
 
 
 def _cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    value = score_captions(candidates, references, ("cider",))["cider"]
+    value = CaptionSuite(("cider",)).compute(candidates, references).values["cider"]
     return 0.0 if value is None else value
 
 
