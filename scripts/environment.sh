@@ -31,13 +31,19 @@ is_installed() { # $1 extras
     [ -x "$python" ] && [ "$(cat "$venv/.hfcap-installed-$1" 2>/dev/null)" = "$(stamp_of "$1")" ]
 }
 
+run_pip() { # progress bars for people, silence (but for errors) for logs
+    local quiet=-qq
+    if [ -t 2 ]; then quiet=; fi
+    "$python" -m pip install $quiet --disable-pip-version-check "$@"
+}
+
 install_torch() {
     if "$python" -c 'import torch' 2>/dev/null; then return; fi
     if [ -n "${HFCAP_TORCH:-}" ]; then
         # shellcheck disable=SC2086  # several arguments on purpose
-        "$python" -m pip install --quiet --disable-pip-version-check $HFCAP_TORCH
+        run_pip $HFCAP_TORCH
     else
-        "$python" -m pip install --quiet --disable-pip-version-check -c "$project/constraints.txt" torch
+        run_pip -c "$project/constraints.txt" torch
     fi
 }
 
@@ -57,7 +63,6 @@ prepare_environment() { # $1 extras: "" or "test"
     install_torch
     # The torch that is there stays, whatever its version; pyproject.toml's lower bound still holds.
     grep -v '^torch==' "$project/constraints.txt" >"$venv/.hfcap-constraints.txt"
-    "$python" -m pip install --quiet --disable-pip-version-check \
-        -c "$venv/.hfcap-constraints.txt" -e "$project${1:+[$1]}"
+    run_pip -c "$venv/.hfcap-constraints.txt" -e "$project${1:+[$1]}"
     stamp_of "$1" >"$venv/.hfcap-installed-$1"
 }
