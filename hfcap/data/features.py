@@ -36,9 +36,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HFCAP_CACHE", Path.home() / ".cache" / "hfcap"))
 
 
-def encoder_key(captioner: Captioner) -> str:
-    """Return 32 hexadecimal digits that change with the encoder's weights, code, output choice or image processor."""
-    digest = hashlib.sha256()
+def encoder_key(captioner: Captioner, mixed_precision: str) -> str:
+    """Return 32 hexadecimal digits that change with the encoder's weights, output choice, precision or processor."""
+    digest = hashlib.sha256(mixed_precision.encode())
     for module in captioner.part_modules()["vision"]:
         digest.update(type(module).__name__.encode())
         for name, tensor in sorted(module.state_dict().items()):
@@ -75,15 +75,17 @@ class StoredStates:
 
 
 class FeatureStore:
-    """The store of one encoder: `<folder>/<encoder key>/shard-*.safetensors`."""
+    """The store of one encoder: `<folder>/<encoder key>/shard-*.safetensors`.
 
-    def __init__(self, captioner: Captioner, folder: Path | None) -> None:
+    The encoder runs in the precision that training uses (`accelerator.mixed_precision`).
+    """
+
+    def __init__(self, captioner: Captioner, folder: Path | None, accelerator: Any) -> None:
         self.captioner = captioner
-        self.folder = (folder or cache_folder() / "features") / encoder_key(captioner)
+        self.accelerator = accelerator
+        self.folder = (folder or cache_folder() / "features") / encoder_key(captioner, accelerator.mixed_precision)
 
-    def inputs(
-        self, records: Sequence[CaptionedImage], batch_size: int, num_workers: int, accelerator: Any
-    ) -> StoredStates:
+    def inputs(self, records: Sequence[CaptionedImage], batch_size: int, num_workers: int) -> StoredStates:
         """Return the states of all records, encoding those the store lacks (each process encodes its share).
 
         Raises:
@@ -94,9 +96,9 @@ class FeatureStore:
         missing = _first_of_each([number for number, value in enumerate(hashes) if value not in places], hashes)
         if missing:
             self._announce(len(missing), records[missing[0]])
-            mine = missing[accelerator.process_index :: accelerator.num_processes]
-            self._encode(records, hashes, mine, batch_size, num_workers, accelerator.is_main_process)
-            accelerator.wait_for_everyone()
+            mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
+            self._encode(records, hashes, mine, batch_size, num_workers)
+            self.accelerator.wait_for_everyone()
             places = self._places()
         return StoredStates([places[value] for value in hashes])
 
@@ -131,8 +133,11 @@ class FeatureStore:
     def _states_of(self, records: Sequence[CaptionedImage]) -> torch.Tensor:
         pixels = PixelInputs(records, self.captioner.image_processor)
         batch = torch.stack([pixels[number] for number in range(len(records))])
-        with torch.inference_mode():
-            return self.captioner.encode(batch.to(self.captioner.device))
+        return self._states(batch)
+
+    def _states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), self.accelerator.autocast():
+            return self.captioner.encode(pixel_values.to(self.captioner.device)).float().cpu()
 
     def _encode(
         self,
@@ -141,7 +146,6 @@ class FeatureStore:
         chosen: Sequence[int],
         batch_size: int,
         num_workers: int,
-        show_progress: bool,
     ) -> None:
         was_training = self.captioner.model.training
         self.captioner.model.eval()
@@ -150,10 +154,9 @@ class FeatureStore:
         rows: list[torch.Tensor] = []
         pending: list[str] = []
         with progress_bar() as progress:
-            task = progress.add_task("Encoding pictures", total=len(chosen), visible=show_progress)
+            task = progress.add_task("Encoding pictures", total=len(chosen), visible=self.accelerator.is_main_process)
             for batch, pixel_values in zip(batches, image_loader(pixels, batches, num_workers), strict=True):
-                with torch.inference_mode():
-                    rows.append(self.captioner.encode(pixel_values.to(self.captioner.device)).cpu())
+                rows.append(self._states(pixel_values))
                 pending += [hashes[number] for number in batch]
                 progress.advance(task, len(batch))
                 if len(pending) >= IMAGES_PER_SHARD or batch is batches[-1]:

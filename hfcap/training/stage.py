@@ -43,9 +43,8 @@ def image_inputs(
         return PixelInputs(records, captioner.image_processor)
     folder = recipe.data.feature_store_folder
     captioner.model.to(accelerator.device)
-    store = FeatureStore(captioner, None if folder is None else Path(folder))
-    options = recipe.train
-    return store.inputs(records, options.per_device_eval_batch_size, options.dataloader_num_workers, accelerator)
+    store = FeatureStore(captioner, None if folder is None else Path(folder), accelerator)
+    return store.inputs(records, recipe.train.per_device_eval_batch_size, recipe.train.dataloader_num_workers)
 
 
 def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
