@@ -150,9 +150,8 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
             if width * height > MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             if draft_size is not None and opened.format == "JPEG":
-                scale = draft_size / min(width, height)
-                # +1 against rounding: the draft must not come out one pixel short.
-                opened.draft(None, (int(width * scale) + 1, int(height * scale) + 1) if scale < 1 else opened.size)
+                shrink = next((by for by in (8, 4, 2) if -(-min(width, height) // by) >= draft_size), 1)
+                opened.draft(None, (width // shrink, height // shrink))
             opened.load()
             return _upright(_as_rgb(opened), _orientation(opened))
     except UnidentifiedImageError:
