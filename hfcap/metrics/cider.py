@@ -121,7 +121,7 @@ class CiderScorer:
             product = np.minimum(weights[query], index.weight[entry]) * index.weight[entry]
             shared = np.bincount(pair, weights=product, minlength=len(similarity))
             scale = norms[candidate_of_pair] * index.norms[caption_of_pair]
-            similarity += np.divide(shared, scale, out=np.zeros_like(shared), where=scale > 0)
+            similarity += np.divide(shared, scale, out=np.zeros(len(similarity)), where=scale > 0)
         delta = np.maximum(candidates.lengths - 1, 0)[candidate_of_pair] - self._bigrams[caption_of_pair]
         similarity *= np.exp(-(delta.astype(np.float64) ** 2) / (2 * _SIGMA**2))
         total = np.bincount(candidate_of_pair, weights=similarity, minlength=len(images))
