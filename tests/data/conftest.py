@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep tests away from the user's cache and from each other's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("HFCAP_CACHE", str(folder))
+    return folder
