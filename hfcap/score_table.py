@@ -11,11 +11,10 @@ from hfcap.schema import ScoreReport
 
 
 def score_table(reports: Mapping[str, ScoreReport], title: str) -> Table:
-    """Return a table with one row per report and one column per metric; intervals in brackets where known."""
-    metrics = list(next(iter(reports.values())).metrics)
-    table = Table("", *metrics, title=title)
-    for name, report in reports.items():
-        table.add_row(Text(name), *(_cell(report, metric) for metric in metrics))
+    """Return a table with one row per metric and one column per report; intervals in brackets where known."""
+    table = Table("", *map(Text, reports), title=title)
+    for metric in next(iter(reports.values())).metrics:
+        table.add_row(metric, *(_cell(report, metric) for report in reports.values()))
     return table
 
 
@@ -24,4 +23,4 @@ def _cell(report: ScoreReport, metric: str) -> str:
     if value is None:
         return "-"
     interval = report.intervals.get(metric)
-    return f"{100 * value:.1f}" + ("" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})")
+    return f"{100 * value:.1f}" + ("" if interval is None else f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from hfcap.errors import UserError
@@ -74,6 +74,9 @@ def load_image_processor(location: str, key: str, revision: str | None, trust_re
 
 def new_image_processor(image_size: int) -> Any:
     """Return a processor for an encoder trained from scratch: square resize, pixels scaled to [-1, 1]."""
+    # Looked up late: the look-up logs that torchvision is absent, and by now logging is as the caller wants it.
+    from transformers import ViTImageProcessor
+
     return ViTImageProcessor(size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
