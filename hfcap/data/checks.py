@@ -55,7 +55,7 @@ def check_records(records: Sequence[CaptionedImage], where: str) -> None:
         "image ids that occur more than once": [repr(name) for name, count in counts.items() if count > 1],
         "pictures without an id": [repr(record.file_name) for record in records if not record.image_id],
         "pictures without captions": [repr(record.image_id) for record in records if not record.captions],
-        "pictures with a caption that is empty or no text": [
+        "pictures with a caption that is empty or not valid text": [
             repr(record.image_id) for record in records if not all(map(_is_text, record.captions))
         ],
     }
@@ -65,7 +65,10 @@ def check_records(records: Sequence[CaptionedImage], where: str) -> None:
 
 
 def _is_text(caption: object) -> bool:
-    return isinstance(caption, str) and bool(caption.strip())
+    if not isinstance(caption, str) or not caption.strip():
+        return False
+    # JSON's escapes can spell halves of characters, which no file could be written with.
+    return not any("\ud800" <= character <= "\udfff" for character in caption)
 
 
 def check_images_decode(

@@ -54,7 +54,7 @@ def test_all_kinds_of_wrong_records_are_reported_at_once() -> None:
     assert message.startswith("some dataset: 1 image ids that occur more than once: 'a'; ")
     assert "1 pictures without an id: '.jpg'" in message
     assert "1 pictures without captions: 'b'" in message
-    assert "1 pictures with a caption that is empty or no text: 'c'" in message
+    assert "1 pictures with a caption that is empty or not valid text: 'c', 'e'" in message
     assert "'d'" not in message
 
 

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfcap.data.source import load_split
+from hfcap.data.sources.folder import FolderOptions, load, parse_metadata
+from hfcap.errors import UserError
+from tests.data.pictures import write_jpeg
+
+
+def write_jsonl(folder: Path, rows: list[Any], pictures: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metadata.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for row in rows if pictures else []:
+        write_jpeg(folder / row["file_name"])
+    return path
+
+
+def write_csv(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metadata.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def options(root: Path, **changes: Any) -> FolderOptions:
+    return FolderOptions.model_validate({"root": str(root), **changes})
+
+
+def numbered(n: int, **fields: Any) -> list[dict[str, Any]]:
+    return [{"file_name": f"photo{i}.jpg", "caption": f"caption {i}", **fields} for i in range(n)]
+
+
+def names(records: list[Any]) -> set[str]:
+    return {record.file_name for record in records}
+
+
+def test_split_column(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": "a.jpg", "captions": ["one", " two\n"], "split": "train"},
+        {"file_name": "sub/b.jpg", "captions": ["three"], "split": "val"},
+    ]
+    write_jsonl(tmp_path, rows)
+    (train,) = load_split(options(tmp_path), "train")
+    assert (train.image_id, train.file_name, train.captions) == ("a.jpg", "a.jpg", ("one", "two"))
+    (validation,) = load_split(options(tmp_path), "validation")
+    assert validation.file_name == "sub/b.jpg"
+    assert names(load(options(tmp_path), "val")) == {"sub/b.jpg"}
+    with pytest.raises(UserError, match=r"split 'test' \(splits that exist: 'train', 'val'\).*data\.test_split"):
+        load_split(options(tmp_path), "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("file_name,caption\na.jpg,one\n", ("one",)),
+        ("file_name,text\r\na.jpg,one\r\n", ("one",)),
+        ('file_name,caption\na.jpg,"one, ""two""\nthree"\n', ('one, "two" three',)),
+        ("file_name,caption_0,caption_1,caption_10\na.jpg,one,,ten\n", ("one", "ten")),
+        ("file_name,caption\na.jpg,one\na.jpg,two\n./a.jpg,three\n", ("one", "two", "three")),
+        ('file_name,captions\na.jpg,"[""one"", ""two""]"\n', ("one", "two")),
+        ("\ufefffile_name,caption\na.jpg,with byte order mark\n", ("with byte order mark",)),
+        ("caption,other,file_name\ncafé 日本,x,a.jpg\n", ("café 日本",)),
+    ],
+)
+def test_csv_forms(tmp_path: Path, text: str, captions: tuple[str, ...]) -> None:
+    write_csv(tmp_path, text)
+    write_jpeg(tmp_path / "a.jpg")
+    (record,) = load(options(tmp_path, validation_share=0, test_share=0), "train")
+    assert record.captions == captions
+
+
+def test_numbered_columns_are_in_numeric_order_and_named_columns_win(tmp_path: Path) -> None:
+    row = {"file_name": "a.jpg", "caption_10": "eleventh", "caption_2": "third", "alt": "other"}
+    path = write_jsonl(tmp_path, [row])
+    assert parse_metadata(path)[0].captions == ("third", "eleventh")
+    assert parse_metadata(path, ["alt"])[0].captions == ("other",)
+
+
+def test_split_subfolders_with_own_metadata(tmp_path: Path) -> None:
+    for folder, count in {"train": 3, "val": 2, "test": 1}.items():
+        write_jsonl(tmp_path / folder, numbered(count))
+    assert names(load_split(options(tmp_path), "train")) == {f"train/photo{i}.jpg" for i in range(3)}
+    assert names(load_split(options(tmp_path), "validation")) == {"val/photo0.jpg", "val/photo1.jpg"}
+    assert names(load_split(options(tmp_path), "test")) == {"test/photo0.jpg"}
+
+
+def test_split_subfolders_with_one_metadata_file(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, [{"file_name": f"{folder}/a.jpg", "caption": "x"} for folder in ("train", "validation")])
+    assert names(load_split(options(tmp_path), "validation")) == {"validation/a.jpg"}
+
+
+def test_drawn_splits_are_disjoint_complete_and_of_the_wanted_size(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, numbered(600), pictures=False)
+    parts = [names(load(options(tmp_path, validation_share=0.2), name)) for name in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 600
+    # Four standard deviations of a binomial draw.
+    assert abs(len(parts[1]) - 120) < 40 and abs(len(parts[2]) - 60) < 30
+
+
+def test_adding_and_reordering_pictures_moves_no_picture(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, numbered(100), pictures=False)
+    before = {name: names(load(options(tmp_path), name)) for name in ("train", "validation", "test")}
+    more = [{"file_name": f"new{i}.jpg", "caption": "x"} for i in range(50)]
+    write_jsonl(tmp_path, more + numbered(100)[::-1], pictures=False)
+    for name, found in before.items():
+        assert found < names(load(options(tmp_path), name))
+    assert (
+        names(load(options(tmp_path, split_seed=1), "test")) & {f"photo{i}.jpg" for i in range(100)} != before["test"]
+    )
+
+
+def test_too_few_pictures_for_a_drawn_split(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, numbered(2))
+    with pytest.raises(UserError, match=r"raise data\.validation_share or data\.test_share; the recipe's key"):
+        load_split(options(tmp_path, test_share=0.0), "test")
+
+
+def test_shares_that_leave_nothing(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, numbered(2))
+    with pytest.raises(UserError, match=r"data\.validation_share and data\.test_share leave no pictures"):
+        load(options(tmp_path, validation_share=0.5, test_share=0.5), "train")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"filename": "a.jpg", "caption": "x"}, "has no text under 'file_name'; did you mean 'filename'"),
+        ({"file_name": "a.jpg", "title": "x"}, r"\(a\.jpg\) has no captions .*data\.caption_columns"),
+        ({"file_name": "a.jpg", "captions": []}, "the list of captions is empty"),
+        ({"file_name": "a.jpg", "captions": ["x", " "]}, "empty caption in captions"),
+        ({"file_name": "a.jpg", "caption": ""}, "empty caption in caption"),
+        ({"file_name": "a.jpg", "caption": None}, "caption is NoneType, not text"),
+        ({"file_name": "a.jpg", "captions": [3]}, "captions is int, not text"),
+        ({"file_name": "a.jpg", "caption": "x", "split": 3}, "split is int"),
+        ({"file_name": "../a.jpg", "caption": "x"}, r"file name '\.\./a\.jpg' contains '\.\.'"),
+        ({"file_name": "/etc/hostname", "caption": "x"}, "is absolute"),
+        ("just text", "is not a JSON object"),
+    ],
+)
+def test_wrong_rows_name_file_and_line(tmp_path: Path, row: Any, message: str) -> None:
+    write_jsonl(tmp_path, [*numbered(1), row], pictures=False)
+    with pytest.raises(UserError, match=rf"metadata\.jsonl: line 2.*{message}"):
+        load(options(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name,caption\na.jpg,one, two\n", "line 2 has more fields than the header"),
+        ("file_name,caption\na.jpg\n", r"line 2 \(a\.jpg\) has no captions"),
+        ("file_name,caption\na.jpg,   \n", r"line 2 \(a\.jpg\) has no captions"),
+        ('file_name,caption\na.jpg,"one\n', r"line \d is not valid CSV"),
+        ('file_name,captions\na.jpg,"[""one"", "\n', "line 2: captions is not a valid JSON list"),
+        ("file_name;caption\na.jpg;one\n", "line 2 has no text under 'file_name'"),
+    ],
+)
+def test_wrong_csv(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"metadata\.csv: {message}"):
+        parse_metadata(write_csv(tmp_path, text))
+
+
+def test_one_picture_in_two_splits(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, [*numbered(1, split="train"), *numbered(1, split="test")])
+    with pytest.raises(UserError, match=r"line 2 puts photo0\.jpg into split 'test', line 1 into 'train'"):
+        load(options(tmp_path), "train")
+
+
+def test_rows_with_and_without_split(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, [{**numbered(1)[0], "split": "train"}, {"file_name": "b.jpg", "caption": "x"}])
+    with pytest.raises(UserError, match=r"1 pictures without a split, while others have one: b\.jpg"):
+        load(options(tmp_path), "train")
+
+
+def test_pictures_without_captions(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, numbered(3))
+    write_jpeg(tmp_path / "more" / "forgotten.JPG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(
+        UserError, match=r"1 pictures without captions.*more/forgotten\.JPG.*uncaptioned_images: ignore"
+    ):
+        load(options(tmp_path), "train")
+    assert load(options(tmp_path, uncaptioned_images="ignore", validation_share=0, test_share=0), "train")
+
+
+def test_captions_without_picture_are_named(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, numbered(3, split="train"))
+    (tmp_path / "photo1.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 pictures.*photo1\.jpg: no such file.*data\.max_unreadable_images"):
+        load_split(options(tmp_path), "train")
+
+
+def test_folders_without_metadata_or_with_two(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"folder not found.*data\.root"):
+        load(options(tmp_path / "absent"), "train")
+    with pytest.raises(UserError, match=r"no metadata\.jsonl or metadata\.csv"):
+        load(options(tmp_path), "train")
+    write_jsonl(tmp_path, [])
+    with pytest.raises(UserError, match="has no rows"):
+        load(options(tmp_path), "train")
+    write_csv(tmp_path, "file_name,caption\n")
+    with pytest.raises(UserError, match=r"metadata\.jsonl and metadata\.csv; keep one"):
+        load(options(tmp_path), "train")
+
+
+# Any text that UTF-8 can hold and that is more than white space.
+CAPTIONS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1).filter(
+    lambda text: text.strip()
+)
+FILE_NAMES = st.from_regex(r"[a-z0-9_]{1,8}(/[a-z0-9]{1,4})?\.jpg", fullmatch=True)
+ROWS = st.lists(st.tuples(FILE_NAMES, st.lists(CAPTIONS, min_size=1, max_size=3)), min_size=1, max_size=5)
+
+
+@given(ROWS)
+def test_metadata_comes_back_as_written(rows: list[tuple[str, list[str]]]) -> None:
+    expected = [(name, tuple(re.sub(r"\s+", " ", caption).strip() for caption in captions)) for name, captions in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "metadata.jsonl"
+        lines.write_text(
+            "".join(json.dumps({"file_name": n, "captions": c}, ensure_ascii=False) + "\n" for n, c in rows),
+            encoding="utf-8",
+        )
+        assert [(row.file_name, row.captions) for row in parse_metadata(lines)] == expected
+        table = Path(folder) / "metadata.csv"
+        with table.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["file_name", "caption_0", "caption_1", "caption_2"])
+            writer.writerows([name, *captions, *[""] * (3 - len(captions))] for name, captions in rows)
+        assert [(row.file_name, row.captions) for row in parse_metadata(table)] == expected
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=120), st.sampled_from(["metadata.jsonl", "metadata.csv"]))
+def test_any_text_is_parsed_or_refused_politely(text: str, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_text(text, encoding="utf-8", newline="")
+        try:
+            rows = parse_metadata(path)
+        except UserError as error:
+            assert name in str(error)
+        else:
+            assert all(row.file_name and row.captions and all(row.captions) for row in rows)
