@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hfcap.metrics._ngrams import NgramTable, ReferenceNgrams
 from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
 
 Need = Literal["tokens", "captions", "references", "images", "instances", "java"]
@@ -35,6 +36,7 @@ class ReferenceSet:
         self.captions: tuple[tuple[str, ...], ...] = tuple(tuple(references[image_id]) for image_id in references)
         self.is_tokenized = tokenized
         self.vocabulary = Vocabulary()
+        self._ngrams: dict[int, ReferenceNgrams] = {}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -62,6 +64,12 @@ class ReferenceSet:
         ends = np.cumsum(self.counts).tolist()
         return [lines[end - count : end] for end, count in zip(ends, self.counts.tolist(), strict=True)]
 
+    def ngrams(self, order: int) -> ReferenceNgrams:
+        """Index of the n-grams of `order` words, built at the first use."""
+        if order not in self._ngrams:
+            self._ngrams[order] = ReferenceNgrams(self.tokens, self.vocabulary, order, self.image_of_caption)
+        return self._ngrams[order]
+
 
 class CaptionSet:
     """One candidate caption and the human captions of each of N images, tokenised at most once.
@@ -77,6 +85,8 @@ class CaptionSet:
         self.image_ids: tuple[str, ...] = references.image_ids
         self.candidates: tuple[str, ...] = tuple(candidates.values())
         self.reference_set = references
+        self._ngrams: dict[int, NgramTable] = {}
+        self._matches: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -105,6 +115,19 @@ class CaptionSet:
     def reference_tokens(self) -> TokenSequences:
         """Token numbers of the M human captions, image after image (`reference_set.image_of_caption` says whose)."""
         return self.reference_set.tokens
+
+    def ngrams(self, order: int) -> NgramTable:
+        """How often each n-gram of `order` words occurs in each candidate, counted at the first use."""
+        if order not in self._ngrams:
+            self._ngrams[order] = NgramTable.of(self.candidate_tokens, self.vocabulary, order)
+        return self._ngrams[order]
+
+    def ngram_matches(self, order: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Entries of `ngrams` and of `reference_set.ngrams` that hold the same n-gram of the same image."""
+        if order not in self._matches:
+            table = self.ngrams(order)
+            self._matches[order] = self.reference_set.ngrams(order).join(table, np.arange(len(self)))
+        return self._matches[order]
 
     @property
     def tokenized_references(self) -> list[list[str]]:

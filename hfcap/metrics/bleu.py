@@ -7,38 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.metrics._ngrams import counted, ngram_keys
+from hfcap.metrics._ngrams import ORDERS
 from hfcap.metrics.base import CaptionMetric, CaptionSet
 from hfcap.metrics.tokenizer import TokenSequences
 
-_ORDERS = (1, 2, 3, 4)
 # The constants of the COCO evaluation; they keep a caption without any match above zero.
 _NUMERATOR_SMOOTHING = 1e-15
 _DENOMINATOR_SMOOTHING = 1e-9
 
 
-def _dense(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Number the distinct keys of two arrays together: 0 .. n - 1."""
-    distinct, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
-    return numbers[: len(first)], numbers[len(first) :], max(len(distinct), 1)
-
-
 def _clipped_matches(captions: CaptionSet, order: int) -> NDArray[np.float64]:
     """(N,) candidate n-grams found in the references, each at most as often as in the reference that has most."""
-    vocabulary, image_of_caption = captions.vocabulary, captions.reference_set.image_of_caption
-    candidate_keys, image = ngram_keys(captions.candidate_tokens, vocabulary, order)
-    reference_keys, caption = ngram_keys(captions.reference_tokens, vocabulary, order)
-    candidate_items, reference_items, n_items = _dense(candidate_keys, reference_keys)
-    images, items, counts = counted(image, candidate_items, n_items)
-    reference_captions, reference_items, reference_counts = counted(caption, reference_items, n_items)
-    wanted = images * n_items + items
-    offered = image_of_caption[reference_captions] * n_items + reference_items
-    most = np.zeros(len(wanted), dtype=np.int64)
-    position = np.searchsorted(wanted, offered)
-    hit = position < len(wanted)
-    hit[hit] = wanted[position[hit]] == offered[hit]
-    np.maximum.at(most, position[hit], reference_counts[hit])
-    return np.bincount(images, weights=np.minimum(counts, most), minlength=len(captions)).astype(np.float64)
+    table = captions.ngrams(order)
+    entry, reference_entry = captions.ngram_matches(order)
+    clipped = np.zeros(len(captions))
+    if len(entry):
+        starts = np.flatnonzero(np.diff(entry, prepend=-1))
+        most = np.maximum.reduceat(captions.reference_set.ngrams(order).count[reference_entry], starts)
+        found = entry[starts]
+        clipped += np.bincount(
+            table.caption[found], weights=np.minimum(table.count[found], most), minlength=len(captions)
+        )
+    return clipped
 
 
 def _closest_lengths(
@@ -69,8 +59,8 @@ class Bleu(CaptionMetric):
         candidates, references = captions.candidate_tokens, captions.reference_tokens
         image_of_caption = captions.reference_set.image_of_caption
         lengths = candidates.lengths
-        columns: list[NDArray[Any]] = [_clipped_matches(captions, order) for order in _ORDERS]
-        columns += [np.maximum(lengths - order + 1, 0) for order in _ORDERS]
+        columns: list[NDArray[Any]] = [_clipped_matches(captions, order) for order in ORDERS]
+        columns += [np.maximum(lengths - order + 1, 0) for order in ORDERS]
         columns += [lengths, _closest_lengths(candidates, references, image_of_caption)]
         return np.stack(columns, axis=1).astype(np.float64)
 
@@ -81,7 +71,7 @@ class Bleu(CaptionMetric):
         precision = (matches + _NUMERATOR_SMOOTHING) / (possible + _DENOMINATOR_SMOOTHING)
         ratio = (candidate_words + _NUMERATOR_SMOOTHING) / (reference_words + _DENOMINATOR_SMOOTHING)
         brevity = np.exp(np.minimum(1 - 1 / ratio, 0.0))
-        return np.cumprod(precision, axis=-1) ** (1 / np.array(_ORDERS)) * brevity
+        return np.cumprod(precision, axis=-1) ** (1 / np.array(ORDERS)) * brevity
 
     def signature(self) -> dict[str, Any]:
         """Return the choices that other BLEU implementations make differently."""

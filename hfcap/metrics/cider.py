@@ -9,54 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.errors import UserError
-from hfcap.metrics._ngrams import counted, ngram_keys
+from hfcap.metrics._ngrams import ORDERS, NgramTable, ReferenceNgrams
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
-from hfcap.metrics.document_frequencies import ORDERS, DocumentFrequencies, load_document_frequencies
+from hfcap.metrics.document_frequencies import DocumentFrequencies, load_document_frequencies
 from hfcap.metrics.tokenizer import TokenSequences, encode_captions
 
 _SIGMA = 6.0
 END_WORD = "END OF CAPTION"
 """The word that stands for the end token inside a reward; upper case and blanks keep it apart from any token."""
-
-
-class _IndexedReferences:
-    """The n-grams of one order of all human captions, as sparse vectors sorted by image and n-gram.
-
-    Shapes: U distinct n-grams, E entries of all vectors, M captions.
-
-    Attributes:
-        keys: (U,) uint64, sorted.
-        image_item: (E,) int64, image * U + n-gram of each entry, sorted.
-        caption: (E,) int64, the caption of each entry.
-        weight: (E,) float64, count * idf.
-        norms: (M,) float64, lengths of the vectors.
-    """
-
-    def __init__(self, references: ReferenceSet, tokens: TokenSequences, order: int, df: DocumentFrequencies) -> None:
-        keys, caption = ngram_keys(tokens, references.vocabulary, order)
-        self.keys, items = np.unique(keys, return_inverse=True)
-        captions, items, counts = counted(caption, items, max(len(self.keys), 1))
-        weight = counts * df.idf(order, self.keys)[items]
-        self.norms = np.sqrt(np.bincount(captions, weights=weight**2, minlength=len(tokens)))
-        image_item = references.image_of_caption[captions] * max(len(self.keys), 1) + items
-        by_image = np.argsort(image_item, kind="stable")
-        self.image_item, self.caption, self.weight = image_item[by_image], captions[by_image], weight[by_image]
-
-    def entries_of(
-        self, keys: NDArray[np.uint64], images: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Find the entries of (n-gram, image) queries: (query, entry) number of each of the matches."""
-        if not len(self.keys):
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        items = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        known = np.flatnonzero(self.keys[items] == keys)
-        wanted = images[known] * len(self.keys) + items[known]
-        start = np.searchsorted(self.image_item, wanted, side="left")
-        n_found = np.searchsorted(self.image_item, wanted, side="right") - start
-        query = np.repeat(known, n_found)
-        before = np.cumsum(n_found) - n_found
-        entry = np.arange(len(query)) + np.repeat(start - before, n_found)
-        return query, entry
 
 
 class CiderScorer:
@@ -78,10 +38,20 @@ class CiderScorer:
         self.references = references
         self._end = references.vocabulary.number(END_WORD) if end_word else None
         tokens = self._with_end(references.tokens, None)
-        self.document_frequencies = document_frequencies or DocumentFrequencies.of_tokens(
-            tokens, references.vocabulary, references.image_of_caption, len(references)
-        )
-        self._orders = [_IndexedReferences(references, tokens, order, self.document_frequencies) for order in ORDERS]
+        self._index = [
+            ReferenceNgrams(tokens, references.vocabulary, order, references.image_of_caption)
+            if end_word
+            else references.ngrams(order)
+            for order in ORDERS
+        ]
+        self.document_frequencies = document_frequencies or DocumentFrequencies.of_index(self._index, len(references))
+        self._weights = [
+            part.count * self.document_frequencies.idf(part.order, part.keys)[part.item] for part in self._index
+        ]
+        self._norms = [
+            np.sqrt(np.bincount(part.caption, weights=weights**2, minlength=len(tokens)))
+            for part, weights in zip(self._index, self._weights, strict=True)
+        ]
         self._bigrams = np.maximum(tokens.lengths - 1, 0)
         self._first_caption = np.concatenate([[0], np.cumsum(references.counts)])
 
@@ -103,6 +73,24 @@ class CiderScorer:
             ended: (C,) whether the caption ended with the end token; None = all did. Only used with `end_word`.
         """
         candidates = self._with_end(candidates, ended)
+        tables = [NgramTable.of(candidates, self.references.vocabulary, order) for order in ORDERS]
+        matches = [part.join(table, images) for part, table in zip(self._index, tables, strict=True)]
+        return self._score(tables, matches, candidates.lengths, images)
+
+    def score_set(self, captions: CaptionSet) -> NDArray[np.float64]:
+        """Return CIDEr-D of one candidate per image, (N,) float64, from n-grams that other metrics share."""
+        assert captions.reference_set is self.references and self._end is None
+        tables = [captions.ngrams(order) for order in ORDERS]
+        matches = [captions.ngram_matches(order) for order in ORDERS]
+        return self._score(tables, matches, captions.candidate_tokens.lengths, np.arange(len(captions)))
+
+    def _score(
+        self,
+        tables: Sequence[NgramTable],
+        matches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+        lengths: NDArray[np.int64],
+        images: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
         n_references = self.references.counts[images]
         # One pair per candidate and human caption of its image, candidate after candidate.
         first_pair = np.concatenate([[0], np.cumsum(n_references)])
@@ -110,19 +98,17 @@ class CiderScorer:
         to_caption = self._first_caption[images] - first_pair[:-1]
         caption_of_pair = np.arange(first_pair[-1]) + to_caption[candidate_of_pair]
         similarity = np.zeros(len(caption_of_pair))
-        for order, index in zip(ORDERS, self._orders, strict=True):
-            keys, caption = ngram_keys(candidates, self.references.vocabulary, order)
-            distinct, items = np.unique(keys, return_inverse=True)
-            owners, items, counts = counted(caption, items, max(len(distinct), 1))
-            weights = counts * self.document_frequencies.idf(order, distinct)[items]
-            norms = np.sqrt(np.bincount(owners, weights=weights**2, minlength=len(images)))
-            query, entry = index.entries_of(distinct[items], images[owners])
-            pair = index.caption[entry] - to_caption[owners[query]]
-            product = np.minimum(weights[query], index.weight[entry]) * index.weight[entry]
-            shared = np.bincount(pair, weights=product, minlength=len(similarity))
-            scale = norms[candidate_of_pair] * index.norms[caption_of_pair]
-            similarity += np.divide(shared, scale, out=np.zeros(len(similarity)), where=scale > 0)
-        delta = np.maximum(candidates.lengths - 1, 0)[candidate_of_pair] - self._bigrams[caption_of_pair]
+        for part, reference_weights, reference_norms, table, (entry, reference_entry) in zip(
+            self._index, self._weights, self._norms, tables, matches, strict=True
+        ):
+            weights = table.count * self.document_frequencies.idf(part.order, table.keys)[table.item]
+            norms = np.sqrt(np.bincount(table.caption, weights=weights**2, minlength=len(images)))
+            pair = part.caption[reference_entry] - to_caption[table.caption[entry]]
+            theirs = reference_weights[reference_entry]
+            shared = np.bincount(pair, weights=np.minimum(weights[entry], theirs) * theirs, minlength=len(similarity))
+            scale = norms[candidate_of_pair] * reference_norms[caption_of_pair]
+            similarity += np.divide(shared, scale, out=np.zeros_like(shared), where=scale > 0)
+        delta = np.maximum(lengths - 1, 0)[candidate_of_pair] - self._bigrams[caption_of_pair]
         similarity *= np.exp(-(delta.astype(np.float64) ** 2) / (2 * _SIGMA**2))
         total = np.bincount(candidate_of_pair, weights=similarity, minlength=len(images))
         return 10.0 * total / (len(ORDERS) * n_references)
@@ -208,7 +194,7 @@ class Cider(CaptionMetric):
         # The index of the human captions is kept: validation scores against the same ones again and again.
         if self._scorer is None or self._scorer.references is not captions.reference_set:
             self._scorer = CiderScorer(captions.reference_set, self._fixed)
-        return self._scorer.score(captions.candidate_tokens, np.arange(len(captions)))[:, None]
+        return self._scorer.score_set(captions)[:, None]
 
     def signature(self) -> dict[str, Any]:
         """Return the source of the document frequencies and what identifies them."""

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.errors import UserError
-from hfcap.metrics._ngrams import counted, ngram_keys
-from hfcap.metrics.tokenizer import TokenSequences, Vocabulary
-
-ORDERS = (1, 2, 3, 4)
+from hfcap.metrics._ngrams import ReferenceNgrams
 
 
 @dataclass(frozen=True)
@@ -36,23 +34,10 @@ class DocumentFrequencies:
     counts: tuple[NDArray[np.int64], ...]
 
     @classmethod
-    def of_tokens(
-        cls,
-        tokens: TokenSequences,
-        vocabulary: Vocabulary,
-        image_of_caption: NDArray[np.int64],
-        n_images: int,
-        source: str = "corpus",
-    ) -> DocumentFrequencies:
+    def of_index(cls, index: Sequence[ReferenceNgrams], n_images: int, source: str = "corpus") -> DocumentFrequencies:
         """Count the images whose captions contain each n-gram, once per image however often it occurs."""
-        all_keys, all_counts = [], []
-        for order in ORDERS:
-            keys, caption = ngram_keys(tokens, vocabulary, order)
-            distinct, items = np.unique(keys, return_inverse=True)
-            _, items, _ = counted(image_of_caption[caption], items, max(len(distinct), 1))
-            all_keys.append(distinct)
-            all_counts.append(np.bincount(items, minlength=len(distinct)))
-        return cls(source, n_images, tuple(all_keys), tuple(all_counts))
+        counts = tuple(part.document_counts() for part in index)
+        return cls(source, n_images, tuple(part.keys for part in index), counts)
 
     def idf(self, order: int, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Return ln N - ln max(1, df) of n-grams, (G,) float64; those never counted have df = 0."""
