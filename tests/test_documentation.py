@@ -1,0 +1,105 @@
+"""What README and docs say is so: commands exist, files exist, examples load."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+from hfcap.cli import app
+from hfcap.data.source import load_split
+from hfcap.recipe_loading import RecipeError, load_recipe
+from hfcap.registry import names
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # a click group
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [content for name, content in blocks if name == language]
+
+
+def commands_in(page: Path) -> Iterator[str]:
+    text = page.read_text(encoding="utf-8")
+    yield from re.findall(r"`hfcap ([a-z][a-z-]*)", text)
+    for block in code_blocks(page, "bash"):
+        yield from re.findall(r"^hfcap +([a-z-]+)", block, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "scripts/quickstart.sh"], ids=name_of)
+def test_commands_exist(page: Path) -> None:
+    assert set(commands_in(page)) - COMMANDS == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)\)", text)]
+    named = re.findall(r"\b(?:recipes|scripts|docs|hfcap|tests)/[\w./-]*\w", text)
+    paths = [ROOT / name for name in named if not name.startswith(("recipes/mine", "hfcap/data/sources/name"))]
+    assert links or paths
+    assert [str(path) for path in links + paths if not path.exists()] == []
+
+
+def test_readme_lists_every_captioner_source_and_metric() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == names("captioners")
+    sources = text.partition("Data sources:")[2].partition("\n")[0]
+    assert sorted(re.findall(r"`(\w+)`", sources.replace("`datasets`", ""))) == names("sources")
+
+
+def test_the_recipe_of_the_documentation_loads(tmp_path: Path) -> None:
+    (example,) = code_blocks(ROOT / "docs/recipes.md", "yaml")
+    path = tmp_path / "example.yaml"
+    path.write_text(example, encoding="utf-8")
+    overrides = ["train.max_steps=null", "train.num_train_epochs=3", "lora.r=8", "train.freeze=[vision]"]
+    assert all(override in (ROOT / "docs/recipes.md").read_text(encoding="utf-8") for override in overrides)
+    assert load_recipe(path, overrides).train.num_train_epochs == 3
+    lora = load_recipe(path, ["lora={}"]).lora
+    assert lora is not None
+    assert load_recipe(path, ["lora=null"]).lora is None
+
+
+def test_the_errors_of_the_documentation_are_the_real_ones(tmp_path: Path) -> None:
+    page = ROOT / "docs/recipes.md"
+    (shown,) = [block for block in code_blocks(page, "") if block.startswith("recipes/mine.yaml")]
+    text = """\
+name: mine
+captioner: blip
+model: {pretrained: x}
+data: {source: folder, root: x}
+train:
+  max_steps: 1
+  num_train_epochs: 1
+  learning_rte: 1
+"""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["train.freeze=[visoin]"])
+    real = [line.replace(str(path), "recipes/mine.yaml") for line in caught.value.problems]
+    assert real == shown.splitlines()
+
+
+def test_the_readmes_folder_of_pictures_loads(tmp_path: Path) -> None:
+    (example,) = [block for block in code_blocks(ROOT / "README.md", "") if "metadata.jsonl" in block]
+    row = json.loads(example[example.index("{") : example.index("}") + 1])
+    rows = [{**row, "file_name": f"{number}.jpg"} for number in range(20)]
+    for entry in rows:
+        Image.new("RGB", (32, 32)).save(tmp_path / entry["file_name"])
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows), encoding="utf-8")
+    recipe = load_recipe(ROOT / "recipes/blip/folder_lora.yaml", [f"data.root={tmp_path}"])
+    loaded = [record for split in ("train", "validation", "test") for record in load_split(recipe.data, split)]
+    assert sorted(record.file_name for record in loaded) == sorted(entry["file_name"] for entry in rows)
+    assert all(record.captions == tuple(row["captions"]) for record in loaded)
