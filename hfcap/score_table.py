@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap.schema import ScoreReport
@@ -12,7 +12,7 @@ from hfcap.schema import ScoreReport
 
 def score_table(reports: Mapping[str, ScoreReport], title: str) -> Table:
     """Return a table with one row per metric and one column per report; intervals in brackets where known."""
-    table = Table("", *map(Text, reports), title=title)
+    table = Table("", *(Column(Text(name)) for name in reports), title=title)
     for metric in next(iter(reports.values())).metrics:
         table.add_row(metric, *(_cell(report, metric) for report in reports.values()))
     return table
