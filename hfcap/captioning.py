@@ -49,7 +49,9 @@ def _expand(text: str) -> Iterable[Path]:
         return sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in IMAGE_SUFFIXES)
     if path.exists() or not glob.has_magic(text):
         return [path]
-    return sorted(Path(match) for match in glob.glob(text, recursive=True) if Path(match).is_file())
+    # pathlib's own patterns cannot start at an absolute path or '..'.
+    matches = glob.glob(text, recursive=True)  # noqa: PTH207
+    return sorted(Path(match) for match in matches if Path(match).is_file())
 
 
 def readable(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:

@@ -76,7 +76,12 @@ class Captioner(ABC):
     """Regular expression (peft's full-match form) over module names: the linear layers that 'auto' adapts."""
 
     def __init__(
-        self, model: Any, processor: Any, prompt: str = "", base_models: Sequence[BaseModel] = (), assembled: bool = False
+        self,
+        model: Any,
+        processor: Any,
+        prompt: str = "",
+        base_models: Sequence[BaseModel] = (),
+        assembled: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor

@@ -12,7 +12,6 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
 from hfcap.captioners.parts import (
-    from_pretrained,
     load_image_processor,
     load_tokenizer,
     new_image_processor,
@@ -52,7 +51,8 @@ class Blip(Captioner):
         "Generation",
         paper_url="https://arxiv.org/abs/2201.12086",
         bibtex="""@inproceedings{li2022blip,
-  title     = {{BLIP}: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and Generation},
+  title     = {{BLIP}: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and
+               Generation},
   author    = {Li, Junnan and Li, Dongxu and Xiong, Caiming and Hoi, Steven},
   booktitle = {International Conference on Machine Learning},
   year      = {2022}
@@ -83,7 +83,7 @@ class Blip(Captioner):
         vision_config = dict(values.get("vision_config", {}))
         # BLIP's decoder projects image states of this width; a config that says otherwise cannot run.
         text_config["encoder_hidden_size"] = vision_config.get("hidden_size", 768)
-        config = BlipConfig(vision_config=vision_config, text_config=text_config)
+        config: Any = BlipConfig(vision_config=vision_config, text_config=text_config)
         processor = BlipProcessor(new_image_processor(config.vision_config.image_size), tokenizer)
         return cls(BlipForConditionalGeneration(config), processor, options.prompt, assembled=True)
 

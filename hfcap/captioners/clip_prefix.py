@@ -47,7 +47,9 @@ AutoModelForImageTextToText.register(ClipPrefixConfig, ClipPrefixForConditionalG
 class ClipPrefixOptions(ModelOptions):
     """Keys of `model`: `pretrained` (a saved prefix captioner), or one encoder and one language model."""
 
-    vision: str | None = Field(None, description="Hub id or folder of the image encoder (CLIP, SigLIP, ViT, ResNet, ...)")
+    vision: str | None = Field(
+        None, description="Hub id or folder of the image encoder (CLIP, SigLIP, ViT, ResNet, ...)"
+    )
     vision_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
     vision_revision: str | None = None
     language_model: str | None = Field(None, description="Hub id or folder of the causal language model")
@@ -139,9 +141,7 @@ class ClipPrefix(Captioner):
             config = config_from_mapping(options.vision_config or {}, "model.vision_config")
             return AutoModel.from_config(config), new_image_processor(getattr(config, "image_size", 224))
         revision, trust = options.vision_revision, options.trust_remote_code
-        model = from_pretrained(
-            AutoModel, options.vision, "model.vision", revision=revision, trust_remote_code=trust
-        )
+        model = from_pretrained(AutoModel, options.vision, "model.vision", revision=revision, trust_remote_code=trust)
         base_models.append(BaseModel(options.vision, revision, "vision"))
         return vision_tower(model), load_image_processor(options.vision, "model.vision", revision, trust)
 
@@ -177,7 +177,7 @@ class ClipPrefix(Captioner):
     def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
         """Load a saved prefix captioner; a backbone with its own code needs `trust_remote_code`."""
         try:
-            config = ClipPrefixConfig.from_pretrained(location, revision=revision)
+            config = ClipPrefixConfig.from_pretrained(location, revision=revision or "main")
         except (OSError, ValueError) as error:
             raise UserError(f"model.pretrained: {location}: {str(error).splitlines()[0]}") from error
         if isinstance(config.vision_config, dict) and not trust_remote_code:
@@ -243,7 +243,9 @@ class ClipPrefix(Captioner):
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run mapper and language model; every caption of the row sees the one prefix and nothing of the others."""
-        n_prefix = self.model.config.vision_tokens if self.model.config.mapper == "linear" else self.model.config.prefix_length
+        n_prefix = (
+            self.model.config.vision_tokens if self.model.config.mapper == "linear" else self.model.config.prefix_length
+        )
         mask = prefix_attention_mask(packed.caption_index, n_prefix, image_states.dtype)
         return self.model(
             image_states=image_states,

@@ -26,8 +26,7 @@ def adapted_modules(captioner: Captioner, options: LoraOptions) -> list[str]:
         found = [name for name in names if re.fullmatch(captioner.lora_target_modules, name)]
         if not found:
             raise UserError(
-                "lora.target_modules: auto matches no layer of this model; give a list of "
-                f"{_endings(names)}"
+                f"lora.target_modules: auto matches no layer of this model; give a list of {_endings(names)}"
             )
         return found
     found = []

@@ -85,7 +85,10 @@ class MlpMapper(nn.Module):
         hidden = text_width * prefix_length // 2
         self.prefix_length = prefix_length
         self.layers = nn.Sequential(
-            nn.Linear(vision_width, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, text_width * prefix_length)
+            nn.Linear(vision_width, hidden),
+            nn.Tanh(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, text_width * prefix_length),
         )
 
     def forward(self, image_states: torch.Tensor) -> torch.Tensor:
@@ -164,7 +167,7 @@ def image_states_from(outputs: Any, vision_feature: str) -> torch.Tensor:
 
 
 class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """A prefix captioner that `AutoModelForImageTextToText` loads and that `generate(pixel_values=...)` captions with."""
+    """A prefix captioner for `AutoModelForImageTextToText`; `generate(pixel_values=...)` captions."""
 
     config_class = ClipPrefixConfig
     base_model_prefix = "clip_prefix"
@@ -191,7 +194,7 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not isinstance(vision_config, dict):
             return AutoModel.from_config(vision_config)
         # The backbone's own code lies beside this file: in the folder or repository the config was loaded from.
-        location = self.config.name_or_path
+        location: Any = self.config.name_or_path
         names = vision_config["auto_map"]
         config_class = get_class_from_dynamic_module(names["AutoConfig"], location)
         model_class = get_class_from_dynamic_module(names["AutoModel"], location)
@@ -218,7 +221,7 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return the language model's head."""
         return self.language_model.get_output_embeddings()
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
         """(B, 3, height, width) -> image states (B, S, D)."""
         return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
 
@@ -268,7 +271,7 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.full((image_states.shape[0], 1), self.config.bos_token_id, device=image_states.device)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
         self,
         pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
@@ -277,7 +280,7 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Caption pictures; `input_ids` (B, T) is an optional prompt. The sequences begin with start token and prompt."""
+        """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
         if image_states is None:
             image_states = self.encode(pixel_values)
         start = self._start_ids(image_states)
@@ -289,7 +292,9 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeddings = self.get_input_embeddings()(input_ids)
         output = self.language_model.generate(
             inputs_embeds=torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1),
-            attention_mask=torch.ones(input_ids.shape[0], prefix.shape[1] + input_ids.shape[1], device=start.device).long(),
+            attention_mask=torch.ones(
+                input_ids.shape[0], prefix.shape[1] + input_ids.shape[1], device=start.device
+            ).long(),
             generation_config=self.generation_config if generation_config is None else generation_config,
             **kwargs,
         )

@@ -77,7 +77,9 @@ def new_image_processor(image_size: int) -> Any:
     # Looked up late: the look-up logs that torchvision is absent, and by now logging is as the caller wants it.
     from transformers import ViTImageProcessor
 
-    return ViTImageProcessor(size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return ViTImageProcessor(
+        size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
 
 
 def train_tokenizer(options: TokenizerOptions, captions: Iterable[str]) -> Any:
@@ -143,9 +145,7 @@ def quiet_loading() -> None:
 def whole_model(loader: Any, location: str, revision: str | None, **arguments: Any) -> Any:
     """Load a whole captioner and refuse one whose file lacks weights: the missing ones would be random."""
     key = "model.pretrained"
-    model, report = from_pretrained(
-        loader, location, key, revision=revision, output_loading_info=True, **arguments
-    )
+    model, report = from_pretrained(loader, location, key, revision=revision, output_loading_info=True, **arguments)
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

@@ -42,7 +42,7 @@ from hfcap.schema import PackedCaptions
 
 
 class VitGpt2Options(ModelOptions):
-    """Keys of `model`: `pretrained` (a whole captioner), or one encoder and one decoder, each pretrained or a config."""
+    """Keys of `model`: `pretrained` (a whole captioner), or an encoder and a decoder, each pretrained or a config."""
 
     encoder: str | None = Field(None, description="Hub id or folder of the image encoder")
     encoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
@@ -99,7 +99,7 @@ class VitGpt2(Captioner):
         tokenizer = cls._build_tokenizer(options, training_captions)
         decoder = cls._build_decoder(options, tokenizer, base_models)
         config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
-        model = VisionEncoderDecoderModel(config=config, encoder=encoder, decoder=decoder)
+        model: Any = VisionEncoderDecoderModel(config=config, encoder=encoder, decoder=decoder)
         for holder in (model.config, model.config.decoder):
             holder.decoder_start_token_id = tokenizer.bos_token_id
             holder.bos_token_id = tokenizer.bos_token_id
@@ -161,8 +161,8 @@ class VitGpt2(Captioner):
             base_models.append(BaseModel(options.decoder, revision, "decoder"))
         if not any("cross" in name.lower() for name, _ in decoder.named_modules()):
             raise UserError(
-                f"model.decoder: {type(decoder).__name__} has no cross-attention; choose GPT-2, BERT, RoBERTa, OPT-like "
-                "decoders that transformers can give cross-attention, or captioner: clip_prefix"
+                f"model.decoder: {type(decoder).__name__} has no cross-attention; choose one that transformers can "
+                "give cross-attention (GPT-2, BERT, RoBERTa, BART, TrOCR), or captioner: clip_prefix"
             )
         return decoder
 

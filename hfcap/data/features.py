@@ -125,10 +125,12 @@ class FeatureStore:
         )
         if size * 1.05 > free:
             raise WorkError(
-                f"{self.folder}: the feature store needs {size / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free; set "
-                "data.feature_store_folder to another disk or data.feature_store: off"
+                f"{self.folder}: the feature store needs {size / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free; "
+                "set data.feature_store_folder to another disk or data.feature_store: off"
             )
-        write_json(self.folder / "encoder.json", {"encoder": type(self.captioner.model).__name__, "shape": [*states[0].shape]})
+        write_json(
+            self.folder / "encoder.json", {"encoder": type(self.captioner.model).__name__, "shape": [*states[0].shape]}
+        )
 
     def _states_of(self, records: Sequence[CaptionedImage]) -> torch.Tensor:
         pixels = PixelInputs(records, self.captioner.image_processor)
