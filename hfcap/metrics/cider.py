@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.errors import UserError
-from hfcap.metrics._ngrams import ORDERS, NgramTable, ReferenceNgrams
+from hfcap.metrics._ngrams import ORDERS, NgramTable
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
-from hfcap.metrics.document_frequencies import DocumentFrequencies, load_document_frequencies
+from hfcap.metrics.document_frequencies import (
+    DocumentFrequencies,
+    indexed,
+    load_document_frequencies,
+    with_end_word,
+)
 from hfcap.metrics.tokenizer import TokenSequences, encode_captions
 
 _SIGMA = 6.0
-END_WORD = "END OF CAPTION"
-"""The word that stands for the end token inside a reward; upper case and blanks keep it apart from any token."""
 
 
 class CiderScorer:
@@ -36,31 +39,18 @@ class CiderScorer:
         end_word: bool = False,
     ) -> None:
         self.references = references
-        self._end = references.vocabulary.number(END_WORD) if end_word else None
-        tokens = self._with_end(references.tokens, None)
-        self._index = [
-            ReferenceNgrams(tokens, references.vocabulary, order, references.image_of_caption)
-            if end_word
-            else references.ngrams(order)
-            for order in ORDERS
-        ]
+        self._end_word = end_word
+        self._index = indexed(references, end_word)
         self.document_frequencies = document_frequencies or DocumentFrequencies.of_index(self._index, len(references))
         self._weights = [
             part.count * self.document_frequencies.idf(part.order, part.keys)[part.item] for part in self._index
         ]
         self._norms = [
-            np.sqrt(np.bincount(part.caption, weights=weights**2, minlength=len(tokens)))
+            np.sqrt(np.bincount(part.caption, weights=weights**2, minlength=len(references.tokens)))
             for part, weights in zip(self._index, self._weights, strict=True)
         ]
-        self._bigrams = np.maximum(tokens.lengths - 1, 0)
+        self._bigrams = np.maximum(references.tokens.lengths + int(end_word) - 1, 0)
         self._first_caption = np.concatenate([[0], np.cumsum(references.counts)])
-
-    def _with_end(self, tokens: TokenSequences, ended: NDArray[np.bool_] | None) -> TokenSequences:
-        if self._end is None:
-            return tokens
-        extended = np.ones(len(tokens), dtype=bool) if ended is None else ended
-        grown = np.insert(tokens.tokens, tokens.offsets[1:][extended], self._end)
-        return TokenSequences(grown, tokens.offsets + np.concatenate([[0], np.cumsum(extended)]))
 
     def score(
         self, candidates: TokenSequences, images: NDArray[np.int64], ended: NDArray[np.bool_] | None = None
@@ -72,14 +62,15 @@ class CiderScorer:
             images: (C,) positions in the reference set; several candidates may belong to one image.
             ended: (C,) whether the caption ended with the end token; None = all did. Only used with `end_word`.
         """
-        candidates = self._with_end(candidates, ended)
+        if self._end_word:
+            candidates = with_end_word(candidates, self.references.vocabulary, ended)
         tables = [NgramTable.of(candidates, self.references.vocabulary, order) for order in ORDERS]
         matches = [part.join(table, images) for part, table in zip(self._index, tables, strict=True)]
         return self._score(tables, matches, candidates.lengths, images)
 
     def score_set(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return CIDEr-D of one candidate per image, (N,) float64, from n-grams that other metrics share."""
-        assert captions.reference_set is self.references and self._end is None
+        assert captions.reference_set is self.references and not self._end_word
         tables = [captions.ngrams(order) for order in ORDERS]
         matches = [captions.ngram_matches(order) for order in ORDERS]
         return self._score(tables, matches, captions.candidate_tokens.lengths, np.arange(len(captions)))
