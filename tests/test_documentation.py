@@ -95,9 +95,9 @@ train:
 def test_the_readmes_folder_of_pictures_loads(tmp_path: Path) -> None:
     (example,) = [block for block in code_blocks(ROOT / "README.md", "") if "metadata.jsonl" in block]
     row = json.loads(example[example.index("{") : example.index("}") + 1])
-    rows = [{**row, "file_name": f"{number}.jpg"} for number in range(20)]
+    rows = [{**row, "file_name": f"{number}.jpg"} for number in range(200)]
     for entry in rows:
-        Image.new("RGB", (32, 32)).save(tmp_path / entry["file_name"])
+        Image.new("RGB", (8, 8)).save(tmp_path / entry["file_name"])
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows), encoding="utf-8")
     recipe = load_recipe(ROOT / "recipes/blip/folder_lora.yaml", [f"data.root={tmp_path}"])
     loaded = [record for split in ("train", "validation", "test") for record in load_split(recipe.data, split)]
