@@ -68,7 +68,11 @@ def _is_text(caption: object) -> bool:
     if not isinstance(caption, str) or not caption.strip():
         return False
     # JSON's escapes can spell halves of characters, which no file could be written with.
-    return not any("\ud800" <= character <= "\udfff" for character in caption)
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_images_decode(

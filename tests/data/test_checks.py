@@ -47,6 +47,7 @@ def test_all_kinds_of_wrong_records_are_reported_at_once() -> None:
         record("c", "x", " \n"),
         record("", "x"),
         record("d", "x"),
+        record("e", "\ud800"),
     ]
     with pytest.raises(UserError) as raised:
         check_records(wrong, "some dataset")
@@ -54,7 +55,7 @@ def test_all_kinds_of_wrong_records_are_reported_at_once() -> None:
     assert message.startswith("some dataset: 1 image ids that occur more than once: 'a'; ")
     assert "1 pictures without an id: '.jpg'" in message
     assert "1 pictures without captions: 'b'" in message
-    assert "1 pictures with a caption that is empty or not valid text: 'c', 'e'" in message
+    assert "2 pictures with a caption that is empty or not valid text: 'c', 'e'" in message
     assert "'d'" not in message
 
 
