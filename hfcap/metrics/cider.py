@@ -98,7 +98,7 @@ class CiderScorer:
             theirs = reference_weights[reference_entry]
             shared = np.bincount(pair, weights=np.minimum(weights[entry], theirs) * theirs, minlength=len(similarity))
             scale = norms[candidate_of_pair] * reference_norms[caption_of_pair]
-            similarity += np.divide(shared, scale, out=np.zeros_like(shared), where=scale > 0)
+            similarity += np.divide(shared, scale, out=np.zeros(len(shared)), where=scale > 0)
         delta = np.maximum(lengths - 1, 0)[candidate_of_pair] - self._bigrams[caption_of_pair]
         similarity *= np.exp(-(delta.astype(np.float64) ** 2) / (2 * _SIGMA**2))
         total = np.bincount(candidate_of_pair, weights=similarity, minlength=len(images))
