@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hfcap import __version__
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import console, error_console
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ def _recipe(target: str, overrides: list[str] | None) -> Recipe:
     return load_recipe(path, overrides or [])
 
 
+def _say(text: str) -> None:
+    """Print a result as it is: paths are neither wrapped nor read as markup."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def _execute(target: str, overrides: list[str] | None, last: StageName, force: bool = False) -> Run:
     from hfcap.captioners.parts import quiet_loading
     from hfcap.stages import Run
@@ -61,17 +66,18 @@ def run(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
     done = _execute(recipe, overrides, "publish")
     if done.accelerator.is_main_process:
         done.print_scores()
-        console.print(f"Run directory: {done.directory.path}")
-        console.print(f"Card:          {done.directory.card}")
-        console.print(f"To publish:    {done.directory.publish}")
-        console.print(f"Next, caption a picture of your own:  hfcap caption {done.directory.path} PICTURE.jpg")
+        _say(f"Run directory: {done.directory.path}")
+        _say(f"Card:          {done.directory.card}")
+        _say(f"To publish:    {done.directory.publish}")
+        _say(f"Next, caption a picture of your own:  hfcap caption {done.directory.path} PICTURE.jpg")
 
 
 @app.command()
 def train(recipe: RecipeOrRun, overrides: Overrides = None, force: Force = False) -> None:
     """Train, or continue training, up to the finished model."""
     done = _execute(recipe, overrides, "train", force)
-    console.print(f"Model: {done.directory.model}")
+    if done.accelerator.is_main_process:
+        _say(f"Model: {done.directory.model}")
 
 
 @app.command()
@@ -95,7 +101,8 @@ def caption(
     """Caption pictures with a trained captioner; without pictures, the scored split of a run."""
     if not inputs:
         done = _execute(model, None, "caption", force)
-        console.print(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
+        if done.accelerator.is_main_process:
+            _say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return
     from pydantic import ValidationError
 
@@ -128,7 +135,7 @@ def caption(
     except ValidationError as error:
         raise UserError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
     if output is not None:
-        console.print(f"Captions: {output}")
+        _say(f"Captions: {output}")
 
 
 @app.command()
@@ -136,18 +143,23 @@ def score(
     predictions: Annotated[Path, typer.Argument(help="result file with image_id and caption, or a run or recipe")],
     references: Annotated[Path | None, typer.Argument(help="human captions (COCO JSON, JSON lines, mapping)")] = None,
     metrics: Annotated[str, typer.Option(help="comma-separated; see 'hfcap list metrics'")] = "bleu,rouge_l,cider",
-    document_frequencies: Annotated[str, typer.Option(help="CIDEr-D: corpus, coco-train, coco-val or a file")] = "corpus",
+    document_frequencies: Annotated[
+        str, typer.Option(help="CIDEr-D: corpus, coco-train, coco-val or a file")
+    ] = "corpus",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="score file to write")] = None,
     split: Annotated[str | None, typer.Option(help="which images of a reference file with splits")] = None,
     n_resamples: Annotated[int, typer.Option(min=0, help="bootstrap resamples for the intervals; 0 = none")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="score only the images with a prediction")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="score only the images with a prediction")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Score any caption file against human captions; with one argument, a run."""
     if references is None:
         done = _execute(str(predictions), None, "score", force)
-        done.print_scores()
+        if done.accelerator.is_main_process:
+            done.print_scores()
         return
     from hfcap.score_table import score_table
     from hfcap.scoring import score_files, signature_line
@@ -164,15 +176,17 @@ def score(
         allow_missing=allow_missing,
     )
     console.print(score_table({predictions.name: report}, f"Scores x 100 on {report.n_images:,} pictures"))
-    console.print(signature_line(report.signature), markup=False, soft_wrap=True)
+    _say(signature_line(report.signature))
     if output is not None:
-        console.print(f"Scores: {output}")
+        _say(f"Scores: {output}")
 
 
 @app.command()
 def card(
     recipe: RecipeOrRun,
-    check: Annotated[bool, typer.Option("--check", help="only list facts that the card lacks; exit code 1 if any")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="only list facts that the card lacks; exit code 1 if any")
+    ] = False,
 ) -> None:
     """Write the model card of a run."""
     if check:
@@ -181,13 +195,14 @@ def card(
 
         missing = missing_facts(RunDirectory.existing(Path(recipe)))
         for fact in missing:
-            console.print(f"missing: {fact}", markup=False)
+            _say(f"missing: {fact}")
         if missing:
             raise typer.Exit(1)
         console.print("The card has every fact.")
         return
     done = _execute(recipe, None, "card", force=True)
-    console.print(f"Card: {done.directory.card}")
+    if done.accelerator.is_main_process:
+        _say(f"Card: {done.directory.card}")
 
 
 @app.command()
@@ -219,7 +234,7 @@ def publish(
         force=force,
         model=merged_model(directory, wanted=merged),
     )
-    console.print(str(result), markup=False)
+    _say(str(result))
 
 
 @app.command()
@@ -234,7 +249,7 @@ def merge(
 
     quiet_loading()
     save_merged(adapter, output, trust_remote_code)
-    console.print(f"Merged model: {output}")
+    _say(f"Merged model: {output}")
 
 
 @app.command()
@@ -249,13 +264,20 @@ def compare(
 
 
 @app.command()
-def doctor(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
-    """Check labels, data, LoRA targets, memory and time of a recipe before any training."""
+def doctor(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="folder for doctor.json and contact_sheet.png")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="training steps to measure; 0 = no memory and time estimate")] = 3,
+) -> None:
+    """Check labels, data, LoRA targets, memory and time of a recipe before any training; exit code 1 if wrong."""
     from hfcap.captioners.parts import quiet_loading
     from hfcap.doctor import examine
 
     quiet_loading()
-    if not examine(_recipe(recipe, overrides)):
+    if not examine(_recipe(recipe, overrides), output, steps):
         raise typer.Exit(1)
 
 
@@ -271,9 +293,10 @@ def list_entries(
 
     for one in (kind,) if kind else ("captioners", "sources", "metrics", "recipes"):
         entries = [str(path) for path in find_recipes(Path("recipes"))] if one == "recipes" else names(one)
-        console.print(f"[bold]{one}[/bold]" if kind is None else "", end="\n" if kind is None else "")
+        if kind is None:
+            console.print(one, style="bold")
         for entry in entries:
-            console.print(("  " if kind is None else "") + entry, markup=False)
+            _say(entry if kind else f"  {entry}")
 
 
 @app.command("recipe-schema")
@@ -293,7 +316,7 @@ def data_coco(
     from hfcap.data.download import download_coco
 
     download_coco(root, year)
-    console.print(f"COCO {year}: {root}")
+    _say(f"COCO {year}: {root}")
 
 
 def _show_version(value: bool) -> None:
@@ -319,8 +342,8 @@ def main() -> None:
     except WorkError as error:
         error_console.print(f"failed: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt as interruption:
-        error_console.print(str(interruption) or "stopped", style="yellow", markup=False)
+    except StoppedError as error:
+        error_console.print(str(error), style="yellow", markup=False, soft_wrap=True)
         sys.exit(130)
 
 

@@ -1,0 +1,142 @@
+"""Facts about pictures and captions: counts, lengths, repetitions, and pictures that two splits share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from hfcap.data.features import image_hashes
+from hfcap.data.images import CheckableImage
+from hfcap.doctor.findings import Findings
+from hfcap.schema import CaptionedImage
+
+MAX_COMPARED_PICTURES = 10_000
+"""Up to so many pictures are read to find the same bytes in two splits; beyond, only names are compared."""
+
+_SHARE_OF_REPETITION = 0.05
+_N_FREQUENT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """One split.
+
+    Attributes:
+        captions_per_picture: number of captions -> pictures that have so many.
+        words: fewest, median and most words of a caption.
+        one_word_captions: captions of one word.
+        repeated_captions: captions that the same picture already has.
+    """
+
+    n_pictures: int
+    n_captions: int
+    captions_per_picture: dict[int, int]
+    words: tuple[int, float, int]
+    one_word_captions: int
+    repeated_captions: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPictures:
+    """Pictures of another split that the training split has too; `same_bytes` is None where it was not compared."""
+
+    same_id: int
+    same_file_name: int
+    same_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """All splits that the run reads.
+
+    Attributes:
+        most_frequent: the most frequent training captions (case and spacing ignored) and how often they occur.
+        distinct_captions: number of different training captions.
+        shared_with_train: split -> pictures that the training split has too.
+    """
+
+    splits: dict[str, SplitFacts]
+    most_frequent: list[tuple[str, int]]
+    distinct_captions: int
+    shared_with_train: dict[str, SharedPictures]
+
+
+def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> DataFacts:
+    """Count what the splits hold; `splits` has at least "train"."""
+    train = splits["train"]
+    counts = Counter(" ".join(text.lower().split()) for record in train for text in record.captions)
+    hashes = _hashes(splits)
+    facts = DataFacts(
+        {name: _split_facts(records) for name, records in splits.items()},
+        counts.most_common(_N_FREQUENT),
+        len(counts),
+        {name: _shared(train, records, hashes, name) for name, records in splits.items() if name != "train"},
+    )
+    _report(facts, findings)
+    return facts
+
+
+def _split_facts(records: Sequence[CaptionedImage]) -> SplitFacts:
+    lengths = [len(text.split()) for record in records for text in record.captions]
+    per_picture = Counter(len(record.captions) for record in records)
+    return SplitFacts(
+        n_pictures=len(records),
+        n_captions=len(lengths),
+        captions_per_picture=dict(sorted(per_picture.items())),
+        words=(min(lengths), median(lengths), max(lengths)),
+        one_word_captions=sum(length == 1 for length in lengths),
+        repeated_captions=sum(len(record.captions) - len(set(record.captions)) for record in records),
+    )
+
+
+def _hashes(splits: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, set[str]] | None:
+    """Return hashes of every split's pictures, or None where reading them all would take too long."""
+    everything = [record for records in splits.values() for record in records]
+    # Generated pictures have no file that could have been copied.
+    if len(everything) > MAX_COMPARED_PICTURES or not all(isinstance(r.image, CheckableImage) for r in everything):
+        return None
+    return {name: set(image_hashes(records)) for name, records in splits.items()}
+
+
+def _shared(
+    train: Sequence[CaptionedImage],
+    others: Sequence[CaptionedImage],
+    hashes: Mapping[str, set[str]] | None,
+    name: str,
+) -> SharedPictures:
+    ids = {record.image_id for record in train}
+    names = {record.file_name for record in train}
+    return SharedPictures(
+        same_id=sum(record.image_id in ids for record in others),
+        same_file_name=sum(record.file_name in names for record in others),
+        same_bytes=None if hashes is None else len(hashes["train"] & hashes[name]),
+    )
+
+
+def _report(facts: DataFacts, findings: Findings) -> None:
+    for name, shared in facts.shared_with_train.items():
+        found = {"id": shared.same_id, "file name": shared.same_file_name, "content": shared.same_bytes or 0}
+        leaks = [f"{count:,} by {what}" for what, count in found.items() if count]
+        if leaks:
+            findings.warning(
+                f"data.{name}_split" if name in ("validation", "test") else "score.split",
+                f"pictures of {name} are in the training split too ({', '.join(leaks)}); scores will be too good",
+                "take them out of one of the two splits",
+            )
+    train = facts.splits["train"]
+    if facts.most_frequent[0][1] > _SHARE_OF_REPETITION * train.n_captions and train.n_captions >= 20:
+        text, count = facts.most_frequent[0]
+        findings.warning(
+            "data.source",
+            f"{count:,} of {train.n_captions:,} training captions are {text!r}; the captioner will learn "
+            "to say just that",
+            "remove placeholder captions from the dataset",
+        )
+    if train.one_word_captions > _SHARE_OF_REPETITION * train.n_captions:
+        findings.warning(
+            "data.source",
+            f"{train.one_word_captions:,} of {train.n_captions:,} training captions are a single word",
+            "use sentences if the captioner is to write sentences",
+        )
