@@ -18,7 +18,7 @@ from hfcap.run_directory import RunDirectory
 if TYPE_CHECKING:
     from hfcap.captioners.base import CardFacts
 
-N_SAMPLES = 5
+N_SAMPLES = 6
 N_WORST = 3
 
 
@@ -39,6 +39,7 @@ class CardInput:
     Attributes:
         repo_id: where the model is or will be; None where the recipe does not say.
         model: folder of the weights that the card describes.
+        must_merge: the weights are an adapter to a base model that only this run has; `model` is that base.
         is_adapter: `model` holds a PEFT adapter.
         has_code: `model` holds its own modelling code, which users must trust.
         missing: one line for each fact that is not known, with its remedy.
@@ -48,6 +49,7 @@ class CardInput:
     family: CardFacts
     repo_id: str | None
     model: Path
+    must_merge: bool
     is_adapter: bool
     has_code: bool
     model_type: str | None
@@ -109,6 +111,9 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     """
     recipe = load_recipe(run.recipe)
     folder = model or run.model
+    # Without a base model on the Hub only merged weights can be published; they look like the run's own base model.
+    must_merge = model is None and (folder / "adapter_config.json").is_file() and run.base_model.is_dir()
+    folder = run.base_model if must_merge else folder
     environment = _object(run.environment, "environment of the run")
     summary = _object(run.summary, "training summary")
     split = recipe.score.split
@@ -118,11 +123,13 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     }
     log = [row for _, row in read_json_lines(run.log, "training log")] if run.log.is_file() else []
     config = _object(folder / "config.json", "configuration of the model")
+    worst = _worst(run, split, scores)
     card_input = CardInput(
         recipe=recipe,
         family=registry.load("captioners", recipe.captioner).REGISTERED.card_facts,
         repo_id=repo_id or recipe.publish.repo_id,
         model=folder,
+        must_merge=must_merge,
         is_adapter=(folder / "adapter_config.json").is_file(),
         has_code=any(folder.glob("*.py")),
         model_type=config.get("model_type"),
@@ -132,8 +139,8 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
         split=split,
         scores=scores,
         baselines={name: values for name, values in baselines.items() if values},
-        samples=_samples(run),
-        worst=_worst(run, split, scores),
+        samples=[sample for sample in _samples(run) if sample not in worst][:N_SAMPLES],
+        worst=worst,
     )
     card_input.missing.extend(_missing(run, card_input))
     return card_input
@@ -169,7 +176,7 @@ def _samples(run: RunDirectory) -> list[Sample]:
             reference=str(row["references"][0]) if row.get("references") else None,
             score=_cider(row.get("score")),
         )
-        for row in rows[:N_SAMPLES]
+        for row in rows
     ]
 
 

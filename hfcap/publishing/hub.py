@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from huggingface_hub import get_session
@@ -15,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hfcap.errors import UserError, WorkError
 from hfcap.publishing.secrets import redact
@@ -32,6 +35,19 @@ def transport_errors() -> tuple[type[Exception], ...]:
     """Exceptions of the HTTP library under huggingface_hub (httpx or its successors, by version), and status errors."""
     library = importlib.import_module(type(get_session()).__module__.split(".")[0])
     return (HfHubHTTPError, library.HTTPError)
+
+
+@contextlib.contextmanager
+def quiet_unless_terminal() -> Iterator[None]:
+    """Silence huggingface_hub's progress bars where standard error is not a terminal."""
+    silence = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if silence:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silence:
+            enable_progress_bars()
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -1,37 +1,31 @@
-"""Pushing a staged folder to the Hub in one commit that appears completely or not at all.
-
-A lost answer can mean 'committed': after every failure the remote files are compared with the staged ones before
-anything is sent again, so a retry, or a rerun after a kill, never makes a second commit of the same content.
-"""
+"""Publishing a run: stage, check permissions, push in one commit (commit.py), prove that it works (verify.py)."""
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
 import json
 import tempfile
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi, ModelInfo, get_token
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from hfcap.data.source import load_split
 from hfcap.errors import UserError, WorkError
-from hfcap.files import read_json, sha256_of
+from hfcap.files import read_json
 from hfcap.publishing import hub
-from hfcap.publishing.secrets import redact
+from hfcap.publishing.commit import Push
 from hfcap.publishing.sections import merge_sections, split_front_matter
-from hfcap.publishing.staging import MODEL_PATTERNS, StagedFile, stage, staged_files
+from hfcap.publishing.staging import StagedFile, stage, staged_files
+from hfcap.publishing.verify import Comparison, verify
+from hfcap.recipe import Recipe
+from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 
 DEFAULT_BRANCH = "main"
-LARGEST_GIT_FILE = 10 * 2**20
-"""Larger files always go to the Hub's large-file storage, which names them by SHA-256 only."""
-NEWEST_PULL_REQUESTS = 10
-"""So many are compared with the staged files before a new one is opened."""
+N_RUN_PICTURES = 5
+"""Sample pictures of the run that are captioned again after publishing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +38,7 @@ class PublishResult:
         deleted: stale weight and configuration files that were removed from the Hub.
         url: page of the repository, or of the pull request.
         commit: commit id that holds the files; None in a dry run.
+        comparisons: recorded captions beside those of the published model, if it was verified.
     """
 
     repo_id: str
@@ -55,14 +50,28 @@ class PublishResult:
     url: str | None = None
     commit: str | None = None
     dry_run: bool = False
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return a report for the person at the terminal."""
+        total = sum(file.size for file in self.files)
+        size = f"{len(self.files)} files, {_readable(total)}"
+        if self.dry_run:
+            target = f"{self.repo_id} ({self.revision})" if "/" in self.repo_id else "no repository given (--repo-id)"
+            lines = [f"  {_readable(file.size):>10}  {file.path}" for file in self.files]
+            return "\n".join([f"Dry run: {size}, to {target}; staged in {self.folder}", *lines])
+        removed = f", {len(self.deleted)} stale files removed" if self.deleted else ""
+        done = f"Published {len(self.uploaded)} of {size}{removed}: {self.url} (commit {self.commit})"
+        if not self.uploaded and not self.deleted:
+            done = f"Nothing to publish: {self.url} already holds these {size}"
+        if not self.comparisons:
+            return done
+        agreeing = sum(comparison.agrees for comparison in self.comparisons)
+        return f"{done}\nVerified in a clean process: {agreeing} of {len(self.comparisons)} captions as recorded"
 
 
-@dataclass(frozen=True, slots=True)
-class _Remote:
-    """Head commit and files (path -> git or LFS SHA-256 id) of a revision."""
-
-    head: str
-    files: dict[str, str]
+def _readable(size: int) -> str:
+    return f"{size:,} B" if size < 10_000 else f"{size / 1e6:,.2f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"
 
 
 def publish(
@@ -74,8 +83,9 @@ def publish(
     revision: str | None = None,
     force: bool = False,
     model: Path | None = None,
+    verified: bool = True,
 ) -> PublishResult:
-    """Stage a run and push it to the Hub.
+    """Stage a run, push it to the Hub and prove that a stranger can use it (see verify.py).
 
     Args:
         repo_id: namespace/name; default: the recipe's publish.repo_id.
@@ -86,27 +96,51 @@ def publish(
         revision: branch to commit to; must exist unless it is main.
         force: replace a published model whose scores are better.
         model: folder with merged weights, if not run.model.
+        verified: after the push, download and caption in a clean process; off only where that is done elsewhere.
 
     Raises:
         UserError: not signed in, no permission, wrong names, a secret in a file, better scores on the Hub.
-        WorkError: the Hub or the network failed.
+        WorkError: the Hub or the network failed, or what was published does not caption as recorded.
     """
-    from hfcap.recipe_loading import load_recipe
-
-    options = load_recipe(run.recipe).publish
+    recipe = load_recipe(run.recipe)
+    options = recipe.publish
     repo_id = repo_id or options.repo_id
     if repo_id is None and not dry_run:
         raise UserError(f"{run.recipe}: publish.repo_id: say where to publish: --repo-id namespace/name")
     if repo_id is not None:
         check_repo_id(repo_id)
-    folder = stage(run, model, repo_id)
+    folder = stage(run, model, repo_id, verifiable=verified)
     result = PublishResult(
         repo_id or run.path.name, revision or DEFAULT_BRANCH, folder, staged_files(folder), dry_run=True
     )
     if dry_run or repo_id is None:
         return result
     wants_private = options.private if private is None else private
-    return push_folder(folder, repo_id, wants_private, create_pr, revision or DEFAULT_BRANCH, force)
+    result = push_folder(folder, repo_id, wants_private, create_pr, revision or DEFAULT_BRANCH, force)
+    if not verified:
+        return result
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = _sample_pictures(run, recipe, Path(temporary))
+        at = None if result.revision == DEFAULT_BRANCH else result.revision
+        return replace(result, comparisons=verify(repo_id, at, pictures, trust_remote_code=True))
+
+
+def _sample_pictures(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Path, str]:
+    """Return the run's sample pictures as files with their recorded captions; none where the data is not here."""
+    if not run.samples.is_file():
+        return {}
+    captions = {str(row["image_id"]): str(row["caption"]) for row in read_json(run.samples, "sample captions")}
+    try:
+        records = load_split(recipe.data, recipe.score.split, check_images=False)
+    except UserError:
+        return {}
+    pictures: dict[Path, str] = {}
+    for record in records:
+        if record.image_id in captions and len(pictures) < N_RUN_PICTURES:
+            path = folder / str(len(pictures))
+            path.write_bytes(record.image.read())
+            pictures[path] = captions[record.image_id]
+    return pictures
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -163,7 +197,7 @@ def push_folder(
     _open_repository(api, repo_id, private, create_pr)
     if not force:
         _refuse_worse_scores(api, folder, repo_id, revision)
-    push = _Push(api, folder, repo_id, revision, create_pr, _card_with_remote_sections(api, folder, repo_id, revision))
+    push = Push(api, folder, repo_id, revision, create_pr, _card_with_remote_sections(api, folder, repo_id, revision))
     before = push.read(revision)
     target = push.commit()
     after = push.read(target)
@@ -185,102 +219,6 @@ def push_folder(
         url=url,
         commit=after.head,
     )
-
-
-class _Push:
-    """One staging folder on its way to one revision of one repository."""
-
-    def __init__(self, api: HfApi, folder: Path, repo_id: str, revision: str, create_pr: bool, card: bytes) -> None:
-        self.api, self.folder, self.repo_id, self.revision, self.create_pr = api, folder, repo_id, revision, create_pr
-        self.content: dict[str, bytes | Path] = {file.path: folder / file.path for file in staged_files(folder)}
-        self.content["README.md"] = card
-        self.ids = {path: content_ids(content) for path, content in self.content.items()}
-
-    def read(self, revision: str) -> _Remote:
-        """Return head and files of a revision."""
-
-        def read() -> _Remote:
-            head = self.api.model_info(self.repo_id, revision=revision).sha
-            assert head is not None
-            entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=head)
-            files = {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
-            return _Remote(head, files)
-
-        return hub.with_retries(read, f"reading {self.repo_id} at {revision}")
-
-    def different(self, remote: _Remote) -> list[str]:
-        """Return the staged paths whose content the Hub does not hold at their place."""
-        return sorted(path for path, ids in self.ids.items() if remote.files.get(path) not in ids)
-
-    def stale(self, remote: _Remote) -> list[str]:
-        """Return model files on the Hub that this model does not have; a loader would pick them up. Others stay."""
-        return sorted(
-            path
-            for path in remote.files
-            if path not in self.ids and any(fnmatch.fnmatch(path, pattern) for pattern in MODEL_PATTERNS)
-        )
-
-    def commit(self) -> str:
-        """Commit what differs and return the revision that holds it; a commit that is already there is found."""
-        cause: BaseException = WorkError("nothing was sent")
-        for attempt in range(1, hub.ATTEMPTS + 2):
-            # One look more than tries: the answer to the last try may have been lost after the commit.
-            if self.create_pr and (pull_request := self._pull_request_with_content()):
-                return pull_request
-            remote = self.read(self.revision)
-            different, stale = self.different(remote), self.stale(remote)
-            if not different and not stale:
-                return self.revision
-            if attempt > hub.ATTEMPTS:
-                raise hub.explained(cause, f"publishing {self.repo_id}") from None
-            try:
-                return self._send(different, stale, remote.head)
-            except hub.failures() as error:
-                cause = hub.root_cause(error)
-                if not hub.is_transient(cause) and hub.status_of(cause) != HTTPStatus.PRECONDITION_FAILED:
-                    raise _refusal(cause, f"publishing {self.repo_id}") from None
-            hub.wait_before(attempt)
-        raise AssertionError("unreachable: the last look returns or raises")
-
-    def _send(self, different: list[str], stale: list[str], head: str) -> str:
-        operations = [CommitOperationAdd(path, self.content[path]) for path in different]
-        info = self.api.create_commit(
-            self.repo_id,
-            [*operations, *(CommitOperationDelete(path) for path in stale)],
-            commit_message="Publish with hfcap",
-            revision=self.revision,
-            create_pr=self.create_pr,
-            parent_commit=head,
-        )
-        return info.pr_revision or self.revision
-
-    def _pull_request_with_content(self) -> str | None:
-        """Return the newest pull request that already holds all staged files: an earlier try whose answer was lost."""
-        refs = hub.with_retries(
-            lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True), f"reading {self.repo_id}"
-        )
-        numbers = sorted((int(ref.ref.rsplit("/", 1)[-1]) for ref in refs.pull_requests or []), reverse=True)
-        for number in numbers[:NEWEST_PULL_REQUESTS]:
-            if not self.different(self.read(f"refs/pr/{number}")):
-                return f"refs/pr/{number}"
-        return None
-
-
-def content_ids(content: bytes | Path) -> frozenset[str]:
-    """Return the ids under which the Hub may list a content: SHA-256 (large files) and git's SHA-1 (small ones)."""
-    if isinstance(content, Path):
-        if content.stat().st_size > LARGEST_GIT_FILE:
-            return frozenset({sha256_of(content)})
-        content = content.read_bytes()
-    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    return frozenset({git, hashlib.sha256(content).hexdigest()})
-
-
-def _refusal(cause: BaseException, doing: str) -> UserError | WorkError:
-    if isinstance(cause, ValueError) and not isinstance(cause, (UserError, HfHubHTTPError)):
-        # huggingface_hub raises ValueError when the Hub refuses the card's metadata.
-        return UserError(f"{doing}: the Hub refuses the files: {redact(str(cause)).strip()}")
-    return hub.explained(cause, doing)
 
 
 def _open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool) -> None:

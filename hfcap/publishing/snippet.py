@@ -18,13 +18,48 @@ def read_prompt(model: Path) -> str:
     return prompt.strip()
 
 
+_WITHOUT_EFFECT = {
+    "min_new_tokens": 0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "do_sample": False,
+}
+
+
+def decoding_arguments(model: Path) -> str:
+    """Return the keyword arguments of `generate` that give the captions that were scored, from generation_config.json.
+
+    They stand in the call because BLIP's `generate` does not read generation_config.json.
+    """
+    path = model / "generation_config.json"
+    values = read_json(path, "decoding defaults of the model") if path.is_file() else {}
+    names = ["num_beams", "max_new_tokens", *_WITHOUT_EFFECT]
+    if values.get("do_sample"):
+        names += ["temperature", "top_k", "top_p"]
+    chosen = {name: values.get(name) for name in names}
+    for name, value in chosen.items():
+        if value is not None and not isinstance(value, (bool, int, float)):
+            raise UserError(f"{path}: {name} must be a number, not {value!r}")
+    return "".join(
+        f", {name}={value!r}"
+        for name, value in chosen.items()
+        if value is not None and value != _WITHOUT_EFFECT.get(name)
+    )
+
+
 def _quoted(text: str) -> str:
     # JSON's escapes are Python's; non-ASCII characters are escaped, so nothing can end the literal or the code block.
     return json.dumps(text)
 
 
 def usage_code(
-    model_id: str, model: Path, has_code: bool, model_type: str | None, base: tuple[str, str | None] | None = None
+    model_id: str,
+    model: Path,
+    has_code: bool,
+    model_type: str | None,
+    base: tuple[str, str | None] | None = None,
+    revision: str | None = None,
 ) -> str:
     """Return Python source that prints a caption of photo.jpg.
 
@@ -33,11 +68,13 @@ def usage_code(
         model: folder with the weights, for its prompt.
         has_code: the repository brings its own modelling code.
         base: Hub id and revision of the base model where the repository is a PEFT adapter.
+        revision: of the repository itself, where it is not the newest of its main branch.
     """
     trust = ", trust_remote_code=True" if has_code else ""
+    own = f", revision={_quoted(revision)}" if revision else ""
     lines = ["from PIL import Image", "from transformers import AutoModelForImageTextToText, AutoProcessor"]
     if base is None:
-        lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({_quoted(model_id)}{trust})"]
+        lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({_quoted(model_id)}{own}{trust})"]
     else:
         base_id, revision = base
         pin = f", revision={_quoted(revision)}" if revision else ""
@@ -45,20 +82,20 @@ def usage_code(
         lines += [
             "",
             f"base = AutoModelForImageTextToText.from_pretrained({_quoted(base_id)}{pin}{trust})",
-            f"model = PeftModel.from_pretrained(base, {_quoted(model_id)})",
+            f"model = PeftModel.from_pretrained(base, {_quoted(model_id)}{own})",
         ]
     lines += [
-        f"processor = AutoProcessor.from_pretrained({_quoted(model_id)}{trust})",
+        f"processor = AutoProcessor.from_pretrained({_quoted(model_id)}{own}{trust})",
         "",
         'image = Image.open("photo.jpg").convert("RGB")',
     ]
-    prompt = read_prompt(model)
+    prompt, decoding = read_prompt(model), decoding_arguments(model)
     if not prompt:
         return "\n".join(
             [
                 *lines,
                 'inputs = processor(images=image, return_tensors="pt")',
-                "tokens = model.generate(**inputs)",
+                f"tokens = model.generate(**inputs{decoding})",
                 "print(processor.decode(tokens[0], skip_special_tokens=True).strip())",
             ]
         )
@@ -67,12 +104,12 @@ def usage_code(
         lines += [
             'pixels = processor(images=image, return_tensors="pt").pixel_values',
             'start = processor.tokenizer(prompt, return_tensors="pt").input_ids',
-            "tokens = model.generate(pixels, decoder_input_ids=start)",
+            f"tokens = model.generate(pixels, decoder_input_ids=start{decoding})",
         ]
     else:
         lines += [
             'inputs = processor(images=image, text=prompt, return_tensors="pt")',
-            "tokens = model.generate(**inputs)",
+            f"tokens = model.generate(**inputs{decoding})",
         ]
     lines += ["print(processor.decode(tokens[0], skip_special_tokens=True).strip().removeprefix(prompt).strip())"]
     return "\n".join(lines)

@@ -28,13 +28,14 @@ from hfcap.publishing.card import existing_card, render
 from hfcap.publishing.escaping import is_machine_path, portable
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.secrets import refuse_secrets
+from hfcap.publishing.verify import record_captions
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
 
 FULL_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
 CONFIGURATION = ("config.json", "generation_config.json", "hfcap.json")
-ADAPTER_CONFIGURATION = ("adapter_config.json", "hfcap.json")
+ADAPTER_CONFIGURATION = ("adapter_config.json", "generation_config.json", "hfcap.json")
 PROCESSOR = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -68,12 +69,13 @@ class StagedFile:
     size: int
 
 
-def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = None) -> Path:
+def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = None, verifiable: bool = True) -> Path:
     """Write run.publish anew and return it; an earlier one stays until the new one is complete and checked.
 
     Args:
         model: folder with the weights, if not run.model (merged LoRA weights).
         repo_id: where it goes, if not to the recipe's publish.repo_id; the card's code names it.
+        verifiable: load the model and record its captions of drawn pictures, which `verify` compares.
 
     Raises:
         UserError: no weights, a pickle in their place, an adapter without a base on the Hub, a secret in a file.
@@ -87,6 +89,9 @@ def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = No
         if curve.has_curve(known.log):
             write_bytes(folder / curve.FILE_NAME, curve.draw_curve(known.log))
         write_text(folder / "README.md", render(known, existing_card(run)))
+        if verifiable:
+            recipe = known.recipe
+            record_captions(str(model or run.path), folder, recipe.generate, recipe.model.trust_remote_code)
         refuse_secrets(folder, private_folders=(run.path, known.model))
     return run.publish
 
@@ -107,6 +112,11 @@ def published_recipe(recipe: Recipe) -> str:
 
 def _check_weights(known: CardInput) -> None:
     folder = known.model
+    if known.must_merge:
+        raise UserError(
+            f"{folder.parent}: the adapter belongs to a base model that was put together in this run, which nobody "
+            "else has; merge it first (hfcap merge) and publish the merged weights"
+        )
     if not folder.is_dir():
         raise UserError(f"{folder}: no trained model; run 'hfcap train' first")
     names = [path.name for path in folder.iterdir()]
@@ -191,8 +201,13 @@ def _write_results(run: RunDirectory, known: CardInput, folder: Path) -> None:
     for name in (known.split, *(f"{known.split}.{baseline}" for baseline in known.baselines)):
         if run.scores(name).is_file():
             scores = read_json(run.scores(name), "scores")
-            scores["signature"] = portable(scores.get("signature", {}))
-            write_json(folder / "scores" / f"{name}.json", scores)
+            signature = portable(scores.get("signature", {}))
+            target = folder / "scores" / f"{name}.json"
+            if signature == scores.get("signature", {}):
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(run.scores(name), target)
+            else:
+                write_json(target, {**scores, "signature": signature})
         if run.predictions(name).is_file():
             rows = [row for _, row in read_json_lines(run.predictions(name), "predictions")]
             for row in rows:

@@ -1,32 +1,200 @@
+"""Publishing to the loopback Hub with the real client: every family, what is refused, what is left alone."""
+
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from hfcap.publishing.push import publish
+from hfcap.errors import UserError, WorkError
+from hfcap.publishing.push import check_may_publish, publish, push_folder
+from hfcap.publishing.staging import stage
+from hfcap.publishing.verify import verify
 from hfcap.run_directory import RunDirectory
 from tests.hub_server import Hub
+from tests.publishing.run_builder import build_run
+
+PIPELINE = """
+import sys; sys.modules["hfcap"] = None
+from transformers import pipeline
+caption = pipeline("image-text-to-text", "alice/tiny")
+print("CAPTION:", caption("photo.jpg", text="")[0]["generated_text"])
+"""
 
 
-def test_a_stranger_loads_what_was_published(run: RunDirectory, hub: Hub, tmp_path: Path) -> None:
-    result = publish(run, "alice/tiny")
+@pytest.mark.parametrize("family", ["blip", "clip_prefix", "vit_gpt2"])
+def test_what_was_published_captions_like_the_run_in_a_clean_process(family: str, hub: Hub, tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", family)
+    result = publish(run, "alice/tiny", private=True)
     assert result.url == f"{hub.endpoint}/alice/tiny"
     tree = hub.store.repository("alice/tiny").tree("main")
     assert set(tree) - {".gitattributes"} == {file.path for file in result.files} == set(result.uploaded)
+    assert [comparison.agrees for comparison in result.comparisons] == [True, True]
+
+
+def test_the_pipeline_of_transformers_captions_with_it(run: RunDirectory, hub: Hub, tmp_path: Path) -> None:
+    publish(run, "alice/tiny", verified=False)
     home = tmp_path / "stranger"
     home.mkdir()
     Image.new("RGB", (40, 30), "red").save(home / "photo.jpg")
-    code = (
-        "import sys; sys.modules['hfcap'] = None\n"
-        "from transformers import pipeline\n"
-        "print(pipeline('image-text-to-text', 'alice/tiny')('photo.jpg', text='')[0]['generated_text'])\n"
-    )
-    import os
-
     environment = {**os.environ, **hub.environment(home)}
-    environment.pop("HF_TOKEN")
-    done = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    del environment["HF_TOKEN"]
+    done = subprocess.run([sys.executable, "-c", PIPELINE], cwd=home, env=environment, capture_output=True, text=True)
+    assert "CAPTION:" in done.stdout, done.stderr
+
+
+def test_a_second_publication_of_the_same_run_makes_no_commit(run: RunDirectory, hub: Hub) -> None:
+    publish(run, "alice/tiny", verified=False)
+    before = hub.store.repository("alice/tiny").history("main")
+    result = publish(run, "alice/tiny", verified=False)
+    assert hub.store.repository("alice/tiny").history("main") == before
+    assert result.uploaded == [] and result.commit == before[0]["id"]
+
+
+def test_a_dry_run_needs_neither_network_nor_token(
+    run: RunDirectory, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    result = publish(run, "alice/tiny", dry_run=True)
+    assert hub.requests == []
+    assert result.dry_run and result.uploaded == [] and result.commit is None
+    sizes = {file.path: file.size for file in result.files}
+    assert sizes["model.safetensors"] == (run.model / "model.safetensors").stat().st_size
+    assert "model.safetensors" in str(result) and "alice/tiny" in str(result)
+
+
+def test_private_stays_private(run: RunDirectory, hub: Hub) -> None:
+    publish(run, "alice/tiny", private=True, verified=False)
+    assert hub.store.repository("alice/tiny").settings()["private"] is True
+    publish(run, "alice/open", private=False, verified=False)
+    with pytest.raises(UserError, match="public"):
+        publish(run, "alice/open", private=True, verified=False)
+
+
+def test_a_private_repository_is_not_verified_for_others(
+    run: RunDirectory, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(run, "alice/tiny", private=True, verified=False)
+    monkeypatch.setenv("HF_TOKEN", hub.mallory)
+    with pytest.raises(UserError, match="no such repository"):
+        verify("alice/tiny")
+
+
+def test_a_pull_request_leaves_the_branch_alone(run: RunDirectory, hub: Hub) -> None:
+    publish(run, "alice/tiny", verified=False)
+    main = hub.store.repository("alice/tiny").resolve("main")
+    change_scores(run, 1.5)
+    result = publish(run, "alice/tiny", create_pr=True, verified=False)
+    assert result.revision == "refs/pr/1" and str(result.url).endswith("/discussions/1")
+    assert hub.store.repository("alice/tiny").resolve("main") == main
+    again = publish(run, "alice/tiny", create_pr=True, verified=False)
+    assert again.revision == "refs/pr/1", "the same content opens no second pull request"
+
+
+def test_another_branch(run: RunDirectory, hub: Hub) -> None:
+    publish(run, "alice/tiny", verified=False)
+    with pytest.raises(UserError, match="no such revision"):
+        publish(run, "alice/tiny", revision="v2", verified=False)
+    repository = hub.store.repository("alice/tiny")
+    main = repository.resolve("main")
+    repository.set_ref("refs/heads/v2", main)
+    change_scores(run, 1.5)
+    assert publish(run, "alice/tiny", revision="v2", verified=False).commit == repository.resolve("v2") != main
+    assert repository.resolve("main") == main
+
+
+def test_worse_scores_do_not_replace_better_ones(run: RunDirectory, hub: Hub) -> None:
+    change_scores(run, 1.2)
+    publish(run, "alice/tiny", verified=False)
+    change_scores(run, 0.9)
+    with pytest.raises(UserError, match=r"120\.0.*90\.0.*--force"):
+        publish(run, "alice/tiny", verified=False)
+    publish(run, "alice/tiny", force=True, verified=False)
+    published = json.loads(hub.store.repository("alice/tiny").content("main", "scores/test.json"))
+    assert published["metrics"]["cider"] == 0.9
+
+
+def test_stale_weights_go_and_other_peoples_files_stay(run: RunDirectory, hub: Hub) -> None:
+    from huggingface_hub import HfApi
+
+    publish(run, "alice/tiny", verified=False)
+    api = HfApi()
+    for path in ("model-00001-of-00002.safetensors", "notes.md"):
+        api.upload_file(path_or_fileobj=b"old", path_in_repo=path, repo_id="alice/tiny")
+    result = publish(run, "alice/tiny", verified=False)
+    assert result.deleted == ["model-00001-of-00002.safetensors"]
+    assert "notes.md" in hub.store.repository("alice/tiny").tree("main")
+
+
+def test_sections_written_on_the_hub_survive(run: RunDirectory, hub: Hub) -> None:
+    from huggingface_hub import HfApi
+
+    publish(run, "alice/tiny", verified=False)
+    card = hub.store.repository("alice/tiny").content("main", "README.md").decode()
+    edited = card + "\n## Thanks\n\nTo the club.\n"
+    HfApi().upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id="alice/tiny")
+    change_scores(run, 1.9)
+    publish(run, "alice/tiny", verified=False)
+    new = hub.store.repository("alice/tiny").content("main", "README.md").decode()
+    assert "## Thanks\n\nTo the club." in new and "**190.0**" in new
+
+
+def test_who_may_publish(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_may_publish("alice/x") == "alice"
+    assert check_may_publish("club/x") == "alice"
+    for repo_id, message in (("museum/x", "may not write"), ("mallory/x", "may not write"), ("x", "lacks the namespace")):
+        with pytest.raises(UserError, match=message):
+            check_may_publish(repo_id)
+    monkeypatch.setenv("HF_TOKEN", hub.rita)
+    with pytest.raises(UserError, match="may only read"):
+        check_may_publish("alice/x")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    with pytest.raises(UserError, match="does not accept the token"):
+        check_may_publish("alice/x")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UserError, match="not signed in"):
+        check_may_publish("alice/x")
+    assert hub.calls("create_repo") == 0
+
+
+def test_a_wrong_repository_name_is_found_before_anything_is_staged(run: RunDirectory, hub: Hub) -> None:
+    with pytest.raises(UserError, match="--repo-id"):
+        publish(run, "alice/../tiny")
+    assert not run.publish.exists() and hub.requests == []
+
+
+def test_verification_notices_other_weights(run: RunDirectory, hub: Hub) -> None:
+    stage(run)
+    record = run.publish / "verification" / "captions.json"
+    content = json.loads(record.read_text())
+    content["captions"]["ball.png"] = "a caption that the model does not give"
+    record.write_text(json.dumps(content))
+    push_folder(run.publish, "alice/tiny", private=False)
+    with pytest.raises(WorkError, match=r"(?s)1 of 2 captions.*ball\.png"):
+        verify("alice/tiny")
+
+
+def test_verification_never_runs_code_that_somebody_wrote_into_a_card(run: RunDirectory, hub: Hub) -> None:
+    stage(run)
+    card = run.publish / "README.md"
+    card.write_text(card.read_text().replace("from PIL import Image", "from PIL import Image; open('owned', 'w')"))
+    push_folder(run.publish, "alice/tiny", private=False)
+    with pytest.raises(WorkError, match="other code than hfcap writes"):
+        verify("alice/tiny")
+
+
+def test_verification_runs_a_repositorys_own_code_only_if_trusted(hub: Hub, tmp_path: Path) -> None:
+    publish(build_run(tmp_path / "run", "clip_prefix"), "alice/tiny", verified=False)
+    with pytest.raises(UserError, match="--trust-remote-code|only repositories"):
+        verify("alice/tiny")
+
+
+def change_scores(run: RunDirectory, cider: float) -> None:
+    scores = json.loads(run.scores("test").read_text())
+    scores["metrics"]["cider"] = cider
+    run.scores("test").write_text(json.dumps(scores))

@@ -1,0 +1,128 @@
+"""Every fault at every call of a publication: afterwards everything or nothing new is visible, and a rerun completes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from pathlib import Path
+
+import pytest
+
+from hfcap.errors import UserError, WorkError
+from hfcap.publishing.push import push_folder
+from hfcap.publishing.staging import stage
+from hfcap.run_directory import RunDirectory
+from tests.hub.faults import KINDS
+from tests.hub_server import Hub
+
+CALLS = ["whoami", "model_info", "create_repo", "validate_yaml", "preupload", "lfs_batch", "lfs_upload", "commit", "tree"]
+FOR_EVER = 1000
+
+
+@pytest.fixture(scope="module")
+def staged(finished_run: RunDirectory) -> Path:
+    return stage(finished_run, verifiable=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("times", [1, FOR_EVER])
+def test_everything_or_nothing(
+    call: str, kind: str, times: int, staged: Path, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.slow_seconds = 0.02
+    hub.faults.add(kind, call, times)
+    messages = []
+    with caplog.at_level(logging.DEBUG):
+        try:
+            push_folder(staged, "alice/tiny", private=False)
+        except (UserError, WorkError) as error:
+            messages = [str(error), "".join(traceback.format_exception(error))]
+    visible = published_files(hub)
+    complete = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
+    assert visible in (set(), complete)
+    if not messages:
+        assert visible == complete
+    else:
+        assert any(remedy in messages[0] for remedy in ("run", "token", "hf auth", "--force")), messages[0]
+
+    hub.faults.clear()
+    result = push_folder(staged, "alice/tiny", private=False)
+    assert published_files(hub) == complete
+    history = hub.store.repository("alice/tiny").history("main")
+    assert [commit["title"] for commit in history] == ["Publish with hfcap", "initial commit"]
+    assert result.commit == history[0]["id"]
+    secret = hub.alice
+    assert secret not in caplog.text and all(secret not in message for message in messages)
+    holders = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert holders == []
+
+
+@pytest.mark.parametrize("kind", ["503", "drop_before", "drop_after", "truncated", "412"])
+def test_no_second_pull_request_after_a_lost_answer(kind: str, staged: Path, hub: Hub) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("alice/tiny")
+    hub.faults.add(kind, "commit")
+    with contextlib.suppress(WorkError):
+        push_folder(staged, "alice/tiny", private=False, create_pr=True)
+    push_folder(staged, "alice/tiny", private=False, create_pr=True)
+    refs = hub.store.repository("alice/tiny").refs()
+    assert [ref for ref in refs if ref.startswith("refs/pr/")] == ["refs/pr/1"]
+
+
+def test_large_files_are_not_sent_again_after_a_failure(staged: Path, hub: Hub) -> None:
+    hub.faults.add("403", "commit")
+    with pytest.raises(UserError):
+        push_folder(staged, "alice/tiny", private=False)
+    sent = hub.calls("lfs_upload")
+    push_folder(staged, "alice/tiny", private=False)
+    assert hub.calls("lfs_upload") == sent >= 1
+
+
+def test_somebody_elses_commit_in_between_is_kept(staged: Path, hub: Hub) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo("alice/tiny")
+    repository = hub.store.repository("alice/tiny")
+    original = hub.faults.take
+
+    def interfere(call: str) -> str | None:
+        if call == "commit":
+            hub.faults.take = original  # type: ignore[method-assign]
+            tree = {**repository.tree("main"), "notes.md": hub.store.add_blob(b"mine")}
+            repository.add_commit("refs/heads/main", repository.resolve("main"), tree, "notes", "", "club")
+        return original(call)
+
+    hub.faults.take = interfere  # type: ignore[method-assign]
+    push_folder(staged, "alice/tiny", private=False)
+    assert {"notes.md", "model.safetensors"} <= set(repository.tree("main"))
+    assert [commit["title"] for commit in repository.history("main")] == ["Publish with hfcap", "notes", "initial commit"]
+
+
+def test_the_hubs_refusal_of_a_card_is_explained(run: RunDirectory, hub: Hub) -> None:
+    folder = stage(run, verifiable=False)
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("license: apache-2.0", "license: my-own"))
+    with pytest.raises(UserError, match='"license" must be one of'):
+        push_folder(folder, "alice/tiny", private=False)
+    assert published_files(hub) == set()
+
+
+def test_tokens_in_answers_of_the_hub_are_not_repeated(staged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.hub import faults
+
+    monkeypatch.setitem(faults.STATUS_FAULTS, "403", (403, f"token {hub.alice} may not", ""))
+    hub.faults.add("403", "commit")
+    with pytest.raises(UserError) as caught:
+        push_folder(staged, "alice/tiny", private=False)
+    assert hub.alice not in "".join(traceback.format_exception(caught.value))
+    assert "[secret]" in str(caught.value)
+
+
+def published_files(hub: Hub) -> set[str]:
+    if not hub.store.list():
+        return set()
+    return set(hub.store.repository("alice/tiny").tree("main")) - {".gitattributes"}
