@@ -12,6 +12,10 @@ class WorkError(RuntimeError):
     """The input was right but the work could not be done (network, disk, remote refusal); exit code 1."""
 
 
+class StoppedError(RuntimeError):
+    """The work was stopped on request (Ctrl-C, SIGTERM) and what was done is kept; exit code 130."""
+
+
 class MissingPackageError(UserError):
     """An optional package is not installed; the message names the pip extra that brings it."""
 

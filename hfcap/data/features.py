@@ -93,6 +93,8 @@ class FeatureStore:
         """
         hashes = image_hashes(records)
         places = self._places()
+        # Shares of the work are cut from the list of what is missing: all must make it before one adds to the store.
+        self.accelerator.wait_for_everyone()
         missing = _first_of_each([number for number, value in enumerate(hashes) if value not in places], hashes)
         if missing:
             self._announce(len(missing), records[missing[0]])

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.lora import add_lora
+from hfcap.errors import UserError
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.training.optimization import freeze_parts
@@ -33,11 +34,18 @@ def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> 
 
 
 def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
-    """Add LoRA or freeze parts, and switch on gradient checkpointing, as the recipe says."""
+    """Add LoRA or freeze parts, and switch on gradient checkpointing, as the recipe says.
+
+    Raises:
+        UserError: nothing is left to train, or the model cannot do gradient checkpointing.
+    """
     peft_model = None
     if recipe.lora is not None:
         peft_model = add_lora(captioner, recipe.lora)
     freeze_parts(captioner, recipe.train)
     if recipe.train.gradient_checkpointing:
-        captioner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            captioner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"train.gradient_checkpointing: {error}; set it to false") from error
     return TrainableCaptioner(captioner, peft_model)

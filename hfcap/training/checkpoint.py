@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -32,6 +33,8 @@ class Progress:
         best_value: best validation value so far (loss: lower; cider: higher), at step best_step.
         bad_validations: validations since then.
         train_seconds: time spent training, over all interruptions.
+        processes: how many trained together; random states and the order of pictures depend on it.
+        unlogged_loss, unlogged_tokens: sums since the last row of the log.
     """
 
     step: int = 0
@@ -43,8 +46,10 @@ class Progress:
     best_value: float | None = None
     best_step: int | None = None
     bad_validations: int = 0
-    finished: bool = False
     stopped_early: bool = False
+    processes: int = 1
+    unlogged_loss: float = 0.0
+    unlogged_tokens: float = 0.0
     scheduler: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     average_updates: int = 0
@@ -76,10 +81,10 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with folder_being_written(target) as temporary:
-            save_file(_model_tensors(model), temporary / "model.safetensors")
-            save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+            save_file(_for_file(_model_tensors(model)), temporary / "model.safetensors")
+            save_file(_for_file(_optimizer_tensors(model, optimizer)), temporary / "optimizer.safetensors")
             if average is not None:
-                save_file({n: t.cpu() for n, t in average.average.items()}, temporary / "average.safetensors")
+                save_file(_for_file(average.average), temporary / "average.safetensors")
             for path in random_folder.iterdir():
                 shutil.copy(path, temporary / path.name)
             write_json(temporary / "state.json", asdict(progress))
@@ -87,11 +92,22 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that was killed while saving left behind."""
+    for pattern in (".step-*", ".random-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
 def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints; the best one always stays."""
     for step in checkpoint_steps(folder)[:-keep]:
         if step != best_step:
-            shutil.rmtree(checkpoint_path(folder, step))
+            path = checkpoint_path(folder, step)
+            # Renamed first, so that a kill during the deletion leaves no half checkpoint under a valid name.
+            condemned = path.with_name(f".{path.name}.old")
+            path.replace(condemned)
+            shutil.rmtree(condemned)
 
 
 def load_checkpoint(
@@ -99,32 +115,34 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
-    process_index: int,
+    accelerator: Any,
 ) -> Progress:
     """Restore weights, optimiser and random state; return where training stood.
 
     Raises:
-        WorkError: the checkpoint does not belong to this recipe (other weights).
+        WorkError: the checkpoint is damaged, or does not belong to this recipe or this number of processes.
     """
+    progress = Progress(**read_json(path / "state.json", "checkpoint state"))
+    if progress.processes != accelerator.num_processes:
+        raise WorkError(
+            f"{path}: was written by {progress.processes} processes, but {accelerator.num_processes} train now; "
+            f"continue with {progress.processes}, or start again with another name"
+        )
     load_weights(path, model)
     _load_optimizer(path / "optimizer.safetensors", model, optimizer)
-    progress = Progress(**read_json(path / "state.json", "checkpoint state"))
     if average is not None:
-        for name, tensor in load_file(path / "average.safetensors").items():
+        for name, tensor in _read_tensors(path / "average.safetensors").items():
             average.average[name].copy_(tensor)
         average.updates = progress.average_updates
-    random_path = path / f"random-{process_index}.safetensors"
-    if not random_path.is_file():
-        raise WorkError(f"{path}: was written by fewer processes; resume with the same number of processes")
-    _load_random_state(random_path)
+    _load_random_state(path / f"random-{accelerator.process_index}.safetensors")
     return progress
 
 
 def load_weights(path: Path, model: nn.Module, averaged: bool = False) -> None:
     """Restore the trained weights and buffers of a checkpoint (with `averaged`, the moving average of the weights)."""
-    tensors = load_file(path / "model.safetensors")
+    tensors = _read_tensors(path / "model.safetensors")
     if averaged:
-        tensors.update(load_file(path / "average.safetensors"))
+        tensors.update(_read_tensors(path / "average.safetensors"))
     expected = set(_model_tensors(model))
     if set(tensors) != expected:
         different = sorted(set(tensors) ^ expected)
@@ -135,24 +153,40 @@ def load_weights(path: Path, model: nn.Module, averaged: bool = False) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WorkError(
+            f"{path}: damaged checkpoint ({error}); delete the folder {path.parent.name}, the run then continues from "
+            "the one before"
+        ) from error
+
+
 def _model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Trained weights and persistent buffers, as the model holds them."""
     tensors = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
     persistent = set(model.state_dict())
     tensors.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
-    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return tensors
+
+
+def _for_file(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU: safetensors refuses tensors that share or skip memory."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, parameter in trained_parameters(model).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}|{key}"] = value.detach().cpu().clone()
+            tensors[f"{name}|{key}"] = value
     return tensors
 
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     parameters = trained_parameters(model)
-    for key, value in load_file(path).items():
+    for key, value in _read_tensors(path).items():
         name, entry = key.rsplit("|", 1)
         parameter = parameters[name]
         # Step counters of the fused optimiser live on the parameter's device too.
@@ -169,7 +203,7 @@ def _save_random_state(path: Path) -> None:
 
 
 def _load_random_state(path: Path) -> None:
-    tensors = load_file(path)
+    tensors = _read_tensors(path)
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])

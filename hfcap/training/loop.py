@@ -13,10 +13,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch, CaptionDataset, Collate, batch_loader, epoch_batches
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import error_console, progress_bar
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
@@ -27,6 +28,7 @@ from hfcap.training.checkpoint import (
     load_checkpoint,
     load_weights,
     prune_checkpoints,
+    remove_unfinished,
     save_checkpoint,
 )
 from hfcap.training.objectives import CrossEntropy, supervised_tokens
@@ -37,25 +39,19 @@ from hfcap.training.optimization import (
     frozen_modules,
     trained_parameters,
 )
+from hfcap.training.processes import summed
 from hfcap.training.records import TrainingLog, peak_memory_bytes
 from hfcap.training.validation import Validator
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training stopped on request (Ctrl-C, SIGTERM) after writing a checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command continues there")
-
-
 @dataclass
 class _Since:
-    """Sums since the last row of the log."""
+    """Sums since the last row of the log: the loss of this process, counts of all processes."""
 
     loss: float = 0.0
-    tokens: int = 0
-    images: int = 0
-    captions: int = 0
+    tokens: float = 0.0
+    images: float = 0.0
+    captions: float = 0.0
     waited: float = 0.0
     grad_norm: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -102,8 +98,10 @@ class TrainingRun:
         self.parameters = trained_parameters(self.captioner.model)
         decay = self.options.ema_decay
         self.average = None if decay is None else MovingAverage(self.parameters, decay)
-        self.progress = Progress()
+        self.progress = Progress(processes=self.accelerator.num_processes)
+        self._since = _Since()
         self._stop_requested = False
+        self._stop_agreed = False
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -111,10 +109,11 @@ class TrainingRun:
         """Train to the end, continuing from the newest checkpoint; return where training ended.
 
         Raises:
-            TrainingInterrupted: stopped on request; a checkpoint of the last update was written.
-            WorkError: the loss is no longer a number.
+            StoppedError: stopped on request; a checkpoint of the last update was written.
+            WorkError: the loss is no longer a number, or the memory is too small.
         """
         self._resume()
+        self._set_training_mode()
         with self._stop_on_signal(), progress_bar("status") as bar:
             task = bar.add_task(
                 "Training",
@@ -123,13 +122,12 @@ class TrainingRun:
                 visible=self.accelerator.is_main_process,
                 status="",
             )
-            since = _Since()
+            self._since.started = time.perf_counter()
             while not self._done():
                 for window, waited in self._windows():
-                    self._update(window, waited, since)
+                    self._update(window, waited)
                     if self.progress.step % self.options.logging_steps == 0 or self.progress.step == self.total_steps:
-                        bar.update(task, status=self._write_log(since))
-                        since = _Since()
+                        bar.update(task, status=self._write_log())
                     bar.update(task, completed=self.progress.step)
                     self._validate_and_save()
                     if self._done():
@@ -155,80 +153,100 @@ class TrainingRun:
         size = self.options.gradient_accumulation_steps
         batches = self._micro_batches(self.progress.epoch)[self.progress.window * size :]
         loader = iter(
-            batch_loader(
-                self.dataset, batches, self.progress.epoch, self.collate, self.options.dataloader_num_workers
-            )
+            batch_loader(self.dataset, batches, self.progress.epoch, self.collate, self.options.dataloader_num_workers)
         )
         for first in range(0, len(batches), size):
             started = time.perf_counter()
             window = [next(loader).to(self.accelerator.device) for _ in batches[first : first + size]]
             yield window, time.perf_counter() - started
 
-    def _update(self, window: Sequence[CaptionBatch], waited: float, since: _Since) -> None:
+    def _update(self, window: Sequence[CaptionBatch], waited: float) -> None:
         started = time.perf_counter()
-        self._set_training_mode()
-        tokens = sum(supervised_tokens(batch) for batch in window)
-        world = self.accelerator.num_processes
-        total = float(self.accelerator.reduce(torch.tensor(float(tokens), device=self.accelerator.device)))
-        loss_sum = 0.0
-        for number, batch in enumerate(window):
-            last = number == len(window) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                loss = self.objective(batch)
-                # Data-parallel training averages gradients; times `world` makes that the sum over all tokens.
-                self.accelerator.backward(loss * (world / total))
-            loss_sum += float(loss.detach())
+        tokens, images, captions = self._counts(window)
+        # Data-parallel training averages gradients over processes; this makes that the mean over all tokens.
+        scale = self.accelerator.num_processes / tokens
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        try:
+            for number, batch in enumerate(window):
+                last = number == len(window) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                    loss = self.objective(batch)
+                    self.accelerator.backward(loss * scale)
+                loss_sum += loss.detach()
+        except torch.OutOfMemoryError as error:
+            raise WorkError(
+                f"the accelerator's memory is too small ({str(error).splitlines()[0]}); halve train."
+                "per_device_train_batch_size and double gradient_accumulation_steps, or set gradient_checkpointing"
+            ) from error
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.options.max_grad_norm or math.inf)
+        grad_norm = 0.0 if norm is None else float(norm)
+        self._check_finite(float(loss_sum), grad_norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
-        if self.average is not None:
-            self.average.update()
-        if not math.isfinite(loss_sum):
-            raise WorkError(
-                f"the loss became {loss_sum} at step {self.progress.step + 1}; lower train.learning_rate, or use "
-                "mixed_precision: bf16 instead of fp16"
-            )
-        self._count(window, waited + time.perf_counter() - started)
-        since.loss += loss_sum
+            if self.average is not None:
+                self.average.update()
+        since = self._since
+        since.loss += float(loss_sum)
         since.tokens += tokens
-        since.images += sum(len(batch.images) for batch in window)
-        since.captions += sum(batch.n_captions for batch in window)
+        since.images += images
+        since.captions += captions
         since.waited += waited
-        since.grad_norm = 0.0 if norm is None else float(norm)
+        since.grad_norm = grad_norm
+        self._advance(int(images), int(captions), waited + time.perf_counter() - started)
 
-    def _count(self, window: Sequence[CaptionBatch], seconds: float) -> None:
+    def _counts(self, window: Sequence[CaptionBatch]) -> list[float]:
+        """Supervised tokens, images and captions of an update over all processes; also agrees on stopping."""
+        *counts, stops = summed(
+            self.accelerator,
+            sum(supervised_tokens(batch) for batch in window),
+            sum(len(batch.images) for batch in window),
+            sum(batch.n_captions for batch in window),
+            self._stop_requested,
+        )
+        self._stop_agreed = stops > 0
+        return counts
+
+    def _check_finite(self, loss: float, grad_norm: float) -> None:
+        # The scaler of fp16 skips updates whose gradients overflow and tries a smaller scale.
+        overflow_is_handled = self.accelerator.scaler is not None
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or overflow_is_handled):
+            return
+        raise WorkError(
+            f"step {self.progress.step + 1}: the summed loss is {loss} and the gradient norm {grad_norm}; lower "
+            "train.learning_rate, or use mixed_precision: bf16 instead of fp16"
+        )
+
+    def _advance(self, images: int, captions: int, seconds: float) -> None:
         progress = self.progress
         progress.step += 1
         progress.window += 1
         if progress.window == self.steps_per_epoch:
             progress.epoch, progress.window = progress.epoch + 1, 0
-        progress.images_seen += sum(len(batch.images) for batch in window) * self.accelerator.num_processes
-        progress.captions_seen += sum(batch.n_captions for batch in window) * self.accelerator.num_processes
+        progress.images_seen += images
+        progress.captions_seen += captions
         progress.train_seconds += seconds
 
     def _set_training_mode(self) -> None:
-        if not self.captioner.model.training:
-            self.objective.train()
-            self.captioner.model.train()
-            for module in frozen_modules(self.captioner):
-                module.eval()
+        self.objective.train()
+        for module in frozen_modules(self.captioner):
+            module.eval()
 
     # ---- records, validation, checkpoints ----------------------------------------------------------------------
 
-    def _write_log(self, since: _Since) -> str:
+    def _write_log(self) -> str:
+        since, self._since = self._since, _Since()
         seconds = max(time.perf_counter() - since.started, 1e-9)
-        sums = torch.tensor([since.loss, since.tokens, since.images, since.captions], dtype=torch.float64)
-        loss, tokens, images, captions = self.accelerator.reduce(sums.to(self.accelerator.device)).tolist()
+        (loss,) = summed(self.accelerator, since.loss)
         row = {
             "step": self.progress.step,
             "epoch": round(self.progress.epoch + self.progress.window / self.steps_per_epoch, 4),
-            "loss": loss / tokens,
+            "loss": loss / since.tokens,
             "learning_rate": self.scheduler.get_last_lr()[0],
             "grad_norm": since.grad_norm if math.isfinite(since.grad_norm) else None,
-            "images_per_second": images / seconds,
-            "captions_per_second": captions / seconds,
+            "images_per_second": since.images / seconds,
+            "captions_per_second": since.captions / seconds,
             "data_wait_share": since.waited / seconds,
             "train_seconds": self.progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
@@ -244,14 +262,22 @@ class TrainingRun:
         if due or at_end:
             improved = self._validate()
         save_due = step % self.options.save_steps == 0 if self.options.save_steps else due
-        if save_due or improved or at_end or self._stop_requested:
+        # One process need not wait for the others to hear of the signal.
+        stop = self._stop_agreed or (self._stop_requested and self.accelerator.num_processes == 1)
+        if save_due or improved or self._done() or stop:
             self._save()
-        if self._stop_requested:
-            raise TrainingInterrupted(step)
+        if stop:
+            raise StoppedError(f"stopped at step {step} of {self.total_steps}; the same command continues there")
 
     def _validate(self) -> bool:
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             values = self.validator.values(self.objective, self.collate)
+        self._set_training_mode()
+        if not all(map(math.isfinite, values.values())):
+            raise WorkError(
+                f"step {self.progress.step}: validation gives {values}; lower train.learning_rate, or use "
+                "mixed_precision: bf16 instead of fp16"
+            )
         self.log.write({"step": self.progress.step, **{f"validation_{name}": v for name, v in values.items()}})
         name = self.options.metric_for_best_model
         value, best = values[name], self.progress.best_value
@@ -275,6 +301,8 @@ class TrainingRun:
         scaler = self.accelerator.scaler
         self.progress.scaler = {} if scaler is None else scaler.state_dict()
         self.progress.average_updates = 0 if self.average is None else self.average.updates
+        (self.progress.unlogged_loss,) = summed(self.accelerator, self._since.loss)
+        self.progress.unlogged_tokens = self._since.tokens
         save_checkpoint(
             self.run.checkpoints, self.captioner.model, self.optimizer, self.progress, self.average, self.accelerator
         )
@@ -282,14 +310,20 @@ class TrainingRun:
             prune_checkpoints(self.run.checkpoints, self.options.save_total_limit, self.progress.best_step)
 
     def _resume(self) -> None:
+        if self.accelerator.is_main_process:
+            remove_unfinished(self.run.checkpoints)
+        self.accelerator.wait_for_everyone()
         steps = checkpoint_steps(self.run.checkpoints)
         if not steps:
+            # Each process its own dropout; also, how the captioner was built must not matter.
+            set_seed(self.options.seed, device_specific=True)
             self.log.cut_behind(0)
             return
         path = checkpoint_path(self.run.checkpoints, steps[-1])
-        self.progress = load_checkpoint(
-            path, self.captioner.model, self.optimizer, self.average, self.accelerator.process_index
-        )
+        self.progress = load_checkpoint(path, self.captioner.model, self.optimizer, self.average, self.accelerator)
+        if self.accelerator.is_main_process:
+            self._since.loss = self.progress.unlogged_loss
+        self._since.tokens = self.progress.unlogged_tokens
         self.scheduler.load_state_dict({**self.scheduler.state_dict(), **self.progress.scheduler})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
@@ -308,12 +342,15 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a checkpoint and an orderly stop (one process; several rely on save_steps)."""
-        if self.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+        """Turn Ctrl-C and SIGTERM into a checkpoint and an orderly stop; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def request(number: int, frame: FrameType | None) -> None:
+            # Launchers of several processes pass the signal on to those that already have it from the terminal.
+            if self._stop_requested and number == signal.SIGINT and self.accelerator.num_processes == 1:
+                raise KeyboardInterrupt
             self._stop_requested = True
 
         previous = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}

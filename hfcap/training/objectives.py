@@ -19,6 +19,8 @@ class CrossEntropy(nn.Module):
     the update does not depend on how a batch was split.
     """
 
+    captioner: Captioner
+
     def __init__(self, captioner: Captioner, label_smoothing_factor: float) -> None:
         super().__init__()
         self.model: Any = captioner.model
@@ -28,9 +30,8 @@ class CrossEntropy(nn.Module):
 
     def forward(self, batch: CaptionBatch) -> torch.Tensor:
         """Return the summed loss, a float32 scalar."""
-        captioner: Captioner = self.captioner
-        states = batch.images if batch.encoded else captioner.encode(batch.images)
-        logits = captioner.logits(states, batch.packed)
+        states = batch.images if batch.encoded else self.captioner.encode(batch.images)
+        logits = self.captioner.logits(states, batch.packed)
         return nn.functional.cross_entropy(
             logits.flatten(0, 1).float(),
             batch.packed.labels.flatten(),

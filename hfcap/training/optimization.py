@@ -87,9 +87,7 @@ def build_optimizer(captioner: Captioner, options: TrainOptions) -> torch.optim.
 def build_scheduler(optimizer: torch.optim.Optimizer, options: TrainOptions, total_steps: int) -> Any:
     """Learning-rate schedule over optimiser updates."""
     warmup = options.warmup_steps or round(options.warmup_ratio * total_steps)
-    return get_scheduler(
-        options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
-    )
+    return get_scheduler(options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
 
 
 class MovingAverage:

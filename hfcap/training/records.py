@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hfcap.files import read_json_lines, write_json_lines
+from hfcap.files import write_json_lines
 
 
 class TrainingLog:
@@ -21,10 +21,11 @@ class TrainingLog:
         self.accelerator = accelerator
 
     def cut_behind(self, step: int) -> None:
-        """Drop rows of updates that a resumed run will do again."""
+        """Drop rows of updates that a resumed run will do again, and a last line that a kill cut off."""
         if self.accelerator.is_main_process and self.path.is_file():
-            rows = [row for _, row in read_json_lines(self.path, "training log") if row["step"] <= step]
-            write_json_lines(self.path, rows)
+            complete_lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+            rows = map(json.loads, complete_lines)
+            write_json_lines(self.path, [row for row in rows if row["step"] <= step])
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""

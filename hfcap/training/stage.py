@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
-from hfcap.captioners.lora import save_adapter
+from hfcap.captioners.lora import adapted_modules, save_adapter
 from hfcap.data.features import FeatureStore
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
@@ -88,13 +89,18 @@ def train_stage(
 ) -> None:
     """Train (or continue) and write model/, environment.json and training_summary.json."""
     captioner = build_captioner(recipe, splits["train"])
+    if recipe.lora is not None:
+        adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
         write_json(run.environment, describe_environment(recipe.train.seed, captioner.base_models, splits))
         if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
             with folder_being_written(run.base_model) as folder:
                 captioner.save(folder, recipe.generate)
+    accelerator.wait_for_everyone()
     trainable = make_trainable(captioner, recipe)
     size = describe_size(captioner)
+    if recipe.train.report_to:
+        accelerator.init_trackers("hfcap")
     if accelerator.is_main_process:
         share = size["trainable_parameters"] / size["parameters"]
         error_console.print(
@@ -103,7 +109,10 @@ def train_stage(
         )
     training = training_run(recipe, run, trainable, splits, accelerator)
     progress = training.train()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if accelerator.is_main_process:
+        shutil.rmtree(run.merged_model, ignore_errors=True)
         _save_model(recipe, run, trainable)
         write_json(run.summary, _summary(recipe, training, progress, size))
     accelerator.wait_for_everyone()

@@ -12,6 +12,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionDataset, Collate, batch_loader
 from hfcap.decoding import DecodingJob, caption_batches
 from hfcap.training.objectives import supervised_tokens
+from hfcap.training.processes import summed
 
 ScoreCaptions = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], float]
 
@@ -41,28 +42,32 @@ class Validator:
         """Return "loss" (mean over supervised tokens) and, with a scorer, "cider"."""
         objective.eval()
         self.captioner.model.eval()
-        values = {"loss": self._loss(objective, collate)}
-        if self.cider is not None:
-            values["cider"] = self._cider(self.cider)
+        device = self.accelerator.device
+        # How often one validates must not change the random numbers that training draws.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            values = {"loss": self._loss(objective, collate)}
+            if self.cider is not None:
+                values["cider"] = self._cider(self.cider)
         return values
 
     @torch.no_grad()
     def _loss(self, objective: torch.nn.Module, collate: Collate) -> float:
-        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        loss, tokens = 0.0, 0
         # The module behind Accelerate's wrapper: processes may have different numbers of batches.
         module = self.accelerator.unwrap_model(objective, keep_fp32_wrapper=True)
         for batch in batch_loader(self.dataset, self.batches, 0, collate, self.decoding.num_workers):
             moved = batch.to(self.accelerator.device)
             with self.accelerator.autocast():
-                sums[0] += module(moved)
-            sums[1] += supervised_tokens(moved)
-        loss, tokens = self.accelerator.reduce(sums).tolist()
-        return loss / tokens
+                loss += float(module(moved))
+            tokens += supervised_tokens(moved)
+        total_loss, total_tokens = summed(self.accelerator, loss, tokens)
+        return total_loss / total_tokens
 
     def _cider(self, score: ScoreCaptions) -> float:
         numbers = list(range(len(self.decoding.records)))
         mine = numbers[self.accelerator.process_index :: self.accelerator.num_processes]
-        pairs = [(p.image_id, p.caption) for batch in caption_batches(self.captioner, self.decoding, mine) for p in batch]
+        batches = caption_batches(self.captioner, self.decoding, mine)
+        pairs = [(prediction.image_id, prediction.caption) for batch in batches for prediction in batch]
         captions = dict(gather_object(pairs))
         references = {record.image_id: record.captions for record in self.decoding.records}
         return score(captions, references)
