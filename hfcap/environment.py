@@ -90,7 +90,8 @@ def describe_environment(
         "git_commit": git_commit(Path(__file__).parent),
         "seed": seed,
         "base_models": [
-            {"id": base.id, "revision": base.revision, "role": base.role, "local": base.is_local} for base in base_models
+            {"id": base.id, "revision": base.revision, "role": base.role, "local": base.is_local}
+            for base in base_models
         ],
         "datasets": describe_datasets(splits),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections import Counter
@@ -18,9 +19,9 @@ from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
 from hfcap.data.source import load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
 from hfcap.environment import describe_datasets
-from hfcap.errors import UserError
+from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_json, write_json, write_json_lines, write_text
-from hfcap.progress import console, error_console
+from hfcap.progress import console
 from hfcap.publishing.card import write_card
 from hfcap.publishing.push import publish
 from hfcap.publishing.staging import stage
@@ -45,21 +46,28 @@ _DEPENDS_ON: dict[str, tuple[str, ...]] = {
 
 
 def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
-    """Create the Accelerator of a run; on CPU, denormal numbers are flushed to zero (they slow products 200 times)."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    """Create the Accelerator of a run; on CPU, denormal numbers are flushed to zero (they slow products 200 times).
 
+    Raises:
+        MissingPackageError: a tracker in `train.report_to` is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+
+    for tracker in recipe.train.report_to:
+        # Accelerate leaves trackers out without a word.
+        if importlib.util.find_spec(tracker) is None:
+            raise MissingPackageError(tracker, tracker, f"train.report_to: {tracker}")
     torch.set_flush_denormal(True)
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=recipe.train.mixed_precision,
         log_with=list(recipe.train.report_to) or None,
-        project_dir=str(run.path),
+        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path / "trackers")),
+        # The loop accumulates; a number in the user's accelerate configuration would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Encoders carry heads that captioning does not use (poolers); their weights never get gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if recipe.train.report_to:
-        accelerator.init_trackers("hfcap")
-    return accelerator
 
 
 class Run:
@@ -76,29 +84,60 @@ class Run:
 
     def _claim(self) -> None:
         """Write the resolved recipe; refuse a directory that was trained with another one."""
-        if self.directory.recipe.is_file():
-            earlier = load_recipe(self.directory.recipe)
+        directory = self.directory
+        if directory.recipe.is_file():
+            earlier = load_recipe(directory.recipe)
             changed = _differences(_part(earlier, "train"), _part(self.recipe, "train"))
-            if changed:
+            if changed and not (directory.checkpoints.is_dir() or directory.model.is_dir()):
+                # Stopped by a mistake in the recipe before anything was trained: only the start is out of date.
+                shutil.rmtree(directory.base_model, ignore_errors=True)
+            elif changed:
                 raise UserError(
-                    f"{self.directory.path}: holds a run of a different recipe ({'; '.join(changed[:5])}); choose "
+                    f"{directory.path}: holds a run of a different recipe ({'; '.join(changed[:5])}); choose "
                     "another name (name=...), or delete that folder"
                 )
-        write_text(self.directory.recipe, dump_recipe(self.recipe))
+        write_text(directory.recipe, dump_recipe(self.recipe))
 
     @property
     def _state_file(self) -> Path:
         return self.directory.path / "stages.json"
 
-    def _is_done(self, name: str, output: Path) -> bool:
-        if not output.exists() or not self._state_file.is_file():
+    def _state(self) -> dict[str, str]:
+        return read_json(self._state_file, "record of finished stages") if self._state_file.is_file() else {}
+
+    def _begin(self, name: str, outputs: Sequence[Path], force: bool) -> bool:
+        """Whether a stage must be done; if so, what was made from its earlier output is forgotten.
+
+        A half-done stage may go on with what it has only where the recipe is still the one it began with.
+        """
+        state, fingerprint = self._state(), self._fingerprint(name)
+        finished = state.get(name) == fingerprint and all(output.exists() for output in outputs)
+        # Every process decides before one of them changes what the decision rests on.
+        self.accelerator.wait_for_everyone()
+        if finished and not force:
             return False
-        return read_json(self._state_file, "record of finished stages").get(name) == self._fingerprint(name)
+        if self.accelerator.is_main_process:
+            if force or state.get(f"{name} begun") != fingerprint:
+                self._discard(name)
+            later = list(_DEPENDS_ON)[list(_DEPENDS_ON).index(name) :]
+            kept = {key: value for key, value in state.items() if key.split()[0] not in later}
+            write_json(self._state_file, {**kept, f"{name} begun": fingerprint})
+        self.accelerator.wait_for_everyone()
+        return True
+
+    def _discard(self, name: str) -> None:
+        """Delete what a stage that was begun differently, or shall be done again, left behind."""
+        directory = self.directory
+        if name == "train":
+            for folder in (directory.model, directory.checkpoints, directory.base_model, directory.merged_model):
+                shutil.rmtree(folder, ignore_errors=True)
+        if name == "caption":
+            for part in directory.predictions("").parent.glob("*.part-*"):
+                part.unlink()
 
     def _mark_done(self, name: str) -> None:
         if self.accelerator.is_main_process:
-            known = read_json(self._state_file, "record of finished stages") if self._state_file.is_file() else {}
-            write_json(self._state_file, {**known, name: self._fingerprint(name)})
+            write_json(self._state_file, {**self._state(), name: self._fingerprint(name)})
         self.accelerator.wait_for_everyone()
 
     def _fingerprint(self, name: str) -> str:
@@ -120,10 +159,7 @@ class Run:
         return self._splits[split]
 
     def _train(self, force: bool) -> None:
-        if force and self.accelerator.is_main_process:
-            for folder in (self.directory.model, self.directory.checkpoints):
-                shutil.rmtree(folder, ignore_errors=True)
-        if self._is_done("train", self.directory.summary) and self.directory.model.is_dir() and not force:
+        if not self._begin("train", [self.directory.summary, self.directory.model], force):
             return
         splits = {name: self.records(name) for name in ("train", "validation")}
         train_stage(self.recipe, self.directory, splits, self.accelerator)
@@ -131,12 +167,11 @@ class Run:
 
     def _caption(self, force: bool) -> None:
         split = self.recipe.score.split
-        output = self.directory.predictions(split)
-        if self._is_done("caption", output) and not force:
+        names = self._scored_names()
+        if not self._begin("caption", [self.directory.predictions(name) for name in names], force):
             return
         records = self.records(split)
         if self.accelerator.is_main_process:
-            output.unlink(missing_ok=True)
             write_json(self.directory.references(split), _coco_references(records))
             self._record_split(split, records)
         captioner = self._trained_captioner()
@@ -155,9 +190,7 @@ class Run:
         self._mark_done("caption")
 
     def _trained_captioner(self) -> Captioner:
-        captioner = load_captioner(
-            str(self.directory.path), trust_remote_code=self.recipe.model.trust_remote_code
-        )
+        captioner = load_captioner(str(self.directory.path), trust_remote_code=self.recipe.model.trust_remote_code)
         captioner.model.to(self.accelerator.device)
         return captioner
 
@@ -179,10 +212,15 @@ class Run:
         environment["datasets"].update(describe_datasets({split: records}))
         write_json(self.directory.environment, environment)
 
+    def _scored_names(self) -> list[str]:
+        """The split and the baselines on it: names of prediction and score files."""
+        split = self.recipe.score.split
+        return [split, *(f"{split}.{baseline}" for baseline in self.recipe.score.baselines)]
+
     def _score(self, force: bool) -> None:
         options = self.recipe.score
-        names = [options.split, *(f"{options.split}.{baseline}" for baseline in options.baselines)]
-        if self._is_done("score", self.directory.scores(names[-1])) and not force:
+        names = self._scored_names()
+        if not self._begin("score", [self.directory.scores(name) for name in names], force):
             return
         if self.accelerator.is_main_process:
             for name in names:
@@ -208,13 +246,13 @@ class Run:
         return {"decoding": values, "prompt": self.recipe.model.prompt, "image_size": image_size}
 
     def _samples(self) -> list[dict[str, Any]]:
-        """Pick captions for the card: best, middling and worst by the first per-image metric among CIDEr and others."""
+        """Pick captions for the card: best, middling and worst by CIDEr-D, or without it by picture id."""
         split = self.recipe.score.split
         predictions = read_captions(self.directory.predictions(split))
         per_image = read_scores(self.directory.scores(split)).per_image
         records = {record.image_id: record for record in self.records(split)}
-        metric = "cider" if all("cider" in values for values in per_image.values()) else None
-        ranked = sorted(predictions, key=lambda i: (-per_image[i]["cider"], i)) if metric else sorted(predictions)
+        ciders = {image_id: per_image.get(image_id, {}).get("cider") for image_id in predictions}
+        ranked = sorted(predictions, key=lambda image_id: (-(ciders[image_id] or 0.0), image_id))
         third = N_SAMPLES // 3
         middle = max(0, len(ranked) // 2 - third // 2)
         chosen = list(dict.fromkeys([*ranked[:third], *ranked[middle : middle + third], *ranked[-third:]]))
@@ -224,7 +262,7 @@ class Run:
                 "file_name": records[image_id].file_name,
                 "caption": predictions[image_id],
                 "references": list(records[image_id].captions),
-                "score": per_image[image_id]["cider"] if metric else None,
+                "score": ciders[image_id],
             }
             for image_id in chosen
         ]
@@ -247,9 +285,9 @@ class Run:
     def print_scores(self) -> None:
         """Print the scores beside those of the baselines."""
         options = self.recipe.score
-        names = {"this captioner": options.split}
-        names |= {baseline.replace("_", " "): f"{options.split}.{baseline}" for baseline in options.baselines}
-        reports = {title: read_scores(self.directory.scores(name)) for title, name in names.items()}
+        titles = ["this captioner", *(baseline.replace("_", " ") for baseline in options.baselines)]
+        files = map(self.directory.scores, self._scored_names())
+        reports = dict(zip(titles, map(read_scores, files), strict=True))
         count = reports["this captioner"].n_images
         console.print(score_table(reports, f"Scores x 100 on {count:,} {options.split} pictures"))
 
