@@ -147,6 +147,7 @@ class CaptionMetric(ABC):
         summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
             size; they override `values` and get no intervals.
         higher_is_better: False for error rates; None where no direction is better (length).
+        plain_outputs: outputs that tables show as they are (counts, lengths); all others are shown x 100.
         citation: BibTeX or a short reference to the paper that defines the metric.
     """
 
@@ -155,6 +156,7 @@ class CaptionMetric(ABC):
     needs: ClassVar[tuple[Need, ...]] = ("tokens", "references")
     summable: ClassVar[bool] = True
     higher_is_better: ClassVar[bool | None] = True
+    plain_outputs: ClassVar[tuple[str, ...]] = ()
     citation: ClassVar[str] = ""
 
     @abstractmethod

@@ -1,0 +1,249 @@
+"""Compare runs or score files: values with intervals, paired differences to the best, costs, published rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfcap import registry
+from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_differences
+from hfcap.comparison.systems import PublishedRow, System, read_systems
+from hfcap.errors import UserError
+from hfcap.metrics.base import CaptionMetric
+from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
+from hfcap.metrics.caption_files import Warn, warn_on_terminal
+from hfcap.metrics.suite import build_metric
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A system's paired difference to the best system in one value.
+
+    Attributes:
+        paired: the system minus the best, with interval and p-value.
+        corrected_p_value: after Holm's correction over every comparison of the leaderboard.
+    """
+
+    paired: PairedDifference
+    corrected_p_value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A leaderboard; rendering.py turns it into a table, Markdown and JSON.
+
+    Attributes:
+        systems: best first by CIDEr-D, else by BLEU-4, else by the first value that has a better direction.
+        outputs: names of values, in the order of the score files.
+        plain_outputs: those that are shown as they are, not x 100.
+        intervals: system name -> output -> (lower, upper).
+        best: output -> name of the best system; outputs without a better direction are left out.
+        differences: output -> name of another system -> its difference to the best.
+        published: target rows of the recipes, each once.
+        warnings: everything that makes the comparison less than equal.
+        settings: n_resamples, seed, confidence_level.
+    """
+
+    systems: tuple[System, ...]
+    outputs: tuple[str, ...]
+    plain_outputs: frozenset[str]
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    best: dict[str, str]
+    differences: dict[str, dict[str, Difference]]
+    published: tuple[PublishedRow, ...]
+    warnings: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+_DATA_CONDITIONS = {
+    "image_ids_sha256": "different images",
+    "references_sha256": "different human captions",
+}
+
+
+def _differing(systems: Sequence[System], key: str) -> list[System]:
+    """Systems whose condition differs from the first system's."""
+    first = systems[0].report.signature.get(key)
+    return [system for system in systems[1:] if system.report.signature.get(key) != first]
+
+
+def check_same_data(systems: Sequence[System]) -> None:
+    """Refuse systems that were not scored on the same images against the same human captions.
+
+    Raises:
+        UserError: names the two files and what differs.
+    """
+    for key, words in _DATA_CONDITIONS.items():
+        for other in _differing(systems, key):
+            raise UserError(
+                f"{systems[0].path} and {other.path} were scored on {words} ({systems[0].report.n_images:,} and "
+                f"{other.report.n_images:,} images); score both predictions against the same reference file"
+            )
+
+
+def metric_conditions_differ(systems: Sequence[System], metric: str) -> bool:
+    """Whether the metric was computed with other parameters, or on other tokens, in some of the systems."""
+    conditions = [
+        (system.report.signature.get("tokenizer"), system.report.signature.get("metrics", {}).get(metric))
+        for system in systems
+    ]
+    return any(condition != conditions[0] for condition in conditions)
+
+
+def _metrics_of(systems: Sequence[System], warnings: list[str]) -> list[CaptionMetric]:
+    """Metric objects for the values in the score files, in the order of the first file that has them."""
+    found: dict[str, CaptionMetric] = {}
+    for name in registry.names("metrics"):
+        if not any(name in system.report.signature.get("metrics", {}) for system in systems):
+            continue
+        try:
+            found[name] = build_metric(name)
+        except UserError as error:
+            warnings.append(f"{name}: not tested for differences ({error})")
+    order = [output for system in systems for output in system.report.metrics]
+    return sorted(
+        found.values(), key=lambda metric: next((order.index(o) for o in metric.outputs if o in order), len(order))
+    )
+
+
+def _intervals(
+    system: System, metrics: Sequence[CaptionMetric], settings: dict[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """Intervals of the score file; those it lacks, or has at another level, are computed from its statistics."""
+    recorded = system.report.signature.get("bootstrap", {}).get("confidence_level")
+    kept = dict(system.report.intervals) if recorded == settings["confidence_level"] else {}
+    lacking = [metric for metric in metrics if any(output not in kept for output in metric.outputs)]
+    statistics = {metric.name: system.statistics(metric) for metric in lacking}
+    usable = {name: rows for name, rows in statistics.items() if rows is not None}
+    chosen = tuple(metric for metric in lacking if metric.name in usable)
+    values = resampled_values(chosen, usable, settings["n_resamples"], settings["seed"])
+    return {**percentile_intervals(values, settings["confidence_level"]), **kept}
+
+
+def _directions(metrics: Sequence[CaptionMetric]) -> dict[str, float]:
+    """Output -> 1 where higher is better, -1 where lower is; outputs without a better direction are left out."""
+    return {
+        output: 1.0 if metric.higher_is_better else -1.0
+        for metric in metrics
+        if metric.higher_is_better is not None
+        for output in metric.outputs
+    }
+
+
+def _ranked(systems: Sequence[System], output: str, direction: float) -> list[System]:
+    """Systems by one value, best first; those without it last; equal ones in the given order."""
+
+    def key(system: System) -> float:
+        value = system.report.metrics.get(output)
+        return np.inf if value is None else -direction * value
+
+    return sorted(systems, key=key)
+
+
+def _best(systems: Sequence[System], directions: dict[str, float]) -> dict[str, str]:
+    return {
+        output: _ranked(systems, output, direction)[0].name
+        for output, direction in directions.items()
+        if any(system.report.metrics.get(output) is not None for system in systems)
+    }
+
+
+def _differences(
+    systems: Sequence[System], metrics: Sequence[CaptionMetric], best: dict[str, str], settings: dict[str, Any]
+) -> dict[str, dict[str, Difference]]:
+    tested: list[tuple[CaptionMetric, str, str]] = []
+    pairs: list[Pair] = []
+    for metric in metrics:
+        rows = {system.name: system.statistics(metric) for system in systems}
+        for leader in dict.fromkeys(best[output] for output in metric.outputs if output in best):
+            for name, statistics in rows.items():
+                leading = rows[leader]
+                if name != leader and statistics is not None and leading is not None:
+                    tested.append((metric, leader, name))
+                    pairs.append(Pair(metric, statistics, leading))
+    paired: dict[tuple[str, str], PairedDifference] = {}
+    for (metric, leader, name), found in zip(tested, paired_differences(pairs, **settings), strict=True):
+        # BLEU-1 and BLEU-4 may have different leaders.
+        paired |= {
+            (output, name): found[output] for output in metric.outputs if best.get(output) == leader and output in found
+        }
+    corrected = holm([difference.p_value for difference in paired.values()])
+    result: dict[str, dict[str, Difference]] = {}
+    for ((output, name), difference), p_value in zip(paired.items(), corrected, strict=True):
+        result.setdefault(output, {})[name] = Difference(difference, p_value)
+    return result
+
+
+def _comparable(
+    systems: Sequence[System], metrics: Sequence[CaptionMetric], warnings: list[str]
+) -> list[CaptionMetric]:
+    """Metrics computed under the same conditions in all systems that have them; appends a warning for each other."""
+    equal = []
+    for metric in metrics:
+        having = [system for system in systems if metric.name in system.report.signature.get("metrics", {})]
+        if metric_conditions_differ(having, metric.name):
+            warnings.append(f"{metric.name} was computed under different conditions: its values are NOT comparable")
+        else:
+            equal.append(metric)
+    versions = {str(system.report.signature.get("hfcap")) for system in systems}
+    if len(versions) > 1:
+        warnings.append(f"scored by different versions of hfcap ({', '.join(sorted(versions))})")
+    for system in systems:
+        if not system.report.per_image and len(systems) > 1:
+            warnings.append(f"{system.name}: no per-image values in its score file, so it is not tested")
+    return equal
+
+
+def compare_systems(
+    paths: Sequence[Path],
+    *,
+    split: str | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+    confidence_level: float = 0.95,
+    warn: Warn = warn_on_terminal,
+) -> Comparison:
+    """Compare run directories or score files.
+
+    Args:
+        paths: at least one run directory or score file.
+        split: which scores of a run directory; the split its recipe scores by default.
+        n_resamples: of the bootstrap and of the permutation test.
+        seed: of both; recorded.
+        confidence_level: of the intervals.
+
+    Raises:
+        UserError: a path cannot be read, or the systems were scored on different images or human captions.
+    """
+    if not paths:
+        raise UserError("nothing to compare: give run directories or score files")
+    if n_resamples < 100:
+        raise UserError(f"n_resamples must be at least 100 for a comparison, not {n_resamples}")
+    settings = {"n_resamples": n_resamples, "seed": seed, "confidence_level": confidence_level}
+    systems = read_systems(paths, split)
+    check_same_data(systems)
+    warnings: list[str] = []
+    metrics = _metrics_of(systems, warnings)
+    outputs = tuple(dict.fromkeys(name for system in systems for name in system.report.metrics))
+    equal = _comparable(systems, metrics, warnings)
+    for message in warnings:
+        warn(message)
+    directions = _directions(equal)
+    best = _best(systems, directions)
+    published = {(row.name, row.source): row for system in systems if (row := system.published) is not None}
+    ranking = next((name for name in ("cider", "bleu_4", *outputs) if name in best), None)
+    return Comparison(
+        systems=tuple(systems if ranking is None else _ranked(systems, ranking, directions[ranking])),
+        outputs=outputs,
+        plain_outputs=frozenset(name for metric in metrics for name in metric.plain_outputs),
+        intervals={system.name: _intervals(system, metrics, settings) for system in systems},
+        best=best,
+        differences=_differences(systems, equal, best, settings),
+        published=tuple(published.values()),
+        warnings=tuple(warnings),
+        settings=settings,
+    )

@@ -1,0 +1,210 @@
+"""A leaderboard as rich tables, Markdown and JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hfcap.comparison.leaderboard import Comparison, Difference
+from hfcap.comparison.systems import COSTS
+from hfcap.files import write_json, write_text
+from hfcap.scoring import signature_line
+
+_SIGNIFICANT = 0.05
+_COST_TITLES = {
+    "parameters": ("parameters, M", 1e6, 1),
+    "trainable_parameters": ("trained, M", 1e6, 2),
+    "train_seconds": ("training, h", 3600.0, 2),
+    "peak_memory_bytes": ("peak memory, GiB", 2.0**30, 2),
+    "images_per_second": ("images/s", 1.0, 1),
+    "captions_per_second": ("captions/s", 1.0, 1),
+}
+
+
+def _number(comparison: Comparison, output: str, value: float | None, sign: bool = False) -> str:
+    """The value as papers show it: x 100 with one decimal, counts and lengths as they are."""
+    if value is None:
+        return "-"
+    scaled = value if output in comparison.plain_outputs else 100.0 * value
+    return f"{scaled:+.1f}" if sign else f"{scaled:.1f}"
+
+
+def _cell(comparison: Comparison, system: str, output: str, value: float | None) -> str:
+    interval = comparison.intervals.get(system, {}).get(output)
+    text = _number(comparison, output, value)
+    if value is None or interval is None:
+        return text
+    return f"{text} [{_number(comparison, output, interval[0])}, {_number(comparison, output, interval[1])}]"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _difference_cell(comparison: Comparison, output: str, difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    paired = difference.paired
+    lower, upper = (_number(comparison, output, bound, sign=True) for bound in paired.interval)
+    mark = "*" if difference.corrected_p_value < _SIGNIFICANT else ""
+    value = _number(comparison, output, paired.difference, sign=True)
+    return f"{value} [{lower}, {upper}] {_p(difference.corrected_p_value)}{mark}"
+
+
+def _cost_keys(comparison: Comparison) -> list[str]:
+    return [key for key in COSTS if any(key in system.costs for system in comparison.systems)]
+
+
+def _cost(key: str, value: float | None) -> str:
+    _, unit, digits = _COST_TITLES[key]
+    return "-" if value is None else f"{value / unit:.{digits}f}"
+
+
+def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the main table, systems first, published rows after them."""
+    costs = _cost_keys(comparison)
+    header = ["system", *comparison.outputs, *(_COST_TITLES[key][0] for key in costs)]
+    rows = [
+        [
+            system.name,
+            *(
+                _cell(comparison, system.name, output, system.report.metrics.get(output))
+                for output in comparison.outputs
+            ),
+            *(_cost(key, system.costs.get(key)) for key in costs),
+        ]
+        for system in comparison.systems
+    ]
+    for row in comparison.published:
+        mark = "reproduced" if row.reproduced else "not yet reproduced here"
+        values = [_number(comparison, output, row.metrics.get(output)) for output in comparison.outputs]
+        rows.append([f"{row.name}, {mark}: {row.source}", *values, *("-" for _ in costs)])
+    return header, rows
+
+
+def _is_best(comparison: Comparison, row: int, column: int) -> bool:
+    if row >= len(comparison.systems) or not 1 <= column <= len(comparison.outputs):
+        return False
+    return comparison.best.get(comparison.outputs[column - 1]) == comparison.systems[row].name
+
+
+def _difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    outputs = [output for output in comparison.outputs if output in comparison.differences]
+    rows = []
+    for system in comparison.systems:
+        cells = [
+            "best"
+            if comparison.best[output] == system.name
+            else _difference_cell(comparison, output, comparison.differences[output].get(system.name))
+            for output in outputs
+        ]
+        rows.append([system.name, *cells])
+    return ["system", *outputs], rows
+
+
+def _note(comparison: Comparison) -> str:
+    settings = comparison.settings
+    return (
+        f"Values x 100 (counts and lengths as they are) with {settings['confidence_level']:.0%} bootstrap intervals. "
+        f"Differences to the best: paired bootstrap interval, p of the paired permutation test after Holm's correction "
+        f"over all comparisons shown ({settings['n_resamples']:,} resamples of "
+        f"{comparison.systems[0].report.n_images:,} images, seed {settings['seed']}); * = below {_SIGNIFICANT}. "
+        f"Published rows are quoted, not measured here."
+    )
+
+
+def leaderboard_table(comparison: Comparison) -> RenderableType:
+    """Return the leaderboard for a terminal."""
+    parts: list[RenderableType] = [Text(f"warning: {message}", style="bold yellow") for message in comparison.warnings]
+    header, rows = _score_rows(comparison)
+    table = Table(*map(escape, header), title="Leaderboard")
+    for number, row in enumerate(rows):
+        cells = [
+            f"[bold]{escape(cell)}[/bold]" if _is_best(comparison, number, column) else escape(cell)
+            for column, cell in enumerate(row)
+        ]
+        table.add_row(*cells)
+    parts.append(table)
+    if comparison.differences:
+        header, rows = _difference_rows(comparison)
+        differences = Table(*map(escape, header), title="Difference to the best")
+        for row in rows:
+            differences.add_row(*map(escape, row))
+        parts.append(differences)
+    parts.append(Text(_note(comparison), style="dim"))
+    return Group(*parts)
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    align = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join([line(header), "| " + " | ".join(align) + " |", *map(line, rows)])
+
+
+def leaderboard_markdown(comparison: Comparison) -> str:
+    """Return the leaderboard as Markdown."""
+    header, rows = _score_rows(comparison)
+    marked = [
+        [f"**{cell}**" if _is_best(comparison, number, column) else cell for column, cell in enumerate(row)]
+        for number, row in enumerate(rows)
+    ]
+    parts = ["# Leaderboard", *(f"> **Warning:** {message}" for message in comparison.warnings)]
+    parts.append(_markdown_table(header, marked))
+    if comparison.differences:
+        parts += ["## Difference to the best", _markdown_table(*_difference_rows(comparison))]
+    parts.append(_note(comparison))
+    signatures = "\n".join(
+        f"- {system.name}: `{signature_line(system.report.signature)}`" for system in comparison.systems
+    )
+    return "\n\n".join([*parts, "## Signatures", signatures]) + "\n"
+
+
+def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
+    """Return the leaderboard as JSON values on the raw scale."""
+    return {
+        "schema_version": 1,
+        "settings": comparison.settings,
+        "outputs": list(comparison.outputs),
+        "best": comparison.best,
+        "systems": [
+            {
+                "name": system.name,
+                "path": str(system.path),
+                "split": system.report.split,
+                "n_images": system.report.n_images,
+                "metrics": system.report.metrics,
+                "intervals": comparison.intervals[system.name],
+                "costs": system.costs,
+                "signature": system.report.signature,
+                "difference_to_best": {
+                    output: {
+                        "difference": found[system.name].paired.difference,
+                        "interval": found[system.name].paired.interval,
+                        "p_value": found[system.name].paired.p_value,
+                        "corrected_p_value": found[system.name].corrected_p_value,
+                    }
+                    for output, found in comparison.differences.items()
+                    if system.name in found
+                },
+            }
+            for system in comparison.systems
+        ],
+        "published": [
+            {"name": row.name, "metrics": row.metrics, "source": row.source, "reproduced": row.reproduced}
+            for row in comparison.published
+        ],
+        "warnings": list(comparison.warnings),
+    }
+
+
+def write_leaderboard(comparison: Comparison, folder: Path) -> None:
+    """Write leaderboard.md and leaderboard.json into `folder`."""
+    write_text(folder / "leaderboard.md", leaderboard_markdown(comparison))
+    write_json(folder / "leaderboard.json", leaderboard_json(comparison))

@@ -1,0 +1,145 @@
+"""Is one system better than another on the same images? Paired bootstrap, paired permutation test, Holm's correction.
+
+Shapes: N images, S statistics, O outputs, R resamples. Both tests resample images, never single captions, and work on
+sums of per-image statistics, so that corpus metrics (BLEU, METEOR) are tested as exactly as means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap.metrics.base import CaptionMetric
+from hfcap.metrics.bootstrap import percentile_intervals, resampled_sums, weighted_sums
+
+_SWAPS_AT_ONCE = 250_000
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Difference of one value between two systems on the same images (first minus second).
+
+    Attributes:
+        difference: on the raw scale.
+        interval: (lower, upper) of the paired bootstrap.
+        p_value: of the two-sided permutation test; the chance of a difference this large if the systems were equal.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One metric's statistics of two systems on the same N images.
+
+    Attributes:
+        metric: turns summed statistics into values.
+        first: (N, S) float64.
+        second: (N, S) float64, the same images in the same order.
+    """
+
+    metric: CaptionMetric
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        assert self.first.shape == self.second.shape and self.first.ndim == 2, "statistics are not paired"
+        assert len(self.first), "no images"
+
+
+def _split(columns: NDArray[np.float64], pairs: Sequence[Pair], copies: int) -> list[NDArray[np.float64]]:
+    """Undo the concatenation of `copies` statistics per pair along the last axis."""
+    widths = [pair.first.shape[1] for pair in pairs for _ in range(copies)]
+    return np.split(columns, np.cumsum(widths)[:-1], axis=-1)
+
+
+def paired_bootstrap(pairs: Sequence[Pair], *, n_resamples: int = 10_000, seed: int = 0) -> list[NDArray[np.float64]]:
+    """Return for each pair the differences first minus second in R resamples of the images, (R, O).
+
+    All pairs must be about the same images; they see the same resamples.
+    """
+    joined = np.concatenate([part for pair in pairs for part in (pair.first, pair.second)], axis=1)
+    parts = _split(resampled_sums(joined, n_resamples, seed), pairs, copies=2)
+    n_images = len(joined)
+    return [
+        pair.metric.from_sums(first, n_images) - pair.metric.from_sums(second, n_images)
+        for pair, first, second in zip(pairs, parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _swaps(n_images: int, n_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Blocks (r, N) of fair coins: which images exchange their captions between the systems."""
+    generator = np.random.default_rng(seed)
+    n_bytes = -(-n_images // 8)
+    block = max(1, _SWAPS_AT_ONCE // n_images)
+    for start in range(0, n_resamples, block):
+        rows = min(block, n_resamples - start)
+        random_bytes = np.frombuffer(generator.bytes(rows * n_bytes), dtype=np.uint8).reshape(rows, n_bytes)
+        yield np.unpackbits(random_bytes, axis=1, count=n_images).astype(np.float64)
+
+
+def paired_permutation(pairs: Sequence[Pair], *, n_resamples: int = 10_000, seed: int = 0) -> list[NDArray[np.float64]]:
+    """Return for each pair the two-sided p-values of the approximate-randomisation test, (O,) float64 in (0, 1].
+
+    Each resample exchanges the two captions of every image with probability one half. The observed assignment counts
+    as one of the resamples, so that no p-value is 0. Source: Noreen (1989), Computer-Intensive Methods for Testing
+    Hypotheses; Riezler & Maxwell (2005). All pairs must be about the same images; they see the same exchanges.
+    """
+    n_images = len(pairs[0].first)
+    totals = [(pair.first.sum(axis=0), pair.second.sum(axis=0)) for pair in pairs]
+    observed = [
+        np.abs(pair.metric.from_sums(first, n_images) - pair.metric.from_sums(second, n_images))
+        for pair, (first, second) in zip(pairs, totals, strict=True)
+    ]
+    change = np.ascontiguousarray(np.concatenate([pair.second - pair.first for pair in pairs], axis=1).T)
+    at_least = [np.ones_like(values) for values in observed]
+    for swaps in _swaps(n_images, n_resamples, seed):
+        for number, moved in enumerate(_split(weighted_sums(swaps, change), pairs, copies=1)):
+            metric, (first, second) = pairs[number].metric, totals[number]
+            difference = metric.from_sums(first + moved, n_images) - metric.from_sums(second - moved, n_images)
+            # An exchange that changes nothing reaches the observed value by other roundings.
+            at_least[number] += (np.abs(difference) >= observed[number] - _ROUNDING).sum(axis=0)
+    return [count / (n_resamples + 1) for count in at_least]
+
+
+def paired_differences(
+    pairs: Sequence[Pair], *, n_resamples: int = 10_000, seed: int = 0, confidence_level: float = 0.95
+) -> list[dict[str, PairedDifference]]:
+    """Return for each pair: output -> difference first minus second, its bootstrap interval, its permutation p-value.
+
+    Outputs undefined for either system, or in some resample, are left out.
+    """
+    if not pairs:
+        return []
+    resampled = paired_bootstrap(pairs, n_resamples=n_resamples, seed=seed)
+    p_values = paired_permutation(pairs, n_resamples=n_resamples, seed=seed)
+    results = []
+    for pair, values, p_value in zip(pairs, resampled, p_values, strict=True):
+        observed = pair.metric.aggregate(pair.first) - pair.metric.aggregate(pair.second)
+        columns = {output: values[:, position] for position, output in enumerate(pair.metric.outputs)}
+        intervals = percentile_intervals(columns, confidence_level)
+        results.append(
+            {
+                output: PairedDifference(float(observed[position]), intervals[output], float(p_value[position]))
+                for position, output in enumerate(pair.metric.outputs)
+                if output in intervals and np.isfinite(observed[position])
+            }
+        )
+    return results
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for multiple comparisons by Holm's (1979) step-down method, in the given order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        corrected[position] = largest
+    return corrected

@@ -1,0 +1,157 @@
+"""What is known about one system of a comparison: its score file and, for a run directory, its costs and target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from hfcap.errors import UserError
+from hfcap.files import read_json, read_text
+from hfcap.metrics.base import CaptionMetric
+from hfcap.run_directory import RunDirectory
+from hfcap.schema import ScoreReport
+from hfcap.scoring import read_scores
+
+COSTS = (
+    "parameters",
+    "trainable_parameters",
+    "train_seconds",
+    "peak_memory_bytes",
+    "images_per_second",
+    "captions_per_second",
+)
+"""Keys of training_summary.json that a comparison shows."""
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """Scores that somebody published, beside which a run is shown; never tested against.
+
+    Attributes:
+        name: what the numbers are about.
+        metrics: raw scale.
+        source: where they were published.
+        reproduced: a run of the recipe met them.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    source: str
+    reproduced: bool
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a leaderboard.
+
+    Attributes:
+        name: unique in the comparison.
+        path: what the user gave.
+        report: the score file.
+        costs: training costs the run recorded (keys of COSTS); empty for a plain score file.
+        published: the recipe's target, if it names one.
+    """
+
+    name: str
+    path: Path
+    report: ScoreReport
+    costs: dict[str, float] = field(default_factory=dict)
+    published: PublishedRow | None = None
+
+    def statistics(self, metric: CaptionMetric) -> NDArray[np.float64] | None:
+        """Return the metric's statistics, (N, S) in the order of sorted image ids; None where the file lacks them."""
+        ids = list(self.report.per_image)
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        if not ids or not metric.summable:
+            return None
+        if metric.name in self.report.statistics:
+            return np.asarray(self.report.statistics[metric.name], dtype=np.float64)[order]
+        if not metric.is_mean:
+            return None
+        rows = [[self.report.per_image[ids[position]].get(output) for output in metric.outputs] for position in order]
+        if any(value is None for row in rows for value in row):
+            return None
+        return np.asarray(rows, dtype=np.float64)
+
+
+def _score_file(run: RunDirectory, split: str | None, recipe: dict[str, Any]) -> Path:
+    chosen = split or (recipe.get("score") or {}).get("split") or "test"
+    path = run.scores(str(chosen))
+    if not path.is_file():
+        there = sorted(found.stem for found in path.parent.glob("*.json"))
+        known = f"; it has scores of {', '.join(there)}" if there else f"; run 'hfcap score {run.path}' first"
+        raise UserError(f"{run.path}: no scores of split {chosen!r}{known}")
+    return path
+
+
+def _published(recipe: dict[str, Any], path: Path) -> PublishedRow | None:
+    expect = recipe.get("expect")
+    if not isinstance(expect, dict):
+        return None
+    metrics = {
+        str(name): float(value)
+        for name, value in (expect.get("metrics") or {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    name = f"{recipe.get('name', path.name)} (published)"
+    return PublishedRow(name, metrics, str(expect.get("source", "")), expect.get("reproduced") is True)
+
+
+def _costs(run: RunDirectory) -> dict[str, float]:
+    if not run.summary.is_file():
+        return {}
+    summary = read_json(run.summary, "training summary")
+    if not isinstance(summary, dict):
+        raise UserError(f"{run.summary}: expected a JSON object")
+    return {
+        key: float(summary[key])
+        for key in COSTS
+        if isinstance(summary.get(key), int | float) and not isinstance(summary.get(key), bool)
+    }
+
+
+def read_system(path: Path, split: str | None = None) -> System:
+    """Read one system: a run directory (its scores of `split`, else of the split its recipe scores) or a score file.
+
+    Raises:
+        UserError: neither, or a file in it is missing or malformed.
+    """
+    if not path.is_dir():
+        return System(path.stem, path, read_scores(path))
+    run = RunDirectory.existing(path)
+    try:
+        recipe = yaml.safe_load(read_text(run.recipe, "recipe"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{run.recipe}: not valid YAML ({error})") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{run.recipe}: expected keys and values")
+    report = read_scores(_score_file(run, split, recipe))
+    return System(path.resolve().name, path, report, _costs(run), _published(recipe, path))
+
+
+def read_systems(paths: Sequence[Path], split: str | None = None) -> list[System]:
+    """Read all systems and give those of equal names their folders in front.
+
+    Raises:
+        UserError: a path cannot be read, or is given twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    for position, path in enumerate(resolved):
+        if path in resolved[:position]:
+            raise UserError(f"{paths[position]}: given twice; give each run or score file once")
+    systems = [read_system(path, split) for path in paths]
+    names = [system.name for system in systems]
+    result = []
+    for system in systems:
+        name = system.name
+        if names.count(name) > 1:
+            # runs/a/scores/test.json and runs/b/scores/test.json are told apart by the whole path.
+            name = str(system.path)
+        result.append(System(name, system.path, system.report, system.costs, system.published))
+    return result
