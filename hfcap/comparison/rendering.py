@@ -31,7 +31,7 @@ def _number(comparison: Comparison, output: str, value: float | None, sign: bool
     if value is None:
         return "-"
     scaled = value if output in comparison.plain_outputs else 100.0 * value
-    return f"{scaled:+.1f}" if sign else f"{scaled:.1f}"
+    return f"{scaled:+.2f}" if sign else f"{scaled:.1f}"
 
 
 def _cell(comparison: Comparison, system: str, output: str, value: float | None) -> str:
