@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hfcap.captioners.base import Captioner
+from hfcap.data.checks import cache_folder
 from hfcap.data.loading import PixelInputs, image_loader
 from hfcap.errors import WorkError
 from hfcap.files import write_bytes, write_json
@@ -29,11 +29,6 @@ from hfcap.schema import CaptionedImage
 
 IMAGES_PER_SHARD = 512
 _LARGEST_HALF = 60_000.0
-
-
-def cache_folder() -> Path:
-    """Return hfcap's cache folder: HFCAP_CACHE, or ~/.cache/hfcap."""
-    return Path(os.environ.get("HFCAP_CACHE", Path.home() / ".cache" / "hfcap"))
 
 
 def encoder_key(captioner: Captioner, mixed_precision: str) -> str:
