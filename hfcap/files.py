@@ -136,3 +136,8 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return hfcap's cache folder: HFCAP_CACHE, or ~/.cache/hfcap."""
+    return Path(os.environ.get("HFCAP_CACHE") or Path.home() / ".cache" / "hfcap").expanduser()

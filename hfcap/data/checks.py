@@ -9,12 +9,12 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import PIL
 
 from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image
 from hfcap.errors import UserError
+from hfcap.files import cache_folder
 from hfcap.progress import error_console, progress_bar
 from hfcap.schema import CaptionedImage
 
@@ -34,11 +34,6 @@ def listed(items: Sequence[str]) -> str:
     """Join the first ten items for an error message and say how many more there are."""
     more = f", and {len(items) - _LISTED:,} more" if len(items) > _LISTED else ""
     return ", ".join(items[:_LISTED]) + more
-
-
-def cache_folder() -> Path:
-    """Return HFCAP_CACHE, or ~/.cache/hfcap."""
-    return Path(os.environ.get("HFCAP_CACHE") or Path.home() / ".cache" / "hfcap").expanduser()
 
 
 def check_records(records: Sequence[CaptionedImage], where: str) -> None:

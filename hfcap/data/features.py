@@ -20,10 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.checks import cache_folder
 from hfcap.data.loading import PixelInputs, image_loader
 from hfcap.errors import WorkError
-from hfcap.files import write_bytes, write_json
+from hfcap.files import cache_folder, write_bytes, write_json
 from hfcap.progress import error_console, progress_bar
 from hfcap.schema import CaptionedImage
 

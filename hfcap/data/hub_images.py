@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfcap.data.checks import cache_folder
 from hfcap.data.hub_columns import Columns
 from hfcap.data.images import MAX_IMAGE_BYTES, FileImage, UnreadableImageError
 from hfcap.errors import WorkError
-from hfcap.files import write_bytes, write_json
+from hfcap.files import cache_folder, write_bytes, write_json
 from hfcap.progress import error_console, progress_bar
 
 OpenSplit = Callable[[], tuple[Any, Columns]]
