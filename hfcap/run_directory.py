@@ -58,7 +58,7 @@ class RunDirectory:
 
     @property
     def base_model(self) -> Path:
-        """LoRA on a captioner that was put together here: the whole captioner before training, which no Hub id names."""
+        """LoRA on a captioner put together here: the whole captioner before training, which no Hub id names."""
         return self.path / "base_model"
 
     @property

@@ -174,10 +174,15 @@ class Captioner(ABC):
         return [self.start_token_id, *prompt_ids]
 
     def caption_token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Tokenise captions as they follow the prompt, without special tokens, each cut to `max_tokens`."""
+        """Tokenise captions as they follow the prompt, without special tokens, each cut to `max_tokens`.
+
+        Text that spells a special token ("<end>", "[SEP]") stays text: captions come from strangers.
+        """
         # Behind a prompt, byte-level tokenizers write the space as part of the next word.
         lead = " " if self.prompt.strip() else ""
-        encoded = self.tokenizer([lead + " ".join(text.split()) for text in captions], add_special_tokens=False)
+        encoded = self.tokenizer(
+            [lead + " ".join(text.split()) for text in captions], add_special_tokens=False, split_special_tokens=True
+        )
         return [ids[:max_tokens] for ids in encoded["input_ids"]]
 
     def generation_config(self, options: GenerateOptions) -> GenerationConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -30,7 +31,7 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
         arguments["use_safetensors"] = True
     try:
         return loader.from_pretrained(location, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         remedy = "check the name, or give a local folder with config.json and model.safetensors"
         if "safetensors" in reason or "pytorch_model" in reason or "no file named" in reason:
@@ -54,6 +55,9 @@ def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_c
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: no tokenizer in {location}: {str(error).splitlines()[0]}") from error
+    # How the tokenizer was found says nothing about it, and would be published with it.
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
     # BERT-like tokenizers call their start and end differently.
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token or tokenizer.eos_token
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token

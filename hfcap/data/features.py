@@ -1,7 +1,7 @@
 """Feature store: what a frozen image encoder says about a picture is computed once and kept on disk.
 
 One folder per encoder (key: its weights, its image processor, which output is taken); inside, safetensors shards in
-half precision, each written atomically with the hashes of its pictures' bytes and its own content. Recipes that use the
+half precision, each written atomically with the hashes of its pictures' bytes and checksums of their states. Recipes that use the
 same frozen encoder share the folder, and a killed run continues with the shards that are complete.
 """
 
@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,21 @@ def encoder_key(captioner: Captioner, mixed_precision: str) -> str:
     return digest.hexdigest()[:32]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the states of one picture lie, and the CRC-32 of their bytes."""
+
+    path: Path
+    row: int
+    checksum: int
+
+
 class StoredStates:
     """Image states read from the store, memory-mapped; picklable for worker processes."""
 
     encoded = True
 
-    def __init__(self, places: Sequence[tuple[Path, int]]) -> None:
+    def __init__(self, places: Sequence[Place]) -> None:
         self.places = places
         self._open: dict[Path, Any] = {}
 
@@ -58,11 +69,18 @@ class StoredStates:
         return len(self.places)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return image states (S, D) in the half precision they were stored in."""
-        path, row = self.places[index]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt").get_slice("states")
-        return self._open[path][row]
+        """Return image states (S, D) in the half precision they were stored in.
+
+        Raises:
+            WorkError: the bytes on disk are not those that were written.
+        """
+        place = self.places[index]
+        if place.path not in self._open:
+            self._open[place.path] = safe_open(place.path, framework="pt").get_slice("states")
+        states: torch.Tensor = self._open[place.path][place.row]
+        if _checksum(states) != place.checksum:
+            raise WorkError(f"{place.path}: damaged shard of the feature store (row {place.row}); delete the file")
+        return states
 
     def __getstate__(self) -> dict[str, Any]:
         return {"places": self.places, "_open": {}}
@@ -91,23 +109,26 @@ class FeatureStore:
         self.accelerator.wait_for_everyone()
         missing = _first_of_each([number for number, value in enumerate(hashes) if value not in places], hashes)
         if missing:
+            was_training = self.captioner.model.training
+            # Batch norm would otherwise learn from what is only looked at, and the encoder would no longer fit its key.
+            self.captioner.model.eval()
             self._announce(len(missing), records[missing[0]])
             mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
             self._encode(records, hashes, mine, batch_size, num_workers)
+            self.captioner.model.train(was_training)
             self.accelerator.wait_for_everyone()
             places = self._places()
         return StoredStates([places[value] for value in hashes])
 
-    def _places(self) -> dict[str, tuple[Path, int]]:
-        places: dict[str, tuple[Path, int]] = {}
+    def _places(self) -> dict[str, Place]:
+        places: dict[str, Place] = {}
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             try:
                 with safe_open(path, framework="pt") as shard:
-                    metadata = shard.metadata() or {}
-            except (SafetensorError, OSError) as error:
+                    rows = json.loads(shard.metadata()["rows"])
+                places |= {value: Place(path, row, checksum) for row, (value, checksum) in enumerate(rows)}
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise WorkError(f"{path}: damaged shard of the feature store ({error}); delete the file") from error
-            for row, value in enumerate(json.loads(metadata["image_hashes"])):
-                places[value] = (path, row)
         return places
 
     def _announce(self, n_missing: int, example: CaptionedImage) -> None:
@@ -130,8 +151,7 @@ class FeatureStore:
 
     def _states_of(self, records: Sequence[CaptionedImage]) -> torch.Tensor:
         pixels = PixelInputs(records, self.captioner.image_processor)
-        batch = torch.stack([pixels[number] for number in range(len(records))])
-        return self._states(batch)
+        return self._states(torch.stack([pixels[number] for number in range(len(records))]))
 
     def _states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), self.accelerator.autocast():
@@ -145,8 +165,6 @@ class FeatureStore:
         batch_size: int,
         num_workers: int,
     ) -> None:
-        was_training = self.captioner.model.training
-        self.captioner.model.eval()
         pixels = PixelInputs(records, self.captioner.image_processor)
         batches = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
         rows: list[torch.Tensor] = []
@@ -160,15 +178,19 @@ class FeatureStore:
                 if len(pending) >= IMAGES_PER_SHARD or batch is batches[-1]:
                     self._write_shard(torch.cat(rows), pending)
                     rows, pending = [], []
-        self.captioner.model.train(was_training)
 
     def _write_shard(self, states: torch.Tensor, image_hashes_of_rows: Sequence[str]) -> None:
         # bfloat16 only where float16 would overflow: float16 keeps three more bits.
         fits = bool(states.abs().max() < _LARGEST_HALF)
         half = states.to(torch.float16 if fits else torch.bfloat16).contiguous()
-        content = hashlib.sha256(half.view(-1).view(torch.uint8).numpy().data).hexdigest()
-        metadata = {"image_hashes": json.dumps(list(image_hashes_of_rows)), "sha256": content}
-        write_bytes(self.folder / f"shard-{content[:16]}.safetensors", save({"states": half}, metadata=metadata))
+        rows = json.dumps([[value, _checksum(row)] for value, row in zip(image_hashes_of_rows, half, strict=True)])
+        # Named by its pictures too: different files may look the same to the encoder.
+        name = hashlib.sha256(rows.encode()).hexdigest()[:16]
+        write_bytes(self.folder / f"shard-{name}.safetensors", save({"states": half}, metadata={"rows": rows}))
+
+
+def _checksum(states: torch.Tensor) -> int:
+    return zlib.crc32(states.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def image_hashes(records: Sequence[CaptionedImage]) -> list[str]:
