@@ -1,8 +1,8 @@
 """Feature store: what a frozen image encoder says about a picture is computed once and kept on disk.
 
 One folder per encoder (key: its weights, its image processor, which output is taken); inside, safetensors shards in
-half precision, each written atomically with the hashes of its pictures' bytes and checksums of their states. Recipes that use the
-same frozen encoder share the folder, and a killed run continues with the shards that are complete.
+half precision, each written atomically with the hashes of its pictures' bytes and checksums of their states. Recipes
+that use the same frozen encoder share the folder, and a killed run continues with the shards that are complete.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from hfcap.schema import CaptionedImage
 
 IMAGES_PER_SHARD = 512
 _LARGEST_HALF = 60_000.0
+_LAYOUT = 2
+"""Part of the key, so that shards of an earlier layout are never read."""
 
 
 def encoder_key(captioner: Captioner, mixed_precision: str) -> str:
     """Return 32 hexadecimal digits that change with the encoder's weights, output choice, precision or processor."""
-    digest = hashlib.sha256(mixed_precision.encode())
+    digest = hashlib.sha256(f"{_LAYOUT} {mixed_precision}".encode())
     for module in captioner.part_modules()["vision"]:
         digest.update(type(module).__name__.encode())
         for name, tensor in sorted(module.state_dict().items()):
