@@ -1,0 +1,110 @@
+"""Tiny captioners of every family, backbones and pictures that the tests of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hfcap import registry
+from hfcap.captioners.base import Captioner
+from hfcap.data.packing import pack_captions
+from hfcap.schema import PackedCaptions
+
+FAMILIES = registry.names("captioners")
+
+CORPUS = (
+    "a red cat sits on a mat",
+    "two dogs run over the green grass",
+    "A man's hat, seen from behind.",
+    "a picture of three people in a boat",
+    "ein Café: 12 Gäste & 3 Hunde!",
+) * 8
+
+PROMPT = "a picture of"
+
+
+def family_class(name: str) -> type[Captioner]:
+    """Return the family's captioner class."""
+    family: type[Captioner] = registry.load("captioners", name).REGISTERED
+    return family
+
+
+def build(name: str, seed: int = 0, **changes: Any) -> Captioner:
+    """Build a captioner from the family's tiny `model` block with `changes`: evaluation mode, lively weights."""
+    family = family_class(name)
+    torch.manual_seed(seed)
+    captioner = family.build(family.options_class(**{**family.tiny(), **changes}), CORPUS)
+    make_lively(captioner.model, seed)
+    captioner.model.eval()
+    return captioner
+
+
+def make_lively(model: Any, seed: int) -> None:
+    """Give matrices weights so large that logits differ clearly; fresh weights make every caption alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                scale = 0.6 * parameter[0].numel() ** -0.5 if parameter.ndim > 2 else 0.2
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def random_picture(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """Return an RGB picture of smooth random colours."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+def pixel_values(captioner: Captioner, count: int, seed: int = 0) -> torch.Tensor:
+    """Process `count` random pictures with the captioner's own processor."""
+    pictures = [random_picture(seed + number) for number in range(count)]
+    values: torch.Tensor = captioner.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    return values
+
+
+def random_captions(captioner: Captioner, counts: Sequence[int], seed: int = 0) -> list[list[list[int]]]:
+    """Draw ragged captions of 1 to 7 ordinary tokens: `counts[b]` of them for image b."""
+    generator = np.random.default_rng(seed)
+    special = {captioner.start_token_id, captioner.end_token_id, captioner.pad_token_id}
+    ordinary = [token for token in range(len(captioner.tokenizer)) if token not in special]
+    return [
+        [generator.choice(ordinary, size=generator.integers(1, 8)).tolist() for _ in range(count)] for count in counts
+    ]
+
+
+def packed(captioner: Captioner, captions: Sequence[Sequence[Sequence[int]]]) -> PackedCaptions:
+    """Pack as training does."""
+    return pack_captions(captions, captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id)
+
+
+def packed_loss(
+    captioner: Captioner, pixels: torch.Tensor, captions: Sequence[Sequence[Sequence[int]]]
+) -> torch.Tensor:
+    """Summed cross-entropy of packed captions, straight from `Captioner.logits`."""
+    rows = packed(captioner, captions)
+    logits = captioner.logits(captioner.encode(pixels), rows)
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), rows.labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    """Take the gradients out of a model, zeros where a parameter received none."""
+    found = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+    }
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def write_picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
+    """Write a random picture as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random_picture(seed, size).save(path, "PNG")
+    return path
