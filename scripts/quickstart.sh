@@ -10,8 +10,7 @@ cd "$project"
 
 cat <<END
 
-Next, with the environment that was just made (source ${venv#"$project"/}/bin/activate):
-  hfcap caption runs/quickstart PICTURE.png                          caption a picture of your own
-  hfcap publish runs/quickstart --repo-id YOU/NAME --dry-run         see what would go to the Hub
-  hfcap run recipes/blip/folder_lora.yaml data.root=YOUR_PICTURES    fine-tune BLIP on pictures of your own
+First:  source ${venv#"$project"/}/bin/activate
+Also:   hfcap publish runs/quickstart --repo-id YOU/NAME --dry-run         what would go to the Hub
+        hfcap run recipes/blip/folder_lora.yaml data.root=YOUR_PICTURES    fine-tune BLIP on pictures of your own
 END
