@@ -27,10 +27,10 @@ def test_none_is_missed() -> None:
     required = {
         f"recipes/{family}/{kind}.yaml"
         for family in ("blip", "clip_prefix", "vit_gpt2")
-        for kind in ("coco_full", "coco_lora", "folder_lora")
+        for kind in ("coco_full", "coco_lora", "folder_lora", "flickr8k_scratch")
     } | {"recipes/quickstart.yaml"}
     assert required <= {name_of(path) for path in RECIPES}
-    assert len(RECIPES) == 11
+    assert len(RECIPES) == 14
 
 
 def test_every_family_has_a_recipe() -> None:
