@@ -1,0 +1,180 @@
+"""METEOR 1.5 for English (Denkowski and Lavie 2014) without Java, equal to the jar that pycocoevalcap runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap.metrics.base import CaptionMetric, CaptionSet
+from hfcap.metrics.meteor_alignment import BEAM, LONGEST_TOGETHER, align_alone, align_together
+from hfcap.metrics.meteor_index import INDEX_VERSION, MeteorIndex, open_index
+from hfcap.metrics.meteor_matching import N_MODULES, Integers, MatchFinder
+from hfcap.metrics.meteor_normalize import normalize
+from hfcap.metrics.meteor_resources import MeteorResources
+
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_MODULE_WEIGHTS = np.asarray([1.0, 0.6, 0.8, 0.6])
+
+# Columns of the statistics; CANDIDATE + k and REFERENCE + k belong together.
+_LENGTHS, _FUNCTION_WORDS = slice(0, 2), slice(2, 4)
+_CONTENT_MATCHES, _FUNCTION_MATCHES = slice(4, 12), slice(12, 20)  # module by module, candidate before reference
+_CHUNKS = 20
+_MATCHED = slice(21, 23)
+N_STATISTICS = 23
+
+_PAIRS_PER_BATCH = 4096
+_CELLS_PER_BATCH = 1_000_000
+
+
+def scores_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return METEOR for summed statistics: (..., 23) -> (...).
+
+    With P and R the weighted precision and recall, F = 1 / ((1 - 0.85) / P + 0.85 / R), and f = chunks / mean number
+    of matched words: F * (1 - 0.6 * f ** 0.2).
+    """
+    content = statistics[..., _CONTENT_MATCHES].reshape(*statistics.shape[:-1], N_MODULES, 2)
+    function = statistics[..., _FUNCTION_MATCHES].reshape(*statistics.shape[:-1], N_MODULES, 2)
+    matched = (_MODULE_WEIGHTS[:, None] * (_DELTA * content + (1 - _DELTA) * function)).sum(axis=-2)
+    function_words = statistics[..., _FUNCTION_WORDS]
+    total = _DELTA * (statistics[..., _LENGTHS] - function_words) + (1 - _DELTA) * function_words
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = np.moveaxis(np.where(total > 0, matched / total, 0.0), -1, 0)
+        mean = 1.0 / ((1.0 - _ALPHA) / precision + _ALPHA / recall)
+        fragmentation = statistics[..., _CHUNKS] / (statistics[..., _MATCHED].sum(axis=-1) / 2.0)
+        score = mean * (1.0 - _GAMMA * fragmentation**_BETA)
+    return np.where((precision > 0) & (recall > 0), score, 0.0)
+
+
+def _batches(finder: MatchFinder, candidates: Integers, references: Integers) -> Iterator[Integers]:
+    """Positions of pairs that are worked on together: of similar length, and not too many."""
+    lengths, reference_lengths = finder.lengths[candidates], finder.lengths[references]
+    is_long = np.maximum(lengths, reference_lengths) > LONGEST_TOGETHER
+    for position in np.flatnonzero(is_long):
+        yield np.asarray([position])
+    short = np.flatnonzero(~is_long)
+    short = short[np.argsort(reference_lengths[short], kind="stable")]
+    start = 0
+    cells = np.concatenate(([0], np.cumsum((lengths * reference_lengths)[short])))
+    while start < len(short):
+        end = int(np.searchsorted(cells, cells[start] + _CELLS_PER_BATCH, side="right")) - 1
+        end = max(start + 1, min(end, start + _PAIRS_PER_BATCH, len(short)))
+        yield short[start:end]
+        start = end
+
+
+def _pair_statistics(finder: MatchFinder, candidates: Integers, references: Integers) -> NDArray[np.float64]:
+    """(Q, 23) statistics of Q pairs of captions."""
+    matches = finder.find(candidates, references)
+    sides = (candidates, references)
+    lengths = [finder.lengths[side] for side in sides]
+    if max(int(lengths[0].max()), int(lengths[1].max())) > LONGEST_TOGETHER:
+        assert len(candidates) == 1, "long captions come alone"
+        alignment = align_alone(matches, int(lengths[0][0]), int(lengths[1][0]))
+    else:
+        alignment = align_together(matches, lengths[0], lengths[1])
+    result = np.zeros((len(candidates), N_STATISTICS))
+    function_before = np.concatenate(([0], np.cumsum(finder.is_function_word)))
+    places: list[Integers] = []
+    amounts: list[Integers] = []
+    pair, module = matches.pair[alignment.chosen], matches.module[alignment.chosen]
+    for side, (captions, first, covered) in enumerate(
+        zip(
+            sides,
+            (matches.start, matches.reference_start),
+            (matches.length, matches.reference_length),
+            strict=True,
+        )
+    ):
+        offset = finder.offsets[captions]
+        result[:, _LENGTHS.start + side] = lengths[side]
+        result[:, _FUNCTION_WORDS.start + side] = function_before[offset + lengths[side]] - function_before[offset]
+        start, length = offset[pair] + first[alignment.chosen], covered[alignment.chosen]
+        function = function_before[start + length] - function_before[start]
+        for column, words in ((_CONTENT_MATCHES.start, length - function), (_FUNCTION_MATCHES.start, function)):
+            places.append(pair * N_STATISTICS + column + 2 * module + side)
+            amounts.append(words)
+        places.append(pair * N_STATISTICS + _MATCHED.start + side)
+        amounts.append(length)
+    flat = np.bincount(np.concatenate(places), weights=np.concatenate(amounts), minlength=result.size)
+    result += flat.reshape(result.shape)
+    is_perfect = (result[:, _MATCHED] == result[:, _LENGTHS]).all(axis=1) & (alignment.chunks == 1)
+    result[:, _CHUNKS] = np.where(is_perfect, 0, alignment.chunks)
+    return result
+
+
+def meteor_statistics(
+    index: MeteorIndex, candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> NDArray[np.float64]:
+    """Return the statistics of each candidate with its best reference (the first of equals), (N, 23) float64.
+
+    Args:
+        index: METEOR's resources.
+        candidates: N captions.
+        references: N lists of at least one caption.
+    """
+    if not candidates:
+        return np.zeros((0, N_STATISTICS))
+    number_of: dict[str, int] = {}
+    candidate_numbers = [number_of.setdefault(caption, len(number_of)) for caption in candidates]
+    counts = np.asarray([len(group) for group in references])
+    reference_numbers = [number_of.setdefault(caption, len(number_of)) for group in references for caption in group]
+    finder = MatchFinder(index, normalize(list(number_of), index.prefixes))
+    first, second = np.repeat(np.asarray(candidate_numbers), counts), np.asarray(reference_numbers)
+    statistics = np.zeros((len(second), N_STATISTICS))
+    for positions in _batches(finder, first, second):
+        statistics[positions] = _pair_statistics(finder, first[positions], second[positions])
+    image = np.repeat(np.arange(len(candidates)), counts)
+    best_first = np.lexsort((np.arange(len(second)), -scores_of(statistics), image))
+    starts = np.cumsum(counts) - counts
+    return statistics[best_first[starts]]
+
+
+class Meteor(CaptionMetric):
+    """METEOR 1.5, English, ranking task, with normalisation (`-l en -norm`), as pycocoevalcap calls it.
+
+    The word lists and the paraphrase table come from the installed package pycocoevalcap; the first use converts them
+    (10 seconds) into an index in $HFCAP_CACHE or ~/.cache/hfcap.
+
+    Raises:
+        MissingPackageError: pycocoevalcap is not installed.
+        WorkError: the cache folder cannot be written.
+    """
+
+    name = "meteor"
+    outputs = ("meteor",)
+    needs = ("tokens", "references")
+    citation = (
+        "Denkowski and Lavie 2014: Meteor Universal: Language Specific Translation Evaluation for Any Target Language "
+        "(WMT)"
+    )
+
+    def __init__(self) -> None:
+        resources = MeteorResources.installed()
+        self._fingerprint = resources.fingerprint()
+        self._index = open_index(resources)
+
+    def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
+        """(N, 23): lengths, function words, matches by module, chunks and matched words of the best reference."""
+        return meteor_statistics(self._index, captions.tokenized_candidates, captions.tokenized_references)
+
+    def from_sums(self, sums: NDArray[np.float64], n_images: int) -> NDArray[np.float64]:
+        """METEOR of summed statistics; not the mean of the images' scores."""
+        return scores_of(sums)[..., None]
+
+    def signature(self) -> dict[str, Any]:
+        """Version, parameters and the check sums of the word lists and the table."""
+        return {
+            "version": "1.5",
+            "language": "en",
+            "normalized": True,
+            "modules": "exact stem synonym paraphrase",
+            "beam": BEAM,
+            "index": INDEX_VERSION,
+            "resources": self._fingerprint,
+        }
+
+
+REGISTERED = Meteor
