@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -166,6 +167,13 @@ class _FixedBatches(Sampler[list[tuple[int, int]]]):
         return len(self.batches)
 
 
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the main process still needs its workers to
+    # finish the update and write a checkpoint, and stops them itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batch_loader(
     dataset: CaptionDataset, batches: Sequence[Sequence[int]], epoch: int, collate: Collate, num_workers: int
 ) -> DataLoader[Any]:
@@ -176,6 +184,7 @@ def batch_loader(
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_main_process,
         # Its own generator: starting workers must not move the global random state, or a resumed run would differ.
         generator=torch.Generator().manual_seed(epoch),
     )
@@ -199,4 +208,5 @@ def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_work
         batch_sampler=[list(batch) for batch in batches],
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
