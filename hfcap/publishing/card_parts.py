@@ -243,7 +243,7 @@ def _data(known: CardInput) -> Safe:
 def _run(known: CardInput) -> Safe:
     facts = known.summary
     if not facts:
-        return Safe("The run left no training summary.")
+        return Safe("")
     sentences = []
     parameters, trained = facts.get("parameters"), facts.get("trainable_parameters")
     if parameters and trained:

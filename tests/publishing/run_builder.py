@@ -42,13 +42,15 @@ def recipe_values(captioner: str = "blip", **changes: Any) -> dict[str, Any]:
     return values
 
 
-def build_run(folder: Path, captioner: str = "blip", captions: list[str] | None = None, **changes: Any) -> RunDirectory:
+def build_run(
+    folder: Path, captioner: str = "blip", captions: list[str] | None = None, prompt: str = "", **changes: Any
+) -> RunDirectory:
     """Write a finished run into `folder`; `captions` are the predicted ones."""
     run = RunDirectory(folder)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = recipe_from_mapping(recipe_values(captioner, **changes), "run_builder")
     run.recipe.write_text(dump_recipe(recipe))
-    save_tiny_model(run.model, captioner, recipe.generate)
+    save_tiny_model(run.model, captioner, recipe.generate, prompt)
     write_records(run, captions or CAPTIONS)
     return run
 
@@ -107,6 +109,29 @@ def write_records(run: RunDirectory, captions: list[str]) -> None:
         log.append({"step": step, "epoch": step / 10, "loss": 4 * math.exp(-step / 20), "learning_rate": 1e-3})
     log += [{"step": step, "validation_loss": 4.2 * math.exp(-step / 25)} for step in (20, 40)]
     run.log.write_text("".join(json.dumps(row) + "\n" for row in log))
+
+
+def adapter_run(run: RunDirectory, base: dict[str, Any]) -> RunDirectory:
+    """Turn a run into a LoRA run with a real PEFT adapter that changes the captions."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(run.model)
+    peft_model = get_peft_model(model, LoraConfig(target_modules=["query", "value"], r=2))
+    torch.manual_seed(1)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    for config in peft_model.peft_config.values():
+        config.base_model_name_or_path = base["id"]
+        config.revision = base["revision"]
+    for name in ("model.safetensors", "config.json"):
+        (run.model / name).unlink()
+    peft_model.save_pretrained(run.model, save_embedding_layers=False)
+    (run.model / "README.md").unlink()
+    write_json(run.environment, {**ENVIRONMENT, "base_models": [base]})
+    return run
 
 
 def write_json(path: Path, value: Any) -> None:

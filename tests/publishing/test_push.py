@@ -17,7 +17,7 @@ from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import verify
 from hfcap.run_directory import RunDirectory
 from tests.hub_server import Hub
-from tests.publishing.run_builder import build_run
+from tests.publishing.run_builder import adapter_run, build_run
 
 PIPELINE = """
 import sys; sys.modules["hfcap"] = None
@@ -29,11 +29,20 @@ print("CAPTION:", caption("photo.jpg", text="")[0]["generated_text"])
 
 @pytest.mark.parametrize("family", ["blip", "clip_prefix", "vit_gpt2"])
 def test_what_was_published_captions_like_the_run_in_a_clean_process(family: str, hub: Hub, tmp_path: Path) -> None:
-    run = build_run(tmp_path / "run", family)
+    run = build_run(tmp_path / "run", family, prompt="a red")
     result = publish(run, "alice/tiny", private=True)
     assert result.url == f"{hub.endpoint}/alice/tiny"
     tree = hub.store.repository("alice/tiny").tree("main")
     assert set(tree) - {".gitattributes"} == {file.path for file in result.files} == set(result.uploaded)
+    assert [comparison.agrees for comparison in result.comparisons] == [True, True]
+
+
+def test_an_adapter_captions_like_the_run_on_its_base_from_the_hub(run: RunDirectory, hub: Hub) -> None:
+    base = publish(run, "alice/base", verified=False)
+    adapter_run(run, {"id": "alice/base", "revision": base.commit, "role": "captioner", "local": False})
+    result = publish(run, "alice/tiny")
+    files = {file.path for file in result.files}
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
     assert [comparison.agrees for comparison in result.comparisons] == [True, True]
 
 
@@ -147,7 +156,11 @@ def test_sections_written_on_the_hub_survive(run: RunDirectory, hub: Hub) -> Non
 def test_who_may_publish(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_may_publish("alice/x") == "alice"
     assert check_may_publish("club/x") == "alice"
-    for repo_id, message in (("museum/x", "may not write"), ("mallory/x", "may not write"), ("x", "lacks the namespace")):
+    for repo_id, message in (
+        ("museum/x", "may not write"),
+        ("mallory/x", "may not write"),
+        ("x", "lacks the namespace"),
+    ):
         with pytest.raises(UserError, match=message):
             check_may_publish(repo_id)
     monkeypatch.setenv("HF_TOKEN", hub.rita)
@@ -189,8 +202,8 @@ def test_verification_never_runs_code_that_somebody_wrote_into_a_card(run: RunDi
 
 
 def test_verification_runs_a_repositorys_own_code_only_if_trusted(hub: Hub, tmp_path: Path) -> None:
-    publish(build_run(tmp_path / "run", "clip_prefix"), "alice/tiny", verified=False)
-    with pytest.raises(UserError, match="--trust-remote-code|only repositories"):
+    push_folder(stage(build_run(tmp_path / "run", "clip_prefix")), "alice/tiny", private=False)
+    with pytest.raises(UserError, match="--trust-remote-code"):
         verify("alice/tiny")
 
 

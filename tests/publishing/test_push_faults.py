@@ -1,4 +1,4 @@
-"""Every fault at every call of a publication: afterwards everything or nothing new is visible, and a rerun completes."""
+"""Every fault at every call of a publication: afterwards all or nothing is visible, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,20 @@ from hfcap.run_directory import RunDirectory
 from tests.hub.faults import KINDS
 from tests.hub_server import Hub
 
-CALLS = ["whoami", "model_info", "create_repo", "validate_yaml", "preupload", "lfs_batch", "lfs_upload", "commit", "tree"]
+CALLS = [
+    "whoami",
+    "model_info",
+    "create_repo",
+    "validate_yaml",
+    "preupload",
+    "lfs_batch",
+    "lfs_upload",
+    "commit",
+    "tree",
+]
 FOR_EVER = 1000
+CASES = [(call, kind, 1) for call in CALLS for kind in KINDS]
+CASES += [(call, kind, FOR_EVER) for call in CALLS for kind in ("401", "503", "drop_after")]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +37,7 @@ def staged(finished_run: RunDirectory) -> Path:
     return stage(finished_run, verifiable=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("times", [1, FOR_EVER])
+@pytest.mark.parametrize(("call", "kind", "times"), CASES)
 def test_everything_or_nothing(
     call: str, kind: str, times: int, staged: Path, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,7 +109,11 @@ def test_somebody_elses_commit_in_between_is_kept(staged: Path, hub: Hub) -> Non
     hub.faults.take = interfere  # type: ignore[method-assign]
     push_folder(staged, "alice/tiny", private=False)
     assert {"notes.md", "model.safetensors"} <= set(repository.tree("main"))
-    assert [commit["title"] for commit in repository.history("main")] == ["Publish with hfcap", "notes", "initial commit"]
+    assert [commit["title"] for commit in repository.history("main")] == [
+        "Publish with hfcap",
+        "notes",
+        "initial commit",
+    ]
 
 
 def test_the_hubs_refusal_of_a_card_is_explained(run: RunDirectory, hub: Hub) -> None:
