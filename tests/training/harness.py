@@ -1,0 +1,155 @@
+"""Tiny real trainings: a recipe, its run directory, and the files that training leaves there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+
+from hfcap import registry
+from hfcap.data.source import load_split
+from hfcap.files import read_json, read_json_lines
+from hfcap.recipe import Recipe
+from hfcap.recipe_loading import recipe_from_mapping
+from hfcap.run_directory import RunDirectory
+from hfcap.schema import CaptionedImage
+from hfcap.stages import make_accelerator
+from hfcap.training.checkpoint import checkpoint_path, checkpoint_steps
+from hfcap.training.records import TrainingLog
+from hfcap.training.stage import train_stage
+
+FAMILIES = ("blip", "clip_prefix", "vit_gpt2")
+METHODS = ("full", "lora")
+
+
+def tiny_model(captioner: str, dropout: float = 0.1) -> dict[str, Any]:
+    """The family's tiny captioner with this dropout in its text half."""
+    model: dict[str, Any] = registry.load("captioners", captioner).REGISTERED.tiny()
+    if captioner == "blip":
+        text = model["from_config"]["text_config"]
+        text |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    else:
+        text = model["decoder_config" if captioner == "vit_gpt2" else "language_model_config"]
+        text |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    return model
+
+
+def recipe_values(
+    captioner: str,
+    output_dir: Path,
+    method: str = "full",
+    dropout: float = 0.1,
+    data: Mapping[str, Any] | None = None,
+    **train: Any,
+) -> dict[str, Any]:
+    """A recipe as a mapping; keywords go into its `train` block."""
+    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": dropout, "init_lora_weights": "gaussian"}
+    duration = {} if "num_train_epochs" in train else {"max_steps": 4}
+    return {
+        "name": "tiny",
+        "output_dir": str(output_dir),
+        "captioner": captioner,
+        "model": tiny_model(captioner, dropout),
+        "data": {"source": "scenes", "n_train": 7, "n_validation": 4, "n_test": 5, "image_size": 32, **(data or {})},
+        "lora": lora if method == "lora" else None,
+        "train": {
+            **duration,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "dataloader_num_workers": 0,
+            **train,
+        },
+        "generate": {"num_beams": 2, "max_new_tokens": 6},
+        "score": {"n_resamples": 10, "baselines": ["most_frequent_caption", "blank_images"]},
+        "publish": {"license": "apache-2.0"},
+    }
+
+
+def tiny_recipe(captioner: str, output_dir: Path, method: str = "full", **options: Any) -> Recipe:
+    """The same as a checked Recipe."""
+    return recipe_from_mapping(recipe_values(captioner, output_dir, method, **options), "harness")
+
+
+def forget_accelerator() -> None:
+    """Let the next Accelerator of this process have other settings."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@dataclass
+class Result:
+    """What a training left in its run directory."""
+
+    run: RunDirectory
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for _, row in read_json_lines(self.run.log, "log")]
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in self.rows if "loss" in row]
+
+    @property
+    def summary(self) -> Any:
+        return read_json(self.run.summary, "summary")
+
+    @property
+    def steps(self) -> list[int]:
+        return checkpoint_steps(self.run.checkpoints)
+
+    def checkpoint(self, step: int) -> Path:
+        return checkpoint_path(self.run.checkpoints, step)
+
+    def state(self, step: int) -> Any:
+        return read_json(self.checkpoint(step) / "state.json", "state")
+
+    def weights(self, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+        return load_file(self.checkpoint(step) / f"{name}.safetensors")
+
+    def model_weights(self) -> dict[str, torch.Tensor]:
+        (path,) = self.run.model.glob("*.safetensors")
+        return load_file(path)
+
+
+def train(recipe: Recipe, splits: Mapping[str, Sequence[CaptionedImage]] | None = None) -> Result:
+    """Train (or continue) in this process."""
+    forget_accelerator()
+    run = RunDirectory(Path(recipe.output_dir) / recipe.name)
+    if splits is None:
+        splits = {"train": load_split(recipe.data, "train"), "validation": load_split(recipe.data, "validation")}
+    train_stage(recipe, run, splits, make_accelerator(recipe, run))
+    return Result(run)
+
+
+def send_signal_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal when the log row of an update is written."""
+    write = TrainingLog.write
+
+    def write_and_signal(self: TrainingLog, row: dict[str, Any]) -> None:
+        write(self, row)
+        if row["step"] == step and "loss" in row:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(TrainingLog, "write", write_and_signal)
+
+
+def assert_same_tensors(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+    """Same names, every bit the same."""
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def largest_difference(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """Largest absolute difference of any entry of tensors with the same names."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)

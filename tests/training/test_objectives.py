@@ -1,0 +1,61 @@
+"""The loss against torch's on hand-built input."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hfcap.data.loading import CaptionBatch
+from hfcap.data.packing import pack_captions
+from hfcap.training.objectives import CrossEntropy, supervised_tokens
+
+START, END, PAD, PROMPT = 1, 2, 0, 5
+VOCABULARY = 9
+
+
+def batch_and_objective(smoothing: float) -> tuple[CaptionBatch, CrossEntropy, torch.Tensor]:
+    """Two images with two captions and one, a prompt of one token, and fixed logits."""
+    captions = [[[6, 7], [8]], [[7, 7, 8]]]
+    packed = pack_captions(captions, [START, PROMPT], END, PAD)
+    logits = torch.randn(*packed.labels.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    captioner: Any = SimpleNamespace(
+        model=nn.Linear(1, 1), encode=lambda images: images, logits=lambda states, packed: logits
+    )
+    return CaptionBatch(torch.zeros(2, 3, 4, 4), False, packed, 3), CrossEntropy(captioner, smoothing), logits
+
+
+def by_hand(logits: torch.Tensor, smoothing: float) -> float:
+    """Row by row: start, prompt, words; the label of a position is the next token, the last one's the end token."""
+    # (row, position) -> label; the start token's label would be the prompt, which is not trained.
+    labels = {(0, 1): 6, (0, 2): 7, (0, 3): END, (0, 5): 8, (0, 6): END, (1, 1): 7, (1, 2): 7, (1, 3): 8, (1, 4): END}
+    total = 0.0
+    for (row, position), label in labels.items():
+        log_probabilities = logits[row, position].log_softmax(-1)
+        total += float(-(1 - smoothing) * log_probabilities[label] - smoothing * log_probabilities.mean())
+    return total
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_sum_over_supervised_tokens(smoothing: float) -> None:
+    batch, objective, logits = batch_and_objective(smoothing)
+    assert supervised_tokens(batch) == 9
+    assert float(objective.train()(batch)) == pytest.approx(by_hand(logits, smoothing), rel=1e-6)
+    mean = nn.CrossEntropyLoss(label_smoothing=smoothing)(logits.flatten(0, 1), batch.packed.labels.flatten())
+    assert float(objective(batch)) == pytest.approx(9 * float(mean), rel=1e-6)
+
+
+def test_validation_is_not_smoothed() -> None:
+    batch, objective, logits = batch_and_objective(0.1)
+    assert float(objective.eval()(batch)) == pytest.approx(by_hand(logits, 0.0), rel=1e-6)
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    batch, objective, logits = batch_and_objective(0.0)
+    objective.captioner.logits = lambda states, packed: logits.bfloat16()  # type: ignore[method-assign, assignment]
+    loss = objective(batch)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(by_hand(logits.bfloat16().float(), 0.0), rel=1e-6)
