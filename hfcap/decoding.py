@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,24 +66,45 @@ def caption_batches(captioner: Captioner, job: DecodingJob, numbers: Sequence[in
 def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accelerator: Any) -> None:
     """Caption all records into `path`; every process takes its share of the batches.
 
-    Finished batches are kept in `<path>.part-<rank>` until all are there.
+    Finished batches are kept in `<path>.part-<job>-<rank>` until all are there; a batch that was cut off is done again
+    as a whole, so that it draws the same samples. Another job (other options, pictures or weights) starts anew.
     """
-    part = path.with_name(f"{path.name}.part-{accelerator.process_index}")
+    job_name = _fingerprint(captioner, job)
+    part = path.with_name(f"{path.name}.part-{job_name}-{accelerator.process_index}")
     part.parent.mkdir(parents=True, exist_ok=True)
     done = _finished_ids(part)
     size, world, rank = job.batch_size, accelerator.num_processes, accelerator.process_index
-    mine = [number for number in range(len(job.records)) if (number // size) % world == rank]
-    todo = [number for number in mine if job.records[number].image_id not in done]
+    total = len(job.records)
+    batches = [range(first, min(first + size, total)) for first in range(rank * size, total, world * size)]
+    todo = [
+        number
+        for batch in batches
+        if not done.issuperset(job.records[number].image_id for number in batch)
+        for number in batch
+    ]
+    n_mine = sum(map(len, batches))
     with progress_bar() as progress, part.open("a", encoding="utf-8") as handle:
-        task = progress.add_task("Captioning", total=len(mine), completed=len(done), visible=rank == 0)
+        task = progress.add_task("Captioning", total=n_mine, completed=n_mine - len(todo), visible=rank == 0)
         for predictions in caption_batches(captioner, job, todo):
             handle.writelines(json.dumps(row.as_row(), ensure_ascii=False) + "\n" for row in predictions)
             handle.flush()
             progress.advance(task, len(predictions))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _merge_parts(path, [record.image_id for record in job.records])
+        _merge_parts(path, job_name, [record.image_id for record in job.records])
     accelerator.wait_for_everyone()
+
+
+def _fingerprint(captioner: Captioner, job: DecodingJob) -> str:
+    """Return 16 hexadecimal digits that change with anything the captions depend on."""
+    prompt = captioner.prompt if job.prompt is None else job.prompt
+    ids = [record.image_id for record in job.records]
+    values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, ids]
+    digest = hashlib.sha256(json.dumps(values).encode())
+    for name, tensor in captioner.model.state_dict().items():
+        # A sum of whole numbers: exact on every device, and it reads the weights only once.
+        digest.update(f"{name} {int(tensor.detach().contiguous().view(-1).view(torch.uint8).sum())}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _finished_ids(part: Path) -> set[str]:
@@ -95,13 +118,13 @@ def _finished_ids(part: Path) -> set[str]:
     return {row["image_id"] for _, row in read_json_lines(part, "unfinished predictions")}
 
 
-def _merge_parts(path: Path, order: Sequence[str]) -> None:
-    parts = sorted(path.parent.glob(f"{path.name}.part-*"))
+def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> None:
+    parts = sorted(path.parent.glob(f"{glob.escape(path.name)}.part-{job_name}-*"))
     rows = {row["image_id"]: row for part in parts for _, row in read_json_lines(part, "unfinished predictions")}
     missing = [image_id for image_id in order if image_id not in rows]
     assert not missing, f"{len(missing)} pictures were not captioned"
     write_json_lines(path, (rows[image_id] for image_id in order))
-    for part in parts:
+    for part in path.parent.glob(f"{glob.escape(path.name)}.part-*"):
         part.unlink()
 
 
