@@ -31,6 +31,8 @@ from hfcap.captioners.parts import (
     load_image_processor,
     load_tokenizer,
     new_image_processor,
+    position_offset,
+    require_positions,
     train_tokenizer,
     vision_tower,
     whole_model,
@@ -114,6 +116,7 @@ class ClipPrefix(Captioner):
         base_models: list[BaseModel] = []
         vision_model, image_processor = cls._build_vision(options, base_models)
         language_model, tokenizer = cls._build_language_model(options, training_captions, base_models)
+        _require_loadable(vision_model, language_model, options)
         size = image_processor.size
         height = size.get("height") or (image_processor.crop_size or {}).get("height") or size["shortest_edge"]
         with torch.no_grad():
@@ -264,6 +267,27 @@ class ClipPrefix(Captioner):
         ClipPrefixForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
         super().save(folder, options)
         copy_remote_code(self.model.vision_model, folder)
+
+
+def _require_loadable(vision_model: Any, language_model: Any, options: ClipPrefixOptions) -> None:
+    """Refuse parts that could be trained but not loaded again, or not trained as they generate."""
+    if type(language_model).__module__.startswith("transformers_modules"):
+        raise UserError(
+            f"model.language_model: {options.language_model} brings its own code, which a saved prefix captioner "
+            "cannot carry along; choose a language model that is part of transformers"
+        )
+    own_code = type(vision_model).__module__.startswith("transformers_modules")
+    if own_code and not getattr(vision_model.config, "auto_map", None):
+        raise UserError(
+            f"model.vision: the image tower of {options.vision} brings its own code but cannot be loaded alone (its "
+            "config has no auto_map); choose an encoder that is part of transformers or a repository of the tower alone"
+        )
+    require_positions(language_model, "model.language_model")
+    if position_offset(language_model):
+        raise UserError(
+            f"model.language_model: {type(language_model).__name__} counts positions from its padding index, which a "
+            "prefix does not have; choose another language model, such as GPT-2, or captioner: vit_gpt2"
+        )
 
 
 def prefix_attention_mask(caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype) -> torch.Tensor:

@@ -105,7 +105,13 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
         base = str(sibling)
     if not isinstance(base, str) or not base:
         raise UserError(f"{folder / _ADAPTER_CONFIG}: base_model_name_or_path is missing; the adapter fits no model")
-    captioner = load_captioner(base, config.get("revision"), trust_remote_code)
+    try:
+        captioner = load_captioner(base, config.get("revision"), trust_remote_code)
+    except UserError as error:
+        raise UserError(
+            f"{folder}: the base model of this adapter cannot be loaded; put it back, or correct "
+            f"base_model_name_or_path in {folder / _ADAPTER_CONFIG} ({error})"
+        ) from error
     captioner.prompt = read_sidecar(folder).get("prompt", captioner.prompt)
     adapted = load_adapter(captioner, folder)
     if merge:

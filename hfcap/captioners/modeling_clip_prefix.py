@@ -196,8 +196,10 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # The backbone's own code lies beside this file: in the folder or repository the config was loaded from.
         location: Any = self.config.name_or_path
         names = vision_config["auto_map"]
-        config_class = get_class_from_dynamic_module(names["AutoConfig"], location)
-        model_class = get_class_from_dynamic_module(names["AutoModel"], location)
+        # The commit that the weights come from: code of a later one may not fit them.
+        revision = getattr(self.config, "_commit_hash", None)
+        config_class = get_class_from_dynamic_module(names["AutoConfig"], location, revision=revision)
+        model_class = get_class_from_dynamic_module(names["AutoModel"], location, revision=revision)
         return model_class(config_class(**vision_config))
 
     @torch.no_grad()

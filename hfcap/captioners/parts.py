@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -120,6 +121,28 @@ def wrap_texts(tokenizer: Any, start: bool, end: bool) -> None:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=" ".join(wrapped), special_tokens=list(special.items())
     )
+
+
+def require_positions(language_model: Any, key: str) -> None:
+    """Refuse a language model that cannot be told positions: captions packed into one row restart them.
+
+    Raises:
+        UserError: its forward takes no position_ids (Bloom, Mamba, BART, ...), or its positions come from ALiBi.
+    """
+    takes_positions = "position_ids" in inspect.signature(language_model.forward).parameters
+    if not takes_positions or getattr(language_model.config, "alibi", False):
+        raise UserError(
+            f"{key}: {type(language_model).__name__} takes no position_ids, which training on packed captions needs; "
+            "choose another language model, such as GPT-2, Llama, Qwen, OPT or Phi"
+        )
+
+
+def position_offset(language_model: Any) -> int:
+    """Position of the first token: RoBERTa-like models count from behind their padding index, all others from 0."""
+    for name, module in language_model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
 
 
 def packed_attention_mask(caption_index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

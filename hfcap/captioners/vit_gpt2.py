@@ -31,6 +31,8 @@ from hfcap.captioners.parts import (
     load_tokenizer,
     new_image_processor,
     packed_attention_mask,
+    position_offset,
+    require_positions,
     train_tokenizer,
     vision_tower,
     whole_model,
@@ -111,6 +113,7 @@ class VitGpt2(Captioner):
     def _build_encoder(options: VitGpt2Options, base_models: list[BaseModel]) -> tuple[Any, Any]:
         if options.encoder is None:
             config = config_from_mapping(options.encoder_config or {}, "model.encoder_config")
+            _require_states(config, "model.encoder_config", config.model_type)
             return AutoModel.from_config(config), new_image_processor(config.image_size)
         revision, trust = options.encoder_revision, options.trust_remote_code
         encoder = from_pretrained(
@@ -122,6 +125,7 @@ class VitGpt2(Captioner):
                 f"model.encoder: {options.encoder} brings its own code, which VisionEncoderDecoderModel cannot load "
                 "again; use captioner: clip_prefix for such a backbone"
             )
+        _require_states(encoder.config, "model.encoder", options.encoder)
         base_models.append(BaseModel(options.encoder, revision, "encoder"))
         return encoder, load_image_processor(options.encoder, "model.encoder", revision, trust)
 
@@ -162,8 +166,9 @@ class VitGpt2(Captioner):
         if not any("cross" in name.lower() for name, _ in decoder.named_modules()):
             raise UserError(
                 f"model.decoder: {type(decoder).__name__} has no cross-attention; choose one that transformers can "
-                "give cross-attention (GPT-2, BERT, RoBERTa, BART, TrOCR), or captioner: clip_prefix"
+                "give cross-attention (GPT-2, BERT, RoBERTa, Electra), or captioner: clip_prefix"
             )
+        require_positions(decoder, "model.decoder")
         return decoder
 
     @classmethod
@@ -232,7 +237,7 @@ class VitGpt2(Captioner):
         return self.model.decoder(
             input_ids=packed.input_ids,
             attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
-            position_ids=packed.position_ids,
+            position_ids=packed.position_ids + position_offset(self.model.decoder),
             encoder_hidden_states=image_states,
             use_cache=False,
         ).logits
@@ -243,6 +248,14 @@ class VitGpt2(Captioner):
             encoder_outputs=BaseModelOutput(last_hidden_state=image_states),
             decoder_input_ids=input_ids,
             generation_config=config,
+        )
+
+
+def _require_states(config: Any, key: str, name: str) -> None:
+    if not hasattr(config, "hidden_size") or not hasattr(config, "image_size"):
+        raise UserError(
+            f"{key}: {name} gives a feature map instead of a sequence of image states, which VisionEncoderDecoderModel "
+            "needs; choose a vision transformer (ViT, DeiT, Swin, ...), or captioner: clip_prefix"
         )
 
 
