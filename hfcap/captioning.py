@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +41,8 @@ def find_pictures(inputs: Sequence[str]) -> list[CaptionedImage]:
         if not found:
             endings = " ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(f"{text}: no picture there; give image files, folders with {endings} files, or a pattern")
-        paths |= {path: str(path) for path in found}
+        # Names that are not UTF-8 could be neither printed nor written.
+        paths |= {path: os.fsencode(path).decode("utf-8", "replace") for path in found}
     return [CaptionedImage(name, name, (), FileImage(path)) for path, name in paths.items()]
 
 
@@ -71,7 +74,7 @@ def readable(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
     if not kept:
         raise UserError(problems[0] if len(problems) == 1 else "no picture can be read:\n" + "\n".join(problems[:10]))
     for problem in problems:
-        error_console.print(f"skipped: {problem}", style="yellow", markup=False)
+        error_console.print(f"skipped: {_printable(problem)}", style="yellow", markup=False)
     return kept
 
 
@@ -98,7 +101,7 @@ def caption_pictures(
     records = readable(find_pictures(inputs))
     torch.set_flush_denormal(True)
     folder = local_folder(model, revision)
-    options = GenerateOptions(**{**generation_defaults(folder), **(overrides or {})})
+    options = _options({**generation_defaults(folder), **(overrides or {})})
     captioner = load_captioner(model, revision, trust_remote_code)
     if torch.cuda.is_available():
         captioner.model.to("cuda")
@@ -110,6 +113,14 @@ def caption_pictures(
     else:
         write_json_lines(output, (prediction.as_row() for prediction in predictions))
     return predictions
+
+
+def _options(values: dict[str, Any]) -> GenerateOptions:
+    try:
+        return GenerateOptions(**values)
+    except ValidationError as error:
+        problems = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
+        raise UserError(f"decoding options: {'; '.join(problems)}") from None
 
 
 def _caption(
@@ -136,8 +147,13 @@ def _table(predictions: Sequence[Prediction]) -> Table:
     table = Table("picture", "caption")
     for prediction in predictions:
         # Text, not str: file names and captions may contain rich's markup.
-        table.add_row(Text(prediction.file_name), Text("\n".join(prediction.candidates)))
+        table.add_row(Text(_printable(prediction.file_name)), Text("\n".join(map(_printable, prediction.candidates))))
     return table
+
+
+def _printable(text: str) -> str:
+    # Control characters in a file name would command the terminal.
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _csv(predictions: Sequence[Prediction]) -> str:
@@ -151,4 +167,4 @@ def _csv(predictions: Sequence[Prediction]) -> str:
 
 def _inert(text: str) -> str:
     # A spreadsheet would run a cell that starts like a formula.
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
