@@ -4,32 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-_WORDS = [
-    "a",
-    "the",
-    "man",
-    "woman",
-    "dog",
-    "cat",
-    "horse",
-    "red",
-    "small",
-    "big",
-    "sits",
-    "stands",
-    "runs",
-    "on",
-    "in",
-    "near",
-    "with",
-    "grass",
-    "street",
-    "ball",
-    "hat",
-    "two",
-    "three",
-    "and",
-]
+_COMMON = ("a", "the", "man", "woman", "dog", "cat", "horse", "red", "small", "big", "sits", "stands")
+_RARE = ("runs", "on", "in", "near", "with", "grass", "street", "ball", "hat", "two", "three", "and")
+_WORDS = (*_COMMON, *_RARE)
 
 
 def random_captions(

@@ -16,8 +16,8 @@ from hfcap.metrics.document_frequencies import (
     load_document_frequencies,
 )
 from hfcap.metrics.suite import CaptionSuite
+from scripts.conformance_tokenizer import package_folder
 from tests.metrics.random_captions import random_captions
-from tests.metrics.test_tokenizer import package_folder
 
 REFERENCES = {"1": ["a dog", "a dog a dog"], "2": ["a cat"]}
 

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown, leaderboard_table
+from hfcap.errors import UserError
+from hfcap.scoring import read_scores
+
+Scored = Callable[..., Path]
+
+
+def test_best_first_with_differences_to_the_best(scored: Scored) -> None:
+    paths = [scored("bad.json", 0.6), scored("good.json", 0.0), scored("close.json", 0.02)]
+    found = compare(paths, n_resamples=300)
+    assert [system.name for system in found.systems] == ["good", "close", "bad"]
+    assert found.best["cider"] == found.best["rouge_l"] == "good"
+    for output, leader in found.best.items():
+        values = {system.name: system.report.metrics[output] or 0.0 for system in found.systems}
+        assert values[leader] == max(values.values())
+        assert leader not in found.differences[output]
+    difference = found.differences["cider"]["bad"]
+    values = {system.name: system.report.metrics["cider"] or 0.0 for system in found.systems}
+    assert difference.paired.difference == pytest.approx(values["bad"] - values["good"])
+    assert difference.paired.interval[1] < 0 and difference.corrected_p_value < 0.1
+    assert set(found.differences["cider"]) == {"bad", "close"}
+    tests = [entry for row in found.differences.values() for entry in row.values()]
+    assert all(entry.corrected_p_value >= entry.paired.p_value for entry in tests)
+    assert found.warnings == ()
+
+
+def test_files_are_written_and_agree(scored: Scored, tmp_path: Path) -> None:
+    paths = [scored("a.json", 0.3), scored("b.json", 0.0)]
+    found = compare(paths, tmp_path / "out", n_resamples=300, seed=5)
+    written = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert written == json.loads(json.dumps(leaderboard_json(found)))
+    assert written["settings"] == {"n_resamples": 300, "seed": 5, "confidence_level": 0.95}
+    assert written["systems"][0]["metrics"] == read_scores(paths[1]).metrics
+    assert written["systems"][0]["intervals"]["cider"] == list(read_scores(paths[1]).intervals["cider"])
+    assert (tmp_path / "out" / "leaderboard.md").read_text() == leaderboard_markdown(found)
+
+
+def test_run_directories_bring_costs_and_published_rows(run_directory: Scored) -> None:
+    found = compare([run_directory("blip", 0.0), run_directory("vit", 0.3)], n_resamples=300)
+    assert found.systems[0].costs["train_seconds"] == 7200.0
+    assert "captions_per_second" not in found.systems[0].costs
+    text = leaderboard_markdown(found)
+    assert "| 247.0 | 2.50 | 2.00 | 3.00 | 41.5 |" in text
+    assert "blip (published), not yet reproduced here: the paper, table 2" in text
+    assert "133.3" in text
+
+
+def test_tables_show_every_system_and_name(scored: Scored) -> None:
+    found = compare([scored("one.json", 0.0), scored("[red]two.json", 0.4)], n_resamples=300)
+    console = Console(width=300, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture() as captured:
+        console.print(leaderboard_table(found))
+    for word in ("one", "[red]two", "cider", "Difference to the best", "p = "):
+        assert word in captured.get()
+
+
+def test_one_system_alone_is_shown_without_tests(scored: Scored) -> None:
+    found = compare([scored("a.json", 0.2)], n_resamples=300)
+    assert found.differences == {} and found.best["cider"] == "a"
+
+
+def test_intervals_at_another_level_are_computed(scored: Scored) -> None:
+    path = scored("a.json", 0.2)
+    narrow = compare([path], n_resamples=400, confidence_level=0.5).intervals["a"]["bleu_4"]
+    wide = read_scores(path).intervals["bleu_4"]
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_different_images_are_refused(scored: Scored) -> None:
+    with pytest.raises(UserError, match="different images"):
+        compare([scored("a.json", 0.0), scored("b.json", 0.0, drop=3)])
+
+
+def test_different_references_are_refused(scored: Scored) -> None:
+    paths = [scored("a.json", 0.0), scored("b.json", 0.0)]
+    value = json.loads(paths[1].read_text())
+    value["signature"]["references_sha256"] = "0"
+    paths[1].write_text(json.dumps(value))
+    with pytest.raises(UserError, match="different human captions"):
+        compare(paths)
+
+
+def test_different_metric_conditions_are_warned_about_and_not_tested(scored: Scored) -> None:
+    paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
+    value = json.loads(paths[1].read_text())
+    value["signature"]["metrics"]["cider"]["document_frequencies"] = "coco-val"
+    paths[1].write_text(json.dumps(value))
+    warnings: list[str] = []
+    found = compare(paths, n_resamples=300, warn=warnings.append)
+    assert any("cider was computed under different conditions" in message for message in warnings)
+    assert "cider" not in found.differences and "cider" not in found.best
+    assert "bleu_4" in found.differences
+    assert "NOT comparable" in leaderboard_markdown(found)
+
+
+def test_files_without_images_are_shown_but_not_tested(scored: Scored) -> None:
+    paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
+    value = json.loads(paths[1].read_text())
+    value |= {"per_image": {}, "statistics": {}}
+    paths[1].write_text(json.dumps(value))
+    warnings: list[str] = []
+    found = compare(paths, n_resamples=300, warn=warnings.append)
+    assert found.differences == {} and len(found.systems) == 2
+    assert "b: no per-image values" in warnings[0]
+
+
+def test_score_files_of_one_name_are_told_apart(scored: Scored) -> None:
+    found = compare([scored("x/test.json", 0.0), scored("y/test.json", 0.3)], n_resamples=300)
+    assert len({system.name for system in found.systems}) == 2
+
+
+def test_wrong_paths_are_refused(scored: Scored, run_directory: Scored, tmp_path: Path) -> None:
+    path = scored("a.json", 0.0)
+    with pytest.raises(UserError, match="given twice"):
+        compare([path, path])
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare([])
+    with pytest.raises(UserError, match="not found"):
+        compare([tmp_path / "none.json"])
+    with pytest.raises(UserError, match="not a run directory"):
+        compare([tmp_path])
+    with pytest.raises(UserError, match="at least 100"):
+        compare([path], n_resamples=10)
+    with pytest.raises(UserError, match="no scores of split 'validation'; it has scores of test"):
+        compare([run_directory("blip", 0.0)], split="validation")

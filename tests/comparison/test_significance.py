@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from hfcap.comparison.significance import Pair, holm, paired_bootstrap, paired_differences, paired_permutation
+from hfcap.metrics.bleu import Bleu
+from hfcap.metrics.rouge_l import RougeL
+from hfcap.metrics.suite import CaptionSuite
+from tests.metrics.random_captions import random_captions
+
+
+def _scores(seed: int, n_images: int = 200, mean: float = 0.5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 0.1, size=(n_images, 1))
+
+
+def test_permutation_test_approaches_the_exact_one() -> None:
+    """With 10 images all 1,024 exchanges can be tried."""
+    first, second = _scores(0, 10), _scores(1, 10, 0.45)
+    difference = (first - second)[:, 0]
+    observed = abs(difference.mean())
+    exact = np.mean([abs((difference * signs).mean()) >= observed - 1e-12 for signs in product((1, -1), repeat=10)])
+    (found,) = paired_permutation([Pair(RougeL(), first, second)], n_resamples=20_000, seed=0)
+    assert found[0] == pytest.approx(exact, abs=0.015)
+
+
+def test_equal_systems_do_not_differ() -> None:
+    scores = _scores(2)
+    (found,) = paired_differences([Pair(RougeL(), scores, scores)], n_resamples=500)
+    assert found["rouge_l"].difference == 0.0
+    assert found["rouge_l"].p_value == 1.0
+    assert found["rouge_l"].interval == (0.0, 0.0)
+
+
+def test_p_values_are_never_zero() -> None:
+    scores = _scores(3)
+    (found,) = paired_permutation([Pair(RougeL(), scores + 1.0, scores)], n_resamples=999)
+    assert found[0] == pytest.approx(1 / 1000)
+
+
+def test_p_values_are_uniform_when_nothing_differs() -> None:
+    """Under the null hypothesis about one test in ten is below 0.1."""
+    below = 0
+    for seed in range(200):
+        pair = Pair(RougeL(), _scores(1000 + seed, 40), _scores(5000 + seed, 40))
+        below += paired_permutation([pair], n_resamples=300, seed=seed)[0][0] < 0.1
+    assert 6 <= below <= 36
+
+
+def test_direction_is_first_minus_second() -> None:
+    (found,) = paired_differences([Pair(RougeL(), _scores(4, mean=0.7), _scores(5))], n_resamples=500)
+    lower, upper = found["rouge_l"].interval
+    assert 0.1 < lower < found["rouge_l"].difference < upper
+    assert found["rouge_l"].p_value < 0.01
+
+
+def test_corpus_metrics_are_exchanged_as_corpora() -> None:
+    """One exchange of every image turns the systems round; the p-value counts by corpus BLEU, not by mean BLEU."""
+    candidates, references = random_captions(12, 70)
+    others = random_captions(12, 71)[0]
+    suite = CaptionSuite(("bleu",))
+    first = suite.compute(candidates, references).statistics["bleu"]
+    second = suite.compute(others, references).statistics["bleu"]
+    metric = Bleu()
+    observed = np.abs(metric.aggregate(first) - metric.aggregate(second))
+    count = np.zeros(4)
+    for swaps in product((0.0, 1.0), repeat=12):
+        swapped = np.asarray(swaps)[:, None]
+        ours = first * (1 - swapped) + second * swapped
+        theirs = second * (1 - swapped) + first * swapped
+        count += np.abs(metric.aggregate(ours) - metric.aggregate(theirs)) >= observed - 1e-12
+    (found,) = paired_permutation([Pair(metric, first, second)], n_resamples=20_000, seed=1)
+    np.testing.assert_allclose(found, count / 2**12, atol=0.015)
+
+
+def test_pairs_see_the_same_resamples() -> None:
+    first, second = _scores(6), _scores(7)
+    together = paired_bootstrap([Pair(RougeL(), first, second), Pair(RougeL(), second, first)], n_resamples=50)
+    np.testing.assert_allclose(together[0], -together[1])
+    alone = paired_bootstrap([Pair(RougeL(), first, second)], n_resamples=50)
+    np.testing.assert_allclose(together[0], alone[0])
+
+
+def test_no_pairs_no_differences() -> None:
+    assert paired_differences([]) == []
+
+
+def test_holm_by_hand() -> None:
+    # Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1 -> 0.02, 0.03, 0.06, then not below its predecessor.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
