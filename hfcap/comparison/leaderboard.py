@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 
 from hfcap import registry
 from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_differences
@@ -34,7 +35,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A leaderboard; rendering.py turns it into a table, Markdown and JSON.
+    """A leaderboard; printing it on a rich console shows it, rendering.py also writes Markdown and JSON.
 
     Attributes:
         systems: best first by CIDEr-D, else by BLEU-4, else by the first value that has a better direction.
@@ -57,6 +58,12 @@ class Comparison:
     published: tuple[PublishedRow, ...]
     warnings: tuple[str, ...]
     settings: dict[str, Any]
+
+    def __rich__(self) -> RenderableType:
+        # rendering imports this module.
+        from hfcap.comparison.rendering import leaderboard_table
+
+        return leaderboard_table(self)
 
 
 _DATA_CONDITIONS = {
