@@ -19,6 +19,7 @@ from hfcap.schema import PackedCaptions
 N_COMPARED_TOKENS = 4
 _TOLERANCE = {torch.float32: 1e-3}
 _HALF_TOLERANCE = 5e-2
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +186,12 @@ def _report(facts: AgreementFacts, captioner: Captioner, findings: Findings) -> 
             f"correct the attention mask in logits of {family}",
         )
     # A path that starts with a zero gate may be closed; that is worth knowing, not wrong.
-    if facts.picture_effect is not None and facts.picture_effect < 1e-7:
-        findings.warning(
-            "captioner",
-            "another picture does not change any prediction: the captioner does not look",
-            f"check encode and logits of {family}, and the contact sheet",
-        )
+    if facts.picture_effect is not None and facts.picture_effect < _ROUNDING:
+        remedy = f"check encode and logits of {family}, and the contact sheet"
+        if captioner.assembled:
+            # transformers' BLIP, for one, starts its vision model from 1e-10.
+            remedy += "; random weights may start too small: see initializer_range in the model's configuration"
+        findings.warning("model", "another picture does not change any prediction: the captioner does not look", remedy)
 
 
 @torch.no_grad()
