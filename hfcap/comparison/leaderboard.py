@@ -17,7 +17,7 @@ from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.caption_files import Warn, warn_on_terminal
-from hfcap.metrics.suite import build_metric
+from hfcap.metrics.suite import metric_for_statistics
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,11 @@ def metric_conditions_differ(systems: Sequence[System], metric: str) -> bool:
 def _metrics_of(systems: Sequence[System], warnings: list[str]) -> list[CaptionMetric]:
     """Metric objects for the values in the score files, in the order of the first file that has them."""
     found: dict[str, CaptionMetric] = {}
-    for name in registry.names("metrics"):
-        if not any(name in system.report.signature.get("metrics", {}) for system in systems):
-            continue
-        try:
-            found[name] = build_metric(name)
-        except UserError as error:
-            warnings.append(f"{name}: not tested for differences ({error})")
+    for name in dict.fromkeys(name for system in systems for name in system.report.signature.get("metrics", {})):
+        if name in registry.names("metrics"):
+            found[name] = metric_for_statistics(name)
+        else:
+            warnings.append(f"{name}: this hfcap has no such metric, so that it is not tested for differences")
     order = [output for system in systems for output in system.report.metrics]
     return sorted(
         found.values(), key=lambda metric: next((order.index(o) for o in metric.outputs if o in order), len(order))

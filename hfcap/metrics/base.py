@@ -166,6 +166,7 @@ class CaptionMetric(ABC):
     def from_sums(self, sums: NDArray[np.float64], n_images: int) -> NDArray[np.float64]:
         """Return the values for summed statistics of `n_images` images: (..., S) -> (..., O); NaN = undefined.
 
+        It uses class constants alone, never what the constructor sets: score files are compared without options.
         The default is the mean over images, for metrics whose statistics are the per-image values (S = O).
         """
         return sums / n_images if n_images else np.full_like(sums, np.nan)

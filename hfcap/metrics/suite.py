@@ -65,6 +65,20 @@ def build_metric(name: str, options: Mapping[str, Any] | None = None) -> Caption
     return metric_class(**(options or {}))
 
 
+def metric_for_statistics(name: str) -> CaptionMetric:
+    """Return a metric that only turns statistics into values, without the resources it needs to make them.
+
+    Comparing score files must not need METEOR's tables, a CLIP model or Java; `from_sums` uses none of them.
+
+    Raises:
+        UserError: no metric has this name.
+    """
+    metric_class: type[CaptionMetric] = registry.load("metrics", name).REGISTERED
+    metric = object.__new__(metric_class)
+    assert isinstance(metric, CaptionMetric)
+    return metric
+
+
 def checked_metric_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names without repetitions.
 

@@ -132,3 +132,27 @@ def test_wrong_paths_are_refused(scored: Scored, run_directory: Scored, tmp_path
         compare([path], n_resamples=10)
     with pytest.raises(UserError, match="no scores of split 'validation'; it has scores of test"):
         compare([run_directory("blip", 0.0)], split="validation")
+
+
+def test_comparing_needs_no_resources_of_the_metrics(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR's tables, a CLIP model or Java may be missing where score files are compared."""
+
+    def unavailable(self: object, **options: object) -> None:
+        raise UserError("resources are missing")
+
+    paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
+    monkeypatch.setattr("hfcap.metrics.cider.Cider.__init__", unavailable)
+    assert "cider" in compare(paths, n_resamples=300).differences
+
+
+def test_metrics_of_other_installations_are_named(scored: Scored) -> None:
+    paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
+    for path in paths:
+        value = json.loads(path.read_text())
+        value["signature"]["metrics"]["theirs"] = {}
+        value["metrics"]["theirs"] = 0.5
+        path.write_text(json.dumps(value))
+    warnings: list[str] = []
+    found = compare(paths, n_resamples=300, warn=warnings.append)
+    assert "theirs: this hfcap has no such metric" in warnings[0]
+    assert "theirs" in found.outputs
