@@ -1,0 +1,154 @@
+"""How varied the captions are: distinct n-grams, vocabulary, novelty, and how much the n-best captions differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap.errors import UserError
+from hfcap.files import read_json, read_json_lines
+from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
+from hfcap.metrics.bleu import Bleu
+from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
+
+_NOVEL, _MUTUAL_BLEU = 0, 1
+
+
+def _distinct_share(tokens: TokenSequences, n_words: int, order: int) -> float:
+    """Different n-grams per n-gram of all captions; NaN where there is none."""
+    positions = np.arange(len(tokens.tokens) - order + 1)
+    ends = np.repeat(tokens.offsets[1:], tokens.lengths)[: len(positions)]
+    positions = positions[positions + order <= ends]
+    if len(positions) == 0:
+        return float("nan")
+    codes = np.zeros(len(positions), dtype=np.int64)
+    for shift in range(order):
+        _, codes = np.unique(codes * n_words + tokens.tokens[positions + shift], return_inverse=True)
+    return (int(codes.max()) + 1) / len(positions)
+
+
+def _normal_forms(captions: Sequence[str]) -> list[str]:
+    """Captions as their tokens, so that neither case nor a final dot makes a caption new."""
+    vocabulary = Vocabulary()
+    return encode_captions(captions, vocabulary, tokenized=False).as_strings(vocabulary)
+
+
+def mutual_bleu(candidates: Mapping[str, Sequence[str]], tokenized: bool = False) -> dict[str, float]:
+    """Return for each image the mean BLEU-4 of each of its captions against its others; low = diverse.
+
+    Images with fewer than two captions are left out. Source: Shetty et al. (2017), Wang and Chan (2019).
+    """
+    several = {image_id: captions for image_id, captions in candidates.items() if len(captions) > 1}
+    single: dict[str, str] = {}
+    others: dict[str, list[str]] = {}
+    for image_id, captions in several.items():
+        for number, caption in enumerate(captions):
+            key = f"{number} {image_id}"
+            single[key] = caption
+            others[key] = [*captions[:number], *captions[number + 1 :]]
+    if not single:
+        return {}
+    bleu = Bleu()
+    scores = bleu.per_image(bleu.statistics(CaptionSet(single, ReferenceSet(others, tokenized=tokenized))))["bleu_4"]
+    counts = [len(captions) for captions in several.values()]
+    owner = np.repeat(np.arange(len(counts)), counts)
+    means = np.bincount(owner, weights=scores) / np.asarray(counts)
+    return dict(zip(several, means.tolist(), strict=True))
+
+
+def _read_candidates(path: Path) -> dict[str, list[str]]:
+    """The n-best captions of a predictions file."""
+    found: dict[str, list[str]] = {}
+    for line, row in read_json_lines(path, "predictions file"):
+        captions = row.get("candidates", [])
+        if "image_id" not in row or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise UserError(f"{path}: line {line} needs 'image_id' and 'candidates', a list of captions")
+        found[str(row["image_id"])] = captions
+    return found
+
+
+def _read_training_captions(path: Path) -> list[str]:
+    """All captions of a COCO annotation file."""
+    content = read_json(path, "training captions")
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "caption" in row for row in rows):
+        raise UserError(f"{path}: no COCO annotation file ('annotations', each with a 'caption')")
+    return [str(row["caption"]) for row in rows]
+
+
+class Diversity(CaptionMetric):
+    """Distinct 1- and 2-grams (Li et al. 2016), vocabulary size, share of novel captions, mutual BLEU-4.
+
+    The first three describe all captions together and grow or shrink with their number: compare systems on the same
+    images only, and expect no interval.
+
+    Args:
+        candidates: image id -> n-best captions, or a predictions file that holds them, for m_bleu_4.
+        training_captions: what the model was trained on, or a COCO annotation file, for novel_captions.
+
+    Raises:
+        UserError: a file is missing or has another layout.
+    """
+
+    name = "diversity"
+    outputs = ("distinct_1", "distinct_2", "vocabulary_size", "novel_captions", "m_bleu_4")
+    needs = ("tokens",)
+    summable = False
+    higher_is_better = None
+    plain_outputs = ("vocabulary_size",)
+    citation = (
+        "Li et al. (2016): A Diversity-Promoting Objective Function for Neural Conversation Models. NAACL; "
+        "Shetty et al. (2017): Speaking the Same Language: Matching Machine to Human Captions by Adversarial Training. "
+        "ICCV"
+    )
+
+    def __init__(
+        self,
+        candidates: Mapping[str, Sequence[str]] | str | Path | None = None,
+        training_captions: Sequence[str] | str | Path | None = None,
+    ) -> None:
+        self._candidates = _read_candidates(Path(candidates)) if isinstance(candidates, str | Path) else candidates
+        if isinstance(training_captions, str | Path):
+            training_captions = _read_training_captions(Path(training_captions))
+        self._known = None if training_captions is None else frozenset(_normal_forms(training_captions))
+
+    def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
+        """Return whether the caption is novel, and the mutual BLEU-4; -1 where not known, (N, 2)."""
+        result = np.full((len(captions), 2), -1.0)
+        if self._known is not None:
+            result[:, _NOVEL] = [line not in self._known for line in captions.tokenized_candidates]
+        if self._candidates is not None:
+            mutual = mutual_bleu({key: self._candidates[key] for key in captions.image_ids if key in self._candidates})
+            result[:, _MUTUAL_BLEU] = [mutual.get(image_id, -1.0) for image_id in captions.image_ids]
+        return result
+
+    def values(self, captions: CaptionSet, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the values of all captions together; NaN where n-best or training captions are not given."""
+        tokens, n_words = captions.candidate_tokens, len(captions.vocabulary)
+        means = [float(np.mean(column[column >= 0])) if (column >= 0).any() else np.nan for column in statistics.T]
+        return np.asarray(
+            [
+                _distinct_share(tokens, n_words, 1),
+                _distinct_share(tokens, n_words, 2),
+                len(np.unique(tokens.tokens)),
+                *means,
+            ]
+        )
+
+    def per_image(self, statistics: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return novelty and mutual BLEU-4, which are about single images; NaN = not known."""
+        known = np.where(statistics >= 0, statistics, np.nan)
+        return {"novel_captions": known[:, _NOVEL], "m_bleu_4": known[:, _MUTUAL_BLEU]}
+
+    def signature(self) -> dict[str, Any]:
+        """Return how many training captions were known and whether n-best captions were given."""
+        n_candidates = None if self._candidates is None else len(list(chain.from_iterable(self._candidates.values())))
+        return {"training_captions": None if self._known is None else len(self._known), "candidates": n_candidates}
+
+
+REGISTERED = Diversity
