@@ -106,7 +106,7 @@ def _warn_about_data(
     broken = sum(LINE_SEPARATORS.search(caption.strip()) is not None for caption in predictions.values())
     broken += sum(LINE_SEPARATORS.search(line.strip()) is not None for group in references.values() for line in group)
     if broken:
-        warn(f"{broken:,} captions contain line separators, which are read as spaces")
+        warn(f"captions with line separators inside, which are read as spaces: {broken:,}")
 
 
 def score_files(
@@ -154,10 +154,9 @@ def score_files(
     result = suite.compute(predicted, human)
     resampled = resampled_values(result.metrics, result.statistics, n_resamples, seed)
     label = split or "all"
-    conditions: dict[str, Any] = {"hfcap": __version__, **_data_signature(human, label, n_missing), **result.signature}
-    conditions["bootstrap"] = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
-    if signature:
-        conditions["run"] = dict(signature)
+    bootstrap = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
+    conditions = {"hfcap": __version__, **_data_signature(human, label, n_missing), **result.signature}
+    conditions |= {"bootstrap": bootstrap} | ({"run": dict(signature)} if signature else {})
     report = ScoreReport(
         split=label,
         n_images=len(human),
@@ -165,15 +164,17 @@ def score_files(
         intervals=percentile_intervals(resampled, confidence_level),
         signature=conditions,
         per_image=_per_image_rows(result),
-        statistics={
-            metric.name: result.statistics[metric.name].tolist()
-            for metric in result.metrics
-            if metric.summable and not metric.is_mean
-        },
+        statistics=_statistics_rows(result),
     )
     if output is not None:
         write_scores(report, output)
     return report
+
+
+def _statistics_rows(result: SuiteResult) -> dict[str, list[list[float]]]:
+    """Statistics of metrics that per-image values do not hold already."""
+    kept = [metric.name for metric in result.metrics if metric.summable and not metric.is_mean]
+    return {name: result.statistics[name].tolist() for name in kept}
 
 
 def _per_image_rows(result: SuiteResult) -> dict[str, dict[str, float | None]]:
@@ -201,13 +202,13 @@ def write_scores(report: ScoreReport, path: Path) -> None:
         "intervals": report.intervals,
         "signature": report.signature,
     }
-    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+    encode = json.JSONEncoder(allow_nan=False).encode
     rows = ",\n".join(f"    {encode(image_id)}: {encode(row)}" for image_id, row in report.per_image.items())
     tables = ",\n".join(
         f"    {encode(name)}: [\n" + ",\n".join(f"      {encode(_short(row))}" for row in table) + "\n    ]"
         for name, table in report.statistics.items()
     )
-    summary = json.dumps(head, indent=2, ensure_ascii=False, allow_nan=False)[: -len("\n}")]
+    summary = json.dumps(head, indent=2, allow_nan=False)[: -len("\n}")]
     write_text(path, f'{summary},\n  "per_image": {{\n{rows}\n  }},\n  "statistics": {{\n{tables}\n  }}\n}}\n')
 
 
@@ -222,6 +223,15 @@ def _numbers(value: Any, path: Path, key: str) -> dict[str, float | None]:
     return value
 
 
+def _check_table(table: Any, n_rows: int, where: str) -> None:
+    try:
+        shape = np.asarray(table, dtype=np.float64).shape
+    except (TypeError, ValueError):
+        raise UserError(f"{where} must be rows of numbers of equal length") from None
+    if len(shape) != 2 or shape[0] != n_rows:
+        raise UserError(f"{where} must have one row for each image of 'per_image'")
+
+
 def read_scores(path: Path) -> ScoreReport:
     """Read a score file.
 
@@ -233,25 +243,26 @@ def read_scores(path: Path) -> ScoreReport:
         raise UserError(f"{path}: not a score file (no 'metrics'); 'hfcap score' makes one")
     if value.get("schema_version") != 1:
         raise UserError(f"{path}: schema_version {value.get('schema_version')!r} is not 1; use a newer hfcap")
-    per_image = value.get("per_image", {})
-    if not isinstance(per_image, dict):
-        raise UserError(f"{path}: 'per_image' must map image ids to values")
-    intervals = value.get("intervals", {})
-    for name, bounds in intervals.items() if isinstance(intervals, dict) else ():
+    for key in ("per_image", "intervals", "statistics", "signature"):
+        if not isinstance(value.setdefault(key, {}), dict):
+            raise UserError(f"{path}: {key!r} must be an object, not {value[key]!r}")
+    for name, bounds in value["intervals"].items():
         if not isinstance(bounds, list) or len(bounds) != 2:
             raise UserError(f"{path}: intervals.{name} must be [lower, upper], not {bounds!r}")
-    statistics = value.get("statistics", {})
-    for name, table in statistics.items():
-        if len(table) != len(per_image) or np.asarray(table, dtype=np.float64).ndim != 2:
-            raise UserError(f"{path}: statistics.{name} must have one row for each image of 'per_image'")
+        _numbers(dict(zip(("lower", "upper"), bounds, strict=True)), path, f"intervals.{name}")
+    per_image = value["per_image"]
+    if value.setdefault("n_images", len(per_image)) != len(per_image) and per_image:
+        raise UserError(f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images")
+    for name, table in value["statistics"].items():
+        _check_table(table, len(per_image), f"{path}: statistics.{name}")
     return ScoreReport(
         split=str(value.get("split", "all")),
-        n_images=int(value.get("n_images", len(per_image))),
+        n_images=value["n_images"],
         metrics=_numbers(value["metrics"], path, "metrics"),
-        intervals={name: (float(bounds[0]), float(bounds[1])) for name, bounds in intervals.items()},
-        signature=value.get("signature", {}),
+        intervals={name: (float(bounds[0]), float(bounds[1])) for name, bounds in value["intervals"].items()},
+        signature=value["signature"],
         per_image={key: _numbers(row, path, f"per_image.{key}") for key, row in per_image.items()},
-        statistics=statistics,
+        statistics=value["statistics"],
     )
 
 

@@ -239,7 +239,7 @@ def test_what_makes_values_doubtful_is_warned_about(tmp_path: Path) -> None:
     )
     assert any("only 2 images" in message and "CIDEr-D" in message for message in warnings)
     assert any("one human caption per image" in message for message in warnings)
-    assert any("2 captions contain line separators" in message for message in warnings)
+    assert any("line separators inside, which are read as spaces: 2" in message for message in warnings)
 
 
 def test_warnings_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,7 +294,15 @@ def test_undefined_values_are_null(tmp_path: Path) -> None:
         ({"metrics": [1]}, "'metrics' must map names to numbers"),
         ({"intervals": {"cider": [1]}}, "intervals.cider must be"),
         ({"statistics": {"bleu": [[1.0]]}}, "one row for each image"),
-        ({"per_image": []}, "'per_image' must map"),
+        ({"statistics": {"bleu": [[1.0], [1.0, 2.0]]}}, "rows of numbers of equal length"),
+        ({"statistics": {"bleu": "x"}}, "statistics.bleu must"),
+        ({"statistics": []}, "'statistics' must be an object"),
+        ({"intervals": 5}, "'intervals' must be an object"),
+        ({"intervals": {"cider": ["a", 1]}}, "intervals.cider.lower must be a number"),
+        ({"signature": "x"}, "'signature' must be an object"),
+        ({"per_image": []}, "'per_image' must be an object"),
+        ({"per_image": {"1": {"cider": "x"}}, "n_images": 1}, "per_image.1.cider must be a number"),
+        ({"per_image": {"1": {}}, "n_images": 7}, "n_images is 7, but 'per_image' has 1"),
     ],
 )
 def test_malformed_score_files_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
