@@ -69,7 +69,8 @@ def run(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
         _say(f"Run directory: {done.directory.path}")
         _say(f"Card:          {done.directory.card}")
         _say(f"To publish:    {done.directory.publish}")
-        _say(f"Next, caption a picture of your own:  hfcap caption {done.directory.path} PICTURE.jpg")
+        trust = " --trust-remote-code" if done.recipe.model.trust_remote_code else ""
+        _say(f"Next, caption a picture of your own:  hfcap caption {done.directory.path} PICTURE.jpg{trust}")
 
 
 @app.command()

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap.comparison.leaderboard import Comparison, Difference
@@ -118,24 +117,24 @@ def _note(comparison: Comparison) -> str:
     )
 
 
+def _upright(header: list[str], rows: list[list[str]], title: str, best: set[tuple[int, int]]) -> Table:
+    """One column per system and one row per value: terminals have more rows than columns."""
+    table = Table("", *(Column(Text(row[0])) for row in rows), title=title)
+    for column, name in enumerate(header[1:], start=1):
+        cells = [Text(row[column], style="bold" if (number, column) in best else "") for number, row in enumerate(rows)]
+        table.add_row(Text(name), *cells)
+    return table
+
+
 def leaderboard_table(comparison: Comparison) -> RenderableType:
     """Return the leaderboard for a terminal."""
     parts: list[RenderableType] = [Text(f"warning: {message}", style="bold yellow") for message in comparison.warnings]
     header, rows = _score_rows(comparison)
-    table = Table(*map(escape, header), title="Leaderboard")
-    for number, row in enumerate(rows):
-        cells = [
-            f"[bold]{escape(cell)}[/bold]" if _is_best(comparison, number, column) else escape(cell)
-            for column, cell in enumerate(row)
-        ]
-        table.add_row(*cells)
-    parts.append(table)
+    places = ((number, column) for number in range(len(rows)) for column in range(len(header)))
+    best = {(number, column) for number, column in places if _is_best(comparison, number, column)}
+    parts.append(_upright(header, rows, "Leaderboard", best))
     if comparison.differences:
-        header, rows = _difference_rows(comparison)
-        differences = Table(*map(escape, header), title="Difference to the best")
-        for row in rows:
-            differences.add_row(*map(escape, row))
-        parts.append(differences)
+        parts.append(_upright(*_difference_rows(comparison), "Difference to the best", set()))
     parts.append(Text(_note(comparison), style="dim"))
     return Group(*parts)
 
