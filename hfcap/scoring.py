@@ -247,7 +247,7 @@ def read_scores(path: Path) -> ScoreReport:
         if not isinstance(value.setdefault(key, {}), dict):
             raise UserError(f"{path}: {key!r} must be an object, not {value[key]!r}")
     for name, bounds in value["intervals"].items():
-        if not isinstance(bounds, list) or len(bounds) != 2:
+        if not isinstance(bounds, list) or len(bounds) != 2 or None in bounds:
             raise UserError(f"{path}: intervals.{name} must be [lower, upper], not {bounds!r}")
         _numbers(dict(zip(("lower", "upper"), bounds, strict=True)), path, f"intervals.{name}")
     per_image = value["per_image"]

@@ -299,6 +299,7 @@ def test_undefined_values_are_null(tmp_path: Path) -> None:
         ({"statistics": []}, "'statistics' must be an object"),
         ({"intervals": 5}, "'intervals' must be an object"),
         ({"intervals": {"cider": ["a", 1]}}, "intervals.cider.lower must be a number"),
+        ({"intervals": {"cider": [None, 1]}}, "intervals.cider must be"),
         ({"signature": "x"}, "'signature' must be an object"),
         ({"per_image": []}, "'per_image' must be an object"),
         ({"per_image": {"1": {"cider": "x"}}, "n_images": 1}, "per_image.1.cider must be a number"),
