@@ -221,12 +221,21 @@ class Captioner(ABC):
         """Write weights (safetensors), configuration, processor and the recipe's decoding defaults into `folder`."""
         self.model.generation_config = self.generation_config(options)
         self.model.save_pretrained(folder)
+        # transformers notes where the parts were loaded from: folders of this machine, which would be published.
+        config = folder / "config.json"
+        write_json(config, _without_places(read_json(config, "model configuration")))
         self.save_processor(folder)
 
     def save_processor(self, folder: Path) -> None:
         """Write the processor files and the family and prompt."""
         self.processor.save_pretrained(folder)
         write_json(folder / SIDECAR, {"captioner": type(self).__module__.rsplit(".", 1)[-1], "prompt": self.prompt})
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(inner) for key, inner in value.items() if key != "_name_or_path"}
+    return value
 
 
 def read_sidecar(folder: Path) -> dict[str, str]:

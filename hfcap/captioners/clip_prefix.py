@@ -135,6 +135,7 @@ class ClipPrefix(Captioner):
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
+        _require_room(config)
         model = ClipPrefixForConditionalGeneration(config, vision_model, language_model)
         return cls(model, CLIPProcessor(image_processor, tokenizer), options.prompt, base_models, assembled=True)
 
@@ -246,10 +247,7 @@ class ClipPrefix(Captioner):
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run mapper and language model; every caption of the row sees the one prefix and nothing of the others."""
-        n_prefix = (
-            self.model.config.vision_tokens if self.model.config.mapper == "linear" else self.model.config.prefix_length
-        )
-        mask = prefix_attention_mask(packed.caption_index, n_prefix, image_states.dtype)
+        mask = prefix_attention_mask(packed.caption_index, _prefix_positions(self.model.config), image_states.dtype)
         return self.model(
             image_states=image_states,
             input_ids=packed.input_ids,
@@ -287,6 +285,19 @@ def _require_loadable(vision_model: Any, language_model: Any, options: ClipPrefi
         raise UserError(
             f"model.language_model: {type(language_model).__name__} counts positions from its padding index, which a "
             "prefix does not have; choose another language model, such as GPT-2, or captioner: vit_gpt2"
+        )
+
+
+def _prefix_positions(config: Any) -> int:
+    return config.vision_tokens if config.mapper == "linear" else config.prefix_length
+
+
+def _require_room(config: Any) -> None:
+    limit = getattr(config.text_config, "max_position_embeddings", None)
+    if limit is not None and _prefix_positions(config) >= limit:
+        raise UserError(
+            f"model.mapper: {config.mapper} makes {_prefix_positions(config)} prefix positions, but the language model "
+            f"has {limit} in all; set mapper: transformer with a short prefix_length, or choose another language model"
         )
 
 

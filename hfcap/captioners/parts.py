@@ -40,7 +40,7 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
                 "hfcap reads only safetensors weights; many Hub repositories hold them in a pull request of the "
                 "conversion bot: set the revision key to refs/pr/<number>"
             )
-        elif "trust_remote_code" in reason:
+        elif "trust_remote_code" in str(error):
             remedy = "its own code would run on this machine: set model.trust_remote_code: true if you trust it"
         raise UserError(f"{key}: cannot load {location}: {reason} ({remedy})") from error
 
