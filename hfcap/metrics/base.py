@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hfcap.errors import UserError
 from hfcap.metrics._ngrams import NgramTable, ReferenceNgrams
 from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
 
@@ -29,9 +30,15 @@ class ReferenceSet:
         image_ids: R ids as strings.
         captions: R tuples of raw captions, none empty.
         is_tokenized: the captions are words joined by blanks already and are only split.
+
+    Raises:
+        UserError: an image has a text in place of a list of captions.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], *, tokenized: bool = False) -> None:
+        for image_id, group in references.items():
+            if isinstance(group, str):
+                raise UserError(f"references of image {image_id!r} are one text; give a list of human captions")
         self.image_ids: tuple[str, ...] = tuple(references)
         self.captions: tuple[tuple[str, ...], ...] = tuple(tuple(references[image_id]) for image_id in references)
         self.is_tokenized = tokenized

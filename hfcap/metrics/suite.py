@@ -97,6 +97,17 @@ def checked_metric_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _check_captions(predictions: Mapping[str, str], references: ReferenceSet) -> None:
+    if not predictions:
+        raise UserError("no captions to score")
+    for image_id, caption in predictions.items():
+        if not isinstance(caption, str):
+            raise UserError(f"the caption of image {image_id!r} must be text, not {caption!r}")
+    for image_id, group in zip(references.image_ids, references.captions, strict=True):
+        if not group or not all(isinstance(caption, str) for caption in group):
+            raise UserError(f"image {image_id!r} needs a list of human captions, all of them text, not {list(group)!r}")
+
+
 class CaptionSuite:
     """A set of metrics that share one tokenisation; build it once and use it for any number of predictions.
 
@@ -143,10 +154,12 @@ class CaptionSuite:
             references: image id -> human captions; a ReferenceSet is tokenised and indexed only once.
 
         Raises:
-            UserError: predictions and references are not about the same images.
+            UserError: predictions and references are not about the same images, an image has no human caption, or a
+                caption is not text.
         """
         if not isinstance(references, ReferenceSet):
             references = ReferenceSet(references)
+        _check_captions(predictions, references)
         if len(predictions) != len(references) or any(key not in predictions for key in references.image_ids):
             only_one = set(predictions) ^ set(references.image_ids)
             raise UserError(

@@ -91,3 +91,25 @@ def test_scoring_imports_no_torch() -> None:
     code = f"import sys, hfcap.scoring, hfcap.comparison; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ({}, {}, "no captions to score"),
+        ({"1": None}, {"1": ["a dog"]}, "the caption of image '1' must be text"),
+        ({"1": "a dog"}, {"1": []}, "image '1' needs a list of human captions"),
+        ({"1": "a dog"}, {"1": [None]}, "image '1' needs a list of human captions"),
+    ],
+)
+def test_captions_that_cannot_be_scored_are_refused(
+    predictions: dict[str, str], references: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        CaptionSuite().compute(predictions, references)
+
+
+def test_a_string_in_place_of_a_list_of_references_is_refused() -> None:
+    """Otherwise every letter would be a human caption."""
+    with pytest.raises(UserError, match="give a list"):
+        CaptionSuite().compute({"1": "a dog"}, {"1": "a dog"})
