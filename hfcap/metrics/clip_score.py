@@ -31,7 +31,7 @@ Decode = Callable[[ImageBytes], "Image"]
 
 
 def plain_decode(image: ImageBytes) -> Image:
-    """Decode a picture with Pillow alone; `hfcap.data.images.decode_image` also bounds its size and turns it upright."""
+    """Decode a picture with Pillow alone; `hfcap.data.images.decode_image` bounds sizes and turns upright as well."""
     from PIL import Image
 
     with Image.open(io.BytesIO(image.read())) as picture:

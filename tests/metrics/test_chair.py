@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from hfcap.errors import UserError
+from hfcap.metrics._coco_objects import CATEGORIES, mentioned_objects
+from hfcap.metrics.base import CaptionSet, ReferenceSet
+from hfcap.metrics.chair import Chair, read_instances
+
+
+def test_eighty_categories_and_each_names_itself() -> None:
+    assert len(CATEGORIES) == 80
+    for category in CATEGORIES:
+        assert mentioned_objects(f"there is {category} here".split()) == [category]
+
+
+@pytest.mark.parametrize(
+    ("caption", "objects"),
+    [
+        ("two dogs and three women", ["dog", "person"]),
+        ("a hot dog on a table", ["hot dog", "dining table"]),
+        ("a teddy bear on a bed", ["teddy bear", "bed"]),
+        ("a brown bear", ["bear"]),
+        ("a baby elephant near its mother", ["elephant"]),
+        ("a baby in a crib", ["person"]),
+        ("a person crosses the train tracks", ["person"]),
+        ("a glass of orange juice", []),
+        ("a man plays on a tennis court with a tennis racket", ["person", "tennis racket"]),
+        ("knives and sandwiches and ponies", ["knife", "sandwich", "horse"]),
+        ("a couple of sheep", ["sheep"]),
+        ("a bow tie", ["tie"]),
+        ("nothing of the kind", []),
+    ],
+)
+def test_objects_of_a_caption(caption: str, objects: list[str]) -> None:
+    assert mentioned_objects(caption.split()) == objects
+
+
+def _captions() -> CaptionSet:
+    candidates = {"1": "a dog on a bench", "2": "a cat and a dog", "3": "a blue sky", "4": "a woman with a kite"}
+    references = {"1": ["a dog"], "2": ["one cat"], "3": ["clouds"], "4": ["a lady outside"]}
+    return CaptionSet(candidates, ReferenceSet(references))
+
+
+def test_share_of_mentions_and_of_captions() -> None:
+    metric = Chair(instances={"1": ["dog", "bench"], "2": ["cat"], "3": [], "4": ["kite"]})
+    statistics = metric.statistics(_captions())
+    assert statistics.tolist() == [[0, 2, 0], [1, 2, 1], [0, 0, 0], [0, 2, 0]]
+    assert metric.values(_captions(), statistics).tolist() == pytest.approx([1 / 6, 1 / 4])
+
+
+def test_objects_of_human_captions_are_present() -> None:
+    # The woman is annotated nowhere, but a reference speaks of a lady.
+    metric = Chair(instances={"1": ["dog", "bench"], "2": ["cat", "dog"], "3": [], "4": ["kite"]})
+    assert metric.values(_captions(), metric.statistics(_captions())).tolist() == [0.0, 0.0]
+
+
+def _instances(path: Path, names: dict[int, str]) -> Path:
+    content = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": number, "name": name} for number, name in names.items()],
+        "annotations": [{"image_id": 1, "category_id": number} for number in names],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_reads_instances(tmp_path: Path) -> None:
+    path = _instances(tmp_path / "instances.json", {18: "dog", 15: "bench"})
+    assert read_instances([path]) == {"1": frozenset({"dog", "bench"}), "2": frozenset()}
+    assert Chair(instances=str(path)).signature()["annotated_images"] == 2
+
+
+@pytest.mark.parametrize("content", ["[]", '{"images": [], "annotations": []}', '{"categories": 3}'])
+def test_wrong_instances_are_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"instances\.json"):
+        Chair(instances=path)
+
+
+def test_other_categories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dragon"):
+        Chair(instances=_instances(tmp_path / "instances.json", {1: "dragon"}))
+
+
+def test_missing_instances_and_images() -> None:
+    with pytest.raises(UserError, match="instances"):
+        Chair()
+    with pytest.raises(UserError, match="'2'"):
+        Chair(instances={"1": ["dog"]}).statistics(_captions())

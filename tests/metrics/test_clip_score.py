@@ -1,0 +1,164 @@
+"""CLIPScore with a tiny random CLIP against a loop written from the paper's formulas."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfcap.errors import UserError
+from hfcap.metrics.base import CaptionSet, ReferenceSet
+from hfcap.metrics.clip_score import ClipScore, plain_decode
+
+torch = pytest.importorskip("torch")
+
+_SIZE = 32
+_LONGEST = 24
+
+
+@dataclass(frozen=True)
+class _Picture:
+    name: str
+    content: bytes
+
+    def read(self) -> bytes:
+        return self.content
+
+    def describe(self) -> str:
+        return self.name
+
+
+def _picture(seed: int) -> _Picture:
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(40, 50, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return _Picture(f"picture {seed}", buffer.getvalue())
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A CLIP with random weights and a byte-level tokenizer without merges."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    end = len(words) - 1
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={
+            **tower,
+            "vocab_size": len(words),
+            "max_position_embeddings": _LONGEST,
+            "bos_token_id": end - 1,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        },
+        vision_config={**tower, "image_size": _SIZE, "patch_size": 8},
+        projection_dim=12,
+    )
+    torch.manual_seed(3)  # one negative similarity among positive ones, so that both sides of the maximum are tried
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    image_processor = CLIPImageProcessor(size={"shortest_edge": _SIZE}, crop_size={"height": _SIZE, "width": _SIZE})
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+_CANDIDATES = {"1": "a dog", "2": "two cats sleep", "3": "a very long caption that does not fit in so few positions"}
+_REFERENCES = {"1": ["one dog"], "2": ["a red car", "two cats sleep"], "3": ["x", "a street", "two cats sleep"]}
+_IMAGES = {key: _picture(int(key)) for key in _CANDIDATES}
+
+
+def _captions() -> CaptionSet:
+    return CaptionSet(_CANDIDATES, ReferenceSet(_REFERENCES))
+
+
+def _by_hand(folder: str) -> list[list[float]]:
+    """One caption at a time, from the projection matrices and the hidden states."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    model: Any = CLIPModel.from_pretrained(folder).eval()
+    processor: Any = CLIPProcessor.from_pretrained(folder)
+
+    def unit(vector: Any) -> Any:
+        return vector / vector.norm()
+
+    def text(caption: str) -> Any:
+        ids = processor.tokenizer("A photo depicts " + caption)["input_ids"]
+        end = ids[-1]
+        if len(ids) > _LONGEST:
+            ids = [*ids[: _LONGEST - 1], end]
+        states = model.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        return unit(model.text_projection(states[len(ids) - 1]))
+
+    def image(picture: _Picture) -> Any:
+        pixels = processor.image_processor(Image.open(io.BytesIO(picture.read())), return_tensors="pt")["pixel_values"]
+        states = model.vision_model(pixel_values=pixels).last_hidden_state[0, 0]
+        return unit(model.visual_projection(model.vision_model.post_layernorm(states)))
+
+    rows = []
+    with torch.no_grad():
+        for key, caption in _CANDIDATES.items():
+            score = 2.5 * max(float(image(_IMAGES[key]) @ text(caption)), 0.0)
+            best = max(max(float(text(line) @ text(caption)) for line in _REFERENCES[key]), 0.0)
+            rows.append([score, 2 * score * best / (score + best) if score + best else 0.0])
+    return rows
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_equals_the_formula(clip_folder: str, batch_size: int) -> None:
+    metric = ClipScore(model=clip_folder, images=_IMAGES, device="cpu", batch_size=batch_size)
+    statistics = metric.statistics(_captions())
+    expected = _by_hand(clip_folder)
+    scores = np.asarray(expected)[:, 0]
+    assert scores.min() == 0 and scores.max() - np.median(scores) > 0.1, "the captions do not tell scores apart"
+    np.testing.assert_allclose(statistics, expected, atol=1e-5)
+    np.testing.assert_allclose(metric.values(_captions(), statistics), np.mean(expected, axis=0), atol=1e-5)
+
+
+def test_a_caption_that_is_a_reference_has_the_best_reference(clip_folder: str) -> None:
+    score, with_references = ClipScore(model=clip_folder, images=_IMAGES, device="cpu").statistics(_captions())[1]
+    assert with_references == pytest.approx(2 * score / (score + 1), abs=1e-6)
+
+
+def test_features_in_place_of_pictures(clip_folder: str) -> None:
+    from hfcap.metrics.clip_score import ClipEncoder
+
+    vectors = ClipEncoder(clip_folder, "cpu").images(list(_IMAGES.values()), plain_decode)
+    stored = {key: 7 * vector for key, vector in zip(_IMAGES, vectors, strict=True)}
+    from_store = ClipScore(model=clip_folder, image_features=stored, device="cpu").statistics(_captions())
+    from_pictures = ClipScore(model=clip_folder, images=_IMAGES, device="cpu").statistics(_captions())
+    np.testing.assert_allclose(from_store, from_pictures, atol=1e-6)
+    wrong = {key: vector[:-1] for key, vector in stored.items()}
+    with pytest.raises(UserError, match="11 numbers"):
+        ClipScore(model=clip_folder, image_features=wrong, device="cpu").statistics(_captions())
+
+
+def test_decoder_is_handed_in(clip_folder: str) -> None:
+    seen = []
+
+    def decode(image: Any) -> Image.Image:
+        seen.append(image.describe())
+        return plain_decode(image)
+
+    ClipScore(model=clip_folder, images=_IMAGES, decode=decode, device="cpu").statistics(_captions())
+    assert seen == ["picture 1", "picture 2", "picture 3"]
+
+
+def test_what_is_wrong_is_named(clip_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="images"):
+        ClipScore(model=clip_folder)
+    with pytest.raises(UserError, match="'3'"):
+        ClipScore(model=clip_folder, images={k: _IMAGES[k] for k in ("1", "2")}).statistics(_captions())
+    broken = _IMAGES | {"2": _Picture("broken.png", b"no picture")}
+    with pytest.raises(UserError, match=r"broken\.png"):
+        ClipScore(model=clip_folder, images=broken, device="cpu").statistics(_captions())
+    with pytest.raises(UserError, match="cannot be loaded"):
+        ClipScore(model=str(tmp_path), images=_IMAGES).statistics(_captions())
