@@ -76,8 +76,8 @@ def usage_code(
     if base is None:
         lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({_quoted(model_id)}{own}{trust})"]
     else:
-        base_id, revision = base
-        pin = f", revision={_quoted(revision)}" if revision else ""
+        base_id, base_revision = base
+        pin = f", revision={_quoted(base_revision)}" if base_revision else ""
         lines.insert(0, "from peft import PeftModel")
         lines += [
             "",
@@ -88,18 +88,20 @@ def usage_code(
         f"processor = AutoProcessor.from_pretrained({_quoted(model_id)}{own}{trust})",
         "",
         'image = Image.open("photo.jpg").convert("RGB")',
+        *_captioning_lines(read_prompt(model), decoding_arguments(model), model_type),
     ]
-    prompt, decoding = read_prompt(model), decoding_arguments(model)
+    return "\n".join(lines)
+
+
+def _captioning_lines(prompt: str, decoding: str, model_type: str | None) -> list[str]:
+    """Return the lines from `image` to the printed caption; the prompt is no part of the caption."""
     if not prompt:
-        return "\n".join(
-            [
-                *lines,
-                'inputs = processor(images=image, return_tensors="pt")',
-                f"tokens = model.generate(**inputs{decoding})",
-                "print(processor.decode(tokens[0], skip_special_tokens=True).strip())",
-            ]
-        )
-    lines += [f"prompt = {_quoted(prompt)}  # every training caption began with it"]
+        return [
+            'inputs = processor(images=image, return_tensors="pt")',
+            f"tokens = model.generate(**inputs{decoding})",
+            "print(processor.decode(tokens[0], skip_special_tokens=True).strip())",
+        ]
+    lines = [f"prompt = {_quoted(prompt)}  # every training caption began with it"]
     if model_type == "vision-encoder-decoder":
         lines += [
             'pixels = processor(images=image, return_tensors="pt").pixel_values',
@@ -111,5 +113,4 @@ def usage_code(
             'inputs = processor(images=image, text=prompt, return_tensors="pt")',
             f"tokens = model.generate(**inputs{decoding})",
         ]
-    lines += ["print(processor.decode(tokens[0], skip_special_tokens=True).strip().removeprefix(prompt).strip())"]
-    return "\n".join(lines)
+    return [*lines, "print(processor.decode(tokens[0], skip_special_tokens=True).strip().removeprefix(prompt).strip())"]
