@@ -51,7 +51,9 @@ def local_folder(location: str, revision: str | None) -> Path:
         UserError: nothing there, or the Hub does not give it out. WorkError: the Hub cannot be reached.
     """
     path = Path(location)
-    if RunDirectory(path).recipe.is_file():
+    has_model = any((path / name).is_file() for name in ("config.json", _ADAPTER_CONFIG))
+    # A published folder carries its recipe too, beside the model itself.
+    if RunDirectory(path).recipe.is_file() and not has_model:
         if not RunDirectory(path).model.is_dir():
             raise UserError(f"{location}: this run has no model yet; finish it with: hfcap run {location}/recipe.yaml")
         return RunDirectory(path).model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 
 from hfcap.captioners.base import Captioner
@@ -78,7 +79,7 @@ def load_adapter(captioner: Captioner, folder: Path | str, trainable: bool = Fal
     """Put a saved adapter onto a captioner that holds the base weights."""
     try:
         return PeftModel.from_pretrained(captioner.model, str(folder), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the adapter does not fit its base model: {str(error).splitlines()[0]}") from error
 
 

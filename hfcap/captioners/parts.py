@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from hfcap.errors import UserError
@@ -56,6 +56,9 @@ def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_c
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: no tokenizer in {location}: {str(error).splitlines()[0]}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Where the files are missing, transformers makes a tokenizer of the model's kind that knows no words.
+        raise UserError(f"{key}: no tokenizer in {location}: its files are missing or hold no words")
     # How the tokenizer was found says nothing about it, and would be published with it.
     for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
@@ -172,6 +175,7 @@ def quiet_loading() -> None:
 def whole_model(loader: Any, location: str, revision: str | None, **arguments: Any) -> Any:
     """Load a whole captioner and refuse one whose file lacks weights: the missing ones would be random."""
     key = "model.pretrained"
+    _require_model_type(location, revision, loader.config_class.model_type, key)
     model, report = from_pretrained(loader, location, key, revision=revision, output_loading_info=True, **arguments)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -180,6 +184,19 @@ def whole_model(loader: Any, location: str, revision: str | None, **arguments: A
             "it is a different kind of model, or its file is incomplete"
         )
     return model
+
+
+def _require_model_type(location: str, revision: str | None, model_type: str, key: str) -> None:
+    # Before loading: transformers would build the other model at its full default size first.
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
+    except (OSError, ValueError):
+        return  # loading says what is wrong
+    found = values.get("model_type", model_type)
+    if found != model_type:
+        raise UserError(
+            f"{key}: {location} holds a model of type {found!r}, not {model_type!r}; check the captioner key"
+        )
 
 
 def config_from_mapping(values: dict[str, Any], key: str) -> Any:
