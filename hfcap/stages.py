@@ -23,7 +23,7 @@ from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_json, write_json, write_json_lines, write_text
 from hfcap.progress import console
 from hfcap.publishing.card import write_card
-from hfcap.publishing.push import publish
+from hfcap.publishing.push import check_may_publish, publish
 from hfcap.publishing.staging import stage
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import dump_recipe, load_recipe
@@ -149,6 +149,9 @@ class Run:
 
     def execute(self, last: StageName, force: bool = False) -> None:
         """Run every stage up to and including `last`; `force` does the last one again."""
+        if last == "publish" and self.recipe.publish.repo_id is not None and self.accelerator.is_main_process:
+            # Hours of training should not end at a token that may only read.
+            check_may_publish(self.recipe.publish.repo_id)
         for name in STAGES[: STAGES.index(last) + 1]:
             getattr(self, f"_{name}")(force and name == last)
 

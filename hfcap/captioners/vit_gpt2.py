@@ -73,13 +73,14 @@ class VitGpt2(Captioner):
     card_facts = CardFacts(
         title="ViT-GPT2",
         summary="A vision transformer encodes the picture; a causal language model with cross-attention reads it.",
-        paper_title="TrOCR's and VisionEncoderDecoder's layout: an image transformer and a text transformer",
-        paper_url="https://huggingface.co/docs/transformers/model_doc/vision-encoder-decoder",
-        bibtex="""@misc{nlpconnect2022vitgpt2,
-  title  = {vit-gpt2-image-captioning},
-  author = {NLP Connect},
-  year   = {2022},
-  url    = {https://huggingface.co/nlpconnect/vit-gpt2-image-captioning}
+        paper_title="Leveraging Pre-trained Checkpoints for Sequence Generation Tasks",
+        paper_url="https://arxiv.org/abs/1907.12461",
+        bibtex="""@article{rothe2020leveraging,
+  title   = {Leveraging Pre-trained Checkpoints for Sequence Generation Tasks},
+  author  = {Rothe, Sascha and Narayan, Shashi and Severyn, Aliaksei},
+  journal = {Transactions of the Association for Computational Linguistics},
+  volume  = {8},
+  year    = {2020}
 }""",
         license="apache-2.0",
     )
