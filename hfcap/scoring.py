@@ -109,6 +109,13 @@ def _warn_about_data(
         warn(f"captions with line separators inside, which are read as spaces: {broken:,}")
 
 
+def _check_bootstrap(confidence_level: float, n_resamples: int) -> None:
+    if not 0 < confidence_level < 1:
+        raise UserError(f"confidence_level must lie between 0 and 1, not {confidence_level}")
+    if n_resamples < 0:
+        raise UserError(f"n_resamples must not be negative, not {n_resamples}")
+
+
 def score_files(
     predictions: Path,
     references: Path,
@@ -136,15 +143,12 @@ def score_files(
         seed: of the resampling; equal seeds draw the same images for every system.
         signature: conditions only the caller knows (model, decoding), kept under "run".
         metric_options: metric name -> constructor arguments.
-        allow_missing: leave out images without prediction.
+        allow_missing: score only the predicted images where others have no prediction.
 
     Raises:
         UserError: a file, metric or argument is wrong, or the files are not about the same images.
     """
-    if not 0 < confidence_level < 1 or n_resamples < 0:
-        raise UserError(
-            f"confidence_level (0 to 1) or n_resamples (from 0) is wrong: {confidence_level}, {n_resamples}"
-        )
+    _check_bootstrap(confidence_level, n_resamples)
     suite = CaptionSuite(metrics, document_frequencies, metric_options)
     predicted = read_predictions(predictions, warn=warn)
     human, n_missing = _matched(
