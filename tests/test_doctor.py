@@ -367,6 +367,14 @@ def test_pictures_in_two_splits(tmp_path: Path) -> None:
     assert "1 by id, 1 by file name, 1 by content" in findings.problems[0].message
 
 
+def test_scored_pictures_that_chose_the_checkpoint(tmp_path: Path) -> None:
+    train, held_out = record(tmp_path, "a.png", "red", "a red wall"), record(tmp_path, "b.png", "blue", "the sea")
+    findings = Findings()
+    dataset.examine_data({"train": [train], "validation": [held_out], "test": [held_out]}, findings)
+    assert [(problem.level, problem.key) for problem in findings.problems] == [("warning", "data.test_split")]
+    assert "1 of 1 scored pictures are validation pictures too" in findings.problems[0].message
+
+
 def test_placeholder_captions(tmp_path: Path) -> None:
     train = [record(tmp_path, f"{n}.png", "red", "photo" if n % 2 else f"a red wall, take {n}") for n in range(20)]
     findings = Findings()

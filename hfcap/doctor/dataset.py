@@ -75,7 +75,22 @@ def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findi
         {name: _shared(train, records, hashes, name) for name, records in splits.items() if name != "train"},
     )
     _report(facts, findings)
+    _report_selection(splits, findings)
     return facts
+
+
+def _report_selection(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> None:
+    """Warn where the best checkpoint is chosen on pictures that are scored afterwards."""
+    chosen_on = {record.image_id for record in splits.get("validation", ())}
+    for name, records in splits.items():
+        both = 0 if name in ("train", "validation") else sum(record.image_id in chosen_on for record in records)
+        if both:
+            findings.warning(
+                f"data.{name}_split",
+                f"{both:,} of {len(records):,} scored pictures are validation pictures too: the best checkpoint is "
+                "chosen on them, so scores will be a little too good",
+                "score a split that training never looks at",
+            )
 
 
 def _split_facts(records: Sequence[CaptionedImage]) -> SplitFacts:
@@ -121,7 +136,7 @@ def _report(facts: DataFacts, findings: Findings) -> None:
         leaks = [f"{count:,} by {what}" for what, count in found.items() if count]
         if leaks:
             findings.warning(
-                f"data.{name}_split" if name in ("validation", "test") else "score.split",
+                f"data.{name}_split",
                 f"pictures of {name} are in the training split too ({', '.join(leaks)}); scores will be too good",
                 "take them out of one of the two splits",
             )

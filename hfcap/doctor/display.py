@@ -205,7 +205,10 @@ def _cost_lines(measured: Measurement, cost: Cost) -> Iterator[str]:
         f"{1 / measured.step_seconds:.3g} pictures/s, loss {' -> '.join(f'{loss:.2f}' for loss in measured.losses)}"
     )
     if measured.load > _BUSY:
-        yield f"the machine was busy with {measured.load:.1f} programs per core: alone it would take less time"
+        yield (
+            f"times are not reliable: other programs kept the machine busy (load {measured.load:.1f} per core); an "
+            "idle machine can be many times faster"
+        )
     yield (
         f"disk: checkpoints up to {gigabytes(disk.checkpoints)} ({gigabytes(disk.checkpoint)} each), model "
         f"{gigabytes(disk.model)}; {gigabytes(disk.run_free)} free"
