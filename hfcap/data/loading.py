@@ -207,6 +207,8 @@ def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_work
         _ImageOnly(inputs),
         batch_sampler=[list(batch) for batch in batches],
         num_workers=num_workers,
+        # As above: training must not depend on whether the feature store was full.
+        generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_main_process,
     )
