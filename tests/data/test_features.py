@@ -1,0 +1,291 @@
+"""Feature store: what it gives is what the encoder says, it encodes once, and it notices what went wrong."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hfcap.captioners.base import Captioner
+from hfcap.data import features
+from hfcap.data.features import FeatureStore, StoredStates, encoder_key
+from hfcap.data.images import FileImage
+from hfcap.data.loading import PixelInputs
+from hfcap.errors import WorkError
+from hfcap.schema import CaptionedImage
+from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
+from tests.captioners.helpers import build, write_picture
+
+
+@dataclass
+class Process:
+    """Stands for an Accelerator: which process this is, and what it does at a barrier."""
+
+    process_index: int = 0
+    num_processes: int = 1
+    mixed_precision: str = "no"
+    at_barrier: Callable[[], None] = lambda: None
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.process_index == 0
+
+    def wait_for_everyone(self) -> None:
+        self.at_barrier()
+
+    def autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16) if self.mixed_precision == "bf16" else nullcontext()
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return build("vit_gpt2")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [write_picture(folder / f"{number}.png", seed=number) for number in range(7)]
+    return [CaptionedImage(path.stem, path.name, ("x",), FileImage(path)) for path in paths]
+
+
+def _direct(captioner: Captioner, records: Sequence[CaptionedImage]) -> torch.Tensor:
+    pixels = PixelInputs(records, captioner.image_processor)
+    captioner.model.eval()
+    with torch.no_grad():
+        return captioner.encode(torch.stack([pixels[number] for number in range(len(records))]))
+
+
+def _stacked(states: StoredStates) -> torch.Tensor:
+    return torch.stack([states[number] for number in range(len(states))]).float()
+
+
+def _store(captioner: Captioner, folder: Path, process: Process | None = None) -> FeatureStore:
+    return FeatureStore(captioner, folder, process or Process())
+
+
+def _forbid_encoding(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(captioner, "encode", encode)
+
+
+def test_states_are_the_encoder_s(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:
+    states = _store(captioner, tmp_path).inputs(records, batch_size=3, num_workers=0)
+    assert len(states) == len(records) and states[0].dtype == torch.float16
+    torch.testing.assert_close(_stacked(states), _direct(captioner, records), rtol=1e-3, atol=1e-3)
+
+
+def test_order_and_choice_of_records_do_not_matter(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path
+) -> None:
+    _store(captioner, tmp_path).inputs(records, 3, 0)
+    chosen = [records[5], records[0], records[2]]
+    states = _store(captioner, tmp_path).inputs(chosen, 3, 0)
+    torch.testing.assert_close(_stacked(states), _direct(captioner, chosen), rtol=1e-3, atol=1e-3)
+
+
+def test_second_use_encodes_nothing(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _stacked(_store(captioner, tmp_path).inputs(records, 3, 0))
+    _forbid_encoding(captioner, monkeypatch)
+    assert torch.equal(_stacked(_store(captioner, tmp_path).inputs(records, 2, 0)), first)
+
+
+def test_continues_behind_a_kill(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 2)
+    store = _store(captioner, tmp_path)
+    expected = _stacked(store.inputs(records, 2, 0))
+    shards = sorted(store.folder.glob("shard-*"))
+    assert len(shards) == 4
+    shards[0].unlink()
+    shards[2].unlink()
+    # What a kill leaves of a shard that was being written.
+    (store.folder / ".shard-x.safetensors.abc").write_bytes(b"half")
+    encoded: list[int] = []
+    encode = captioner.encode
+
+    def counting(pixel_values: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(pixel_values))
+        return encode(pixel_values)
+
+    monkeypatch.setattr(captioner, "encode", counting)
+    assert torch.equal(_stacked(_store(captioner, tmp_path).inputs(records, 2, 0)), expected)
+    assert 2 < sum(encoded) <= 5  # at most two shards of two, and one picture to tell the size
+
+
+def test_interrupted_encoding_keeps_whole_shards(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 2)
+    encode, calls = captioner.encode, [0]
+
+    def failing(pixel_values: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 4:  # one to tell the size, two shards, then the plug is pulled
+            raise KeyboardInterrupt
+        return encode(pixel_values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(captioner, "encode", failing)
+        store = _store(captioner, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            store.inputs(records, 2, 0)
+    assert len(list(store.folder.glob("shard-*"))) == 2
+    states = _store(captioner, tmp_path).inputs(records, 2, 0)
+    torch.testing.assert_close(_stacked(states), _direct(captioner, records), rtol=1e-3, atol=1e-3)
+
+
+def test_same_picture_is_stored_once(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.png"
+    shutil.copyfile(Path(records[0].image.describe()), copy)
+    twin = CaptionedImage("twin", "copy.png", ("y",), FileImage(copy))
+    states = _store(captioner, tmp_path / "store").inputs([records[0], twin, records[1], twin], 3, 0)
+    assert len(states) == 4
+    assert torch.equal(states[0], states[1]) and torch.equal(states[1], states[3])
+    assert len({(place.path, place.row) for place in states.places}) == 2
+
+
+def test_files_that_look_alike_to_the_encoder_both_stay(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same pixels in different bytes give equal states: one shard must not replace the other."""
+    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 1)
+    path = Path(records[0].image.describe())
+    other = tmp_path / "other.png"
+    from PIL import Image
+
+    Image.open(path).save(other, "PNG", compress_level=0)
+    assert other.read_bytes() != path.read_bytes()
+    both = [records[0], CaptionedImage("other", "other.png", ("y",), FileImage(other))]
+    states = _store(captioner, tmp_path / "store").inputs(both, 1, 0)
+    assert torch.equal(states[0], states[1])
+
+
+def test_key_changes_with_weights_processor_output_and_precision() -> None:
+    captioner = build("clip_prefix")
+    key = encoder_key(captioner, "no")
+    assert key == encoder_key(build("clip_prefix"), "no")
+    assert key != encoder_key(captioner, "bf16")
+    assert key != encoder_key(build("clip_prefix", vision_feature="patches", mapper="linear"), "no")
+
+    captioner.image_processor.image_mean = [0.4, 0.5, 0.5]
+    assert key != encoder_key(captioner, "no")
+    captioner.image_processor.image_mean = [0.5, 0.5, 0.5]
+    assert key == encoder_key(captioner, "no")
+    with torch.no_grad():
+        next(captioner.model.mapper.parameters()).add_(1)
+    assert key == encoder_key(captioner, "no"), "what stands behind the encoder does not matter"
+    with torch.no_grad():
+        next(captioner.model.vision_model.parameters()).view(-1)[3].add_(1e-3)
+    assert key != encoder_key(captioner, "no")
+
+
+def test_encoding_leaves_encoder_and_random_state_alone(records: list[CaptionedImage], tmp_path: Path) -> None:
+    """Batch norm of an encoder in training mode would learn from it; then the store would not fit its key."""
+    captioner = build("clip_prefix", vision_config=ENCODERS["resnet"], language_model_config=LANGUAGE_MODELS["gpt2"])
+    expected = _direct(captioner, records)
+    captioner.model.train()
+    key, random_state = encoder_key(captioner, "no"), torch.get_rng_state()
+    states = _store(captioner, tmp_path).inputs(records, 3, 0)
+    assert encoder_key(captioner, "no") == key
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert captioner.model.training
+    torch.testing.assert_close(_stacked(states), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_values_beyond_float16_are_kept_as_bfloat16(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = captioner.encode
+    monkeypatch.setattr(captioner, "encode", lambda pixels: encode(pixels) * 1e6)
+    states = _store(captioner, tmp_path).inputs(records[:2], 2, 0)
+    assert states[0].dtype == torch.bfloat16
+    torch.testing.assert_close(_stacked(states), _direct(captioner, records[:2]), rtol=1e-2, atol=1e3)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "not safetensors", "no metadata"])
+def test_damaged_shard_is_named(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, damage: str
+) -> None:
+    from safetensors.torch import save
+
+    store = _store(captioner, tmp_path)
+    store.inputs(records, 3, 0)
+    [shard] = store.folder.glob("shard-*")
+    content = shard.read_bytes()
+    damaged = {
+        "cut off": content[:-10],
+        "not safetensors": b"\0" * 50,
+        "no metadata": save({"states": torch.zeros(1, 2, 3)}),
+    }
+    shard.write_bytes(damaged[damage])
+    with pytest.raises(WorkError, match=r"damaged shard.*delete the file") as caught:
+        _store(captioner, tmp_path).inputs(records, 3, 0)
+    assert str(shard) in str(caught.value)
+
+
+def test_changed_bytes_inside_a_shard_are_noticed(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path
+) -> None:
+    store = _store(captioner, tmp_path)
+    store.inputs(records, 3, 0)
+    [shard] = store.folder.glob("shard-*")
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(bytes(content))
+    states = _store(captioner, tmp_path).inputs(records, 3, 0)
+    with pytest.raises(WorkError, match="damaged shard"):
+        _stacked(states)
+
+
+def test_no_room_is_said_before_anything_is_written(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**9, 10**9, 100))
+    store = _store(captioner, tmp_path)
+    with pytest.raises(WorkError, match=r"needs .* GB but only .* free.*feature_store_folder.*feature_store: off"):
+        store.inputs(records, 3, 0)
+    assert not list(store.folder.glob("shard-*"))
+
+
+def test_processes_share_the_work(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:
+    """Two processes, the second run at the first one's barrier: each encodes its share, both see everything."""
+    seen: dict[int, StoredStates] = {}
+
+    def second() -> None:
+        if 1 not in seen:
+            seen[1] = StoredStates([])
+            store = _store(captioner, tmp_path, Process(1, 2))
+            # It looked into the empty folder at the same time as the first one.
+            mine = list(range(len(records)))[1::2]
+            store._encode(records, features.image_hashes(records), mine, 2, 0)
+
+    first = _store(captioner, tmp_path, Process(0, 2, at_barrier=second)).inputs(records, 2, 0)
+    torch.testing.assert_close(_stacked(first), _direct(captioner, records), rtol=1e-3, atol=1e-3)
+    assert len({place.path for place in first.places}) == 2
+
+
+def test_stored_states_travel_to_workers(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:
+    states = _store(captioner, tmp_path).inputs(records, 3, 0)
+    expected = _stacked(states)
+    assert torch.equal(_stacked(pickle.loads(pickle.dumps(states))), expected)
+
+
+def test_folder_of_the_recipe_or_of_the_cache(captioner: Captioner, tmp_path: Path) -> None:
+    key = encoder_key(captioner, "no")
+    assert _store(captioner, tmp_path).folder == tmp_path / key
+    assert FeatureStore(captioner, None, Process()).folder.name == key

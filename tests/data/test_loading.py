@@ -1,0 +1,215 @@
+"""Loading: epochs are partitions, deterministic, fair to every process; workers change nothing."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPImageProcessor, ViTImageProcessor
+
+from hfcap.data.images import FileImage
+from hfcap.data.loading import (
+    BlankInputs,
+    CaptionBatch,
+    CaptionDataset,
+    Collate,
+    PixelInputs,
+    batch_loader,
+    epoch_batches,
+    image_loader,
+)
+from hfcap.schema import CaptionedImage
+
+START, END, PAD = 1, 2, 0
+PROCESSOR = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+class NumberedInputs:
+    """Image inputs whose values tell their index."""
+
+    encoded = True
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((2, 3), float(index))
+
+
+@given(
+    n_images=st.integers(1, 150),
+    batch_size=st.integers(1, 7),
+    world_size=st.integers(1, 4),
+    seed=st.integers(0, 10),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=200, deadline=None)
+def test_an_epoch_is_a_partition(n_images: int, batch_size: int, world_size: int, seed: int, epoch: int) -> None:
+    lengths = [random.Random(seed).randint(3, 60) for _ in range(n_images)]
+    ranks = [epoch_batches(lengths, batch_size, seed, epoch, rank, world_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1, "a process would wait for the others for ever"
+    assert all(1 <= len(batch) <= batch_size for batches in ranks for batch in batches)
+    seen = sorted(index for batches in ranks for batch in batches for index in batch)
+    lost = set(range(n_images)) - set(seen)
+    assert len(seen) == len(set(seen))
+    # Only a last batch that cannot give every process a picture is left out.
+    assert len(lost) < world_size
+    if world_size == 1:
+        assert len(ranks[0]) == math.ceil(n_images / batch_size)
+
+
+def test_same_seed_and_epoch_same_batches_others_differ() -> None:
+    lengths = [10 + number % 13 for number in range(100)]
+    first = epoch_batches(lengths, 8, seed=1, epoch=0)
+    assert first == epoch_batches(lengths, 8, seed=1, epoch=0)
+    others = [epoch_batches(lengths, 8, seed=1, epoch=1), epoch_batches(lengths, 8, seed=2, epoch=0)]
+    assert all(
+        {frozenset(batch) for batch in other} != {frozenset(batch) for batch in first} and other != first
+        for other in others
+    )
+
+
+def test_batches_hold_pictures_of_similar_length() -> None:
+    lengths = random.Random(0).choices(range(5, 100), k=400)
+
+    def padding(batches: list[list[int]]) -> int:
+        return sum(max(lengths[i] for i in batch) * len(batch) - sum(lengths[i] for i in batch) for batch in batches)
+
+    order = random.Random(1).sample(range(400), 400)
+    unsorted = [order[first : first + 8] for first in range(0, 400, 8)]
+    assert padding(epoch_batches(lengths, 8, 0, 0)) < padding(unsorted) / 3
+
+
+def test_lengths_do_not_come_in_order() -> None:
+    """Grouping must not turn into a curriculum from short to long captions."""
+    lengths = list(range(256))
+    means = [sum(batch) / len(batch) for batch in epoch_batches(lengths, 8, 0, 0)]
+    assert means != sorted(means) and means != sorted(means, reverse=True)
+
+
+def _tokens(n_images: int, n_captions: int = 5) -> list[list[list[int]]]:
+    return [[[10 + image, 50 + caption] for caption in range(n_captions)] for image in range(n_images)]
+
+
+def test_captions_are_drawn_anew_each_epoch_and_alike_each_time() -> None:
+    dataset = CaptionDataset(NumberedInputs(20), _tokens(20), captions_per_image=2, seed=3)
+    epochs = [[dataset[(epoch, index)][1] for index in range(20)] for epoch in range(6)]
+    again = CaptionDataset(NumberedInputs(20), _tokens(20), captions_per_image=2, seed=3)
+    assert epochs[1] == [again[(1, index)][1] for index in range(20)]
+    other_seed = CaptionDataset(NumberedInputs(20), _tokens(20), captions_per_image=2, seed=4)
+    assert epochs[1] != [other_seed[(1, index)][1] for index in range(20)]
+    assert epochs[0] != epochs[1]
+    for index in range(20):
+        drawn = [epoch[index] for epoch in epochs]
+        assert all(len(captions) == 2 and captions[0] != captions[1] for captions in drawn)
+        assert all(caption in dataset.tokens[index] for captions in drawn for caption in captions)
+    everything = {tuple(caption) for epoch in epochs for captions in epoch for caption in captions}
+    assert len(everything) > 80  # of 100: no caption is left out for good
+
+
+@pytest.mark.parametrize("captions_per_image", [None, 5, 9])
+def test_all_captions_where_there_are_no_more(captions_per_image: int | None) -> None:
+    dataset = CaptionDataset(NumberedInputs(3), _tokens(3, n_captions=4), captions_per_image, seed=0)
+    assert sorted(map(list, dataset[(0, 1)][1])) == _tokens(3, n_captions=4)[1]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
+    folder = tmp_path_factory.mktemp("pictures")
+    found = []
+    for number in range(10):
+        path = folder / f"{number}.jpg"
+        Image.new("RGB", (20 + number, 16), (25 * number, 10, 200)).save(path, "JPEG")
+        found.append(CaptionedImage(str(number), path.name, ("a picture",), FileImage(path)))
+    return found
+
+
+def _all_batches(inputs: PixelInputs, num_workers: int, epoch: int = 1) -> list[CaptionBatch]:
+    dataset = CaptionDataset(inputs, _tokens(len(inputs)), 2, seed=0)
+    batches = epoch_batches([1] * len(inputs), 4, 0, epoch)
+    return list(batch_loader(dataset, batches, epoch, Collate([START], END, PAD, False), num_workers))
+
+
+def test_workers_change_nothing(records: list[CaptionedImage]) -> None:
+    inputs = PixelInputs(records, PROCESSOR)
+    alone, with_workers = _all_batches(inputs, 0), _all_batches(inputs, 2)
+    assert len(alone) == len(with_workers) == 3
+    for first, second in zip(alone, with_workers, strict=True):
+        assert torch.equal(first.images, second.images)
+        assert first.n_captions == second.n_captions
+        for name in ("input_ids", "position_ids", "caption_index", "labels"):
+            assert torch.equal(getattr(first.packed, name), getattr(second.packed, name))
+
+
+def test_pictures_stay_with_their_captions(records: list[CaptionedImage]) -> None:
+    inputs = PixelInputs(records, PROCESSOR)
+    seen = set()
+    for batch in _all_batches(inputs, 0):
+        for row, image in enumerate(batch.images):
+            index = int(batch.packed.input_ids[row, 1]) - 10  # the first word tells the picture
+            assert torch.equal(image, inputs[index])
+            seen.add(index)
+    assert seen == set(range(len(records)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_does_not_move_the_random_state(records: list[CaptionedImage], num_workers: int) -> None:
+    """Else training with a full feature store would differ from training that fills it."""
+    inputs = PixelInputs(records, PROCESSOR)
+    before = torch.get_rng_state()
+    _all_batches(inputs, num_workers)
+    list(image_loader(inputs, [[0, 1]], num_workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_image_loader_keeps_the_order(records: list[CaptionedImage]) -> None:
+    inputs = PixelInputs(records, PROCESSOR)
+    batches = [[7, 2], [0, 9, 3]]
+    for batch, images in zip(batches, image_loader(inputs, batches, 0), strict=True):
+        assert torch.equal(images, torch.stack([inputs[index] for index in batch]))
+
+
+def test_states_of_half_precision_come_back_as_float32() -> None:
+    collate = Collate([START], END, PAD, encoded=True)
+    batch = collate([(torch.ones(2, 3, dtype=torch.bfloat16), [[5]]), (torch.ones(2, 3, dtype=torch.bfloat16), [[6]])])
+    assert batch.encoded and batch.n_captions == 2
+    moved = batch.to(torch.device("cpu"))
+    assert moved.images.dtype == torch.float32 and moved.images.shape == (2, 2, 3)
+
+
+def test_large_jpegs_are_decoded_small_but_never_below_the_size_needed(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    Image.effect_mandelbrot((640, 480), (-3, -2.5, 2, 2.5), 100).convert("RGB").save(path, "JPEG", quality=95)
+    record = CaptionedImage("1", path.name, (), FileImage(path))
+    for processor in (
+        ViTImageProcessor(size={"height": 48, "width": 64}),
+        CLIPImageProcessor(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60}),
+    ):
+        inputs = PixelInputs([record], processor)
+        full = processor(images=Image.open(path), return_tensors="pt")["pixel_values"][0]
+        assert inputs.draft_size in (60, 64)
+        assert inputs[0].shape == full.shape
+        assert float((inputs[0] - full).abs().mean()) < 0.1 * float(full.std())
+
+
+def test_blank_pictures_are_mid_grey_and_of_the_same_shape(records: list[CaptionedImage]) -> None:
+    inputs = PixelInputs(records, PROCESSOR)
+    blank = BlankInputs(inputs)
+    assert len(blank) == len(inputs)
+    grey = PROCESSOR(images=Image.new("RGB", (8, 8), (127, 127, 127)), return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(blank[3], grey, atol=0.01, rtol=0)
+
+
+def test_inputs_can_be_sent_to_workers(records: list[CaptionedImage]) -> None:
+    inputs = PixelInputs(records, PROCESSOR)
+    assert torch.equal(pickle.loads(pickle.dumps(inputs))[0], inputs[0])
