@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from rich.table import Column, Table
 from rich.text import Text
 
+from hfcap import registry
 from hfcap.schema import ScoreReport
 
 
@@ -18,9 +20,18 @@ def score_table(reports: Mapping[str, ScoreReport], title: str) -> Table:
     return table
 
 
+@cache
+def _plain_outputs() -> frozenset[str]:
+    """Values that are shown as they are: counts and lengths."""
+    metrics = (registry.load("metrics", name).REGISTERED for name in registry.names("metrics"))
+    return frozenset(output for metric in metrics for output in metric.plain_outputs)
+
+
 def _cell(report: ScoreReport, metric: str) -> str:
     value = report.metrics.get(metric)
     if value is None:
         return "-"
+    scale = 1.0 if metric in _plain_outputs() else 100.0
     interval = report.intervals.get(metric)
-    return f"{100 * value:.1f}" + ("" if interval is None else f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})")
+    shown = "" if interval is None else f" ({scale * interval[0]:.1f}-{scale * interval[1]:.1f})"
+    return f"{scale * value:.1f}{shown}"
