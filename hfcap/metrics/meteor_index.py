@@ -203,7 +203,7 @@ def open_index(resources: MeteorResources | None = None, cache: Path | None = No
     """
     resources = resources or MeteorResources.installed()
     folder = (cache or cache_folder()) / "meteor" / f"v{INDEX_VERSION}-{resources.fingerprint()}"
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return load_index(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,154 @@
+"""METEOR against its jar: recorded answers about our own sentences, and a live comparison on COCO captions."""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hfcap.metrics import meteor as meteor_module
+from hfcap.metrics.base import CaptionSet, ReferenceSet
+from hfcap.metrics.meteor import Meteor, meteor_statistics, scores_of
+from hfcap.metrics.meteor_index import MeteorIndex, open_index
+from hfcap.metrics.meteor_normalize import normalize
+from hfcap.metrics.meteor_stemmer import stem
+from hfcap.metrics.suite import CaptionSuite
+from tests.metrics.meteor_jar import GOLDEN, HAS_JAR, jar_scores
+
+pytest.importorskip("pycocoevalcap")
+
+TOLERANCE = 1e-9
+_GOLDEN: dict[str, Any] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def meteor_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all workers of a test run, so that the real index is built once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if base.name.startswith("popen-") else base) / "meteor-cache"
+
+
+@pytest.fixture(scope="session")
+def index(meteor_cache: Path) -> MeteorIndex:
+    return open_index(cache=meteor_cache)
+
+
+def _scores(index: MeteorIndex, pairs: list[tuple[str, list[str]]]) -> tuple[list[float], float]:
+    statistics = meteor_statistics(index, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    return scores_of(statistics).tolist(), float(scores_of(statistics.sum(axis=0)))
+
+
+def test_normalisation_equals_the_jar(index: MeteorIndex) -> None:
+    found = normalize([row["caption"] for row in _GOLDEN["normalization"]], index.prefixes)
+    for row, words in zip(_GOLDEN["normalization"], found, strict=True):
+        assert " ".join(words) == row["words"], row["caption"]
+
+
+def test_captions_do_not_touch_each_other(index: MeteorIndex) -> None:
+    captions = [row["caption"] for row in _GOLDEN["normalization"]]
+    alone = [normalize([caption], index.prefixes)[0] for caption in captions]
+    assert normalize(captions[::-1], index.prefixes)[::-1] == alone
+
+
+def test_stems_equal_the_jar() -> None:
+    assert {word: stem(word) for word in _GOLDEN["stems"]} == _GOLDEN["stems"]
+
+
+@pytest.mark.parametrize("search", ["together", "alone"])
+def test_scores_equal_the_jar(index: MeteorIndex, monkeypatch: pytest.MonkeyPatch, search: str) -> None:
+    if search == "alone":  # the search for captions that are too long for the other one
+        monkeypatch.setattr(meteor_module, "LONGEST_TOGETHER", 0)
+    pairs = [(row["candidate"], row["references"]) for row in _GOLDEN["segments"]]
+    scores, corpus = _scores(index, pairs)
+    for row, score in zip(_GOLDEN["segments"], scores, strict=True):
+        assert score == pytest.approx(row["score"], abs=TOLERANCE), row["candidate"]
+    assert corpus == pytest.approx(_GOLDEN["corpus"], abs=TOLERANCE)
+
+
+def _coco_pairs(n_images: int) -> list[tuple[str, list[str]]]:
+    """Images of val2014 with their captions as pycocoevalcap hands them to METEOR."""
+    import pycocoevalcap
+
+    jar = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
+    with zipfile.ZipFile(jar) as archive:
+        rows = json.loads(archive.read("coco/annotations/captions_val2014.json"))["annotations"]
+    groups: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        groups[str(row["image_id"])].append(row["caption"])
+    chosen = random.Random(7).sample(sorted(groups), n_images)
+    candidates = {key: groups[key][0] for key in chosen}
+    captions = CaptionSet(candidates, ReferenceSet({key: groups[key][1:] for key in chosen}))
+    return list(zip(captions.tokenized_candidates, captions.tokenized_references, strict=True))
+
+
+@pytest.mark.skipif(not HAS_JAR, reason="needs Java and pycocoevalcap")
+def test_coco_captions_equal_the_jar(index: MeteorIndex) -> None:
+    pairs = _coco_pairs(300)
+    expected, expected_corpus = jar_scores(pairs)
+    scores, corpus = _scores(index, pairs)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE)
+    assert corpus == pytest.approx(expected_corpus, abs=TOLERANCE)
+
+
+def test_metric_in_the_suite(meteor_cache: Path, index: MeteorIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFCAP_CACHE", str(meteor_cache))
+    rows = [row for row in _GOLDEN["segments"] if row["candidate"].replace(" ", "").isalpha()]
+    assert len(rows) > 20
+    candidates = {str(number): row["candidate"] for number, row in enumerate(rows)}
+    references = ReferenceSet({str(n): row["references"] for n, row in enumerate(rows)}, tokenized=True)
+    result = CaptionSuite(["meteor"]).compute(candidates, references)
+    each = result.per_image()["meteor"]
+    assert each.tolist() == pytest.approx([row["score"] for row in rows], abs=TOLERANCE)
+    # The corpus score comes from summed statistics and is not the mean of the segments.
+    assert result.values["meteor"] == pytest.approx(float(scores_of(result.statistics["meteor"].sum(axis=0))))
+    assert result.values["meteor"] != pytest.approx(float(each.mean()), abs=1e-3)
+    signature = Meteor().signature()
+    assert signature["version"] == "1.5"
+    assert len(signature["resources"]) == 48
+
+
+_WORDS = "a the of dog dogs man person bike bicycle is running in front next to it 's , ."
+_captions = st.lists(st.sampled_from(_WORDS.split()), max_size=14).map(" ".join)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(_captions, st.lists(_captions, min_size=1, max_size=4)), min_size=1, max_size=6), st.data())
+def test_what_must_not_matter(index: MeteorIndex, pairs: list[tuple[str, list[str]]], data: st.DataObject) -> None:
+    scores, corpus = _scores(index, pairs)
+    assert all(0 <= score <= 1 for score in scores)
+    # Neither the other images in the batch ...
+    assert [_scores(index, [pair])[0][0] for pair in pairs] == pytest.approx(scores, abs=TOLERANCE)
+    # ... nor their order ...
+    order = data.draw(st.permutations(range(len(pairs))))
+    shuffled, shuffled_corpus = _scores(index, [pairs[number] for number in order])
+    assert shuffled == pytest.approx([scores[number] for number in order], abs=TOLERANCE)
+    assert shuffled_corpus == pytest.approx(corpus, abs=TOLERANCE)
+    # ... nor a repeated reference.
+    assert _scores(index, [(c, [*r, r[0]]) for c, r in pairs])[0] == pytest.approx(scores, abs=TOLERANCE)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_text_is_scored(index: MeteorIndex, first: str, second: str) -> None:
+    scores, _ = _scores(index, [(first, [second]), ("a dog", ["a dog"]), (second, [first, second])])
+    assert scores[1] == 1.0
+    assert scores[2] == (1.0 if normalize([second], index.prefixes)[0] else 0.0)
+    assert 0 <= scores[0] <= 1
+
+
+def test_a_caption_of_hundreds_of_words(index: MeteorIndex) -> None:
+    long = " ".join(["a man and a dog walk to the house"] * 40)
+    scores, _ = _scores(index, [(long, [long, "a dog"]), ("x" * 5000, ["y" * 5000])])
+    assert scores == [1.0, 0.0]
+
+
+def test_no_captions(index: MeteorIndex) -> None:
+    assert meteor_statistics(index, [], []).shape == (0, meteor_module.N_STATISTICS)
