@@ -68,13 +68,13 @@ def readable(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
         try:
             decode_image(record.image, draft_size=1)
         except UnreadableImageError as error:
-            problems.append(str(error))
+            problems.append(_printable(str(error)))
         else:
             kept.append(record)
     if not kept:
         raise UserError(problems[0] if len(problems) == 1 else "no picture can be read:\n" + "\n".join(problems[:10]))
     for problem in problems:
-        error_console.print(f"skipped: {_printable(problem)}", style="yellow", markup=False)
+        error_console.print(f"skipped: {problem}", style="yellow", markup=False)
     return kept
 
 
