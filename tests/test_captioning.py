@@ -1,0 +1,199 @@
+"""Captioning one's own pictures: what is found, what is skipped, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from hfcap import captioning
+from hfcap.captioners.base import Captioner
+from hfcap.captioning import caption_pictures, find_pictures, readable
+from hfcap.errors import UserError
+from hfcap.recipe import GenerateOptions
+from tests.captioners.helpers import PROMPT, build, write_picture
+
+OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Captioner, str]:
+    folder = tmp_path_factory.mktemp("captioner") / "model"
+    captioner = build("blip")
+    captioner.save(folder, OPTIONS)
+    return captioner, str(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for number, name in enumerate(["b.png", "a.png", "deeper/c.PNG", "deeper/again/d.jpg"]):
+        write_picture(folder / name, seed=number)
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "deeper" / "e.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> tuple[io.StringIO, io.StringIO]:
+    """What goes to standard output and to standard error."""
+    out, error = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(captioning, "console", Console(file=out, width=200, highlight=False))
+    monkeypatch.setattr(captioning, "error_console", Console(file=error, width=500, highlight=False))
+    return out, error
+
+
+def _names(inputs: list[str], root: Path) -> list[str]:
+    return [Path(record.file_name).relative_to(root).as_posix() for record in find_pictures(inputs)]
+
+
+def _plain_caption(captioner: Captioner, path: Path, prompt: str = "", options: GenerateOptions = OPTIONS) -> str:
+    values = captioner.image_processor(images=Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        return captioner.caption_states(captioner.encode(values), options, prompt)[0][0].text
+
+
+def test_files_folders_and_patterns_without_repetition(pictures: Path) -> None:
+    everything = ["a.png", "b.png", "deeper/again/d.jpg", "deeper/c.PNG"]
+    assert _names([str(pictures)], pictures) == everything
+    assert _names([str(pictures / "b.png"), str(pictures)], pictures) == ["b.png", "a.png", *everything[2:]]
+    assert _names([str(pictures / "*.png")], pictures) == ["a.png", "b.png"]
+    assert _names([str(pictures / "**" / "*.jpg")], pictures) == ["deeper/again/d.jpg"]
+    assert _names([str(pictures / "./a.png"), str(pictures / "a.png")], pictures) == ["a.png"]
+
+
+def test_a_name_that_looks_like_a_pattern(pictures: Path) -> None:
+    write_picture(pictures / "x[1]*.png")
+    assert _names([str(pictures / "x[1]*.png")], pictures) == ["x[1]*.png"]
+
+
+@pytest.mark.parametrize("name", ["nothing*.png", "empty"])
+def test_nothing_found(pictures: Path, name: str) -> None:
+    (pictures / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no picture there.*give image files"):
+        find_pictures([str(pictures), str(pictures / name)])
+
+
+def test_missing_file_is_named(pictures: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png: no such file"):
+        readable(find_pictures([str(pictures / "gone.png")]))
+
+
+def test_damaged_pictures_are_named_and_skipped(pictures: Path, screen: tuple[io.StringIO, io.StringIO]) -> None:
+    whole = (pictures / "b.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "[red]text.jpg").write_text("not a picture")
+    kept = [Path(record.file_name).name for record in readable(find_pictures([str(pictures)]))]
+    assert kept == ["a.png", "b.png", "d.jpg", "c.PNG"]
+    said = screen[1].getvalue()
+    assert "skipped: " in said and "cut.png" in said and "[red]text.jpg" in said
+
+
+def test_only_damaged_pictures(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"0\.jpg: damaged"):
+        readable(find_pictures([str(tmp_path / "0.jpg")]))
+    with pytest.raises(UserError, match=r"no picture can be read:\n.*0\.jpg.*\n.*1\.jpg.*\n.*2\.jpg"):
+        readable(find_pictures([str(tmp_path)]))
+
+
+def test_json_lines(model: tuple[Captioner, str], pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new folder" / "captions.jsonl"
+    found = caption_pictures(model[1], [str(pictures)], output)
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert rows == [prediction.as_row() for prediction in found]
+    assert [Path(row["file_name"]).name for row in rows] == ["a.png", "b.png", "d.jpg", "c.PNG"]
+    for row in rows:
+        # The decoding options are the ones saved with the model.
+        assert row["caption"] == _plain_caption(model[0], Path(row["file_name"]))
+
+
+def test_csv(model: tuple[Captioner, str], pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "captions.CSV"
+    found = caption_pictures(model[1], [str(pictures)], output)
+    with output.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["file_name"] for row in rows] == [prediction.file_name for prediction in found]
+    assert [float(row["score"]) for row in rows] == [prediction.score for prediction in found]
+
+
+def test_overrides_and_prompt(model: tuple[Captioner, str], pictures: Path, tmp_path: Path) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 4}
+    path = pictures / "a.png"
+    [found] = caption_pictures(
+        model[1], [str(path)], tmp_path / "x.jsonl", overrides=options, prompt=PROMPT, batch_size=1
+    )
+    assert len(found.candidates) == 3
+    assert found.caption == _plain_caption(model[0], path, PROMPT, GenerateOptions(**options))
+
+
+def test_impossible_options_are_explained(model: tuple[Captioner, str], pictures: Path) -> None:
+    with pytest.raises(UserError, match=r"decoding options: .*num_return_sequences=5 needs num_beams"):
+        caption_pictures(model[1], [str(pictures)], overrides={"num_return_sequences": 5})
+
+
+def test_unknown_output_is_refused_before_any_work(pictures: Path) -> None:
+    with pytest.raises(UserError, match=r"captions\.xlsx: give a name that ends in \.jsonl or \.csv"):
+        caption_pictures("no/model/at/all", [str(pictures)], Path("captions.xlsx"))
+
+
+def test_table_shows_markup_as_text(
+    model: tuple[Captioner, str], pictures: Path, screen: tuple[io.StringIO, io.StringIO]
+) -> None:
+    write_picture(pictures / "[bold]x[link=http:evil].png")
+    write_picture(pictures / "\x1b[31mred\x07.png")
+    [*found] = caption_pictures(model[1], [str(pictures / "[[]bold*"), str(pictures / "*red*")])
+    assert len(found) == 2
+    shown = screen[0].getvalue()
+    assert "[bold]x[link=http:evil].png" in shown.replace("\n", "")
+    assert "\x1b" not in shown and "\x07" not in shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows file names are always Unicode")
+def test_names_that_are_not_utf8(
+    model: tuple[Captioner, str], tmp_path: Path, screen: tuple[io.StringIO, io.StringIO]
+) -> None:
+    source = write_picture(tmp_path / "source.png")
+    folder = tmp_path / "latin"
+    folder.mkdir()
+    os.link(source, os.fsencode(folder) + b"/caf\xe9.png")
+    for output in (None, tmp_path / "x.jsonl", tmp_path / "x.csv"):
+        [found] = caption_pictures(model[1], [str(folder)], output)
+        assert found.file_name.endswith("caf\N{REPLACEMENT CHARACTER}.png")
+
+
+@pytest.mark.parametrize("name", ["=1+2.png", "+x.png", "-x.png", "@x.png", "\tx.png", "\n=x.png"])
+def test_csv_cells_are_no_formulas(
+    model: tuple[Captioner, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_picture(Path(name))
+    caption_pictures(model[1], [name], Path("x.csv"))
+    with Path("x.csv").open(encoding="utf-8", newline="") as handle:
+        [row] = csv.DictReader(handle)
+    assert row["file_name"] == f"'{name}"
+
+
+def test_captions_are_no_formulas_either(
+    model: tuple[Captioner, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfcap.captioners.base import GeneratedCaption
+
+    def evil(self: Captioner, states: torch.Tensor, *arguments: Any) -> list[list[GeneratedCaption]]:
+        return [[GeneratedCaption('=HYPERLINK("http://evil")', -1.5)] for _ in states]
+
+    monkeypatch.setattr(Captioner, "caption_states", evil)
+    caption_pictures(model[1], [str(pictures / "a.png")], tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as handle:
+        [row] = csv.DictReader(handle)
+    assert row["caption"] == '\'=HYPERLINK("http://evil")'
+    assert row["score"] == "-1.5"  # a number is no formula
