@@ -340,7 +340,7 @@ def main() -> None:
     except UserError as error:
         error_console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
-    except WorkError as error:
+    except (WorkError, OSError) as error:
         error_console.print(f"failed: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except StoppedError as error:

@@ -48,14 +48,20 @@ def _processor_name() -> str:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Commit of the checkout that holds `folder`, or None outside a checkout or without git."""
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+    """Last commit of the checkout that `folder` belongs to, or None outside a checkout or without git.
+
+    None too where the package is only installed inside somebody's checkout (a virtual environment there).
+    """
+    output = ""
+    for arguments in (["ls-files", "--error-unmatch", "."], ["rev-parse", "HEAD"]):
+        try:
+            result = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        output = result.stdout
+    return output.strip()
 
 
 def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:

@@ -77,6 +77,7 @@ class Run:
         self.recipe = recipe
         self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name)
         self._splits: dict[str, list[CaptionedImage]] = {}
+        self._captions_follow = False
         self._claim()
         self.accelerator = make_accelerator(recipe, self.directory) if accelerator is None else accelerator
 
@@ -152,6 +153,7 @@ class Run:
         if last == "publish" and self.recipe.publish.repo_id is not None and self.accelerator.is_main_process:
             # Hours of training should not end at a token that may only read.
             check_may_publish(self.recipe.publish.repo_id)
+        self._captions_follow = last != "train"
         for name in STAGES[: STAGES.index(last) + 1]:
             getattr(self, f"_{name}")(force and name == last)
 
@@ -165,6 +167,9 @@ class Run:
         if not self._begin("train", [self.directory.summary, self.directory.model], force):
             return
         splits = {name: self.records(name) for name in ("train", "validation")}
+        if self._captions_follow:
+            # Pictures that cannot be captioned are better known before the training than after it.
+            self.records(self.recipe.score.split)
         train_stage(self.recipe, self.directory, splits, self.accelerator)
         self._mark_done("train")
 

@@ -99,6 +99,7 @@ def train_stage(
     accelerator.wait_for_everyone()
     trainable = make_trainable(captioner, recipe)
     size = describe_size(captioner)
+    training = training_run(recipe, run, trainable, splits, accelerator)
     if recipe.train.report_to:
         accelerator.init_trackers("hfcap")
     if accelerator.is_main_process:
@@ -107,7 +108,6 @@ def train_stage(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
             f"{len(splits['train']):,} pictures"
         )
-    training = training_run(recipe, run, trainable, splits, accelerator)
     progress = training.train()
     for tracker in accelerator.trackers:
         tracker.finish()
