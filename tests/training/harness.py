@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ def recipe_values(
 def tiny_recipe(captioner: str, output_dir: Path, method: str = "full", **options: Any) -> Recipe:
     """The same as a checked Recipe."""
     return recipe_from_mapping(recipe_values(captioner, output_dir, method, **options), "harness")
+
+
+def ragged(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
+    """The records with one to five captions each."""
+    return [replace(record, captions=record.captions[: 1 + number % 5]) for number, record in enumerate(records)]
 
 
 def forget_accelerator() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tests.training.harness import (
     assert_same_tensors,
     forget_accelerator,
     largest_difference,
+    ragged,
     tiny_recipe,
     train,
 )
@@ -81,11 +81,7 @@ def test_two_half_batches_equal_one_batch(captioner: str, method: str, tmp_path:
 def ragged_splits(tmp_path: Path) -> dict[str, Any]:
     """Scenes with one to five captions each."""
     data = tiny_recipe("blip", tmp_path).data
-    splits: dict[str, Any] = {name: load_split(data, name) for name in ("train", "validation")}
-    splits["train"] = [
-        replace(record, captions=record.captions[: 1 + number % 5]) for number, record in enumerate(splits["train"])
-    ]
-    return splits
+    return {"train": ragged(load_split(data, "train")), "validation": load_split(data, "validation")}
 
 
 @pytest.mark.parametrize("captioner", FAMILIES)

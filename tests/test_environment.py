@@ -1,0 +1,83 @@
+"""environment.json: what a run ran on."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from hfcap.captioners.base import BaseModel
+from hfcap.data.source import load_split
+from hfcap.environment import (
+    dataset_fingerprint,
+    describe_datasets,
+    describe_environment,
+    git_commit,
+    hardware,
+    package_versions,
+)
+from hfcap.schema import CaptionedImage
+from tests.training.harness import tiny_recipe
+
+
+def records(tmp_path: Path) -> list[CaptionedImage]:
+    return load_split(tiny_recipe("blip", tmp_path).data, "train")
+
+
+def test_the_fingerprint_changes_with_ids_names_captions_and_order(tmp_path: Path) -> None:
+    first, *others = records(tmp_path)
+    same = dataset_fingerprint([first, *others])
+    assert same == dataset_fingerprint(records(tmp_path)) and len(same) == 64
+    changes = [
+        [*others, first],
+        others,
+        [replace(first, image_id="x"), *others],
+        [replace(first, file_name="x"), *others],
+        [replace(first, captions=("x", *first.captions[1:])), *others],
+        [replace(first, captions=first.captions[:-1]), *others],
+    ]
+    assert len({same, *map(dataset_fingerprint, changes)}) == len(changes) + 1
+
+
+def test_counts(tmp_path: Path) -> None:
+    described = describe_datasets({"train": records(tmp_path)})
+    assert (described["train"]["n_images"], described["train"]["n_captions"]) == (7, 35)
+
+
+def test_versions_are_those_installed() -> None:
+    versions = package_versions()
+    assert {"hfcap", "torch", "transformers", "accelerate", "peft"} <= versions.keys()
+    assert all(metadata.version(name) == version for name, version in versions.items())
+
+
+def test_hardware() -> None:
+    found = hardware()
+    assert found["cpu"] and found["cores"] >= 1 and found["memory_bytes"] > 2**28
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_that_of_the_package_and_of_nothing_around_it(tmp_path: Path) -> None:
+    package, installed = tmp_path / "package", tmp_path / "environment" / "hfcap"
+    for folder in (package, installed):
+        folder.mkdir(parents=True)
+        (folder / "file.py").write_text("")
+    assert git_commit(package) is None
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "package")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    assert git_commit(package) == git(tmp_path, "rev-parse", "HEAD")
+    # A virtual environment inside a person's own project: its commit says nothing about hfcap.
+    assert git_commit(installed) is None
+
+
+def test_everything_together(tmp_path: Path) -> None:
+    models = [BaseModel(str(tmp_path), None, "vision"), BaseModel("someone/model", "abc", "text")]
+    described = describe_environment(3, models, {"train": records(tmp_path)})
+    assert described["seed"] == 3
+    assert [(model["local"], model["revision"]) for model in described["base_models"]] == [(True, None), (False, "abc")]

@@ -1,0 +1,58 @@
+"""Run by test_two_processes.py in two processes (and there in one): trains what the arguments say.
+
+Usage: two_processes.py FOLDER BATCH_SIZE
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from hfcap.data.source import load_split
+from hfcap.recipe import Recipe
+from hfcap.run_directory import RunDirectory
+from hfcap.stages import Run, make_accelerator
+from hfcap.training.stage import train_stage
+from tests.training.harness import ragged, tiny_recipe
+
+CASES = (("vit_gpt2", "full"), ("clip_prefix", "lora"), ("blip", "lora"))
+
+
+def case_recipe(captioner: str, method: str, folder: Path, batch_size: int) -> Recipe:
+    """Two micro-batches an update; 11 pictures, so that the last batch is shared out unevenly."""
+    recipe = tiny_recipe(
+        captioner,
+        folder,
+        method,
+        dropout=0.0,
+        data={"n_train": 11},
+        max_steps=4,
+        learning_rate=1e-3,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=2,
+        eval_steps=2,
+        max_grad_norm=0.5,
+        metric_for_best_model="cider",
+        ema_decay=0.9,
+    )
+    return recipe.model_copy(update={"name": f"{captioner}-{method}"})
+
+
+def train_cases(folder: Path, batch_size: int) -> None:
+    """Train every case on pictures with one to five captions, then do all stages of one."""
+    for captioner, method in CASES:
+        recipe = case_recipe(captioner, method, folder, batch_size)
+        run = RunDirectory(folder / recipe.name)
+        splits = {
+            "train": ragged(load_split(recipe.data, "train")),
+            "validation": load_split(recipe.data, "validation"),
+        }
+        train_stage(recipe, run, splits, make_accelerator(recipe, run))
+    Run(tiny_recipe("vit_gpt2", folder, "lora", per_device_eval_batch_size=2)).execute("publish")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_cases(Path(sys.argv[1]), int(sys.argv[2]))
