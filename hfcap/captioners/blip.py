@@ -80,7 +80,8 @@ class Blip(Captioner):
             "sep_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        vision_config = dict(values.get("vision_config", {}))
+        # transformers' default of 1e-10 is for loading weights: trained from there, no picture would change anything.
+        vision_config = {"initializer_range": 0.02, **values.get("vision_config", {})}
         # BLIP's decoder projects image states of this width; a config that says otherwise cannot run.
         text_config["encoder_hidden_size"] = vision_config.get("hidden_size", 768)
         config: Any = BlipConfig(vision_config=vision_config, text_config=text_config)

@@ -55,12 +55,14 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
 
     The family's randomly started modules (`lora_modules_to_save`) are trained in full beside the adapters.
     """
-    adapted_modules(captioner, options)
+    names = adapted_modules(captioner, options)
     auto = options.target_modules == "auto"
     modules_to_save = sorted({*(options.modules_to_save or []), *captioner.lora_modules_to_save})
     config = LoraConfig(
         target_modules=captioner.lora_target_modules if auto else list(options.target_modules),
         modules_to_save=modules_to_save or None,
+        # GPT-2's layers keep their weight transposed; PEFT would correct this by itself, with a warning for each.
+        fan_in_fan_out=all(type(captioner.model.get_submodule(name)).__name__ == "Conv1D" for name in names),
         **options.model_dump(exclude={"target_modules", "modules_to_save"}),
     )
     return get_peft_model(captioner.model, config)
