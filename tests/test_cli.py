@@ -139,11 +139,12 @@ def test_a_folder_that_is_no_run_directory(command: str, tmp_path: Path, hfcap: 
 
 
 def picture_folder(folder: Path, **last: Any) -> Path:
-    """Forty captioned pictures; the keywords change the last one's metadata."""
+    """Twelve captioned pictures; the keywords change the last one's metadata."""
     rows: list[dict[str, Any]] = []
-    for number in range(40):
-        write_jpeg(folder / f"{number}.jpg", f"#{6 * number:02x}0000", size=(32, 32))
+    for number in range(12):
+        write_jpeg(folder / f"{number}.jpg", size=(32, 32))
         rows.append({"file_name": f"{number}.jpg", "captions": ["a red square", "all red"]})
+        rows[-1]["split"] = ("train", "validation", "test")[number % 3]
     rows[-1] |= last
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -170,7 +171,7 @@ def test_a_corrupt_jpeg(tmp_path: Path, hfcap: Hfcap) -> None:
 @pytest.mark.parametrize("captions", [[], ["   "], None])
 def test_a_picture_without_caption(captions: Any, tmp_path: Path, hfcap: Hfcap) -> None:
     picture_folder(tmp_path / "pictures", captions=captions)
-    assert_refused(on_folder(tmp_path, hfcap), "metadata.jsonl", "line 40")
+    assert_refused(on_folder(tmp_path, hfcap), "metadata.jsonl", "line 12")
     assert_nothing_half_written(tmp_path / "runs")
 
 
