@@ -79,7 +79,7 @@ train:
   lr_scheduler_type: cosinus
   learning_rte: 1
 generate: {num_beams: 2, num_return_sequences: 3}
-score: {metrics: [cidr]}
+score: {metrics: [rouge_k]}
 publish: 5
 expect: {metrics: {cider: x}}
 """
@@ -102,7 +102,7 @@ expect: {metrics: {cider: x}}
         "trial.yaml:14: train.learning_rte: unknown key; did you mean 'train.learning_rate' or 'train.learning_rates'?",
         "trial.yaml:15: generate: num_return_sequences=3 needs num_beams of at least that many, not 2, "
         "or do_sample: true",
-        "trial.yaml:16: score.metrics.0: unknown metric 'cidr'; did you mean 'cider'?",
+        "trial.yaml:16: score.metrics.0: unknown metric 'rouge_k'; did you mean 'rouge_l'?",
         "trial.yaml:17: publish: must be a block of keys, not 5",
         'trial.yaml:18: expect.metrics.cider: must be a number, not "x"',
         "trial.yaml:18: expect.source: is missing",

@@ -32,7 +32,9 @@ def _scan(text: str) -> tuple[str, ...]:
             continue
         if len(token) > 1 and token[-1] in "()[]" and token[0] in ":;=<>":  # a smiley: its bracket is spelled out
             token = token[:-1] + REWRITTEN[token[-1]]
-        words.append(REWRITTEN.get(token) or token.lower().translate(SPELLING))
+        word = REWRITTEN.get(token) or token.lower().translate(SPELLING)
+        if word:  # a soft hyphen alone is nothing
+            words.append(word)
     return tuple(words)
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hfcap.metrics.tokenizer import TOKENIZER_VERSION, Vocabulary, _scan, encode_captions, tokenize
@@ -79,6 +79,7 @@ def test_shortcut_and_full_rules_agree(all_captions: list[str]) -> None:
 
 
 @given(st.text())
+@example("\xad")  # a soft hyphen
 def test_no_word_is_empty_or_holds_white_space(text: str) -> None:
     for word in tokenize(text):
         assert word.split() == [word]
