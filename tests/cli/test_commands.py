@@ -1,0 +1,273 @@
+"""Commands: what they print, write, and how they stop and go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from hfcap import __version__
+from hfcap.captioners.loading import load_captioner
+from hfcap.data.images import FileImage, decode_image
+from hfcap.data.source import load_split
+from hfcap.files import read_json_lines
+from hfcap.recipe_loading import load_recipe
+from hfcap.run_directory import RunDirectory
+from tests.cli.command_line import Hfcap, assert_refused, write_recipe
+from tests.data.pictures import write_jpeg
+from tests.training.harness import Result, assert_same_tensors
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A finished LoRA run, made in a process of its own as a person would."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_recipe(folder, "vit_gpt2", "lora")
+    done = subprocess.run(
+        [sys.executable, "-m", "hfcap", "run", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = RunDirectory(folder / "runs" / "tiny")
+    for place in (run.path, run.card, run.publish):
+        assert str(place) in done.stdout  # on one line, however long the path
+    assert f"hfcap caption {run.path}" in done.stdout
+    assert "cider" in done.stdout and "blank images" in done.stdout
+    assert "it/s" not in done.stderr  # no progress bars without a terminal
+    return run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A person's own pictures: in a folder, in a subfolder, and something that is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_jpeg(folder / "one [red].jpg", "red")
+    write_jpeg(folder / "sub" / "two.jpg", "blue")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_caption_one_file_on_screen(
+    finished: RunDirectory, pictures: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures)
+    outcome = hfcap("caption", finished.path, "sub/two.jpg", "--max-new-tokens", 3)
+    assert outcome.code == 0, outcome.err
+    words = by_transformers(load_captioner(str(finished.path)), pictures / "sub" / "two.jpg", max_new_tokens=3)
+    assert "sub/two.jpg" in outcome.out
+    assert words and words in outcome.out
+
+
+def test_caption_a_folder_to_jsonl(finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap) -> None:
+    output = tmp_path / "out" / "captions.jsonl"
+    outcome = hfcap("caption", finished.path, pictures, "-o", output)
+    assert outcome.code == 0 and str(output) in outcome.out
+    rows = [row for _, row in read_json_lines(output, "captions")]
+    assert [Path(row["file_name"]).name for row in rows] == ["one [red].jpg", "two.jpg"]
+    captioner = load_captioner(str(finished.path))
+    for row, picture in zip(rows, (pictures / "one [red].jpg", pictures / "sub" / "two.jpg"), strict=True):
+        assert row["caption"] == by_transformers(captioner, picture)
+        assert row["candidates"] == [row["caption"]]
+
+
+def by_transformers(captioner: Any, picture: Path, max_new_tokens: int = 6) -> str:
+    """The caption plain transformers generates with the recipe's beams and length."""
+    pixels = captioner.image_processor(images=decode_image(FileImage(picture)), return_tensors="pt")["pixel_values"]
+    ids = captioner.model.generate(
+        pixels,
+        num_beams=2,
+        max_new_tokens=max_new_tokens,
+        decoder_start_token_id=captioner.start_token_id,
+        eos_token_id=captioner.end_token_id,
+        pad_token_id=captioner.pad_token_id,
+    )
+    return " ".join(captioner.tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)[0].split())
+
+
+def test_caption_to_csv_with_several_captions_each(
+    finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap
+) -> None:
+    output = tmp_path / "captions.csv"
+    assert hfcap("caption", finished.path, str(pictures / "**" / "*.jpg"), "-o", output).code == 0
+    with output.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [Path(row["file_name"]).name for row in rows] == ["one [red].jpg", "two.jpg"]
+    assert all(row["caption"] and float(row["score"]) < 0 for row in rows)
+    several = tmp_path / "several.jsonl"
+    assert hfcap("caption", finished.path, pictures, "-o", several, "--num-return-sequences", 4).code == 0
+    for _, row in read_json_lines(several, "captions"):
+        assert len(row["candidates"]) == 4 and row["candidates"][0] == row["caption"]
+
+
+def test_caption_with_a_prompt_and_with_sampling(
+    finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap
+) -> None:
+    def captions(*options: Any) -> list[str]:
+        output = tmp_path / "captions.jsonl"
+        assert hfcap("caption", finished.path, pictures, "-o", output, *options).code == 0
+        return [row["caption"] for _, row in read_json_lines(output, "captions")]
+
+    sampled = captions("--sample", "--seed", 1, "--num-beams", 1)
+    assert sampled == captions("--sample", "--seed", 1, "--num-beams", 1)
+    assert sampled != captions("--sample", "--seed", 2, "--num-beams", 1)
+    assert captions("--prompt", "three red", "--num-beams", 1) != captions("--num-beams", 1)
+
+
+def test_caption_without_a_picture(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
+    for wrong in (tmp_path, tmp_path / "missing.jpg", tmp_path / "*.jpg"):
+        assert_refused(hfcap("caption", finished.path, wrong), str(wrong))
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    assert_refused(hfcap("caption", finished.path, tmp_path / "broken.jpg"), "broken.jpg")
+    assert_refused(hfcap("caption", finished.path, tmp_path, "-o", tmp_path / "out.txt"), "out.txt", ".jsonl")
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_caption_with_impossible_options(finished: RunDirectory, pictures: Path, hfcap: Hfcap) -> None:
+    outcome = hfcap("caption", finished.path, pictures, "--num-beams", 2, "--num-return-sequences", 5)
+    assert_refused(outcome, "num_return_sequences")
+
+
+def test_caption_with_the_published_folder(
+    finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap
+) -> None:
+    output = tmp_path / "captions.jsonl"
+    assert hfcap("caption", finished.publish, pictures, "-o", output).code == 0
+    ours = tmp_path / "run.jsonl"
+    assert hfcap("caption", finished.path, pictures, "-o", ours).code == 0
+    published, by_run = ([row["caption"] for _, row in read_json_lines(p, "captions")] for p in (output, ours))
+    assert published == by_run
+
+
+def test_caption_with_no_model(pictures: Path, tmp_path: Path, hfcap: Hfcap) -> None:
+    assert_refused(hfcap("caption", tmp_path / "nothing", pictures), "nothing")
+    assert_refused(hfcap("caption", tmp_path, pictures), "config.json")
+
+
+def test_score_a_file_alone(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
+    output = tmp_path / "scores.json"
+    outcome = hfcap(
+        "score", finished.predictions("test"), finished.references("test"), "-o", output, "--n-resamples", 0
+    )
+    assert outcome.code == 0, outcome.err
+    ours, theirs = (json.loads(path.read_text()) for path in (output, finished.scores("test")))
+    assert ours["metrics"] == pytest.approx(theirs["metrics"])
+    assert ours["intervals"] == {} and "hfcap:" in outcome.out
+
+
+def test_score_a_run(finished: RunDirectory, hfcap: Hfcap) -> None:
+    outcome = hfcap("score", finished.path)
+    assert outcome.code == 0 and "this captioner" in outcome.out
+
+
+def test_merge(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
+    assert hfcap("merge", finished.path, "-o", tmp_path / "merged").code == 0
+    merged = load_captioner(str(tmp_path / "merged")).model.state_dict()
+    assert_same_tensors(merged, load_captioner(str(finished.path)).model.state_dict())
+    assert_refused(hfcap("merge", finished.path, "-o", tmp_path / "merged"), "merged", "not empty")
+    assert_refused(hfcap("merge", tmp_path / "merged", "-o", tmp_path / "again"), "adapter_config.json")
+    assert not (tmp_path / "again").exists()
+
+
+def test_publish_dry_run_lists_and_stages_and_sends_nothing(finished: RunDirectory, hfcap: Hfcap) -> None:
+    outcome = hfcap("publish", finished.path, "--dry-run", "--repo-id", "alice/tiny")
+    assert outcome.code == 0, outcome.err
+    staged = {path.name for path in finished.publish.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= staged
+    for name in ("README.md", "config.json", "model.safetensors"):
+        assert name in outcome.out
+
+
+def test_publish_without_a_name_says_what_is_missing(finished: RunDirectory, hfcap: Hfcap) -> None:
+    assert_refused(hfcap("publish", finished.path), "repo_id")
+
+
+def test_card_check(finished: RunDirectory, hfcap: Hfcap) -> None:
+    outcome = hfcap("card", finished.path, "--check")
+    assert outcome.code in (0, 1) and (outcome.code == 0) == ("missing:" not in outcome.out)
+
+
+# ---- stopping --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_training_goes_on_with_the_same_command(number: int, tmp_path: Path, hfcap: Hfcap) -> None:
+    path = write_recipe(tmp_path, train={"max_steps": 100, "eval_steps": 100})
+    result = Result(RunDirectory(tmp_path / "runs" / "tiny"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hfcap", "train", str(path)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (result.run.log.is_file() and result.run.log.stat().st_size):
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert out == "" and "Traceback" not in err
+    (step,) = result.steps
+    assert 0 < step < 100
+    assert f"stopped at step {step} of 100; the same command continues there" in err
+    again = hfcap("train", path)
+    assert again.code == 0, again.err
+    assert f"Continuing at step {step} of 100" in again.err
+    assert again.out == f"Model: {result.run.model}\n"
+    assert hfcap("train", path, "name=whole").code == 0
+    other = Result(RunDirectory(tmp_path / "runs" / "whole"))
+    assert_same_tensors(result.model_weights(), other.model_weights())
+    assert result.losses == other.losses
+
+
+# ---- what needs no run -----------------------------------------------------------------------------------------
+
+
+def test_version(hfcap: Hfcap) -> None:
+    assert hfcap("--version").out == f"hfcap {__version__}\n"
+
+
+def test_help_of_every_command(hfcap: Hfcap) -> None:
+    commands = hfcap("--help").out
+    for name in ("run", "train", "caption", "score", "card", "publish", "merge", "compare", "doctor", "list", "data"):
+        assert f" {name} " in commands
+        outcome = hfcap(name, "--help")
+        assert outcome.code == 0 and outcome.err == ""
+
+
+def test_list(hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert {"blip", "clip_prefix", "vit_gpt2"} <= set(hfcap("list", "captioners").out.split())
+    assert {"coco", "coco_json", "folder", "hub", "scenes"} <= set(hfcap("list", "sources").out.split())
+    assert {"bleu", "rouge_l", "cider"} <= set(hfcap("list", "metrics").out.split())
+    recipes = hfcap("list", "recipes").out.split()
+    assert "recipes/quickstart.yaml" in recipes and all(Path(recipe).is_file() for recipe in recipes)
+    everything = hfcap("list").out
+    assert all(title in everything for title in ("captioners", "recipes", "metrics", "sources", "blip"))
+
+
+def test_recipe_schema_accepts_a_recipe_and_refuses_a_typing_error(tmp_path: Path, hfcap: Hfcap) -> None:
+    schema = json.loads(hfcap("recipe-schema").out)
+    path = write_recipe(tmp_path)
+    values = yaml.safe_load(path.read_text())
+    jsonschema.validate(values, schema)
+    values["train"]["learning_rat"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, schema)
+
+
+def test_what_a_command_trained_is_the_recipe_with_its_overrides(tmp_path: Path, hfcap: Hfcap) -> None:
+    outcome = hfcap("train", write_recipe(tmp_path), "train.max_steps=1", "name=other")
+    assert outcome.code == 0 and outcome.out == f"Model: {tmp_path / 'runs' / 'other' / 'model'}\n"
+    recipe = load_recipe(tmp_path / "runs" / "other" / "recipe.yaml")
+    assert recipe.train.max_steps == 1 and recipe.name == "other"
+    assert load_split(recipe.data, "train")

@@ -1,0 +1,198 @@
+"""Wrong input: exit code 2, one message that names file, key and remedy, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli.command_line import Hfcap, Outcome, assert_nothing_half_written, assert_refused, write_recipe
+from tests.data.pictures import write_jpeg
+
+
+@pytest.mark.parametrize(
+    ("blocks", "fragments"),
+    [
+        ({"train": {"learning_rat": 1}}, ["recipe.yaml", "train.learning_rat", "learning_rate"]),
+        ({"captioner": "blipp"}, ["recipe.yaml", "captioner", "blipp", "'blip'"]),
+        ({"train": {"max_steps": "many"}}, ["recipe.yaml", "train.max_steps"]),
+        ({"train": {"num_train_epochs": 2}}, ["num_train_epochs", "max_steps"]),
+        ({"train": {"freeze": ["visoin"]}}, ["train.freeze", "visoin", "vision"]),
+        ({"score": {"metrics": ["cidre"]}}, ["score.metrics", "cidre", "cider"]),
+        ({"data": {"source": "scene"}}, ["data.source", "scene", "scenes"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_recipe(blocks: dict[str, Any], fragments: list[str], tmp_path: Path, hfcap: Hfcap) -> None:
+    outcome = hfcap("run", write_recipe(tmp_path, **blocks))
+    assert_refused(outcome, *fragments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_errors_of_a_recipe_come_at_once(tmp_path: Path, hfcap: Hfcap) -> None:
+    path = write_recipe(tmp_path, train={"learning_rat": 1, "seed": -1}, generate={"num_beams": 0})
+    assert_refused(hfcap("train", path), "train.learning_rat", "train.seed", "generate.num_beams")
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path, hfcap: Hfcap) -> None:
+    assert_refused(hfcap("run", tmp_path / "nothing.yaml"), "nothing.yaml")
+
+
+@pytest.mark.parametrize("override", ["train.learning_rat=1", "trian.seed=1", "seed", "train.seed=x"])
+def test_a_wrong_override(override: str, tmp_path: Path, hfcap: Hfcap) -> None:
+    assert_refused(hfcap("run", write_recipe(tmp_path), override), override.split("=")[0])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "train", "caption", "score", "card", "publish"])
+def test_a_folder_that_is_no_run_directory(command: str, tmp_path: Path, hfcap: Hfcap) -> None:
+    assert_refused(hfcap(command, tmp_path), str(tmp_path), "recipe.yaml")
+
+
+def picture_folder(folder: Path, **last: Any) -> Path:
+    """Twelve captioned pictures; the keywords change the last one's metadata."""
+    rows: list[dict[str, Any]] = []
+    for number in range(12):
+        write_jpeg(folder / f"{number}.jpg", size=(32, 32))
+        rows.append({"file_name": f"{number}.jpg", "captions": ["a red square", "all red"]})
+        rows[-1]["split"] = ("train", "validation", "test")[number % 3]
+    rows[-1] |= last
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def on_folder(tmp_path: Path, hfcap: Hfcap) -> Outcome:
+    return hfcap("run", write_recipe(tmp_path, data={"source": "folder", "root": str(tmp_path / "pictures")}))
+
+
+def test_a_missing_picture(tmp_path: Path, hfcap: Hfcap) -> None:
+    picture_folder(tmp_path / "pictures")
+    (tmp_path / "pictures" / "3.jpg").unlink()
+    assert_refused(on_folder(tmp_path, hfcap), "3.jpg", "max_unreadable_images")
+    assert_nothing_half_written(tmp_path / "runs")
+
+
+def test_a_corrupt_jpeg(tmp_path: Path, hfcap: Hfcap) -> None:
+    path = picture_folder(tmp_path / "pictures") / "3.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    assert_refused(on_folder(tmp_path, hfcap), "3.jpg", "max_unreadable_images")
+    assert_nothing_half_written(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("captions", [[], ["   "], None])
+def test_a_picture_without_caption(captions: Any, tmp_path: Path, hfcap: Hfcap) -> None:
+    picture_folder(tmp_path / "pictures", captions=captions)
+    assert_refused(on_folder(tmp_path, hfcap), "metadata.jsonl", "line 12")
+    assert_nothing_half_written(tmp_path / "runs")
+
+
+def test_after_mending_the_data_the_same_command_works(tmp_path: Path, hfcap: Hfcap) -> None:
+    picture_folder(tmp_path / "pictures")
+    broken = tmp_path / "pictures" / "3.jpg"
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
+    assert on_folder(tmp_path, hfcap).code == 2
+    broken.write_bytes(content)
+    outcome = on_folder(tmp_path, hfcap)
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_test_split_that_is_missing_is_known_before_the_training(tmp_path: Path, hfcap: Hfcap) -> None:
+    scenes = {"source": "scenes", "n_train": 7, "n_validation": 4, "n_test": 0, "image_size": 32}
+    path = write_recipe(tmp_path, data=scenes)
+    assert_refused(hfcap("run", path), "data.test_split")
+    assert_nothing_half_written(tmp_path / "runs")
+    assert hfcap("train", path).code == 0  # which needs no test split
+
+
+def test_a_lora_target_that_matches_nothing(tmp_path: Path, hfcap: Hfcap) -> None:
+    path = write_recipe(tmp_path, method="lora", lora={"target_modules": ["c_atn"]})
+    assert_refused(hfcap("run", path), "lora.target_modules", "'c_atn'", "c_attn")
+    assert_nothing_half_written(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("captioner", ["blip", "clip_prefix", "vit_gpt2"])
+def test_a_base_model_without_weights(captioner: str, tmp_path: Path, hfcap: Hfcap) -> None:
+    first = hfcap("train", write_recipe(tmp_path, captioner))
+    assert first.code == 0, first.err
+    model = tmp_path / "runs" / "tiny" / "model"
+    next(model.glob("*.safetensors")).unlink()
+    path = write_recipe(tmp_path, captioner, name="second", model={})
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**values, "model": {"pretrained": str(model)}}))
+    assert_refused(hfcap("train", path), "model.pretrained", str(model), "safetensors")
+    assert_nothing_half_written(tmp_path / "runs" / "second")
+
+
+def test_training_pictures_fewer_than_one_update_needs(tmp_path: Path, hfcap: Hfcap) -> None:
+    path = write_recipe(tmp_path, train={"max_steps": None, "num_train_epochs": 0.01})
+    assert_refused(hfcap("train", path), "train.num_train_epochs")
+
+
+def test_a_changed_recipe_for_a_trained_run(tmp_path: Path, hfcap: Hfcap) -> None:
+    path = write_recipe(tmp_path)
+    assert hfcap("train", path).code == 0
+    outcome = hfcap("train", path, "train.seed=1")
+    assert_refused(outcome, "train.seed: 42 there, 1 here", "name=")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "fragments"),
+    [
+        (None, {"1": ["a"]}, ["predictions.json", "not found"]),
+        ("not json", {"1": ["a"]}, ["predictions.json"]),
+        ([{"image_id": 1}], {"1": ["a"]}, ["predictions.json", "caption"]),
+        ([{"image_id": 1, "caption": "a"}], None, ["references.json", "not found"]),
+        ([{"image_id": 1, "caption": "a"}], {"images": []}, ["references.json"]),
+        ([{"image_id": 1, "caption": "a"}], {"2": ["a"]}, ["1"]),
+        ([{"image_id": 1, "caption": "a"}], {"1": []}, ["1"]),
+    ],
+    ids=str,
+)
+def test_score_with_wrong_files(
+    predictions: Any, references: Any, fragments: list[str], tmp_path: Path, hfcap: Hfcap
+) -> None:
+    paths = [tmp_path / "predictions.json", tmp_path / "references.json"]
+    for path, content in zip(paths, (predictions, references), strict=True):
+        if content is not None:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+    outcome = hfcap("score", *paths, "-o", tmp_path / "scores.json")
+    assert_refused(outcome, *fragments)
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_score_with_an_unknown_metric(tmp_path: Path, hfcap: Hfcap) -> None:
+    predictions, references = tmp_path / "p.json", tmp_path / "r.json"
+    predictions.write_text('[{"image_id": 1, "caption": "a dog"}]')
+    references.write_text('{"1": ["a dog"]}')
+    assert_refused(hfcap("score", predictions, references, "--metrics", "cidre"), "cidre", "cider")
+
+
+def test_click_refuses_wrong_options_with_code_2(hfcap: Hfcap) -> None:
+    for arguments in (["nonsense"], ["run"], ["list", "nonsense"], ["caption", "x", "y", "--num-beams", "0"]):
+        outcome = hfcap(*arguments)
+        assert outcome.code == 2 and outcome.out == "" and "Traceback" not in outcome.err
+        assert outcome.err
+
+
+def test_a_full_disk_is_no_traceback(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise OSError(28, "No space left on device", "checkpoint")
+
+    monkeypatch.setattr("hfcap.training.checkpoint.save_file", full)
+    outcome = hfcap("train", write_recipe(tmp_path))
+    assert outcome.code == 1 and outcome.out == ""
+    assert "failed: [Errno 28] No space left on device: 'checkpoint'" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_work_that_fails_has_code_1(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "hfcap.training.objectives.nn.functional.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan")
+    )
+    outcome = hfcap("train", write_recipe(tmp_path))
+    assert outcome.code == 1 and outcome.out == ""
+    assert "failed: step 1" in outcome.err and "Traceback" not in outcome.err
