@@ -24,6 +24,7 @@ from hfcap.captioners.modeling_clip_prefix import (
     image_states_from,
 )
 from hfcap.captioners.parts import (
+    TINY_VIT,
     additive_mask,
     config_from_mapping,
     copy_remote_code,
@@ -198,15 +199,7 @@ class ClipPrefix(Captioner):
     def tiny(cls) -> dict[str, Any]:
         """A ViT and a GPT-2 of two layers and width 32, 32-pixel pictures, a prefix of 4."""
         return {
-            "vision_config": {
-                "model_type": "vit",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 32,
-                "patch_size": 16,
-            },
+            "vision_config": dict(TINY_VIT),
             "language_model_config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
             "mapper": "mlp",
             "prefix_length": 4,

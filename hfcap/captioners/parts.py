@@ -18,6 +18,17 @@ from hfcap.errors import UserError
 from hfcap.files import write_bytes
 from hfcap.recipe import TokenizerOptions
 
+TINY_VIT = {
+    "model_type": "vit",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+"""The smallest encoder that families build their `tiny()` from."""
+
 START, END, PAD = "<start>", "<end>", "<pad>"
 
 

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
 from hfcap.captioners.parts import (
+    TINY_VIT,
     config_from_mapping,
     from_pretrained,
     load_image_processor,
@@ -184,15 +185,7 @@ class VitGpt2(Captioner):
     def tiny(cls) -> dict[str, Any]:
         """Two layers of width 32 on either side, 32-pixel pictures."""
         return {
-            "encoder_config": {
-                "model_type": "vit",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 32,
-                "patch_size": 16,
-            },
+            "encoder_config": dict(TINY_VIT),
             "decoder_config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
             "tokenizer": {"vocab_size": 400},
         }

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import write_bytes
+from hfcap.files import cache_folder, write_bytes
 from hfcap.metrics._ngrams import ORDERS, ReferenceNgrams
 from hfcap.metrics.base import ReferenceSet
 from hfcap.metrics.caption_files import read_references
@@ -158,11 +157,6 @@ def _coco_captions(split: str) -> dict[str, list[str]]:
     return captions
 
 
-def _cache_folder() -> Path:
-    root = os.environ.get("HFCAP_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "hfcap") / "document_frequencies"
-
-
 def load_document_frequencies(name: str, *, end_word: bool = False) -> DocumentFrequencies | None:
     """Resolve a source of document frequencies.
 
@@ -179,7 +173,11 @@ def load_document_frequencies(name: str, *, end_word: bool = False) -> DocumentF
     if name == "corpus":
         return None
     if name in ("coco-train", "coco-val"):
-        kept = _cache_folder() / f"{name}-{TOKENIZER_VERSION}{'-end' if end_word else ''}.safetensors"
+        kept = (
+            cache_folder()
+            / "document_frequencies"
+            / f"{name}-{TOKENIZER_VERSION}{'-end' if end_word else ''}.safetensors"
+        )
         if not kept.is_file():
             captions = _coco_captions(name.removeprefix("coco-"))
             count_document_frequencies(captions, name, end_word=end_word).save(kept)

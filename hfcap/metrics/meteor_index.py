@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -21,7 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from hfcap.errors import WorkError
-from hfcap.files import folder_being_written, write_text
+from hfcap.files import cache_folder, folder_being_written, write_text
 from hfcap.metrics.meteor_hashing import LARGEST_CHUNK, line_hashes, word_hashes
 from hfcap.metrics.meteor_resources import MeteorResources, NonBreakingPrefixes
 from hfcap.progress import progress_bar
@@ -185,11 +184,6 @@ def load_index(folder: Path) -> MeteorIndex:
         function_words=frozenset(words["function_words"]),
         prefixes=NonBreakingPrefixes.from_text(words["prefixes"]),
     )
-
-
-def cache_folder() -> Path:
-    """Return $HFCAP_CACHE, or ~/.cache/hfcap."""
-    return Path(os.environ.get("HFCAP_CACHE") or Path.home() / ".cache" / "hfcap").expanduser()
 
 
 def open_index(resources: MeteorResources | None = None, cache: Path | None = None) -> MeteorIndex:
