@@ -152,6 +152,15 @@ class Captioner(ABC):
 
     # ---- the same for all families -----------------------------------------------------------------------------
 
+    @classmethod
+    def from_pretrained(cls, options: ModelOptions) -> Self:
+        """Load the whole captioner that `model.pretrained` names."""
+        assert options.pretrained is not None
+        captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
+        captioner.prompt = options.prompt
+        captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
+        return captioner
+
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""

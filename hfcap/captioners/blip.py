@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
-from hfcap.captioners.base import BaseModel, Captioner, CardFacts
+from hfcap.captioners.base import Captioner, CardFacts
 from hfcap.captioners.parts import (
     load_image_processor,
     load_tokenizer,
@@ -65,10 +65,7 @@ class Blip(Captioner):
     def build(cls, options: BlipOptions, training_captions: Iterable[str]) -> Self:
         """Load `pretrained`, or build `from_config` with a tokenizer trained on the captions."""
         if options.pretrained is not None:
-            captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
-            captioner.prompt = options.prompt
-            captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
-            return captioner
+            return cls.from_pretrained(options)
         tokenizer = train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions)
         wrap_texts(tokenizer, start=True, end=True)
         values = options.from_config or {}

@@ -110,10 +110,7 @@ class ClipPrefix(Captioner):
     def build(cls, options: ClipPrefixOptions, training_captions: Iterable[str]) -> Self:
         """Load `pretrained`, or join encoder and language model by a new mapper."""
         if options.pretrained is not None:
-            captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
-            captioner.prompt = options.prompt
-            captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
-            return captioner
+            return cls.from_pretrained(options)
         base_models: list[BaseModel] = []
         vision_model, image_processor = cls._build_vision(options, base_models)
         language_model, tokenizer = cls._build_language_model(options, training_captions, base_models)

@@ -94,10 +94,7 @@ class VitGpt2(Captioner):
     def build(cls, options: VitGpt2Options, training_captions: Iterable[str]) -> Self:
         """Load `pretrained`, or join an encoder and a decoder by new cross-attention layers."""
         if options.pretrained is not None:
-            captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
-            captioner.prompt = options.prompt
-            captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
-            return captioner
+            return cls.from_pretrained(options)
         base_models: list[BaseModel] = []
         encoder, image_processor = cls._build_encoder(options, base_models)
         tokenizer = cls._build_tokenizer(options, training_captions)
