@@ -1,0 +1,69 @@
+"""Commands that caption pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfcap.cli.common import Force, TrustRemoteCode, app, execute, say
+from hfcap.errors import UserError
+
+
+@app.command()
+def caption(
+    model: Annotated[str, typer.Argument(help="run directory, model folder, Hub id, or a recipe file")],
+    inputs: Annotated[list[str] | None, typer.Argument(help="pictures: files, folders, patterns")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.jsonl or FILE.csv")] = None,
+    prompt: Annotated[str | None, typer.Option(help="text that every caption starts with")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1)] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    num_return_sequences: Annotated[int | None, typer.Option(min=1, help="captions per picture")] = None,
+    do_sample: Annotated[bool | None, typer.Option("--sample", help="draw captions instead of searching")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.01)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures at a time")] = 16,
+    revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the Hub")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    force: Force = False,
+) -> None:
+    """Caption pictures with a trained captioner; without pictures, the scored split of a run."""
+    if not inputs:
+        done = execute(model, None, "caption", force)
+        if done.accelerator.is_main_process:
+            say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
+        return
+    from pydantic import ValidationError
+
+    from hfcap.captioners.parts import quiet_loading
+    from hfcap.captioning import caption_pictures
+
+    quiet_loading()
+    given: dict[str, Any] = {
+        "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
+        "num_return_sequences": num_return_sequences,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    if num_return_sequences is not None and num_beams is None and not do_sample:
+        given["num_beams"] = max(num_return_sequences, 3)
+    try:
+        caption_pictures(
+            model,
+            inputs,
+            output,
+            overrides={name: value for name, value in given.items() if value is not None},
+            prompt=prompt,
+            batch_size=batch_size,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except ValidationError as error:
+        raise UserError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+    if output is not None:
+        say(f"Captions: {output}")

@@ -1,0 +1,56 @@
+"""What the commands share: the app, argument types, and the way from a recipe or run directory to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hfcap.progress import console
+
+if TYPE_CHECKING:
+    from hfcap.recipe import Recipe
+    from hfcap.stages import Run, StageName
+
+app = typer.Typer(
+    help="Compare, cheaply fine-tune and publish image captioners on the Hugging Face stack.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeOrRun = Annotated[str, typer.Argument(help="recipe file, or run directory", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="recipe keys to change, key=value", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="do this stage again although its output is there")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run code that comes with the model; only if you trust its author")
+]
+
+
+def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
+    """Load a recipe file, or the recipe of a run directory."""
+    from hfcap.recipe_loading import load_recipe
+    from hfcap.run_directory import RunDirectory
+
+    path = Path(target)
+    if path.is_dir():
+        path = RunDirectory.existing(path).recipe
+    return load_recipe(path, overrides or [])
+
+
+def say(text: str) -> None:
+    """Print a result as it is: paths are neither wrapped nor read as markup."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def execute(target: str, overrides: list[str] | None, last: StageName, force: bool = False) -> Run:
+    """Bring a recipe or run directory up to a stage."""
+    from hfcap.captioners.parts import quiet_loading
+    from hfcap.stages import Run
+
+    quiet_loading()
+    run = Run(recipe_of(target, overrides))
+    run.execute(last, force)
+    return run

@@ -1,0 +1,82 @@
+"""Commands for cards, merged weights and the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, say
+from hfcap.progress import console
+
+
+@app.command()
+def card(
+    recipe: RecipeOrRun,
+    check: Annotated[
+        bool, typer.Option("--check", help="only list facts that the card lacks; exit code 1 if any")
+    ] = False,
+) -> None:
+    """Write the model card of a run."""
+    if check:
+        from hfcap.publishing.card import missing_facts
+        from hfcap.run_directory import RunDirectory
+
+        missing = missing_facts(RunDirectory.existing(Path(recipe)))
+        for fact in missing:
+            say(f"missing: {fact}")
+        if missing:
+            raise typer.Exit(1)
+        console.print("The card has every fact.")
+        return
+    done = execute(recipe, None, "card", force=True)
+    if done.accelerator.is_main_process:
+        say(f"Card: {done.directory.card}")
+
+
+@app.command()
+def publish(
+    run_directory: Annotated[Path, typer.Argument(help="run directory")],
+    repo_id: Annotated[str | None, typer.Option("--repo-id", help="namespace/name; default: the recipe's")] = None,
+    private: Annotated[bool | None, typer.Option("--private/--public")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request instead of committing")] = False,
+    revision: Annotated[str | None, typer.Option(help="branch to commit to")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="publish merged weights instead of the adapter")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only stage and list the files")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace a published model whose scores are better")] = False,
+) -> None:
+    """Stage a run and push it to the Hub."""
+    from hfcap.captioners.parts import quiet_loading
+    from hfcap.publishing.push import publish as push
+    from hfcap.run_directory import RunDirectory
+    from hfcap.stages import merged_model
+
+    quiet_loading()
+    directory = RunDirectory.existing(run_directory)
+    result = push(
+        directory,
+        repo_id=repo_id,
+        private=private,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        revision=revision,
+        force=force,
+        model=merged_model(directory, wanted=merged),
+    )
+    say(str(result))
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="run directory or adapter folder")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Fold a LoRA adapter into its base model and save a plain model folder."""
+    from hfcap.captioners.loading import save_merged
+    from hfcap.captioners.parts import quiet_loading
+
+    quiet_loading()
+    save_merged(adapter, output, trust_remote_code)
+    say(f"Merged model: {output}")

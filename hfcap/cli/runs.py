@@ -1,0 +1,78 @@
+"""Commands for a run: run, train, doctor, and what recipes may say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hfcap.cli.common import Force, Overrides, RecipeOrRun, app, execute, recipe_of, say
+from hfcap.progress import console
+
+
+@app.command()
+def run(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
+    """Do every stage: train, caption, score, write the card, publish. Finished stages are skipped."""
+    done = execute(recipe, overrides, "publish")
+    if done.accelerator.is_main_process:
+        done.print_scores()
+        say(f"Run directory: {done.directory.path}")
+        say(f"Card:          {done.directory.card}")
+        say(f"To publish:    {done.directory.publish}")
+        trust = " --trust-remote-code" if done.recipe.model.trust_remote_code else ""
+        say(f"Next, caption a picture of your own:  hfcap caption {done.directory.path} PICTURE.jpg{trust}")
+
+
+@app.command()
+def train(recipe: RecipeOrRun, overrides: Overrides = None, force: Force = False) -> None:
+    """Train, or continue training, up to the finished model."""
+    done = execute(recipe, overrides, "train", force)
+    if done.accelerator.is_main_process:
+        say(f"Model: {done.directory.model}")
+
+
+@app.command()
+def doctor(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="folder for doctor.json and contact_sheet.png")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="training steps to measure; 0 = no memory and time estimate")] = 3,
+) -> None:
+    """Check labels, data, LoRA targets, memory and time of a recipe before any training; exit code 1 if wrong."""
+    from hfcap.captioners.parts import quiet_loading
+    from hfcap.doctor import examine
+
+    quiet_loading()
+    if not examine(recipe_of(recipe, overrides), output, steps):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_entries(
+    kind: Annotated[
+        Literal["captioners", "recipes", "metrics", "sources"] | None, typer.Argument(help="default: all")
+    ] = None,
+) -> None:
+    """List captioners, recipes, metrics or data sources."""
+    from hfcap.recipe_loading import find_recipes
+    from hfcap.registry import names
+
+    for one in (kind,) if kind else ("captioners", "sources", "metrics", "recipes"):
+        entries = [str(path) for path in find_recipes(Path("recipes"))] if one == "recipes" else names(one)
+        if kind is None:
+            console.print(one, style="bold")
+        for entry in entries:
+            say(entry if kind else f"  {entry}")
+
+
+@app.command("recipe-schema")
+def recipe_schema() -> None:
+    """Print the JSON Schema of recipes, for completion in editors."""
+    from hfcap.recipe_loading import recipe_json_schema
+
+    sys.stdout.write(json.dumps(recipe_json_schema(), indent=2) + "\n")
