@@ -150,6 +150,34 @@ class Captioner(ABC):
         """Modules trained in full beside LoRA because they start from random weights; empty by default."""
         return []
 
+    # ---- what a family may say ---------------------------------------------------------------------------------
+
+    def logits_and_penalty(
+        self, image_states: torch.Tensor, packed: PackedCaptions
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return `logits`, and a scalar that training adds to the summed cross-entropy (None: the family has none).
+
+        The penalty is a sum over captions, as the cross-entropy is; validation leaves it out.
+        """
+        return self.logits(image_states, packed), None
+
+    def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return where the captioner looked for each token of one caption.
+
+        Args:
+            image_states: (1, S, D). token_ids: (1, T), start token and prompt first.
+
+        Returns:
+            (T - 1, height, width) over the picture's grid; row t belongs to token t + 1. Each map sums to at most 1.
+
+        Raises:
+            UserError: the family has no attention from words to places in the picture.
+        """
+        raise UserError(
+            f"{self.card_facts.title} has no attention from words to places in the picture; heat maps need a captioner "
+            "whose decoder reads the picture through attention"
+        )
+
     # ---- the same for all families -----------------------------------------------------------------------------
 
     @classmethod

@@ -114,6 +114,12 @@ class _LogitsWatch:
         self.seen = logits.detach().float().requires_grad_()
         return self.seen
 
+    def logits_and_penalty(
+        self, image_states: torch.Tensor, packed: PackedCaptions
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # A penalty teaches no token.
+        return self.logits(image_states, packed), None
+
 
 def collate_for(captioner: Captioner, encoded: bool = False) -> Collate:
     """Return the collate function that training uses."""

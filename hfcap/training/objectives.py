@@ -16,7 +16,7 @@ class CrossEntropy(nn.Module):
     """Sum of token cross-entropies over a batch, with label smoothing (Szegedy et al. 2016, arXiv:1512.00567).
 
     A sum, not a mean: the loop divides by the number of supervised tokens of all micro-batches and processes, so that
-    the update does not depend on how a batch was split.
+    the update does not depend on how a batch was split. In training the family's penalty is added, if it has one.
     """
 
     captioner: Captioner
@@ -31,14 +31,18 @@ class CrossEntropy(nn.Module):
     def forward(self, batch: CaptionBatch) -> torch.Tensor:
         """Return the summed loss, a float32 scalar."""
         states = batch.images if batch.encoded else self.captioner.encode(batch.images)
-        logits = self.captioner.logits(states, batch.packed)
-        return nn.functional.cross_entropy(
+        if self.training:
+            logits, penalty = self.captioner.logits_and_penalty(states, batch.packed)
+        else:
+            logits, penalty = self.captioner.logits(states, batch.packed), None
+        loss = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(),
             batch.packed.labels.flatten(),
             ignore_index=IGNORED_LABEL,
             label_smoothing=self.label_smoothing_factor if self.training else 0.0,
             reduction="sum",
         )
+        return loss if penalty is None else loss + penalty.float()
 
 
 def supervised_tokens(batch: CaptionBatch) -> int:

@@ -25,6 +25,7 @@ def batch_and_objective(smoothing: float) -> tuple[CaptionBatch, CrossEntropy, t
     captioner: Any = SimpleNamespace(
         model=nn.Linear(1, 1), encode=lambda images: images, logits=lambda states, packed: logits
     )
+    captioner.logits_and_penalty = lambda states, packed: (captioner.logits(states, packed), None)
     return CaptionBatch(torch.zeros(2, 3, 4, 4), False, packed, 3), CrossEntropy(captioner, smoothing), logits
 
 
@@ -59,3 +60,10 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     loss = objective(batch)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(by_hand(logits.bfloat16().float(), 0.0), rel=1e-6)
+
+
+def test_the_family_s_penalty_counts_in_training_only() -> None:
+    batch, objective, logits = batch_and_objective(0.0)
+    objective.captioner.logits_and_penalty = lambda states, packed: (logits, torch.tensor(2.5))  # type: ignore[method-assign, assignment]
+    assert float(objective.train()(batch)) == pytest.approx(by_hand(logits, 0.0) + 2.5, rel=1e-6)
+    assert float(objective.eval()(batch)) == pytest.approx(by_hand(logits, 0.0), rel=1e-6)
