@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import PIL
 
 from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image
+from hfcap.data.remembered import Remembered
 from hfcap.errors import UserError
-from hfcap.files import cache_folder
 from hfcap.progress import error_console, progress_bar
 from hfcap.schema import CaptionedImage
 
@@ -83,7 +81,7 @@ def check_images_decode(
     """
     problems: dict[int, str] = {}
     unknown: list[tuple[int, CheckableImage, bytes]] = []
-    with _readable_images_store() as store:
+    with Remembered("checked_images", "pictures are checked each time") as memory:
         for index, record in enumerate(records):
             if isinstance(record.image, CheckableImage):
                 try:
@@ -92,8 +90,8 @@ def check_images_decode(
                     problems[index] = str(error)
                 else:
                     unknown.append((index, record.image, digest))
-        known = _known(store, [digest for _, _, digest in unknown])
-        _decode_all([entry for entry in unknown if entry[2] not in known], store, problems)
+        known = memory.known(digest for _, _, digest in unknown)
+        _decode_all([entry for entry in unknown if entry[2] not in known], memory, problems)
     if not problems:
         return list(records)
     reasons = [problems[index] for index in sorted(problems)]
@@ -113,7 +111,7 @@ def check_images_decode(
 
 
 def _decode_all(
-    entries: Sequence[tuple[int, CheckableImage, bytes]], store: sqlite3.Connection, problems: dict[int, str]
+    entries: Sequence[tuple[int, CheckableImage, bytes]], memory: Remembered, problems: dict[int, str]
 ) -> None:
     def problem(image: CheckableImage) -> str | None:
         try:
@@ -131,49 +129,8 @@ def _decode_all(
             readable = []
             for (index, _, digest), found in zip(batch, executor.map(problem, (e[1] for e in batch)), strict=True):
                 if found is None:
-                    readable.append((digest,))
+                    readable.append((digest, b""))
                 else:
                     problems[index] = found
-            _remember(store, readable)
+            memory.remember(readable)
             progress.advance(task, len(batch))
-
-
-@contextlib.contextmanager
-def _readable_images_store() -> Iterator[sqlite3.Connection]:
-    store = _open_store()
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def _open_store() -> sqlite3.Connection:
-    path = cache_folder() / "checked_images.sqlite"
-    create = "CREATE TABLE IF NOT EXISTS readable (digest BLOB PRIMARY KEY) WITHOUT ROWID"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store = sqlite3.connect(path, timeout=30)
-        store.execute(create)
-    except (OSError, sqlite3.Error) as error:
-        # A full disk or a network folder without locks costs time, not the run.
-        error_console.print(f"warning: {path} cannot be used ({error}); pictures are checked each time", markup=False)
-        store = sqlite3.connect(":memory:")
-        store.execute(create)
-    return store
-
-
-def _known(store: sqlite3.Connection, digests: Sequence[bytes]) -> set[bytes]:
-    known: set[bytes] = set()
-    for start in range(0, len(digests), _BATCH):
-        batch = digests[start : start + _BATCH]
-        marks = ",".join("?" * len(batch))
-        known.update(row[0] for row in store.execute(f"SELECT digest FROM readable WHERE digest IN ({marks})", batch))
-    return known
-
-
-def _remember(store: sqlite3.Connection, digests: Sequence[tuple[bytes]]) -> None:
-    try:
-        with store:
-            store.executemany("INSERT OR IGNORE INTO readable VALUES (?)", digests)
-    except sqlite3.Error as error:
-        error_console.print(f"warning: checked pictures cannot be remembered ({error})", markup=False)

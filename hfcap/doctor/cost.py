@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.features import FeatureStore
+from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.loading import epoch_batches
 from hfcap.doctor.findings import Findings
 from hfcap.doctor.measurement import Measurement, memory_of
@@ -191,7 +191,8 @@ def _disk(
     folder = recipe.data.feature_store_folder
     store = None
     if stored:
-        store = FeatureStore(captioner, None if folder is None else Path(folder), accelerator).folder
+        encoder = captioner_encoder(captioner, accelerator.mixed_precision)
+        store = FeatureStore(encoder, None if folder is None else Path(folder), accelerator).folder
     return Disk(
         checkpoint=checkpoint,
         # The newest ones, the best one, and one being written before an old one goes.

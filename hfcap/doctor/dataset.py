@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from hfcap.data.features import image_hashes
+from hfcap.data.image_hashes import image_hashes
 from hfcap.data.images import CheckableImage
 from hfcap.doctor.findings import Findings
 from hfcap.schema import CaptionedImage

@@ -11,7 +11,7 @@ from typing import Any
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
 from hfcap.captioners.lora import adapted_modules, save_adapter
-from hfcap.data.features import FeatureStore
+from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.environment import describe_environment
@@ -44,7 +44,8 @@ def image_inputs(
         return PixelInputs(records, captioner.image_processor)
     folder = recipe.data.feature_store_folder
     captioner.model.to(accelerator.device)
-    store = FeatureStore(captioner, None if folder is None else Path(folder), accelerator)
+    encoder = captioner_encoder(captioner, accelerator.mixed_precision)
+    store = FeatureStore(encoder, None if folder is None else Path(folder), accelerator)
     return store.inputs(records, recipe.train.per_device_eval_batch_size, recipe.train.dataloader_num_workers)
 
 

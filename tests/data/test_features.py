@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from hfcap.captioners.base import Captioner
-from hfcap.data import features
-from hfcap.data.features import FeatureStore, StoredStates, encoder_key
+from hfcap.data import row_store
+from hfcap.data.features import FeatureStore, StoredStates, captioner_encoder, embedding_encoder
+from hfcap.data.image_hashes import image_hashes
 from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import WorkError
@@ -69,7 +71,12 @@ def _stacked(states: StoredStates) -> torch.Tensor:
 
 
 def _store(captioner: Captioner, folder: Path, process: Process | None = None) -> FeatureStore:
-    return FeatureStore(captioner, folder, process or Process())
+    process = process or Process()
+    return FeatureStore(captioner_encoder(captioner, process.mixed_precision), folder, process)
+
+
+def encoder_key(captioner: Captioner, precision: str) -> str:
+    return captioner_encoder(captioner, precision).key
 
 
 def _forbid_encoding(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +112,7 @@ def test_second_use_encodes_nothing(
 def test_continues_behind_a_kill(
     captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 2)
+    monkeypatch.setattr(row_store, "IMAGES_PER_SHARD", 2)
     store = _store(captioner, tmp_path)
     expected = _stacked(store.inputs(records, 2, 0))
     shards = sorted(store.folder.glob("shard-*"))
@@ -129,7 +136,7 @@ def test_continues_behind_a_kill(
 def test_interrupted_encoding_keeps_whole_shards(
     captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 2)
+    monkeypatch.setattr(row_store, "IMAGES_PER_SHARD", 2)
     encode, calls = captioner.encode, [0]
 
     def failing(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -162,11 +169,9 @@ def test_files_that_look_alike_to_the_encoder_both_stay(
     captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same pixels in different bytes give equal states: one shard must not replace the other."""
-    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 1)
+    monkeypatch.setattr(row_store, "IMAGES_PER_SHARD", 1)
     path = Path(records[0].image.describe())
     other = tmp_path / "other.png"
-    from PIL import Image
-
     Image.open(path).save(other, "PNG", compress_level=0)
     assert other.read_bytes() != path.read_bytes()
     both = [records[0], CaptionedImage("other", "other.png", ("y",), FileImage(other))]
@@ -257,7 +262,9 @@ def test_no_room_is_said_before_anything_is_written(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**9, 10**9, 100))
     store = _store(captioner, tmp_path)
-    with pytest.raises(WorkError, match=r"needs .* GB but only .* free.*feature_store_folder.*feature_store: off"):
+    with pytest.raises(
+        WorkError, match=r"needs .* GB but only .* free.*feature_store_folder.*HFCAP_CACHE.*feature_store: off"
+    ):
         store.inputs(records, 3, 0)
     assert not list(store.folder.glob("shard-*"))
 
@@ -272,7 +279,7 @@ def test_processes_share_the_work(captioner: Captioner, records: list[CaptionedI
             store = _store(captioner, tmp_path, Process(1, 2))
             # It looked into the empty folder at the same time as the first one.
             mine = list(range(len(records)))[1::2]
-            store._encode(records, features.image_hashes(records), mine, 2, 0)
+            store._encode(records, image_hashes(records), mine, 2, 0)
 
     first = _store(captioner, tmp_path, Process(0, 2, at_barrier=second)).inputs(records, 2, 0)
     torch.testing.assert_close(_stacked(first), _direct(captioner, records), rtol=1e-3, atol=1e-3)
@@ -288,4 +295,29 @@ def test_stored_states_travel_to_workers(captioner: Captioner, records: list[Cap
 def test_folder_of_the_recipe_or_of_the_cache(captioner: Captioner, tmp_path: Path) -> None:
     key = encoder_key(captioner, "no")
     assert _store(captioner, tmp_path).folder == tmp_path / key
-    assert FeatureStore(captioner, None, Process()).folder.name == key
+    assert FeatureStore(captioner_encoder(captioner, "no"), None).folder.name == key
+
+
+def test_embeddings_of_a_dual_encoder(records: list[CaptionedImage], tmp_path: Path) -> None:
+    """Without recipe and Accelerator: float32 vectors, equal to transformers' own, computed once."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(text_config={**small, "vocab_size": 20}, vision_config=vision, projection_dim=6)
+    ).eval()
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    store = FeatureStore(embedding_encoder("tiny-clip", model, processor), tmp_path)
+    found = store.inputs(records, batch_size=3).stacked()
+    pictures: list[Any] = [Image.open(record.image.describe()) for record in records]
+    pixels = processor(pictures, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.get_image_features(**pixels).pooler_output
+    assert found.shape == (7, 6) and found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    model.get_image_features = None
+    again = FeatureStore(embedding_encoder("tiny-clip", model, processor), tmp_path)
+    assert torch.equal(again.inputs(records).stacked(), found)
+    assert again.rows.info().encoder == "tiny-clip" and again.rows.info().n_pictures == 7

@@ -1,0 +1,215 @@
+"""Tensors of pictures on disk: one row per picture in safetensors shards, memory-mapped and checksummed.
+
+A shard is written under a temporary name and renamed, so a killed run leaves whole shards and goes on behind them. Rows
+are found by the SHA-256 of the picture's encoded bytes; the shard's header lists them with the CRC-32 of each row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from hfcap.errors import WorkError
+from hfcap.files import read_json, write_bytes, write_json
+
+IMAGES_PER_SHARD = 512
+BYTES_PER_SHARD = 128_000_000
+SECONDS_PER_SHARD = 120.0
+"""A shard ends at the first of the three limits: little memory, and little to do again after a kill."""
+
+_TENSOR = "states"
+_INFO, _USED = "encoder.json", "last_used"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the row of one picture lies, and the CRC-32 of its bytes."""
+
+    path: Path
+    row: int
+    checksum: int
+
+
+class StoredRows:
+    """Rows read from a store, memory-mapped; picklable for worker processes."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = places
+        self._open: dict[Path, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return one row as it was stored (shape and dtype are the store's).
+
+        Raises:
+            WorkError: the shard is gone, or its bytes are not those that were written.
+        """
+        place = self.places[index]
+        if place.path not in self._open:
+            try:
+                self._open[place.path] = safe_open(place.path, framework="pt").get_slice(_TENSOR)
+            except (SafetensorError, OSError) as error:
+                raise WorkError(f"{place.path}: cannot be read ({error}); run again to compute it anew") from error
+        row: torch.Tensor = self._open[place.path][place.row]
+        if _checksum(row) != place.checksum:
+            raise WorkError(f"{place.path}: damaged shard (row {place.row}); delete the file and run again")
+        return row
+
+    def stacked(self) -> torch.Tensor:
+        """Return all rows as one float32 tensor (N, ...); for rows that are small, as embeddings are."""
+        return torch.stack([self[number].float() for number in range(len(self))])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files stay in their process.
+        return {**self.__dict__, "_open": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a store's folder holds, for people.
+
+    Attributes:
+        encoder: what computed the rows.
+        shape, dtype: of a row. last_used: seconds since 1970.
+    """
+
+    folder: Path
+    encoder: str
+    shape: tuple[int, ...]
+    dtype: str
+    n_pictures: int
+    n_bytes: int
+    last_used: float
+
+
+class RowStore:
+    """One folder of shards: `shard-*.safetensors`, and beside them what the rows are.
+
+    Args:
+        folder: named by everything that decides what a row is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def places(self) -> dict[str, Place]:
+        """Return hash of picture -> place, of all whole shards.
+
+        Raises:
+            WorkError: a shard is damaged; the message names it.
+        """
+        places: dict[str, Place] = {}
+        for path in self._shards():
+            places |= {value: Place(path, row, checksum) for row, (value, checksum) in enumerate(_header(path))}
+        return places
+
+    def require_room(self, n_bytes: int, what: str, remedy: str) -> int:
+        """Return the free bytes of the disk.
+
+        Raises:
+            WorkError: fewer than `n_bytes` (and five per cent); says how many `what` needs, and the remedy.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if n_bytes * 1.05 > free:
+            raise WorkError(
+                f"{self.folder}: {what} needs {n_bytes / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free; {remedy}"
+            )
+        return free
+
+    def describe(self, encoder: str, row: torch.Tensor) -> None:
+        """Note what the rows are, for `hfcap features list`."""
+        shape, dtype = [*row.shape], str(row.dtype).removeprefix("torch.")
+        write_json(self.folder / _INFO, {"encoder": encoder, "shape": shape, "dtype": dtype})
+
+    def mark_used(self) -> None:
+        """Note that the store is used now."""
+        if self.folder.is_dir():
+            (self.folder / _USED).touch()
+
+    def info(self) -> StoreInfo:
+        """Return size, content and last use.
+
+        Raises:
+            UserError: the note beside the shards is missing or damaged. WorkError: a shard is.
+        """
+        note = read_json(self.folder / _INFO, "note of a feature store")
+        shards = self._shards()
+        used = self.folder / _USED
+        return StoreInfo(
+            self.folder,
+            str(note.get("encoder", "?")),
+            tuple(note.get("shape", ())),
+            str(note.get("dtype", "float16")),
+            sum(len(_header(path)) for path in shards),
+            sum(path.stat().st_size for path in shards),
+            (used if used.exists() else self.folder / _INFO).stat().st_mtime,
+        )
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("shard-*.safetensors"))
+
+    def write_shard(self, rows: torch.Tensor, hashes: Sequence[str]) -> None:
+        """Write rows (N, ...) of the pictures with these hashes."""
+        listed = json.dumps([[value, _checksum(row)] for value, row in zip(hashes, rows, strict=True)])
+        # Named by its pictures too: different files may give the same rows.
+        name = hashlib.sha256(listed.encode()).hexdigest()[:16]
+        path = self.folder / f"shard-{name}.safetensors"
+        try:
+            write_bytes(path, save({_TENSOR: rows.contiguous()}, metadata={"rows": listed}))
+        except OSError as error:
+            raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+class ShardWriter:
+    """Collects rows and writes a shard whenever one is full; `close` writes the rest."""
+
+    def __init__(self, store: RowStore) -> None:
+        self.store = store
+        self._rows: list[torch.Tensor] = []
+        self._hashes: list[str] = []
+        self._began = time.monotonic()
+
+    def add(self, rows: torch.Tensor, hashes: Sequence[str]) -> None:
+        """Take in rows (N, ...) of the pictures with these hashes."""
+        self._rows.append(rows)
+        self._hashes += hashes
+        size = sum(part.numel() * part.element_size() for part in self._rows)
+        slow = time.monotonic() - self._began > SECONDS_PER_SHARD
+        if len(self._hashes) >= IMAGES_PER_SHARD or size >= BYTES_PER_SHARD or slow:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._hashes:
+            dtypes = {part.dtype for part in self._rows}
+            # Half-precision rows may be of both kinds; only bfloat16 holds the large values of some.
+            common = torch.bfloat16 if len(dtypes) > 1 else dtypes.pop()
+            self.store.write_shard(torch.cat([part.to(common) for part in self._rows]), self._hashes)
+        self._rows, self._hashes, self._began = [], [], time.monotonic()
+
+
+def _header(path: Path) -> list[tuple[str, int]]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            rows = json.loads(shard.metadata()["rows"])
+        return [(str(value), int(checksum)) for value, checksum in rows]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise WorkError(f"{path}: damaged shard of the feature store ({error}); delete the file") from error
+
+
+def _checksum(row: torch.Tensor) -> int:
+    return zlib.crc32(row.contiguous().view(-1).view(torch.uint8).numpy().data)
