@@ -165,6 +165,7 @@ def _checked(values: dict[str, Any], findings: Findings) -> Recipe:
             values[name] = {}
     if family:
         _check_parts(values.get("train"), tuple(family.parts), findings)
+        _check_method(values, family.trains_by_gradients, findings)
     _check_metrics(values.get("score"), findings)
     checked = _validated(shape, values, findings)
     problems = findings.messages()
@@ -199,6 +200,11 @@ def _check_parts(train: Any, parts: tuple[str, ...], findings: Findings) -> None
             if isinstance(name, str) and name not in parts:
                 path: KeyPath = ("train", key, name if isinstance(given, dict) else index)
                 findings.add(path, f"this captioner has no part {name!r}{registry.did_you_mean(name, parts)}")
+
+
+def _check_method(values: dict[str, Any], trains_by_gradients: bool, findings: Findings) -> None:
+    if not trains_by_gradients and values.get("lora") is not None:
+        findings.add(("lora",), f"captioner {values['captioner']} trains no weights; remove this block (lora: null)")
 
 
 def _check_metrics(score: Any, findings: Findings) -> None:

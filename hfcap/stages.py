@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
@@ -31,6 +32,7 @@ from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage, Prediction
 from hfcap.score_table import score_table
 from hfcap.scoring import read_scores, score_files
+from hfcap.training.fitting import fit_stage
 from hfcap.training.stage import image_inputs, train_stage
 
 StageName = Literal["train", "caption", "score", "card", "publish"]
@@ -170,7 +172,9 @@ class Run:
         if self._captions_follow:
             # Pictures that cannot be captioned are better known before the training than after it.
             self.records(self.recipe.score.split)
-        train_stage(self.recipe, self.directory, splits, self.accelerator)
+        family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
+        make = train_stage if family.trains_by_gradients else fit_stage
+        make(self.recipe, self.directory, splits, self.accelerator)
         self._mark_done("train")
 
     def _caption(self, force: bool) -> None:

@@ -74,6 +74,8 @@ class Captioner(ABC):
     card_facts: ClassVar[CardFacts]
     lora_target_modules: ClassVar[str]
     """Regular expression (peft's full-match form) over module names: the linear layers that 'auto' adapts."""
+    trains_by_gradients: ClassVar[bool] = True
+    """False for families that are fitted in one pass instead (captioners/fitted.py)."""
 
     def __init__(
         self,

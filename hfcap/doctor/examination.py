@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.data.source import Split, load_split
@@ -54,7 +55,7 @@ def examine(recipe: Recipe, output: Path | None = None, steps: int = 3) -> bool:
             then is printed and written first.
     """
     folder = output_folder(recipe) if output is None else output
-    method = "full fine-tuning" if recipe.lora is None else "LoRA"
+    method = _method(recipe)
     report = Report(recipe.name, recipe.captioner, method)
     try:
         _Examination(recipe, report, folder).run(steps)
@@ -64,6 +65,12 @@ def examine(recipe: Recipe, output: Path | None = None, steps: int = 3) -> bool:
         raise
     _finish(report, folder, complete=True)
     return report.healthy
+
+
+def _method(recipe: Recipe) -> str:
+    if not registry.load("captioners", recipe.captioner).REGISTERED.trains_by_gradients:
+        return "fitted in one pass"
+    return "full fine-tuning" if recipe.lora is None else "LoRA"
 
 
 def _finish(report: Report, folder: Path, complete: bool) -> None:
@@ -111,6 +118,8 @@ class _Examination:
         report.tokens = examine_tokens(recipe, captioner, train, findings)
         sheet = self.folder / SHEET_FILE
         report.pixels = examine_pixels(train, captioner.image_processor, sheet, findings)
+        if not captioner.trains_by_gradients:
+            return  # no labels, no loss, no training steps
         make_trainable(captioner, recipe)
         report.weights = examine_weights(recipe, captioner, findings)
         _say("Looking at labels and generation")

@@ -218,7 +218,10 @@ def _missing(run: RunDirectory, known: CardInput) -> list[str]:
         (known.summary, f"{run.summary.name}: not written; run 'hfcap train {run.path}'"),
         (known.scores, f"scores/{known.split}.json: not written; run 'hfcap score {run.path}'"),
         (known.samples, f"{run.samples.name}: not written; run 'hfcap caption {run.path}'"),
-        (known.log, f"{run.log.name}: empty; the card has no training curve"),
+        (
+            known.log or known.summary.get("method") == "fitted",
+            f"{run.log.name}: empty; the card has no training curve",
+        ),
     ]
     lines = [line for value, line in files if not value]
     lines += [

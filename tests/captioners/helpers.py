@@ -15,7 +15,17 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.packing import pack_captions
 from hfcap.schema import PackedCaptions
 
-FAMILIES = registry.names("captioners")
+ALL_FAMILIES = registry.names("captioners")
+
+
+def family_class(name: str) -> type[Captioner]:
+    """Return the family's captioner class."""
+    family: type[Captioner] = registry.load("captioners", name).REGISTERED
+    return family
+
+
+FAMILIES = [name for name in ALL_FAMILIES if family_class(name).trains_by_gradients]
+"""Families with a loss, logits and tokens that a prompt can start; the others are fitted in one pass."""
 
 CORPUS = (
     "a red cat sits on a mat",
@@ -26,12 +36,6 @@ CORPUS = (
 ) * 8
 
 PROMPT = "a picture of"
-
-
-def family_class(name: str) -> type[Captioner]:
-    """Return the family's captioner class."""
-    family: type[Captioner] = registry.load("captioners", name).REGISTERED
-    return family
 
 
 def build(name: str, seed: int = 0, **changes: Any) -> Captioner:

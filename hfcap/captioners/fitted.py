@@ -1,0 +1,58 @@
+"""Captioners that learn nothing by gradients: they are fitted to the training data in one pass (indexes, ensembles)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from hfcap.captioners.base import Captioner
+from hfcap.schema import CaptionedImage, PackedCaptions
+
+
+@dataclass(frozen=True, slots=True)
+class FittingData:
+    """What `FittedCaptioner.fit` learns from.
+
+    Attributes:
+        records: the training pictures with their captions.
+        image_states: batches of what `encode` says about the records, (B, S, D) each, in their order; None where the
+            family does not look at training pictures (`fits_on_images`).
+        batch_size: pictures or captions at a time.
+        folder: where unfinished work is kept, so that a killed run continues; removed when the model is saved.
+    """
+
+    records: Sequence[CaptionedImage]
+    image_states: Iterator[torch.Tensor] | None
+    batch_size: int
+    folder: Path
+
+
+class FittedCaptioner(Captioner):
+    """A captioner whose training is one call of `fit`; it has no loss, no trained weight and nothing for LoRA."""
+
+    trains_by_gradients = False
+    lora_target_modules = r"(?!)"
+    keeps_features: ClassVar[bool] = True
+    """Whether the feature store may keep what `encode` says (False where it is not an encoder's output)."""
+
+    @property
+    def fits_on_images(self) -> bool:
+        """Whether `fit` looks at the training pictures, beside their captions."""
+        return False
+
+    @abstractmethod
+    def fit(self, data: FittingData) -> None:
+        """Take in the training data; called in the main process alone.
+
+        Raises:
+            UserError: the data cannot be used, for example because no caption is left.
+        """
+
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Not there: nothing that is shared asks a family without `trains_by_gradients` for logits."""
+        raise AssertionError(f"{type(self).__name__} has no logits")
