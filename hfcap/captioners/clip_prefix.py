@@ -9,52 +9,33 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     CLIPProcessor,
     GenerationConfig,
 )
 
-from hfcap.captioners.base import BaseModel, Captioner, CardFacts
-from hfcap.captioners.modeling_clip_prefix import (
-    ClipPrefixConfig,
-    ClipPrefixForConditionalGeneration,
-    image_states_from,
-)
+from hfcap.captioners.base import BaseModel, CardFacts
+from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
+from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import (
     TINY_VIT,
     additive_mask,
     config_from_mapping,
-    copy_remote_code,
     from_pretrained,
-    load_image_processor,
     load_tokenizer,
-    new_image_processor,
     position_offset,
     require_positions,
     train_tokenizer,
-    vision_tower,
-    whole_model,
     wrap_texts,
 )
 from hfcap.errors import UserError
-from hfcap.recipe import ModelOptions, PositiveInt, Share, TokenizerOptions
+from hfcap.recipe import PositiveInt, Share, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
-AutoConfig.register("clip_prefix", ClipPrefixConfig, exist_ok=True)
-AutoModelForImageTextToText.register(ClipPrefixConfig, ClipPrefixForConditionalGeneration, exist_ok=True)
 
-
-class ClipPrefixOptions(ModelOptions):
+class ClipPrefixOptions(VisionOptions):
     """Keys of `model`: `pretrained` (a saved prefix captioner), or one encoder and one language model."""
 
-    vision: str | None = Field(
-        None, description="Hub id or folder of the image encoder (CLIP, SigLIP, ViT, ResNet, ...)"
-    )
-    vision_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
-    vision_revision: str | None = None
     language_model: str | None = Field(None, description="Hub id or folder of the causal language model")
     language_model_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
     language_model_revision: str | None = None
@@ -83,10 +64,11 @@ class ClipPrefixOptions(ModelOptions):
         return self
 
 
-class ClipPrefix(Captioner):
+class ClipPrefix(OwnModelCaptioner):
     """A ClipPrefixForConditionalGeneration. Parts: vision, mapper and text (the language model)."""
 
     options_class = ClipPrefixOptions
+    model_class = ClipPrefixForConditionalGeneration
     parts = ("vision", "mapper", "text")
     model_types = ("clip_prefix",)
     card_facts = CardFacts(
@@ -112,23 +94,15 @@ class ClipPrefix(Captioner):
         if options.pretrained is not None:
             return cls.from_pretrained(options)
         base_models: list[BaseModel] = []
-        vision_model, image_processor = cls._build_vision(options, base_models)
+        vision_model, image_processor = build_vision(options, base_models)
         language_model, tokenizer = cls._build_language_model(options, training_captions, base_models)
-        _require_loadable(vision_model, language_model, options)
-        size = image_processor.size
-        height = size.get("height") or (image_processor.crop_size or {}).get("height") or size["shortest_edge"]
-        with torch.no_grad():
-            states = image_states_from(
-                vision_model.eval()(pixel_values=torch.zeros(1, 3, height, height)), options.vision_feature
-            )
-        vision_config = vision_model.config
+        _require_loadable(language_model, options)
         config = ClipPrefixConfig(
-            vision_config=vision_config.to_dict() if getattr(vision_config, "auto_map", None) else vision_config,
+            **vision_settings(vision_model, image_processor, options.vision_feature),
             text_config=language_model.config,
-            **options.model_dump(include={"vision_feature", "mapper", "prefix_length"}),
-            **options.model_dump(include={"mapper_layers", "mapper_heads", "mapper_dropout"}),
-            vision_width=states.shape[2],
-            vision_tokens=states.shape[1],
+            **options.model_dump(
+                include={"mapper", "prefix_length", "mapper_layers", "mapper_heads", "mapper_dropout"}
+            ),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -136,16 +110,6 @@ class ClipPrefix(Captioner):
         _require_room(config)
         model = ClipPrefixForConditionalGeneration(config, vision_model, language_model)
         return cls(model, CLIPProcessor(image_processor, tokenizer), options.prompt, base_models, assembled=True)
-
-    @staticmethod
-    def _build_vision(options: ClipPrefixOptions, base_models: list[BaseModel]) -> tuple[Any, Any]:
-        if options.vision is None:
-            config = config_from_mapping(options.vision_config or {}, "model.vision_config")
-            return AutoModel.from_config(config), new_image_processor(getattr(config, "image_size", 224))
-        revision, trust = options.vision_revision, options.trust_remote_code
-        model = from_pretrained(AutoModel, options.vision, "model.vision", revision=revision, trust_remote_code=trust)
-        base_models.append(BaseModel(options.vision, revision, "vision"))
-        return vision_tower(model), load_image_processor(options.vision, "model.vision", revision, trust)
 
     @staticmethod
     def _build_language_model(
@@ -176,23 +140,6 @@ class ClipPrefix(Captioner):
         return model, tokenizer
 
     @classmethod
-    def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
-        """Load a saved prefix captioner; a backbone with its own code needs `trust_remote_code`."""
-        try:
-            config = ClipPrefixConfig.from_pretrained(location, revision=revision or "main")
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.pretrained: {location}: {str(error).splitlines()[0]}") from error
-        if isinstance(config.vision_config, dict) and not trust_remote_code:
-            raise UserError(
-                f"{location}: its image encoder brings its own code, which would run on this machine; "
-                "set trust_remote_code (--trust-remote-code) if you trust it"
-            )
-        model = whole_model(ClipPrefixForConditionalGeneration, location, revision, config=config)
-        tokenizer = load_tokenizer(location, "model.pretrained", revision, trust_remote_code)
-        image_processor = load_image_processor(location, "model.pretrained", revision, trust_remote_code)
-        return cls(model, CLIPProcessor(image_processor, tokenizer))
-
-    @classmethod
     def tiny(cls) -> dict[str, Any]:
         """A ViT and a GPT-2 of two layers and width 32, 32-pixel pictures, a prefix of 4."""
         return {
@@ -202,21 +149,6 @@ class ClipPrefix(Captioner):
             "prefix_length": 4,
             "tokenizer": {"vocab_size": 400},
         }
-
-    @property
-    def start_token_id(self) -> int:
-        """The language model's start token, which follows the prefix."""
-        return int(self.model.config.bos_token_id)
-
-    @property
-    def end_token_id(self) -> int:
-        """The language model's end token."""
-        return int(self.model.config.eos_token_id)
-
-    @property
-    def pad_token_id(self) -> int:
-        """The tokenizer's pad token."""
-        return int(self.model.config.pad_token_id)
 
     @property
     def lora_modules_to_save(self) -> list[str]:
@@ -230,10 +162,6 @@ class ClipPrefix(Captioner):
             "mapper": [self.model.mapper],
             "text": [self.model.language_model],
         }
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return pooled vector or patches of the image encoder, before the mapper."""
-        return self.model.encode(pixel_values)
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run mapper and language model; every caption of the row sees the one prefix and nothing of the others."""
@@ -249,26 +177,13 @@ class ClipPrefix(Captioner):
         """Generate from the prefix of encoded images."""
         return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
 
-    def save(self, folder: Any, options: Any) -> None:
-        """Save as `Captioner.save`, with the modelling code, so that plain transformers can load the folder."""
-        ClipPrefixConfig.register_for_auto_class()
-        ClipPrefixForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-        super().save(folder, options)
-        copy_remote_code(self.model.vision_model, folder)
 
-
-def _require_loadable(vision_model: Any, language_model: Any, options: ClipPrefixOptions) -> None:
-    """Refuse parts that could be trained but not loaded again, or not trained as they generate."""
+def _require_loadable(language_model: Any, options: ClipPrefixOptions) -> None:
+    """Refuse a language model that could be trained but not loaded again, or not trained as it generates."""
     if type(language_model).__module__.startswith("transformers_modules"):
         raise UserError(
             f"model.language_model: {options.language_model} brings its own code, which a saved prefix captioner "
             "cannot carry along; choose a language model that is part of transformers"
-        )
-    own_code = type(vision_model).__module__.startswith("transformers_modules")
-    if own_code and not getattr(vision_model.config, "auto_map", None):
-        raise UserError(
-            f"model.vision: the image tower of {options.vision} brings its own code but cannot be loaded alone (its "
-            "config has no auto_map); choose an encoder that is part of transformers or a repository of the tower alone"
         )
     require_positions(language_model, "model.language_model")
     if position_offset(language_model):
@@ -305,4 +220,5 @@ def prefix_attention_mask(caption_index: torch.Tensor, n_prefix: int, dtype: tor
     return additive_mask(visible & causal, dtype)
 
 
+ClipPrefix.register()
 REGISTERED = ClipPrefix

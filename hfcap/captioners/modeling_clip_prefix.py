@@ -9,27 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-
-def _as_config(value: Any) -> Any:
-    """Turn the nested dictionary of a saved config into the config object it stands for.
-
-    A backbone that brings its own code stays a dictionary here; the model resolves it with the folder it came from.
-    """
-    if not isinstance(value, dict) or "auto_map" in value:
-        return value
-    arguments = dict(value)
-    return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+from .modeling_image_encoder import as_config, image_states_from, new_vision_model
 
 
 class ClipPrefixConfig(PreTrainedConfig):
@@ -41,7 +29,7 @@ class ClipPrefixConfig(PreTrainedConfig):
         vision_feature: "pooled" (one vector per image) or "patches" (every patch or feature-map cell).
         mapper: "mlp", "transformer" or "linear" (one prefix position per patch).
         prefix_length: N for mlp and transformer; linear takes N = vision_tokens.
-        vision_width: D. vision_tokens: S.
+        vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
     """
 
     model_type = "clip_prefix"
@@ -58,10 +46,11 @@ class ClipPrefixConfig(PreTrainedConfig):
         mapper_dropout: float = 0.0,
         vision_width: int = 768,
         vision_tokens: int = 1,
+        vision_grid: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.vision_config = _as_config(vision_config)
-        self.text_config = _as_config(text_config)
+        self.vision_config = as_config(vision_config)
+        self.text_config = as_config(text_config)
         self.vision_feature = vision_feature
         self.mapper = mapper
         self.prefix_length = prefix_length
@@ -70,6 +59,7 @@ class ClipPrefixConfig(PreTrainedConfig):
         self.mapper_dropout = mapper_dropout
         self.vision_width = vision_width
         self.vision_tokens = vision_tokens
+        self.vision_grid = vision_grid
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
@@ -152,20 +142,6 @@ def build_mapper(config: ClipPrefixConfig, text_width: int) -> nn.Module:
     return LinearMapper(config.vision_width, config.vision_tokens, text_width, config.mapper_dropout)
 
 
-def image_states_from(outputs: Any, vision_feature: str) -> torch.Tensor:
-    """Return image states (B, S, D) from the output of any vision model.
-
-    Feature maps (B, D, height, width) become height * width states; a missing pooled vector is the mean of the states.
-    """
-    hidden = outputs.last_hidden_state
-    if hidden.ndim == 4:
-        hidden = hidden.flatten(2).transpose(1, 2)
-    if vision_feature == "patches":
-        return hidden
-    pooled = getattr(outputs, "pooler_output", None)
-    return hidden.mean(1, keepdim=True) if pooled is None else pooled.flatten(1)[:, None]
-
-
 class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """A prefix captioner for `AutoModelForImageTextToText`; `generate(pixel_values=...)` captions."""
 
@@ -178,7 +154,7 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: ClipPrefixConfig, vision_model: Any = None, language_model: Any = None) -> None:
         super().__init__(config)
-        self.vision_model = self._new_vision_model() if vision_model is None else vision_model
+        self.vision_model = new_vision_model(config) if vision_model is None else vision_model
         self.language_model = (
             AutoModelForCausalLM.from_config(config.text_config) if language_model is None else language_model
         )
@@ -188,19 +164,6 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for target, source in (getattr(self.language_model, "_tied_weights_keys", None) or {}).items()
         }
         self.post_init()
-
-    def _new_vision_model(self) -> Any:
-        vision_config = self.config.vision_config
-        if not isinstance(vision_config, dict):
-            return AutoModel.from_config(vision_config)
-        # The backbone's own code lies beside this file: in the folder or repository the config was loaded from.
-        location: Any = self.config.name_or_path
-        names = vision_config["auto_map"]
-        # The commit that the weights come from: code of a later one may not fit them.
-        revision = getattr(self.config, "_commit_hash", None)
-        config_class = get_class_from_dynamic_module(names["AutoConfig"], location, revision=revision)
-        model_class = get_class_from_dynamic_module(names["AutoModel"], location, revision=revision)
-        return model_class(config_class(**vision_config))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -13,9 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     CLIPProcessor,
     GenerationConfig,
     VisionEncoderDecoderConfig,
@@ -24,6 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
+from hfcap.captioners.own_model import as_decoder, load_as_decoder
 from hfcap.captioners.parts import (
     TINY_VIT,
     config_from_mapping,
@@ -33,7 +32,6 @@ from hfcap.captioners.parts import (
     new_image_processor,
     packed_attention_mask,
     position_offset,
-    require_positions,
     train_tokenizer,
     vision_tower,
     whole_model,
@@ -141,33 +139,11 @@ class VitGpt2(Captioner):
 
     @staticmethod
     def _build_decoder(options: VitGpt2Options, tokenizer: Any, base_models: list[BaseModel]) -> Any:
-        as_decoder = {"is_decoder": True, "add_cross_attention": True}
-        special = {
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
         if options.decoder is None:
-            values = {**(options.decoder_config or {}), **as_decoder, **special, "vocab_size": len(tokenizer)}
-            decoder = AutoModelForCausalLM.from_config(config_from_mapping(values, "model.decoder_config"))
-        else:
-            revision, trust = options.decoder_revision, options.trust_remote_code
-            try:
-                config = AutoConfig.from_pretrained(
-                    options.decoder, revision=revision, trust_remote_code=trust, **as_decoder
-                )
-            except (OSError, ValueError) as error:
-                raise UserError(f"model.decoder: {options.decoder}: {str(error).splitlines()[0]}") from error
-            decoder = from_pretrained(
-                AutoModelForCausalLM, options.decoder, "model.decoder", config=config, revision=revision
-            )
-            base_models.append(BaseModel(options.decoder, revision, "decoder"))
-        if not any("cross" in name.lower() for name, _ in decoder.named_modules()):
-            raise UserError(
-                f"model.decoder: {type(decoder).__name__} has no cross-attention; choose one that transformers can "
-                "give cross-attention (GPT-2, BERT, RoBERTa, Electra), or captioner: clip_prefix"
-            )
-        require_positions(decoder, "model.decoder")
+            return as_decoder(tokenizer, options.decoder_config or {}, "model.decoder_config")
+        revision = options.decoder_revision
+        decoder = load_as_decoder(options.decoder, "model.decoder", revision, options.trust_remote_code)
+        base_models.append(BaseModel(options.decoder, revision, "decoder"))
         return decoder
 
     @classmethod
