@@ -154,14 +154,26 @@ class Captioner(ABC):
 
     # ---- what a family may say ---------------------------------------------------------------------------------
 
-    def logits_and_penalty(
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run everything behind the encoder but the head: (B, S, D) and (B, P) -> (B, P, H).
+
+        `head(decoder_states(...))` equals `logits(...)`; training computes the head only where labels are. A family
+        that does not override the two keeps its logits as states, and has the cost of computing all of them.
+        """
+        return self.logits(image_states, packed)
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run the head over any number of positions: (..., H) -> (..., V)."""
+        return states
+
+    def states_and_penalty(
         self, image_states: torch.Tensor, packed: PackedCaptions
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return `logits`, and a scalar that training adds to the summed cross-entropy (None: the family has none).
+        """Return `decoder_states`, and a scalar that training adds to the summed cross-entropy (None: none).
 
         The penalty is a sum over captions, as the cross-entropy is; validation leaves it out.
         """
-        return self.logits(image_states, packed), None
+        return self.decoder_states(image_states, packed), None
 
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """Return where the captioner looked for each token of one caption.

@@ -130,13 +130,22 @@ class Blip(Captioner):
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the text decoder; cross-attention keys and values are computed once per image."""
-        return self.model.text_decoder(
+        return self.head(self.decoder_states(image_states, packed))
+
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the text decoder up to its head."""
+        return self.model.text_decoder.bert(
             input_ids=packed.input_ids,
             attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
             position_ids=packed.position_ids,
             encoder_hidden_states=image_states,
             use_cache=False,
-        ).logits
+            is_decoder=True,
+        ).last_hidden_state
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run BERT's transform and the projection to words."""
+        return self.model.text_decoder.cls(states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as BlipForConditionalGeneration.generate does behind its vision model."""

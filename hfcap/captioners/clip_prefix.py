@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hfcap.captioners.base import BaseModel, CardFacts
+from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import (
@@ -165,13 +166,22 @@ class ClipPrefix(OwnModelCaptioner):
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run mapper and language model; every caption of the row sees the one prefix and nothing of the others."""
-        mask = prefix_attention_mask(packed.caption_index, _prefix_positions(self.model.config), image_states.dtype)
-        return self.model(
-            image_states=image_states,
-            input_ids=packed.input_ids,
+        return self.head(self.decoder_states(image_states, packed))
+
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the mapper and the language model up to its head; states of the text positions."""
+        n_prefix = _prefix_positions(self.model.config)
+        inputs = self.model.language_inputs(
+            image_states,
+            packed.input_ids,
+            attention_mask=prefix_attention_mask(packed.caption_index, n_prefix, image_states.dtype),
             position_ids=packed.position_ids,
-            attention_mask=mask,
-        ).logits
+        )
+        return body_states(self.model.language_model, **inputs)[:, n_prefix:]
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run the language model's head."""
+        return head_logits(self.model.language_model, states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate from the prefix of encoded images."""

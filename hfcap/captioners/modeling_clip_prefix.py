@@ -209,21 +209,10 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_states = self.encode(pixel_values)
         if input_ids is None:
             input_ids = self._start_ids(image_states)
-        prefix = self.mapper(image_states)
-        embeddings = self.get_input_embeddings()(input_ids)
-        n_prefix, n_text = prefix.shape[1], input_ids.shape[1]
-        batch = input_ids.shape[0]
-        if attention_mask is not None and attention_mask.ndim == 2:
-            attention_mask = torch.cat([attention_mask.new_ones(batch, n_prefix), attention_mask], dim=1)
-        if position_ids is not None:
-            prefix_positions = torch.arange(n_prefix, device=input_ids.device).expand(batch, -1)
-            position_ids = torch.cat([prefix_positions, position_ids + n_prefix], dim=1)
         outputs = self.language_model(
-            inputs_embeds=torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            **self.language_inputs(image_states, input_ids, attention_mask, position_ids),
             use_cache=False,
-            logits_to_keep=n_text,
+            logits_to_keep=input_ids.shape[1],
         )
         loss = None
         if labels is not None:
@@ -231,6 +220,28 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
             )
         return CausalLMOutputWithPast(loss=loss, logits=outputs.logits)
+
+    def language_inputs(
+        self,
+        image_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Return what the language model is called with: prefix and text embeddings (B, N + T, H), mask, positions."""
+        prefix = self.mapper(image_states)
+        embeddings = self.get_input_embeddings()(input_ids)
+        batch, n_prefix = prefix.shape[:2]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = torch.cat([attention_mask.new_ones(batch, n_prefix), attention_mask], dim=1)
+        if position_ids is not None:
+            prefix_positions = torch.arange(n_prefix, device=input_ids.device).expand(batch, -1)
+            position_ids = torch.cat([prefix_positions, position_ids + n_prefix], dim=1)
+        return {
+            "inputs_embeds": torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1),
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+        }
 
     def _start_ids(self, image_states: torch.Tensor) -> torch.Tensor:
         return torch.full((image_states.shape[0], 1), self.config.bos_token_id, device=image_states.device)

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
+from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.own_model import as_decoder, load_as_decoder
 from hfcap.captioners.parts import (
     TINY_VIT,
@@ -199,15 +200,23 @@ class VitGpt2(Captioner):
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run projection and decoder; cross-attention keys and values are computed once per image."""
+        return self.head(self.decoder_states(image_states, packed))
+
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the projection and the decoder up to its head."""
         if hasattr(self.model, "enc_to_dec_proj"):
             image_states = self.model.enc_to_dec_proj(image_states)
-        return self.model.decoder(
+        return body_states(
+            self.model.decoder,
             input_ids=packed.input_ids,
             attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
             position_ids=packed.position_ids + position_offset(self.model.decoder),
             encoder_hidden_states=image_states,
-            use_cache=False,
-        ).logits
+        )
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run the decoder's head."""
+        return head_logits(self.model.decoder, states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with the encoder's output given, so that it does not run again."""

@@ -108,17 +108,21 @@ class _LogitsWatch:
         with torch.no_grad():
             return self.captioner.encode(pixel_values)
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        # All logits stand in for the states, so that a gradient shows which of them the objective reads.
         with torch.no_grad():
-            logits = self.captioner.logits(image_states, packed)
+            logits = self.captioner.head(self.captioner.decoder_states(image_states, packed))
         self.seen = logits.detach().float().requires_grad_()
         return self.seen
 
-    def logits_and_penalty(
+    def states_and_penalty(
         self, image_states: torch.Tensor, packed: PackedCaptions
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # A penalty teaches no token.
-        return self.logits(image_states, packed), None
+        return self.decoder_states(image_states, packed), None
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        return states
 
 
 def collate_for(captioner: Captioner, encoded: bool = False) -> Collate:

@@ -10,6 +10,7 @@ from torch import nn
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch
 from hfcap.schema import IGNORED_LABEL
+from hfcap.training.token_loss import supervised_loss
 
 
 class CrossEntropy(nn.Module):
@@ -32,15 +33,14 @@ class CrossEntropy(nn.Module):
         """Return the summed loss, a float32 scalar."""
         states = batch.images if batch.encoded else self.captioner.encode(batch.images)
         if self.training:
-            logits, penalty = self.captioner.logits_and_penalty(states, batch.packed)
+            decoded, penalty = self.captioner.states_and_penalty(states, batch.packed)
         else:
-            logits, penalty = self.captioner.logits(states, batch.packed), None
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(),
-            batch.packed.labels.flatten(),
-            ignore_index=IGNORED_LABEL,
+            decoded, penalty = self.captioner.decoder_states(states, batch.packed), None
+        loss = supervised_loss(
+            self.captioner.head,
+            decoded,
+            batch.packed.labels,
             label_smoothing=self.label_smoothing_factor if self.training else 0.0,
-            reduction="sum",
         )
         return loss if penalty is None else loss + penalty.float()
 

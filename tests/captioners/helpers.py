@@ -14,6 +14,7 @@ from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.data.packing import pack_captions
 from hfcap.schema import PackedCaptions
+from hfcap.training.token_loss import supervised_loss
 
 ALL_FAMILIES = registry.names("captioners")
 
@@ -89,12 +90,10 @@ def packed(captioner: Captioner, captions: Sequence[Sequence[Sequence[int]]]) ->
 def packed_loss(
     captioner: Captioner, pixels: torch.Tensor, captions: Sequence[Sequence[Sequence[int]]]
 ) -> torch.Tensor:
-    """Summed cross-entropy of packed captions, straight from `Captioner.logits`."""
+    """Summed cross-entropy of packed captions as training computes it, in parts of four positions."""
     rows = packed(captioner, captions)
-    logits = captioner.logits(captioner.encode(pixels), rows)
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), rows.labels.flatten(), ignore_index=-100, reduction="sum"
-    )
+    states = captioner.decoder_states(captioner.encode(pixels), rows)
+    return supervised_loss(captioner.head, states, rows.labels, positions_at_once=4)
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

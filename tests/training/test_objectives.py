@@ -23,9 +23,12 @@ def batch_and_objective(smoothing: float) -> tuple[CaptionBatch, CrossEntropy, t
     packed = pack_captions(captions, [START, PROMPT], END, PAD)
     logits = torch.randn(*packed.labels.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
     captioner: Any = SimpleNamespace(
-        model=nn.Linear(1, 1), encode=lambda images: images, logits=lambda states, packed: logits
+        model=nn.Linear(1, 1),
+        encode=lambda images: images,
+        decoder_states=lambda states, packed: logits,
+        head=lambda states: states,
     )
-    captioner.logits_and_penalty = lambda states, packed: (captioner.logits(states, packed), None)
+    captioner.states_and_penalty = lambda states, packed: (captioner.decoder_states(states, packed), None)
     return CaptionBatch(torch.zeros(2, 3, 4, 4), False, packed, 3), CrossEntropy(captioner, smoothing), logits
 
 
@@ -56,7 +59,7 @@ def test_validation_is_not_smoothed() -> None:
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
     batch, objective, logits = batch_and_objective(0.0)
-    objective.captioner.logits = lambda states, packed: logits.bfloat16()  # type: ignore[method-assign, assignment]
+    objective.captioner.decoder_states = lambda states, packed: logits.bfloat16()  # type: ignore[method-assign, assignment]
     loss = objective(batch)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(by_hand(logits.bfloat16().float(), 0.0), rel=1e-6)
@@ -64,6 +67,6 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
 
 def test_the_family_s_penalty_counts_in_training_only() -> None:
     batch, objective, logits = batch_and_objective(0.0)
-    objective.captioner.logits_and_penalty = lambda states, packed: (logits, torch.tensor(2.5))  # type: ignore[method-assign, assignment]
+    objective.captioner.states_and_penalty = lambda states, packed: (logits, torch.tensor(2.5))  # type: ignore[method-assign, assignment]
     assert float(objective.train()(batch)) == pytest.approx(by_hand(logits, 0.0) + 2.5, rel=1e-6)
     assert float(objective.eval()(batch)) == pytest.approx(by_hand(logits, 0.0), rel=1e-6)
