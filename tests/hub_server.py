@@ -14,10 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.hub.server import HubServer, User
+from hfcap.hub_server.server import User
+from tests.hub.faults import FaultyHub
 
 
-class Hub(HubServer):
+class Hub(FaultyHub):
     """The loopback Hub with three accounts: alice may write, rita may only read, mallory is somebody else."""
 
     def __init__(self, root: Path) -> None:
@@ -61,3 +62,4 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         impatient = SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None})
         monkeypatch.setattr(_http, "time", impatient)
         yield server
+    assert server.crashes == []

@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "files",
     "progress",
+    "hub_server",
     "strict_yaml",
     "registry",
     "schema",

@@ -1,1 +1,1 @@
-"""A loopback Hub: enough of the Hub's HTTP interface for the real huggingface_hub client (see server.py)."""
+"""The Hub server of the package with faults on demand, and its tests."""

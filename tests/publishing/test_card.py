@@ -16,12 +16,12 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from hfcap.errors import UserError
+from hfcap.hub_server.card_rules import check_card
 from hfcap.publishing.card import missing_facts, render_card, write_card
 from hfcap.publishing.facts import read_card_input
 from hfcap.publishing.metadata import eval_results_file
 from hfcap.publishing.sections import MARK, split_front_matter
 from hfcap.run_directory import RunDirectory
-from tests.hub.card_rules import check_card
 from tests.publishing.run_builder import CAPTIONS, ENVIRONMENT, SUMMARY, build_run, write_json
 
 HOSTILE = [

@@ -18,7 +18,7 @@ from tests.hub_server import Hub
 
 CALLS = [
     "whoami",
-    "model_info",
+    "repo_info",
     "create_repo",
     "validate_yaml",
     "preupload",

@@ -12,16 +12,31 @@ import yaml
 
 LICENSES = frozenset(
     """
-    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
-    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
-    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
-    lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense
-    zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 gemma unknown other
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
+    cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+    cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+    eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl
+    openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma apple-ascl
+    apple-amlr intel-research h-research grok2-community open-mdw unknown other
     """.split()  # noqa: SIM905
 )
-PIPELINE_TAGS = frozenset({"image-text-to-text", "image-to-text", "visual-question-answering", "text-generation"})
+PIPELINE_TAGS = frozenset(
+    """
+    any-to-any audio-classification audio-text-to-text audio-to-audio automatic-speech-recognition depth-estimation
+    document-question-answering feature-extraction fill-mask graph-ml image-classification image-feature-extraction
+    image-segmentation image-text-to-image image-text-to-text image-text-to-video image-to-3d image-to-image
+    image-to-text image-to-video keypoint-detection mask-generation multiple-choice object-detection other
+    question-answering reinforcement-learning robotics sentence-similarity summarization table-question-answering
+    tabular-classification tabular-regression text-classification text-generation text-ranking text-to-3d text-to-audio
+    text-to-image text-to-speech text-to-video time-series-forecasting token-classification translation
+    unconditional-image-generation video-classification video-text-to-text video-to-video visual-document-retrieval
+    visual-question-answering voice-activity-detection zero-shot-classification zero-shot-image-classification
+    zero-shot-object-detection
+    """.split()  # noqa: SIM905
+)
 RELATIONS = frozenset({"adapter", "merge", "quantized", "finetune"})
 REPO_ID = re.compile(r"^(?:[\w.-]{1,96}/)?[\w.-]{1,96}$")
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -73,41 +88,76 @@ def _check_result(where: str, result: Any) -> list[str]:
     return errors
 
 
-def check_card(content: str) -> tuple[list[str], list[str]]:
-    """Return (errors, warnings) for a README.md."""
+def check_card(content: str, kind: str = "model") -> tuple[list[str], list[str]]:
+    """Return (errors, warnings) for the README.md of a model, dataset or space."""
     match = FRONT_MATTER.match(content)
     if match is None:
-        return [], ["empty or missing yaml metadata in repo card"]
+        # A Space cannot start without its settings; the page of a model or dataset may lack them.
+        missing = "empty or missing yaml metadata in repo card"
+        return ([missing], []) if kind == "space" else ([], [missing])
     try:
         data = yaml.safe_load(match.group(1))
     except yaml.YAMLError as error:
         return [f"YAML parsing error: {str(error).splitlines()[0]}"], []
     if not isinstance(data, dict):
         return ["metadata must be a mapping"], []
+    if kind == "space":
+        return _check_space(data), []
     errors = [f'"{key}" must be text or a list of text' for key in _LISTS if key in data and not _is_texts(data[key])]
+    if kind == "dataset":
+        return errors, []
     errors += _check_values(data)
     if "model-index" in data:
         errors += _check_model_index(data["model-index"])
     return errors, [] if "license" in data else ["no license given"]
 
 
+def _check_space(data: dict[str, Any]) -> list[str]:
+    errors = []
+    if data.get("sdk") not in ("gradio", "docker", "static"):
+        errors.append('"sdk" must be one of gradio, docker, static')
+    for key in ("colorFrom", "colorTo"):
+        if key in data and data[key] not in _COLOURS:
+            errors.append(f'"{key}" must be one of ' + ", ".join(_COLOURS))
+    for key in ("title", "emoji", "app_file", "short_description"):
+        if key in data and not isinstance(data[key], str):
+            errors.append(f'"{key}" must be text')
+    if len(str(data.get("short_description", ""))) > 60:
+        errors.append('"short_description" must be at most 60 characters long')
+    if "sdk_version" in data and not re.fullmatch(r"\d+(\.\d+){1,2}", str(data["sdk_version"])):
+        errors.append('"sdk_version" must be a version')
+    return errors + _check_licence(data) + _check_ids(data, ("models", "datasets"))
+
+
+_COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 _LISTS = ("tags", "datasets", "metrics", "language")
 
 
-def _check_values(data: dict[str, Any]) -> list[str]:
+def _check_licence(data: dict[str, Any]) -> list[str]:
     errors = []
-    if "license" in data and (not isinstance(data["license"], str) or data["license"] not in LICENSES):
+    if "license" in data and not all(isinstance(x, str) and x in LICENSES for x in _as_list(data["license"])):
         errors.append('"license" must be one of the known identifiers')
     if data.get("license") == "other" and not data.get("license_name"):
         errors.append('"license_name" is required with license: other')
+    return errors
+
+
+def _check_ids(data: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
+    return [
+        f'"{key}" with value {item!r} is not valid. Use a model or dataset id from the Hub'
+        for key in keys
+        for item in _as_list(data.get(key, []))
+        if not isinstance(item, str) or not REPO_ID.match(item)
+    ]
+
+
+def _check_values(data: dict[str, Any]) -> list[str]:
+    errors = _check_licence(data)
     if "pipeline_tag" in data and data["pipeline_tag"] not in PIPELINE_TAGS:
         errors.append(f'"pipeline_tag" {data["pipeline_tag"]!r} is not a known task')
     if not isinstance(data.get("library_name", ""), str):
         errors.append('"library_name" must be text')
-    for key in ("base_model", "datasets"):
-        for item in _as_list(data.get(key, [])):
-            if not isinstance(item, str) or not REPO_ID.match(item):
-                errors.append(f'"{key}" with value {item!r} is not valid. Use a model or dataset id from the Hub')
+    errors += _check_ids(data, ("base_model", "datasets"))
     if "base_model_relation" in data and data["base_model_relation"] not in RELATIONS:
         errors.append('"base_model_relation" must be one of ' + ", ".join(sorted(RELATIONS)))
     for language in _as_list(data.get("language", [])):

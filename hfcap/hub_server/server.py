@@ -1,0 +1,382 @@
+"""HTTP server of the small Hub: who asks, which route answers, how bytes come in and go out.
+
+Answers follow the real Hub as far as the client looks at them: status, X-Error-Code, JSON keys, ETag and X-* headers.
+Large files are streamed in both directions. Nothing of a request is logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from hfcap.hub_server.store import HubError, Repository, Store
+
+LARGEST_MESSAGE = 512 * 2**20
+"""Bytes of a request that is held in memory; large files have a route of their own and are streamed."""
+SECONDS_OF_SILENCE = 300
+"""A connection on which nothing arrives for so long is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who a token stands for.
+
+    Attributes:
+        role: "write" or "read", as the Hub's tokens have.
+        organizations: name -> the user's role there.
+        everywhere: may write in every namespace (a Hub without tokens).
+    """
+
+    name: str
+    role: str = "write"
+    organizations: dict[str, str] = field(default_factory=dict)
+    everywhere: bool = False
+
+    def belongs_to(self, namespace: str) -> bool:
+        """Whether the user sees private repositories of a namespace."""
+        return self.everywhere or namespace == self.name or namespace in self.organizations
+
+    def may_write(self, namespace: str) -> bool:
+        """Whether the user may change repositories of a namespace."""
+        role = "write" if self.everywhere or namespace == self.name else self.organizations.get(namespace, "")
+        return self.role == "write" and role in ("write", "admin")
+
+
+@dataclass(slots=True)
+class Answer:
+    """One HTTP answer: `body`, or `length` bytes of `file` from `start`."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    file: Path | None = None
+    start: int = 0
+    length: int = 0
+
+    @classmethod
+    def of(cls, value: Any, status: int = 200) -> Answer:
+        """Answer with JSON."""
+        return cls(json.dumps(value).encode(), status, {"Content-Type": "application/json"})
+
+
+@dataclass(slots=True)
+class Request:
+    """One HTTP request after routing.
+
+    Attributes:
+        groups: named parts of the path, decoded.
+        body: empty for the route that receives large files, which reads `stream`.
+    """
+
+    server: HubServer
+    user: User | None
+    groups: dict[str, str]
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: bytes
+    stream: BodyStream
+    method: str
+
+    @property
+    def kind(self) -> str:
+        """model, dataset or space."""
+        return (self.groups.get("kind") or "models").rstrip("/").removesuffix("s")
+
+    @property
+    def base_url(self) -> str:
+        """This server as the client reached it."""
+        host = self.headers.get("host", "")
+        return f"http://{host}" if re.fullmatch(r"[\w.:\[\]-]+", host) else self.server.endpoint
+
+    def parameter(self, name: str) -> str | None:
+        """Return the last value of a query parameter."""
+        return self.query[name][-1] if name in self.query else None
+
+    def json(self) -> dict[str, Any]:
+        """Return the body as JSON object."""
+        try:
+            value = json.loads(self.body or b"{}")
+        except ValueError:
+            raise HubError(400, "the request is not JSON") from None
+        if not isinstance(value, dict):
+            raise HubError(400, "the request is not a JSON object")
+        return value
+
+    def signed_in(self) -> User:
+        """Return who asks; refuse strangers."""
+        if self.user is None:
+            raise HubError(401, "Invalid username or password.")
+        return self.user
+
+    def repository(self, write: bool = False) -> Repository:
+        """The repository of the request; refusals look like the real ones (401 instead of 404 when signed out)."""
+        try:
+            repository = self.server.store.repository(self.groups["repo"], self.kind)
+        except HubError as error:
+            if self.user is None and error.status == 404:
+                raise HubError(401, "Invalid username or password.", "RepoNotFound") from None
+            raise
+        if repository.settings()["private"] and not self._belongs_to(repository):
+            raise HubError(404 if self.user else 401, "Repository not found", "RepoNotFound")
+        if write and not self.signed_in().may_write(repository.namespace):
+            raise HubError(403, f"You don't have the rights to write to {repository.repo_id}")
+        return repository
+
+    def refuse_if_gated(self, repository: Repository) -> None:
+        """Refuse files of a gated repository to people outside its namespace."""
+        if repository.settings()["gated"] and not self._belongs_to(repository):
+            raise HubError(403 if self.user else 401, "Access to this model is restricted", "GatedRepo")
+
+    def _belongs_to(self, repository: Repository) -> bool:
+        return self.user is not None and self.user.belongs_to(repository.namespace)
+
+
+Route = Callable[[Request], Answer]
+
+
+class BodyStream:
+    """The bytes of a request's body, plain or chunked, never more than it has."""
+
+    def __init__(self, source: BinaryIO, headers: dict[str, str]) -> None:
+        self._source = source
+        self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            raise HubError(400, "invalid Content-Length")
+        self._left = 0 if self._chunked else int(length)
+        self.finished = not self._chunked and self._left == 0
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes; nothing at the end.
+
+        Raises:
+            HubError: the client stopped in the middle.
+        """
+        if self._chunked and self._left == 0 and not self.finished:
+            self._next_chunk()
+        if self.finished:
+            return b""
+        content = self._source.read(min(size, self._left))
+        if not content:
+            raise HubError(400, "the request ends in the middle")
+        self._left -= len(content)
+        if self._left == 0:
+            if self._chunked:
+                self._source.readline()
+            else:
+                self.finished = True
+        return content
+
+    def _next_chunk(self) -> None:
+        line = self._source.readline(1000).split(b";")[0].strip()
+        if not re.fullmatch(rb"[0-9a-fA-F]{1,15}", line):
+            raise HubError(400, "invalid chunk")
+        self._left = int(line, 16)
+        if self._left == 0:
+            self._source.readline()
+            self.finished = True
+
+    def read_all(self, limit: int) -> bytes:
+        """Return everything.
+
+        Raises:
+            HubError: more than `limit` bytes.
+        """
+        pieces, total = [], 0
+        while piece := self.read(2**20):
+            total += len(piece)
+            if total > limit:
+                raise HubError(413, "the request is too large")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+class HubServer(ThreadingHTTPServer):
+    """A Hub over a folder.
+
+    Args:
+        root: folder of the repositories.
+        tokens: token -> account. Empty: everybody is `owner` and may do everything.
+        owner: name of the account of a Hub without tokens.
+        address: host and port; port 0 takes a free one.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(
+        self,
+        root: Path,
+        tokens: dict[str, User],
+        owner: str = "local",
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        handler: type[Handler] | None = None,
+    ) -> None:
+        super().__init__(address, handler or Handler)
+        self.store = Store(root)
+        self.tokens = tokens
+        self.owner = owner
+        self._upload_key = secrets.token_bytes(32)
+
+    @property
+    def endpoint(self) -> str:
+        """Address for clients on this machine."""
+        host = str(self.server_address[0])
+        host = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        return f"http://{host}:{self.server_address[1]}"
+
+    def user_of(self, token: str) -> User | None:
+        """Return who a token stands for; None for a request without one.
+
+        Raises:
+            HubError: nobody has this token.
+        """
+        if not self.tokens:
+            names = {r.namespace for kind in ("model", "dataset", "space") for r in self.store.list(kind)}
+            return User(self.owner, "write", dict.fromkeys(sorted(names - {self.owner}), "write"), everywhere=True)
+        if not token:
+            return None
+        for known, user in self.tokens.items():
+            if hmac.compare_digest(known.encode(), token.encode()):
+                return user
+        raise HubError(401, "Invalid credentials in Authorization header")
+
+    def upload_signature(self, sha256: str) -> str:
+        """Sign the address to which one large file may be sent: the client sends no token there."""
+        return hmac.new(self._upload_key, sha256.encode(), "sha256").hexdigest()
+
+    def receive(self, stream: BodyStream, sha256: str) -> None:
+        """Keep a large file under its SHA-256, only if it has it."""
+        target = self.store.lfs_path(sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".upload-", delete=False) as temporary:
+            try:
+                while piece := stream.read(2**20):
+                    digest.update(piece)
+                    temporary.write(piece)
+                if digest.hexdigest() != sha256:
+                    raise HubError(400, "the content does not have this SHA-256")
+                temporary.flush()
+                os.fsync(temporary.fileno())
+                Path(temporary.name).replace(target)
+            except BaseException:
+                Path(temporary.name).unlink(missing_ok=True)
+                raise
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent about clients that went away; show mistakes of the server itself."""
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def _no_route(request: Request) -> Answer:
+    raise HubError(404, "this Hub does not know that address")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: HubServer
+    protocol_version = "HTTP/1.1"
+    timeout = SECONDS_OF_SILENCE
+    # Head and body in one packet: otherwise each answer waits 40 ms for the client's delayed acknowledgement.
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: addresses and headers may hold secrets."""
+
+    def answer(self) -> None:
+        """Find the route of a request and send its answer."""
+        from hfcap.hub_server.routes import ROUTES
+
+        parts = urlsplit(self.path)
+        for name, methods, pattern, route in ROUTES:
+            match = re.fullmatch(pattern, parts.path)
+            if match is not None and self.command in methods:
+                groups = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                self.run(name, partial(self._routed, name, route, groups, parts.query))
+                return
+        self.run("unknown", partial(self._routed, "unknown", _no_route, {}, ""))
+
+    def run(self, name: str, work: Callable[[], Answer]) -> None:
+        """Do the work of the route `name` and send its answer."""
+        self.send(self.outcome(work))
+
+    def outcome(self, work: Callable[[], Answer]) -> Answer:
+        """Return the answer; a refusal becomes one, with the headers that the client looks at."""
+        try:
+            answer = work()
+        except (HubError, KeyError, TypeError, ValueError) as refusal:
+            # Requests of strangers may lack anything.
+            error = refusal if isinstance(refusal, HubError) else HubError(400, "the request is malformed")
+            answer = Answer.of({"error": error.message}, error.status)
+            message = re.sub(r"[^\x20-\x7e]", "?", error.message)
+            answer.headers |= {"X-Error-Message": message} | ({"X-Error-Code": error.code} if error.code else {})
+        return answer
+
+    def _routed(self, name: str, route: Route, groups: dict[str, str], query: str) -> Answer:
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        stream = BodyStream(self.rfile, headers)  # type: ignore[arg-type]  # a buffered reader
+        try:
+            body = b"" if name == "lfs_upload" else stream.read_all(LARGEST_MESSAGE)
+            if self.command not in ("GET", "HEAD") and "origin" in headers:
+                raise HubError(403, "changes from web pages are refused")
+            user = self.server.user_of(headers.get("authorization", "").removeprefix("Bearer ").strip())
+            values = parse_qs(query, keep_blank_values=True)
+            return route(Request(self.server, user, groups, values, headers, body, stream, self.command))
+        finally:
+            # What was not read would be taken for the next request.
+            self.close_connection = self.close_connection or not stream.finished
+
+    def send(self, answer: Answer, cut: bool = False) -> None:
+        """Send an answer; `cut` stops in the middle of it."""
+        self.send_response(answer.status)
+        length = answer.length if answer.file else len(answer.body)
+        for key, value in {"Content-Length": str(length), **answer.headers}.items():
+            self.send_header(key, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self._send_content(answer, length // 2 if cut else length)
+        self.wfile.flush()
+
+    def _send_content(self, answer: Answer, length: int) -> None:
+        if answer.file is None:
+            self.wfile.write(answer.body[:length])
+            return
+        with answer.file.open("rb") as handle:
+            handle.seek(answer.start)
+            if answer.start == 0 and length == answer.length == answer.file.stat().st_size:
+                shutil.copyfileobj(handle, self.wfile, 2**20)
+                return
+            while length > 0 and (piece := handle.read(min(length, 2**20))):
+                self.wfile.write(piece)
+                length -= len(piece)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
