@@ -100,7 +100,6 @@ def test_files_of_a_run_directory(tmp_path: Path) -> None:
         "references",
         "scores",
         "samples.json",
-        "verification",
         "README.md",
         "publish",
         "training_curve.png",  # of the card

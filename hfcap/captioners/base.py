@@ -7,7 +7,7 @@ letters: B images, S image states, D width, K captions of an image, P positions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -218,6 +218,11 @@ class Captioner(ABC):
         """Device of the weights."""
         return next(self.model.parameters()).device
 
+    @property
+    def caption_lead(self) -> str:
+        """Text between prompt and caption: byte-level tokenizers write the space as part of the next word."""
+        return " " if self.prompt.strip() else ""
+
     def start_token_ids(self, prompt: str | None = None) -> list[int]:
         """Return the start token followed by the prompt's tokens (the captioner's own prompt unless one is given)."""
         text = (self.prompt if prompt is None else prompt).strip()
@@ -229,10 +234,10 @@ class Captioner(ABC):
 
         Text that spells a special token ("<end>", "[SEP]") stays text: captions come from strangers.
         """
-        # Behind a prompt, byte-level tokenizers write the space as part of the next word.
-        lead = " " if self.prompt.strip() else ""
         encoded = self.tokenizer(
-            [lead + " ".join(text.split()) for text in captions], add_special_tokens=False, split_special_tokens=True
+            [self.caption_lead + " ".join(text.split()) for text in captions],
+            add_special_tokens=False,
+            split_special_tokens=True,
         )
         return [ids[:max_tokens] for ids in encoded["input_ids"]]
 
@@ -278,9 +283,17 @@ class Captioner(ABC):
         self.save_processor(folder)
 
     def save_processor(self, folder: Path) -> None:
-        """Write the processor files and the family and prompt."""
+        """Write the processor files and the notes."""
         self.processor.save_pretrained(folder)
-        write_json(folder / SIDECAR, {"captioner": type(self).__module__.rsplit(".", 1)[-1], "prompt": self.prompt})
+        write_json(folder / SIDECAR, self.notes())
+
+    def notes(self) -> dict[str, str]:
+        """Return what transformers has no field for, to be kept beside the weights."""
+        return {"captioner": type(self).__module__.rsplit(".", 1)[-1], "prompt": self.prompt}
+
+    def take_notes(self, notes: Mapping[str, str]) -> None:
+        """Take over what `notes` gave when this captioner, or an adapter for it, was saved."""
+        self.prompt = notes.get("prompt", self.prompt)
 
 
 def _without_places(value: Any) -> Any:

@@ -20,11 +20,11 @@ from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixFo
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import (
     TINY_VIT,
-    additive_mask,
     config_from_mapping,
     from_pretrained,
     load_tokenizer,
     position_offset,
+    prefix_attention_mask,
     require_positions,
     train_tokenizer,
     wrap_texts,
@@ -214,20 +214,6 @@ def _require_room(config: Any) -> None:
             f"model.mapper: {config.mapper} makes {_prefix_positions(config)} prefix positions, but the language model "
             f"has {limit} in all; set mapper: transformer with a short prefix_length, or choose another language model"
         )
-
-
-def prefix_attention_mask(caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask (B, 1, N + P, N + P): a causal prefix that every caption sees, captions apart from one another.
-
-    `caption_index` (B, P) as in PackedCaptions. The prefix is causal because generation computes it so.
-    """
-    batch = caption_index.shape[0]
-    prefix_index = caption_index.new_full((batch, n_prefix), -2)
-    index = torch.cat([prefix_index, caption_index], dim=1)
-    visible = (index[:, :, None] == index[:, None, :]) | (index == -2)[:, None, :]
-    length = index.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=index.device).tril()
-    return additive_mask(visible & causal, dtype)
 
 
 ClipPrefix.register()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,25 @@ def packed_attention_mask(caption_index: torch.Tensor, dtype: torch.dtype) -> to
     return additive_mask(same_caption & causal, dtype)
 
 
+def prefix_attention_mask(
+    caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype, bidirectional: bool = False
+) -> torch.Tensor:
+    """Additive mask (B, 1, N + P, N + P): a prefix that every caption sees, captions apart from one another.
+
+    `caption_index` (B, P) as in PackedCaptions. The prefix is causal, or with `bidirectional` sees all of itself: as
+    generation computes it.
+    """
+    batch = caption_index.shape[0]
+    prefix_index = caption_index.new_full((batch, n_prefix), -2)
+    index = torch.cat([prefix_index, caption_index], dim=1)
+    visible = (index[:, :, None] == index[:, None, :]) | (index == -2)[:, None, :]
+    length = index.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=index.device).tril()
+    if bidirectional:
+        earlier[:n_prefix, :n_prefix] = True
+    return additive_mask(visible & earlier, dtype)
+
+
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Turn a boolean mask (B, Q, K), True = visible, into the additive form (B, 1, Q, K) that every attention takes."""
     blocked = torch.finfo(dtype).min
@@ -183,10 +202,16 @@ def quiet_loading() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def whole_model(loader: Any, location: str, revision: str | None, **arguments: Any) -> Any:
-    """Load a whole captioner and refuse one whose file lacks weights: the missing ones would be random."""
+def whole_model(
+    loader: Any, location: str, revision: str | None, model_types: Collection[str] | None = None, **arguments: Any
+) -> Any:
+    """Load a whole captioner and refuse one whose file lacks weights: the missing ones would be random.
+
+    Args:
+        model_types: those that may be loaded; by default the loader's own.
+    """
     key = "model.pretrained"
-    _require_model_type(location, revision, loader.config_class.model_type, key)
+    _require_model_type(location, revision, model_types or (loader.config_class.model_type,), key)
     model, report = from_pretrained(loader, location, key, revision=revision, output_loading_info=True, **arguments)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -197,17 +222,16 @@ def whole_model(loader: Any, location: str, revision: str | None, **arguments: A
     return model
 
 
-def _require_model_type(location: str, revision: str | None, model_type: str, key: str) -> None:
+def _require_model_type(location: str, revision: str | None, model_types: Collection[str], key: str) -> None:
     # Before loading: transformers would build the other model at its full default size first.
     try:
         values, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
     except (OSError, ValueError):
         return  # loading says what is wrong
-    found = values.get("model_type", model_type)
-    if found != model_type:
-        raise UserError(
-            f"{key}: {location} holds a model of type {found!r}, not {model_type!r}; check the captioner key"
-        )
+    found = values.get("model_type")
+    if found is not None and found not in model_types:
+        wanted = repr(*model_types) if len(model_types) == 1 else "one that this captioner knows"
+        raise UserError(f"{key}: {location} holds a model of type {found!r}, not {wanted}; check the captioner key")
 
 
 def config_from_mapping(values: dict[str, Any], key: str) -> Any:

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfcap.captioners.clip_prefix import prefix_attention_mask
-from hfcap.captioners.parts import packed_attention_mask
+from hfcap.captioners.parts import packed_attention_mask, prefix_attention_mask
 from hfcap.data.packing import pack_captions, packed_length
 from hfcap.schema import IGNORED_LABEL
 
