@@ -115,7 +115,7 @@ class TrainOptions(Block):
     load_best_model_at_end: bool = True
     early_stopping_patience: PositiveInt | None = Field(None, description="validations without improvement before stop")
     dataloader_num_workers: NonNegativeInt = 2
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    report_to: list[Literal["tensorboard", "wandb", "trackio", "codecarbon"]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_duration(self) -> Self:

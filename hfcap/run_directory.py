@@ -47,6 +47,11 @@ class RunDirectory:
         return self.path / "training_summary.json"
 
     @property
+    def emissions(self) -> Path:
+        """CO2 equivalents of each part of the training (emissions.json), where they were measured."""
+        return self.path / "emissions.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of step-00000123 checkpoints."""
         return self.path / "checkpoints"

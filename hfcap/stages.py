@@ -32,6 +32,7 @@ from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage, Prediction
 from hfcap.score_table import score_table
 from hfcap.scoring import read_scores, score_files
+from hfcap.training import emissions
 from hfcap.training.fitting import fit_stage
 from hfcap.training.stage import image_inputs, train_stage
 
@@ -63,7 +64,7 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
     torch.set_flush_denormal(True)
     return Accelerator(
         mixed_precision=recipe.train.mixed_precision,
-        log_with=list(recipe.train.report_to) or None,
+        log_with=[tracker for tracker in recipe.train.report_to if tracker != emissions.NAME] or None,
         project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path / "trackers")),
         # The loop accumulates; a number in the user's accelerate configuration would divide the loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -134,6 +135,7 @@ class Run:
         if name == "train":
             for folder in (directory.model, directory.checkpoints, directory.base_model, directory.merged_model):
                 shutil.rmtree(folder, ignore_errors=True)
+            directory.emissions.unlink(missing_ok=True)
         if name == "caption":
             for part in directory.predictions("").parent.glob("*.part-*"):
                 part.unlink()

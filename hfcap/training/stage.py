@@ -23,6 +23,7 @@ from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable
 from hfcap.training.checkpoint import Progress
+from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.loop import TrainingRun
 from hfcap.training.optimization import encoder_is_frozen
 from hfcap.training.records import peak_memory_bytes
@@ -109,13 +110,14 @@ def train_stage(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
             f"{len(splits['train']):,} pictures"
         )
-    progress = training.train()
+    with measured_emissions(recipe.train.report_to, run, accelerator.is_main_process):
+        progress = training.train()
     for tracker in accelerator.trackers:
         tracker.finish()
     if accelerator.is_main_process:
         shutil.rmtree(run.merged_model, ignore_errors=True)
         _save_model(recipe, run, trainable)
-        write_json(run.summary, _summary(recipe, training, progress, size))
+        write_json(run.summary, _summary(recipe, training, progress, size) | {"co2_eq_emissions": total_emissions(run)})
     accelerator.wait_for_everyone()
 
 
