@@ -180,6 +180,12 @@ class PublishOptions(Block):
     dataset: str | None = Field(None, description="Hub id of the dataset, for the card")
     dataset_name: str | None = Field(None, description="the dataset's name as people know it, for the card")
     max_shard_size: str = "5GB"
+    samples_license: str | None = Field(
+        None, description="licence under which the sample pictures may be published; without it none is"
+    )
+    eval_task_id: str | None = Field(
+        None, description="task of the benchmark dataset (publish.dataset) that CIDEr-D is entered for in .eval_results"
+    )
 
     @field_validator("repo_id")
     @classmethod

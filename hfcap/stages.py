@@ -24,7 +24,9 @@ from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_json, write_json, write_json_lines, write_text
 from hfcap.progress import console
 from hfcap.publishing.card import write_card
+from hfcap.publishing.pictures import SAMPLES_FOLDER, record_pictures
 from hfcap.publishing.push import check_may_publish, publish
+from hfcap.publishing.samples import choose_samples
 from hfcap.publishing.staging import stage
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import dump_recipe, load_recipe
@@ -38,12 +40,11 @@ from hfcap.training.stage import image_inputs, train_stage
 
 StageName = Literal["train", "caption", "score", "card", "publish"]
 STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")
-N_SAMPLES = 9
 
 _DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "train": ("captioner", "model", "data", "lora", "train"),
     "caption": ("generate", "score.split", "score.baselines"),
-    "score": ("score",),
+    "score": ("score", "publish.samples_license"),
 }
 """Blocks of the recipe that a stage's output depends on, beside those of the stages before it."""
 
@@ -81,6 +82,7 @@ class Run:
         self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name)
         self._splits: dict[str, list[CaptionedImage]] = {}
         self._captions_follow = False
+        self._captioner: Captioner | None = None
         self._claim()
         self.accelerator = make_accelerator(recipe, self.directory) if accelerator is None else accelerator
 
@@ -204,9 +206,11 @@ class Run:
         self._mark_done("caption")
 
     def _trained_captioner(self) -> Captioner:
-        captioner = load_captioner(str(self.directory.path), trust_remote_code=self.recipe.model.trust_remote_code)
-        captioner.model.to(self.accelerator.device)
-        return captioner
+        if self._captioner is None:
+            trust = self.recipe.model.trust_remote_code
+            self._captioner = load_captioner(str(self.directory.path), trust_remote_code=trust)
+            self._captioner.model.to(self.accelerator.device)
+        return self._captioner
 
     def _write_predictions(
         self, captioner: Captioner, records: Sequence[CaptionedImage], inputs: ImageInputs, name: str
@@ -250,7 +254,7 @@ class Run:
                     seed=options.seed,
                     signature=self._decoding_signature(),
                 )
-            write_json(self.directory.samples, self._samples())
+            self._record_samples()
         self._mark_done("score")
 
     def _decoding_signature(self) -> dict[str, Any]:
@@ -259,27 +263,19 @@ class Run:
         image_size = size.get("image_processor", {}).get("size")
         return {"decoding": values, "prompt": self.recipe.model.prompt, "image_size": image_size}
 
-    def _samples(self) -> list[dict[str, Any]]:
-        """Pick captions for the card: best, middling and worst by CIDEr-D, or without it by picture id."""
-        split = self.recipe.score.split
+    def _record_samples(self) -> None:
+        """Choose the captions that the card shows, and record captions of the pictures that are published."""
+        split, options = self.recipe.score.split, self.recipe.publish
         predictions = read_captions(self.directory.predictions(split))
         per_image = read_scores(self.directory.scores(split)).per_image
+        ciders = {image_id: row.get("cider") for image_id, row in per_image.items()}
         records = {record.image_id: record for record in self.records(split)}
-        ciders = {image_id: per_image.get(image_id, {}).get("cider") for image_id in predictions}
-        ranked = sorted(predictions, key=lambda image_id: (-(ciders[image_id] or 0.0), image_id))
-        third = N_SAMPLES // 3
-        middle = max(0, len(ranked) // 2 - third // 2)
-        chosen = list(dict.fromkeys([*ranked[:third], *ranked[middle : middle + third], *ranked[-third:]]))
-        return [
-            {
-                "image_id": image_id,
-                "file_name": records[image_id].file_name,
-                "caption": predictions[image_id],
-                "references": list(records[image_id].captions),
-                "score": ciders[image_id],
-            }
-            for image_id in chosen
-        ]
+        samples = choose_samples(predictions, ciders, list(records.values()))
+        published = [records[sample["image_id"]] for sample in samples] if options.samples_license else []
+        for number in range(len(published)):
+            samples[number]["picture"] = f"{SAMPLES_FOLDER}/{number + 1}.jpg"
+        record_pictures(self.directory, self._trained_captioner(), self.recipe.generate, published)
+        write_json(self.directory.samples, samples)
 
     def _card(self, force: bool) -> None:
         if self.accelerator.is_main_process:

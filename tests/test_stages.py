@@ -100,6 +100,7 @@ def test_files_of_a_run_directory(tmp_path: Path) -> None:
         "references",
         "scores",
         "samples.json",
+        "verification",
         "README.md",
         "publish",
         "training_curve.png",  # of the card

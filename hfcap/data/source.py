@@ -24,11 +24,14 @@ class Source:
         load: (options, the source's own name of a split) -> its records, in an order that never changes. Raises
             NoSuchSplitError for a split that doesn't exist or is empty.
         description: one line for `hfcap list sources`.
+        about: what a model card should say of these pictures and captions (origin, known biases), as Markdown; empty
+            where only the user knows.
     """
 
     options: type[DataOptions]
     load: Callable[[Any, str], list[CaptionedImage]]
     description: str
+    about: str = ""
 
 
 class NoSuchSplitError(UserError):

@@ -88,6 +88,7 @@ def _context(known: CardInput) -> dict[str, object]:
         "caution": card_parts.caution(known),
         "install": Safe("pip install " + " ".join(packages)),
         "usage": code_block(usage, "python"),
+        "printed": card_parts.printed(known),
         "has_code": known.has_code,
         "evaluation": card_parts.evaluation(known),
         "samples": card_parts.sample_table(known.samples),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hfcap.publishing.escaping import Safe, code, escape, portable
+from hfcap.publishing.escaping import Safe, code, code_block, escape, one_line, portable
 from hfcap.publishing.facts import CardInput, Sample
 from hfcap.publishing.metadata import METRIC_NAMES, compact_signature, metric_name, shown_value
 
@@ -96,6 +96,17 @@ def caution(known: CardInput) -> Safe | None:
         f"This model scores no better than a baseline that ignores the picture ({' and '.join(beaten_by)}). "
         "Its captions say little about what a picture shows."
     )
+
+
+def printed(known: CardInput) -> Safe | None:
+    """Return what the code prints for a picture of the repository, as recorded for exactly that file."""
+    shown = [sample.picture for sample in known.samples if sample.picture in known.published_captions]
+    for name in [*shown, *sorted(known.published_captions)]:
+        assert name is not None
+        caption = one_line(known.published_captions[name])
+        link = f"[{code(name)}]({name})"
+        return Safe(f"For {link} of this repository it prints:\n\n{code_block(caption or ' ', 'text')}")
+    return None
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
@@ -208,7 +219,9 @@ def sample_table(samples: list[Sample]) -> Safe | None:
     rows = []
     for sample in samples:
         name = portable(sample.file_name)
-        row = [code(name), escape(sample.caption) or "(empty)", escape(sample.reference or "–")]
+        # The picture's name says nothing beside the picture itself.
+        shown = Safe(f"![sample picture]({sample.picture})") if sample.picture else code(name)
+        row = [shown, escape(sample.caption) or "(empty)", escape(sample.reference or "–")]
         rows.append(row + ([_number("cider", sample.score)] if scored else []))
     return table(header, rows, right=1 if scored else 0)
 
@@ -235,6 +248,8 @@ def _data(known: CardInput) -> Safe:
             ]
         )
     text = f"Data: {dataset_link(known)}, read by hfcap's source {code(known.recipe.data.source)}."
+    if known.about_data:
+        text += f" {known.about_data}"
     if rows:
         text += "\n\n" + table(["Split", "Pictures", "Captions", "Fingerprint"], rows)
     return Safe(text)
@@ -273,6 +288,8 @@ def _run(known: CardInput) -> Safe:
         memory = f", {facts['peak_memory_bytes'] / 2**30:.1f} GiB peak memory" if facts.get("peak_memory_bytes") else ""
         on = f" on {escape(hardware)}" if hardware else ""
         sentences.append(f"Training took {duration(facts['train_seconds'])}{on}{speed}{memory}.")
+    if emissions := facts.get("co2_eq_emissions"):
+        sentences.append(f"It emitted {emissions['grams']:.3g} g of CO2 equivalents ({escape(emissions['source'])}).")
     return Safe(" ".join(sentences))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_json_lines
 from hfcap.publishing.escaping import is_machine_path
+from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from hfcap.captioners.base import CardFacts
+    from hfcap.data.source import Source
 
 N_SAMPLES = 6
 N_WORST = 3
@@ -24,12 +27,18 @@ N_WORST = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A caption that the card shows. `score` is the caption's CIDEr-D (raw scale), where it was scored."""
+    """A caption that the card shows.
+
+    Attributes:
+        score: the caption's CIDEr-D (raw scale), where it was scored.
+        picture: path in the repository, where a licence allows the picture there.
+    """
 
     file_name: str
     caption: str
     reference: str | None
     score: float | None
+    picture: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,7 @@ class CardInput:
         must_merge: the weights are an adapter to a base model that only this run has; `model` is that base.
         is_adapter: `model` holds a PEFT adapter.
         has_code: `model` holds its own modelling code, which users must trust.
+        published_captions: path of each published picture -> what the model says about exactly that file.
         missing: one line for each fact that is not known, with its remedy.
     """
 
@@ -61,6 +71,7 @@ class CardInput:
     baselines: dict[str, dict[str, Any]]
     samples: list[Sample]
     worst: list[Sample]
+    published_captions: dict[str, str]
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -78,6 +89,12 @@ class CardInput:
         """The dataset as people know it, else the kind of source."""
         publish = self.recipe.publish
         return publish.dataset_name or publish.dataset or f"own data (source {self.recipe.data.source})"
+
+    @property
+    def about_data(self) -> str:
+        """What the data source itself knows of its pictures and captions: origin, known biases."""
+        source: Source = registry.load("sources", self.recipe.data.source).REGISTERED
+        return source.about
 
     @property
     def started_from_weights(self) -> bool:
@@ -123,7 +140,10 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     }
     log = [row for _, row in read_json_lines(run.log, "training log")] if run.log.is_file() else []
     config = _object(folder / "config.json", "configuration of the model")
-    worst = _worst(run, split, scores)
+    samples = _samples(run)
+    pictures = {sample.file_name: sample.picture for sample in samples}
+    worst = [replace(sample, picture=pictures.get(sample.file_name)) for sample in _worst(run, split, scores)]
+    shown = {sample.file_name for sample in worst}
     card_input = CardInput(
         recipe=recipe,
         family=registry.load("captioners", recipe.captioner).REGISTERED.card_facts,
@@ -139,8 +159,9 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
         split=split,
         scores=scores,
         baselines={name: values for name, values in baselines.items() if values},
-        samples=[sample for sample in _samples(run) if sample not in worst][:N_SAMPLES],
+        samples=[sample for sample in samples if sample.file_name not in shown][:N_SAMPLES],
         worst=worst,
+        published_captions=read_record(run.path)["captions"] if (run.path / RECORD).is_file() else {},
     )
     card_input.missing.extend(_missing(run, card_input))
     return card_input
@@ -175,9 +196,15 @@ def _samples(run: RunDirectory) -> list[Sample]:
             caption=str(row["caption"]),
             reference=str(row["references"][0]) if row.get("references") else None,
             score=_cider(row.get("score")),
+            picture=_picture(run, row.get("picture")),
         )
         for row in rows
     ]
+
+
+def _picture(run: RunDirectory, value: Any) -> str | None:
+    known = isinstance(value, str) and re.fullmatch(rf"{SAMPLES_FOLDER}/\d+\.jpg", value)
+    return value if known and (run.path / value).is_file() else None
 
 
 def _cider(value: Any) -> float | None:
@@ -231,6 +258,8 @@ def _missing(run: RunDirectory, known: CardInput) -> list[str]:
     ]
     if known.scores and not known.scores.get("intervals"):
         lines.append(f"scores/{known.split}.json: no intervals; set score.n_resamples and run 'hfcap score' again")
+    if not known.published_captions:
+        lines.append(f"{RECORD}: not written; the card does not show what its code prints; run 'hfcap score' again")
     if known.repo_id is None:
         lines.append(f"{recipe}: publish.repo_id: where the model will be; the card's code names this folder instead")
     if not licence_of(known):

@@ -7,10 +7,11 @@ import re
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from hfcap.publishing.escaping import is_machine_path, one_line, portable
 from hfcap.publishing.facts import CardInput, licence_of
+from hfcap.publishing.pictures import SAMPLES_FOLDER
 from hfcap.publishing.sections import split_front_matter
 
 METRIC_NAMES = {
@@ -26,6 +27,8 @@ METRIC_NAMES = {
     "refclipscore": "RefCLIPScore",
 }
 """Metrics that papers print times 100, in the order of the papers' tables."""
+
+N_WIDGET_EXAMPLES = 3
 
 _HUB_METRICS = {"bleu_4": "bleu", "meteor": "meteor", "rouge_l": "rouge", "cider": "cider", "spice": "spice"}
 
@@ -90,6 +93,31 @@ def _eval_results(known: CardInput) -> list[EvalResult]:
     ]
 
 
+def _widget(known: CardInput) -> list[dict[str, Any]] | None:
+    """Published sample pictures with what the model says about exactly these files."""
+    examples = [
+        {"src": sample.picture, "output": {"text": one_line(known.published_captions[sample.picture])}}
+        for sample in known.samples
+        if sample.picture in known.published_captions
+    ]
+    return examples[:N_WIDGET_EXAMPLES] or None
+
+
+def _emissions(known: CardInput) -> dict[str, Any] | None:
+    """Measured emissions of the training, in the Hub's form (grams); None where nobody measured."""
+    measured = known.summary.get("co2_eq_emissions")
+    if not measured:
+        return None
+    hardware = known.environment.get("hardware", {})
+    used = hardware.get("gpu") or hardware.get("cpu")
+    return {
+        "emissions": round(float(measured["grams"]), 3),
+        "source": one_line(str(measured["source"])),
+        "training_type": "fine-tuning" if known.started_from_weights else "pre-training",
+        "hardware_used": one_line(", ".join(map(str, used)) if isinstance(used, list) else str(used or "")),
+    }
+
+
 def generated_metadata(known: CardInput) -> dict[str, Any]:
     """Return the front matter as plain Python values (text, numbers, lists, dicts); unknown facts are left out."""
     publish = known.recipe.publish
@@ -111,6 +139,9 @@ def generated_metadata(known: CardInput) -> dict[str, Any]:
         eval_results=results or None,
     )
     values = data.to_dict()
+    values["widget"] = _widget(known)
+    values["co2_eq_emissions"] = _emissions(known)
+    values = {key: value for key, value in values.items() if value is not None}
     if not results:
         values.pop("model_name", None)
     # Through JSON: only plain values reach the YAML, never numpy scalars or subclasses of str.
@@ -128,8 +159,37 @@ def front_matter(known: CardInput, existing_card: str) -> str:
 def _own_keys(existing_card: str) -> dict[str, Any]:
     generated = {"language", "license", "library_name", "pipeline_tag", "tags", "base_model", "base_model_relation"}
     generated |= {"datasets", "metrics", "model-index", "model_name"}
+    # Emissions that hfcap did not measure and examples of pictures elsewhere are the user's.
     try:
         values = yaml.safe_load(split_front_matter(existing_card)[0])
     except yaml.YAMLError:
         return {}
-    return {k: v for k, v in values.items() if k not in generated} if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        return {}
+    examples = values.get("widget")
+    if isinstance(examples, list) and all(_is_generated_example(example) for example in examples):
+        generated.add("widget")
+    return {key: value for key, value in values.items() if key not in generated}
+
+
+def _is_generated_example(example: Any) -> bool:
+    return isinstance(example, dict) and str(example.get("src", "")).startswith(f"{SAMPLES_FOLDER}/")
+
+
+def eval_results_file(known: CardInput) -> str | None:
+    """Return the content of .eval_results/hfcap.yaml: CIDEr-D for the benchmark's leaderboard, or None.
+
+    Written where the recipe names the benchmark dataset and its task (publish.dataset, publish.eval_task_id).
+    """
+    publish = known.recipe.publish
+    value = known.scores.get("metrics", {}).get("cider")
+    if value is None or not publish.eval_task_id or not publish.dataset:
+        return None
+    decoding = ", ".join(f"{name} {number}" for name, number in _decoding(known).items())
+    entry = EvalResultEntry(
+        dataset_id=publish.dataset,
+        task_id=publish.eval_task_id,
+        value=shown_value("cider", value),
+        notes=one_line(f"CIDEr-D x100, split {known.split_name}; {decoding}; scored with hfcap"),
+    )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True, width=10_000)

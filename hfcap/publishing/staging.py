@@ -27,9 +27,11 @@ from hfcap.publishing import curve
 from hfcap.publishing.card import existing_card, render
 from hfcap.publishing.escaping import is_machine_path, portable
 from hfcap.publishing.facts import CardInput, read_card_input
+from hfcap.publishing.metadata import eval_results_file
+from hfcap.publishing.pictures import RECORD, copy_pictures, record_pictures
 from hfcap.publishing.secrets import refuse_secrets
-from hfcap.publishing.verify import record_captions
 from hfcap.recipe import Recipe
+from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 
 FULL_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -57,6 +59,8 @@ CODE = ("*.py",)
 MODEL_PATTERNS = (*FULL_WEIGHTS, *ADAPTER_WEIGHTS, *CONFIGURATION, *ADAPTER_CONFIGURATION, *PROCESSOR, *CODE)
 """Names that belong to a published model; a stale one on the Hub would be loaded with the new files."""
 
+EVAL_RESULTS = ".eval_results/hfcap.yaml"
+
 _NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file", "vocab_file")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -75,11 +79,15 @@ def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = No
     Args:
         model: folder with the weights, if not run.model (merged LoRA weights).
         repo_id: where it goes, if not to the recipe's publish.repo_id; the card's code names it.
-        verifiable: load the model and record its captions of drawn pictures, which `verify` compares.
+        verifiable: with pictures and the model's captions of them, which `verify` compares; a run that has none yet
+            loads its model and records them.
 
     Raises:
         UserError: no weights, a pickle in their place, an adapter without a base on the Hub, a secret in a file.
     """
+    if verifiable and not (run.path / RECORD).is_file():
+        _check_weights(read_card_input(run, repo_id, model))
+        _record_drawn_pictures(run, model)
     known = read_card_input(run, repo_id, model)
     _check_weights(known)
     with folder_being_written(run.publish) as folder:
@@ -88,12 +96,21 @@ def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = No
         write_text(folder / "recipe.yaml", published_recipe(known.recipe))
         if curve.has_curve(known.log):
             write_bytes(folder / curve.FILE_NAME, curve.draw_curve(known.log))
+        if entries := eval_results_file(known):
+            write_text(folder / EVAL_RESULTS, entries)
         write_text(folder / "README.md", render(known, existing_card(run)))
         if verifiable:
-            recipe = known.recipe
-            record_captions(str(model or run.path), folder, recipe.generate, recipe.model.trust_remote_code)
+            copy_pictures(run, folder)
         refuse_secrets(folder, private_folders=(run.path, known.model))
     return run.publish
+
+
+def _record_drawn_pictures(run: RunDirectory, model: Path | None) -> None:
+    from hfcap.captioners.loading import load_captioner
+
+    recipe = load_recipe(run.recipe)
+    captioner = load_captioner(str(model or run.path), trust_remote_code=recipe.model.trust_remote_code)
+    record_pictures(run, captioner, recipe.generate, samples=[])
 
 
 def staged_files(folder: Path) -> list[StagedFile]:

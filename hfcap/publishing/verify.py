@@ -1,13 +1,12 @@
 """Proof that what was published works for a stranger: a clean process, an empty cache, no hfcap, the card's own code.
 
-Every publication carries a few pictures drawn here (no licence to respect) with the captions that hfcap's own decoding
-gave; `verify` downloads the repository and captions them with the code that the card shows. After `publish` the run's
+Every publication carries a few pictures with the captions that hfcap's own decoding gave (pictures.py); `verify`
+downloads the repository and captions them with the code that the card shows. After `publish` the run's
 sample pictures are captioned too, and compared with the recorded predictions.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -21,14 +20,12 @@ from typing import Any
 from huggingface_hub import get_token, snapshot_download
 
 from hfcap.errors import UserError, WorkError
-from hfcap.files import read_json, write_bytes, write_json
+from hfcap.files import read_json
 from hfcap.publishing import hub
+from hfcap.publishing.pictures import RECORD, read_record
 from hfcap.publishing.secrets import redact
 from hfcap.publishing.snippet import usage_code
-from hfcap.recipe import GenerateOptions
 
-FOLDER = "verification"
-RECORD = f"{FOLDER}/captions.json"
 TIMEOUT_SECONDS = 3600
 TOLERATED_SHARE = 0.4
 """Of the run's own pictures: hfcap may have scored them from half-precision features and faster JPEG decoding."""
@@ -67,53 +64,6 @@ class Comparison:
         return self.recorded.split() == self.published.split()
 
 
-def drawn_pictures() -> dict[str, bytes]:
-    """Return small PNG pictures by name, drawn here: the same bytes everywhere with the same Pillow."""
-    from PIL import Image, ImageDraw
-
-    pictures = {}
-    for name, ground, shapes in (
-        ("ball", (120, 170, 90), [("ellipse", (70, 60, 150, 140), (200, 30, 30))]),
-        (
-            "houses",
-            (135, 190, 235),
-            [("rectangle", (20, 90, 90, 190), (150, 90, 50)), ("rectangle", (120, 60, 200, 190), "white")],
-        ),
-    ):
-        image = Image.new("RGB", (224, 192), ground)
-        draw = ImageDraw.Draw(image)
-        for kind, box, colour in shapes:
-            getattr(draw, kind)(box, fill=colour)
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        pictures[f"{name}.png"] = buffer.getvalue()
-    return pictures
-
-
-def record_captions(model: str, folder: Path, options: GenerateOptions, trust_remote_code: bool) -> None:
-    """Caption the drawn pictures with hfcap's own decoding and write both into the staging folder.
-
-    Args:
-        model: run directory or model folder.
-    """
-    import torch
-    from PIL import Image
-
-    from hfcap.captioners.loading import load_captioner
-
-    captioner = load_captioner(model, trust_remote_code=trust_remote_code)
-    captioner.model.eval()
-    captions: dict[str, str] = {}
-    for name, content in drawn_pictures().items():
-        image = Image.open(io.BytesIO(content)).convert("RGB")
-        pixels = captioner.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            states = captioner.encode(pixels)
-        captions[name] = captioner.caption_states(states, options)[0][0].text
-        write_bytes(folder / FOLDER / name, content)
-    write_json(folder / RECORD, {"deterministic": not options.do_sample, "captions": captions})
-
-
 def verify(
     repo_id: str,
     revision: str | None = None,
@@ -125,7 +75,7 @@ def verify(
     Args:
         revision: branch, pull request or commit; default: main.
         pictures: more picture files with the captions that the run recorded; some may differ (TOLERATED_SHARE), the
-            drawn ones may not.
+            published ones may not.
         trust_remote_code: run modelling code of the repository; only needed where it brings its own.
 
     Raises:
@@ -136,15 +86,15 @@ def verify(
         folder = Path(temporary)
         small = _download_records(repo_id, revision, folder)
         code = _card_code(repo_id, revision, small, trust_remote_code)
-        record = read_json(small / RECORD, "recorded captions of the repository")
-        expected = {small / FOLDER / name: caption for name, caption in record["captions"].items()}
+        record = read_record(small)
+        expected = {small / name: caption for name, caption in record["captions"].items()}
         expected |= dict(pictures or {})
         captions = _run_clean(repo_id, code, list(expected), folder)
         compared = [Comparison(path.name, expected[path], captions[path]) for path in expected]
     if record["deterministic"]:
-        n_drawn = len(record["captions"])
-        _refuse_differences(repo_id, compared[:n_drawn], 0.0)
-        _refuse_differences(repo_id, compared[n_drawn:], TOLERATED_SHARE)
+        n_published = len(record["captions"])
+        _refuse_differences(repo_id, compared[:n_published], 0.0)
+        _refuse_differences(repo_id, compared[n_published:], TOLERATED_SHARE)
     return compared
 
 

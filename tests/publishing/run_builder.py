@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from hfcap import registry
-from hfcap.recipe import GenerateOptions
+from hfcap.captioners.base import Captioner
+from hfcap.publishing.pictures import RECORD, record_pictures
+from hfcap.recipe import GenerateOptions, Recipe
 from hfcap.recipe_loading import dump_recipe, recipe_from_mapping
 from hfcap.run_directory import RunDirectory
+from hfcap.schema import CaptionedImage
 
 CAPTIONS = [
     "a red ball on a blue table",
@@ -42,20 +49,52 @@ def recipe_values(captioner: str = "blip", **changes: Any) -> dict[str, Any]:
     return values
 
 
+@dataclass(frozen=True)
+class PlainPicture:
+    """A picture of one colour."""
+
+    colour: str
+
+    def read(self) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (60, 40), self.colour).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def describe(self) -> str:
+        return self.colour
+
+
 def build_run(
     folder: Path, captioner: str = "blip", captions: list[str] | None = None, prompt: str = "", **changes: Any
 ) -> RunDirectory:
-    """Write a finished run into `folder`; `captions` are the predicted ones."""
+    """Write a finished run into `folder`; `captions` are the predicted ones.
+
+    With publish.samples_license among the changes, the sample pictures are there too.
+    """
     run = RunDirectory(folder)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = recipe_from_mapping(recipe_values(captioner, **changes), "run_builder")
     run.recipe.write_text(dump_recipe(recipe))
-    save_tiny_model(run.model, captioner, recipe.generate, prompt)
+    built = save_tiny_model(run.model, captioner, recipe.generate, prompt)
     write_records(run, captions or CAPTIONS)
+    write_pictures(run, built, recipe)
     return run
 
 
-def save_tiny_model(folder: Path, captioner: str, generate: GenerateOptions, prompt: str = "") -> None:
+def write_pictures(run: RunDirectory, built: Captioner, recipe: Recipe) -> None:
+    """Record the pictures to be published, the samples among them where the recipe allows it."""
+    samples = json.loads(run.samples.read_text())
+    colours = ["red", "green", "blue", "yellow", "black", "white"]
+    records = [
+        CaptionedImage(row["image_id"], row["file_name"], tuple(row["references"]), PlainPicture(colour))
+        for row, colour in zip(samples, colours, strict=False)
+    ]
+    record_pictures(run, built, recipe.generate, records if recipe.publish.samples_license else [])
+    if recipe.publish.samples_license:
+        write_json(run.samples, [{**row, "picture": f"samples/{n}.jpg"} for n, row in enumerate(samples, start=1)])
+
+
+def save_tiny_model(folder: Path, captioner: str, generate: GenerateOptions, prompt: str = "") -> Captioner:
     """Save a random-weight captioner of the family."""
     import torch
 
@@ -64,6 +103,8 @@ def save_tiny_model(folder: Path, captioner: str, generate: GenerateOptions, pro
     built = family.build(family.options_class(**family.tiny(), prompt=prompt), CAPTIONS * 20)
     folder.mkdir(parents=True, exist_ok=True)
     built.save(folder, generate)
+    built.model.eval()
+    return built
 
 
 def write_records(run: RunDirectory, captions: list[str]) -> None:
@@ -130,6 +171,8 @@ def adapter_run(run: RunDirectory, base: dict[str, Any]) -> RunDirectory:
         (run.model / name).unlink()
     peft_model.save_pretrained(run.model, save_embedding_layers=False)
     (run.model / "README.md").unlink()
+    # Recorded with the base's weights; staging records again.
+    (run.path / RECORD).unlink()
     write_json(run.environment, {**ENVIRONMENT, "base_models": [base]})
     return run
 

@@ -18,6 +18,8 @@ from PIL import Image
 from hfcap.errors import UserError
 from hfcap.hub_server.card_rules import check_card
 from hfcap.publishing.card import missing_facts, render_card, write_card
+from hfcap.publishing.facts import read_card_input
+from hfcap.publishing.metadata import eval_results_file
 from hfcap.publishing.sections import MARK, split_front_matter
 from hfcap.run_directory import RunDirectory
 from tests.publishing.run_builder import CAPTIONS, ENVIRONMENT, SUMMARY, build_run, write_json
@@ -31,6 +33,9 @@ HOSTILE = [
     "``` code ` fence ~~~ https://evil.example www.evil.example me@evil.example",
     "\u202egnp.exe \x1b[31mred\x07 *bold* _under_ # ~strike~ &lt;b&gt; $x^2$",
 ]
+
+
+LIMITS = "## Limits and out-of-scope use"
 
 
 def metadata_of(card: str) -> dict[str, Any]:
@@ -75,6 +80,72 @@ def test_the_card_shows_scores_baselines_samples_settings_and_cost(run: RunDirec
     per_image = json.loads(run.scores("test").read_text())["per_image"]
     lowest = sorted(per_image, key=lambda i: per_image[i]["cider"])[:3]
     assert [name for name in re.findall(r"pictures/(\d+)\.jpg", worst)] == lowest
+
+
+def test_pictures_are_shown_only_under_a_licence(run: RunDirectory, tmp_path: Path) -> None:
+    assert "![sample picture]" not in render_card(run) and "widget" not in metadata_of(render_card(run))
+    licensed = build_run(tmp_path / "run", publish={"samples_license": "cc0-1.0"})
+    recorded = {f"samples/{n}.jpg": f"caption {n}" for n in range(1, 7)}
+    rewrite(licensed.path / "verification" / "captions.json", captions=recorded)
+    card = render_card(licensed)
+    assert check_card(card) == ([], [])
+    examples = metadata_of(card)["widget"]
+    assert [example["output"]["text"] for example in examples] == [recorded[example["src"]] for example in examples]
+    shown = re.findall(r"!\[sample picture\]\((samples/\d\.jpg)\)", card)
+    assert sorted(shown) == [f"samples/{n}.jpg" for n in range(1, 7)]
+    assert all((licensed.path / name).is_file() for name in shown)
+
+
+def test_what_the_code_prints_is_what_was_recorded_for_that_file(run: RunDirectory) -> None:
+    recorded = {"verification/ball.png": "a red ball", "verification/houses.png": "two houses"}
+    rewrite(run.path / "verification" / "captions.json", captions=recorded)
+    assert (
+        "[`verification/ball.png`](verification/ball.png) of this repository it prints:\n\n```text\na red ball\n```"
+        in (render_card(run))
+    )
+
+
+def test_a_picture_that_the_samples_name_must_be_a_published_one(run: RunDirectory) -> None:
+    (run.path / "secret.jpg").write_bytes(b"x")
+    rows = [{**row, "picture": "samples/../secret.jpg"} for row in json.loads(run.samples.read_text())]
+    write_json(run.samples, rows)
+    assert "secret" not in render_card(run)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "verification/none.png"])
+def test_recorded_pictures_stay_inside(run: RunDirectory, name: str) -> None:
+    (run.path.parent / "outside.png").write_bytes(b"x")
+    rewrite(run.path / "verification" / "captions.json", captions={name: "a dog"})
+    with pytest.raises(UserError, match=r"is no picture of this folder"):
+        render_card(run)
+
+
+def test_measured_emissions_are_shown_and_unmeasured_ones_are_the_users(run: RunDirectory) -> None:
+    assert "co2_eq_emissions" not in metadata_of(render_card(run))
+    rewrite(run.summary, co2_eq_emissions={"grams": 12.345, "source": "codecarbon 3.0"})
+    card = render_card(run)
+    assert metadata_of(card)["co2_eq_emissions"] == {
+        "emissions": 12.345,
+        "source": "codecarbon 3.0",
+        "training_type": "pre-training",
+        "hardware_used": "Example CPU",
+    }
+    assert "12.3 g of CO2" in card
+
+
+def test_entries_for_a_benchmark_need_its_dataset_and_task(tmp_path: Path) -> None:
+    assert eval_results_file(read_card_input(build_run(tmp_path / "without", publish={"dataset": "a/b"}))) is None
+    run = build_run(tmp_path / "with", publish={"dataset": "alice/captions", "eval_task_id": "cider"})
+    content = yaml.safe_load(eval_results_file(read_card_input(run)) or "")
+    cider = json.loads(run.scores("test").read_text())["metrics"]["cider"]
+    assert content == [
+        {
+            "dataset": {"id": "alice/captions", "task_id": "cider"},
+            "value": round(100 * cider, 2),
+            "notes": "CIDEr-D x100, split test; num_beams 2, max_new_tokens 8, min_new_tokens 0, length_penalty 1.0; "
+            "scored with hfcap",
+        }
+    ]
 
 
 def test_published_numbers_stand_beside_ours_with_their_source(tmp_path: Path) -> None:
@@ -169,13 +240,13 @@ def test_hostile_runs_give_a_valid_and_harmless_card(tmp_path: Path) -> None:
     targets = [
         str(token.attrGet("href") or token.attrGet("src")) for token in inline if token.type in ("link_open", "image")
     ]
-    assert set(targets) == {"training_curve.png", "https://arxiv.org/abs/2201.12086"}
+    assert set(targets) == {"training_curve.png", "verification/ball.png", "https://arxiv.org/abs/2201.12086"}
     html = {token.content.strip() for token in [*parsed, *inline] if token.type in ("html_block", "html_inline")}
     allowed = {MARK, "<!-- -->", "<details><summary>", "</summary>", "</details>"}
     assert not [part for part in html if not set(re.findall(r"<[^>]*>", part)) <= allowed | {"<details>", "<summary>"}]
     headings = [parsed[i + 1].content for i, token in enumerate(parsed) if token.type == "heading_open"]
     assert headings[1:] == [
-        "Usage", "Evaluation", "Sample captions", "The worst captions", "Training", "Limits", "Reproduce", "Citation",
+        "Usage", "Evaluation", "Sample captions", "The worst captions", "Training", LIMITS[3:], "Reproduce", "Citation",
     ]  # fmt: skip
     tables = [token for token in parsed if token.type == "table_open"]
     assert len(tables) == 6, "a bar in a caption must not end its cell"
@@ -185,7 +256,7 @@ def test_hostile_runs_give_a_valid_and_harmless_card(tmp_path: Path) -> None:
 def test_the_users_own_sections_survive(run: RunDirectory) -> None:
     write_card(run)
     card = run.card.read_text()
-    own = card.replace("## Limits\n\n" + MARK, "## Limits\n\nOnly for the club's own pictures.\n")
+    own = card.replace(f"{LIMITS}\n\n{MARK}", f"{LIMITS}\n\nOnly for the club's own pictures.\n")
     own = own.replace("## Usage", "## Who we are\n\nThe club.\n\n```md\n## Usage\n```\n\n## Usage", 1)
     own = own.replace("pipeline_tag:", "co2_eq_emissions: 12\npipeline_tag:")
     run.card.write_text(own)

@@ -185,7 +185,7 @@ def test_verification_notices_other_weights(run: RunDirectory, hub: Hub) -> None
     stage(run)
     record = run.publish / "verification" / "captions.json"
     content = json.loads(record.read_text())
-    content["captions"]["ball.png"] = "a caption that the model does not give"
+    content["captions"]["verification/ball.png"] = "a caption that the model does not give"
     record.write_text(json.dumps(content))
     push_folder(run.publish, "alice/tiny", private=False)
     with pytest.raises(WorkError, match=r"(?s)1 of 2 captions.*ball\.png"):

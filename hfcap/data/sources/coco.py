@@ -135,4 +135,13 @@ def _karpathy_image(where: str, image: Any) -> KarpathyImage:
     return KarpathyImage(coco_id, split, file_name, captions)
 
 
-REGISTERED = Source(options=CocoOptions, load=load, description="COCO captions, official photo folders, Karpathy split")
+REGISTERED = Source(
+    options=CocoOptions,
+    load=load,
+    description="COCO captions, official photo folders, Karpathy split",
+    about="COCO shows everyday scenes from Flickr with 80 kinds of objects; crowd workers wrote the English captions "
+    "(license CC BY 4.0; the photos keep their owners' licences). Captioners trained on it are known to infer gender "
+    "from context ([Zhao et al. 2017](https://arxiv.org/abs/1707.09457), [Hendricks et al. "
+    "2018](https://arxiv.org/abs/1803.09797)) and to describe people of different skin tone differently ([Zhao et al. "
+    "2021](https://arxiv.org/abs/2106.08503)).",
+)

@@ -68,5 +68,9 @@ def _owner(scene: Scene) -> str:
 
 
 REGISTERED = Source(
-    options=ScenesOptions, load=load, description="generated pictures of coloured shapes; nothing to download"
+    options=ScenesOptions,
+    load=load,
+    description="generated pictures of coloured shapes; nothing to download",
+    about="The pictures are drawn by hfcap, their captions come from a small grammar: coloured shapes and where they "
+    "stand, no photographs and no people. A model trained on them knows nothing else.",
 )
