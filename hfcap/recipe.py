@@ -126,6 +126,56 @@ class TrainOptions(Block):
         return self
 
 
+class RewardOptions(Block):
+    """What self-critical training rewards: a weighted sum over these values of each sampled caption."""
+
+    cider: NonNegativeFloat = Field(1.0, description="CIDEr-D (1.28, not 128)")
+    bleu_4: NonNegativeFloat = Field(0.0, description="BLEU-4 of the caption alone (0.38, not 38)")
+    length: NonNegativeFloat = Field(
+        0.0, description="taken off: |words - mean words of the human captions| / mean words of the human captions"
+    )
+    clip_score: NonNegativeFloat = Field(0.0, description="CLIPScore (0.75) of the model in clip_model")
+    clip_model: str = Field("openai/clip-vit-base-patch32", description="Hub id or folder, for clip_score")
+
+    @model_validator(mode="after")
+    def _something_rewarded(self) -> Self:
+        if not (self.cider or self.bleu_4 or self.clip_score):
+            raise ValueError("rewards nothing; give cider, bleu_4 or clip_score a weight above 0")
+        return self
+
+
+class ScstOptions(Block):
+    """Self-critical training: captions are sampled, and those that score above the baseline become more likely.
+
+    It continues from the captioner in `model.pretrained`, one that was trained with cross-entropy.
+    """
+
+    baseline: Literal["leave_one_out", "greedy"] = Field(
+        "leave_one_out",
+        description="what a sample has to beat: the mean of the image's other samples (Luo 2020), or the greedy "
+        "caption (Rennie et al. 2017)",
+    )
+    num_samples: PositiveInt = Field(5, description="sampled captions per image; at most generate.max_new_tokens long")
+    reward: RewardOptions = Field(default_factory=RewardOptions)
+    document_frequencies: str = Field(
+        "corpus", description="CIDEr-D: corpus (the training split), coco-train, coco-val, or a file"
+    )
+    end_token: bool = Field(
+        True,
+        description="the end token is a word of every caption inside the reward; false invites unfinished captions",
+    )
+    kl_weight: NonNegativeFloat = Field(0.0, description="weight of the divergence from the captioner started from")
+    max_bad_endings: Share = Field(
+        0.25, description="training stops when a larger share of the captions ends in the middle of a phrase"
+    )
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Self:
+        if self.baseline == "leave_one_out" and self.num_samples < 2:
+            raise ValueError("baseline: leave_one_out compares samples with one another; set num_samples to 2 or more")
+        return self
+
+
 class GenerateOptions(Block):
     """Decoding, with the names of transformers' GenerationConfig."""
 
@@ -224,7 +274,26 @@ class Recipe(Block):
     data: SerializeAsAny[DataOptions]
     lora: LoraOptions | None = None
     train: TrainOptions
+    scst: ScstOptions | None = None
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
     score: ScoreOptions = Field(default_factory=ScoreOptions)
     publish: PublishOptions = Field(default_factory=PublishOptions)
     expect: ExpectOptions | None = None
+
+    @model_validator(mode="after")
+    def _scst_fits(self) -> Self:
+        if self.scst is None:
+            return self
+        if self.model.pretrained is None:
+            raise ValueError(
+                "scst: sharpens a captioner that was trained before; name its run directory (or a model folder or Hub "
+                "id) in model.pretrained"
+            )
+        if self.train.metric_for_best_model == "loss" and self.train.load_best_model_at_end:
+            raise ValueError(
+                "scst: makes captions better and the loss worse; set train.metric_for_best_model: cider, or "
+                "train.load_best_model_at_end: false"
+            )
+        if self.train.label_smoothing_factor:
+            raise ValueError("scst: has no labels to smooth; leave train.label_smoothing_factor out")
+        return self

@@ -51,9 +51,7 @@ def local_folder(location: str, revision: str | None) -> Path:
         UserError: nothing there, or the Hub does not give it out. WorkError: the Hub cannot be reached.
     """
     path = Path(location)
-    has_model = any((path / name).is_file() for name in ("config.json", _ADAPTER_CONFIG))
-    # A published folder carries its recipe too, beside the model itself.
-    if RunDirectory(path).recipe.is_file() and not has_model:
+    if is_run_directory(location):
         if not RunDirectory(path).model.is_dir():
             raise UserError(f"{location}: this run has no model yet; finish it with: hfcap run {location}/recipe.yaml")
         return RunDirectory(path).model
@@ -78,6 +76,20 @@ def local_folder(location: str, revision: str | None) -> Path:
         ) from error
     except OSError as error:
         raise WorkError(f"{location}: no such folder here, and the Hub cannot be reached ({error})") from error
+
+
+def is_run_directory(location: str) -> bool:
+    """Whether a location is a run directory; a published folder carries its recipe too, but beside the model itself."""
+    path = Path(location)
+    has_model = any((path / name).is_file() for name in ("config.json", _ADAPTER_CONFIG))
+    return RunDirectory(path).recipe.is_file() and not has_model
+
+
+def earlier_base_models(location: str) -> list[BaseModel]:
+    """Return what the captioner of a run directory was built from; the run itself where it started from nothing."""
+    record = read_json(RunDirectory(Path(location)).environment, "environment of the run")
+    found = [BaseModel(base["id"], base["revision"], base["role"]) for base in record["base_models"]]
+    return found or [BaseModel(location, None, "captioner")]
 
 
 def _family(folder: Path, location: str) -> type[Captioner]:

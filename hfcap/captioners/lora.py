@@ -88,4 +88,6 @@ def load_adapter(captioner: Captioner, folder: Path | str, trainable: bool = Fal
 def merge_adapter(captioner: Captioner, peft_model: PeftModel) -> Captioner:
     """Fold the adapter into the weights; afterwards `captioner.model` is a plain transformers model."""
     captioner.model = peft_model.merge_and_unload()
+    # PEFT froze the base; a plain model can be trained again.
+    captioner.model.requires_grad_(True)
     return captioner

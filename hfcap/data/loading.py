@@ -80,17 +80,22 @@ class CaptionBatch:
         images: pixel values (B, 3, height, width), or image states (B, S, D) when `encoded`.
         packed: captions of the B images.
         n_captions: captions in the batch.
+        numbers: positions of the B images in the dataset.
     """
 
     images: torch.Tensor
     encoded: bool
     packed: PackedCaptions
     n_captions: int
+    numbers: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> CaptionBatch:
         """Return a copy on `device`; stored states come back as float32."""
         images = self.images.to(device, non_blocking=True).float()
-        return CaptionBatch(images, self.encoded, self.packed.to(device), self.n_captions)
+        return CaptionBatch(images, self.encoded, self.packed.to(device), self.n_captions, self.numbers)
+
+
+CaptionItem = tuple[torch.Tensor, list[Sequence[int]], int]
 
 
 class CaptionDataset(Dataset[Any]):
@@ -108,13 +113,13 @@ class CaptionDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[Sequence[int]]]:
-        """Return the image input and the captions drawn for this epoch, in random order."""
+    def __getitem__(self, key: tuple[int, int]) -> CaptionItem:
+        """Return the image input, the captions drawn for this epoch in random order, and the image's position."""
         epoch, index = key
         captions = self.tokens[index]
         count = len(captions) if self.captions_per_image is None else min(self.captions_per_image, len(captions))
         drawn = random.Random(f"{self.seed}/{epoch}/{index}").sample(range(len(captions)), count)
-        return self.inputs[index], [captions[number] for number in drawn]
+        return self.inputs[index], [captions[number] for number in drawn], index
 
 
 class Collate:
@@ -126,12 +131,13 @@ class Collate:
         self.pad_token_id = pad_token_id
         self.encoded = encoded
 
-    def __call__(self, items: list[tuple[torch.Tensor, list[Sequence[int]]]]) -> CaptionBatch:
+    def __call__(self, items: list[CaptionItem]) -> CaptionBatch:
         """Return one batch."""
         captions = [item[1] for item in items]
         packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id)
         images = torch.stack([item[0] for item in items])
-        return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)))
+        numbers = tuple(item[2] for item in items)
+        return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers)
 
 
 def epoch_batches(

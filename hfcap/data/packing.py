@@ -18,6 +18,7 @@ def pack_captions(
     start_token_ids: Sequence[int],
     end_token_id: int,
     pad_token_id: int,
+    ended: Sequence[Sequence[bool]] | None = None,
 ) -> PackedCaptions:
     """Pack tokenised captions into one row per image.
 
@@ -29,12 +30,14 @@ def pack_captions(
         start_token_ids: the start token and the prompt's tokens; at least one.
         end_token_id: supervised once per caption.
         pad_token_id: fills rows up to the longest of the batch.
+        ended: for each caption whether the end token follows it; None = always. Samples that were cut at the length
+            limit never chose to end.
     """
     assert start_token_ids, "training and generation need a common start token"
     start = list(start_token_ids)
     unsupervised = [IGNORED_LABEL] * (len(start) - 1)
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
-    for captions in captions_of_images:
+    for row_number, captions in enumerate(captions_of_images):
         inputs: list[int] = []
         positions: list[int] = []
         index: list[int] = []
@@ -44,7 +47,8 @@ def pack_captions(
             inputs += tokens
             positions += range(len(tokens))
             index += [number] * len(tokens)
-            labels += [*unsupervised, *caption, end_token_id]
+            last = end_token_id if ended is None or ended[row_number][number] else IGNORED_LABEL
+            labels += [*unsupervised, *caption, last]
         rows.append((inputs, positions, index, labels))
     length = max(1, *(len(row[0]) for row in rows))
     fills = (pad_token_id, 0, -1, IGNORED_LABEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ _WORDS = (
 BAD_ENDINGS = frozenset(_WORDS.split())
 """Words after which an English caption has to go on. Our own list: articles, determiners, conjunctions, prepositions
 that hardly ever end a sentence, auxiliaries, and the two participles that most often lack their object."""
+
+
+def ends_badly(words: Sequence[str]) -> bool:
+    """Whether a tokenised caption stops in the middle; one without any word does."""
+    return not words or words[-1] in BAD_ENDINGS
 
 
 class BadEndings(CaptionMetric):
@@ -38,7 +44,7 @@ class BadEndings(CaptionMetric):
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return 1 for each caption that ends badly, else 0, (N, 1)."""
         lines = captions.tokenized_candidates
-        return np.asarray([[not line or line.rsplit(" ", 1)[-1] in BAD_ENDINGS] for line in lines], dtype=np.float64)
+        return np.asarray([[ends_badly(line.split())] for line in lines], dtype=np.float64)
 
     def signature(self) -> dict[str, Any]:
         """Return the number of listed words; the list is part of the version of hfcap."""

@@ -45,6 +45,11 @@ def _features(output: Any) -> torch.Tensor:
     return normalised
 
 
+def clip_score(images: NDArray[np.float32], captions: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return 2.5 * max(cosine, 0) of pairs of unit vectors: (N, D) and (N, D) -> (N,) float64."""
+    return _SCALE * np.maximum((images * captions).sum(axis=-1), 0.0).astype(np.float64)
+
+
 def _in_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -200,7 +205,7 @@ class ClipScore(CaptionMetric):
                 f"captions {texts.shape[1]}; use features of the same model, after its projection"
             )
         candidates = texts[own]
-        score = _SCALE * np.maximum((images * candidates).sum(axis=-1), 0.0).astype(np.float64)
+        score = clip_score(images, candidates)
         of_image = captions.reference_set.image_of_caption
         similarity = (texts[human] * candidates[of_image]).sum(axis=-1).astype(np.float64)
         best = np.zeros(len(captions))

@@ -10,6 +10,7 @@ from accelerate.utils import set_seed
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner
 from hfcap.captioners.lora import add_lora
 from hfcap.errors import UserError
 from hfcap.recipe import Recipe
@@ -26,11 +27,37 @@ class TrainableCaptioner:
 
 
 def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> Captioner:
-    """Build the recipe's captioner with seeded random weights where it has no pretrained ones."""
+    """Build the recipe's captioner with seeded random weights where it has no pretrained ones.
+
+    Where `model.pretrained` names a run directory, training goes on from the captioner of that run.
+
+    Raises:
+        UserError: that run has no model yet, or its captioner is of another family or was trained behind another
+            prompt.
+    """
     set_seed(recipe.train.seed)
     family: type[Captioner] = registry.load("captioners", recipe.captioner).REGISTERED
+    if recipe.model.pretrained is not None and is_run_directory(recipe.model.pretrained):
+        return _from_earlier_run(recipe, recipe.model.pretrained, family)
     captions = (caption for record in train_records for caption in record.captions)
     return family.build(recipe.model, captions)
+
+
+def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) -> Captioner:
+    captioner = load_captioner(location, trust_remote_code=recipe.model.trust_remote_code)
+    if type(captioner) is not family:
+        raise UserError(
+            f"captioner: {location} holds a {type(captioner).__module__.rsplit('.', 1)[-1]}, not a {recipe.captioner}"
+        )
+    if captioner.prompt.strip() != recipe.model.prompt.strip():
+        raise UserError(
+            f"model.prompt: the captioner in {location} was trained behind {captioner.prompt!r}, not behind "
+            f"{recipe.model.prompt!r}; set model.prompt to the same text"
+        )
+    captioner.base_models = earlier_base_models(location)
+    # No repository holds these weights: adapters trained on them are published merged.
+    captioner.assembled = True
+    return captioner
 
 
 def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:

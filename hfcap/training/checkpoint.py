@@ -34,7 +34,7 @@ class Progress:
         bad_validations: validations since then.
         train_seconds: time spent training, over all interruptions.
         processes: how many trained together; random states and the order of pictures depend on it.
-        unlogged_loss, unlogged_tokens: sums since the last row of the log.
+        unlogged_loss, unlogged_units, unlogged_sums: sums since the last row of the log.
     """
 
     step: int = 0
@@ -49,7 +49,8 @@ class Progress:
     stopped_early: bool = False
     processes: int = 1
     unlogged_loss: float = 0.0
-    unlogged_tokens: float = 0.0
+    unlogged_units: float = 0.0
+    unlogged_sums: dict[str, float] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     average_updates: int = 0

@@ -31,7 +31,7 @@ from hfcap.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from hfcap.training.objectives import CrossEntropy, supervised_tokens
+from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import (
     MovingAverage,
     build_optimizer,
@@ -49,7 +49,7 @@ class _Since:
     """Sums since the last row of the log: the loss of this process, counts of all processes."""
 
     loss: float = 0.0
-    tokens: float = 0.0
+    units: float = 0.0
     images: float = 0.0
     captions: float = 0.0
     waited: float = 0.0
@@ -68,6 +68,7 @@ class TrainingRun:
         dataset: CaptionDataset,
         validator: Validator,
         accelerator: Any,
+        objective: CrossEntropy,
     ) -> None:
         self.options = recipe.train
         self.run = run
@@ -75,6 +76,7 @@ class TrainingRun:
         self.dataset = dataset
         self.validator = validator
         self.accelerator = accelerator
+        self.plain_objective = objective
         self.collate = Collate(
             captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs.encoded
         )
@@ -89,11 +91,10 @@ class TrainingRun:
         self._prepare()
 
     def _prepare(self) -> None:
-        self.captioner.model.to(self.accelerator.device)
         self.optimizer = build_optimizer(self.captioner, self.options)
         self.scheduler = build_scheduler(self.optimizer, self.options, self.total_steps)
-        objective = CrossEntropy(self.captioner, self.options.label_smoothing_factor)
-        self.objective = self.accelerator.prepare(objective)
+        # Accelerate's wrapper (processes, precision) computes the loss; what counts and reports is behind it.
+        self.objective = self.accelerator.prepare(self.plain_objective)
         self.prepared_optimizer = self.accelerator.prepare(self.optimizer)
         self.parameters = trained_parameters(self.captioner.model)
         decay = self.options.ema_decay
@@ -162,9 +163,9 @@ class TrainingRun:
 
     def _update(self, window: Sequence[CaptionBatch], waited: float) -> None:
         started = time.perf_counter()
-        tokens, images, captions = self._counts(window)
-        # Data-parallel training averages gradients over processes; this makes that the mean over all tokens.
-        scale = self.accelerator.num_processes / tokens
+        units, images, captions = self._counts(window)
+        # Data-parallel training averages gradients over processes; this makes that the mean over all units.
+        scale = self.accelerator.num_processes / units
         loss_sum = torch.zeros((), device=self.accelerator.device)
         try:
             for number, batch in enumerate(window):
@@ -189,7 +190,7 @@ class TrainingRun:
                 self.average.update()
         since = self._since
         since.loss += float(loss_sum)
-        since.tokens += tokens
+        since.units += units
         since.images += images
         since.captions += captions
         since.waited += waited
@@ -197,10 +198,10 @@ class TrainingRun:
         self._advance(int(images), int(captions), waited + time.perf_counter() - started)
 
     def _counts(self, window: Sequence[CaptionBatch]) -> list[float]:
-        """Supervised tokens, images and captions of an update over all processes; also agrees on stopping."""
+        """Units of the loss, images and captions of an update over all processes; also agrees on stopping."""
         *counts, stops = summed(
             self.accelerator,
-            sum(supervised_tokens(batch) for batch in window),
+            sum(self.plain_objective.units(batch) for batch in window),
             sum(len(batch.images) for batch in window),
             sum(batch.n_captions for batch in window),
             self._stop_requested,
@@ -238,11 +239,13 @@ class TrainingRun:
     def _write_log(self) -> str:
         since, self._since = self._since, _Since()
         seconds = max(time.perf_counter() - since.started, 1e-9)
-        (loss,) = summed(self.accelerator, since.loss)
+        loss, *sums = summed(self.accelerator, since.loss, *self.plain_objective.sums.values())
+        named_sums = dict(zip(self.plain_objective.sums, sums, strict=True))
+        self.plain_objective.restart_sums({})
         row = {
             "step": self.progress.step,
             "epoch": round(self.progress.epoch + self.progress.window / self.steps_per_epoch, 4),
-            "loss": loss / since.tokens,
+            "loss": loss / since.units,
             "learning_rate": self.scheduler.get_last_lr()[0],
             "grad_norm": since.grad_norm if math.isfinite(since.grad_norm) else None,
             "images_per_second": since.images / seconds,
@@ -250,8 +253,10 @@ class TrainingRun:
             "data_wait_share": since.waited / seconds,
             "train_seconds": self.progress.train_seconds,
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+            **self.plain_objective.report(named_sums, self.accelerator.num_processes),
         }
         self.log.write(row)
+        self.plain_objective.check(row)
         return f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
 
     def _validate_and_save(self) -> None:
@@ -278,7 +283,9 @@ class TrainingRun:
                 f"step {self.progress.step}: validation gives {values}; lower train.learning_rate, or use "
                 "mixed_precision: bf16 instead of fp16"
             )
-        self.log.write({"step": self.progress.step, **{f"validation_{name}": v for name, v in values.items()}})
+        row = {"step": self.progress.step, **{f"validation_{name}": v for name, v in values.items()}}
+        self.log.write(row)
+        self.plain_objective.check(row)
         name = self.options.metric_for_best_model
         value, best = values[name], self.progress.best_value
         improved = best is None or (value < best if name == "loss" else value > best)
@@ -301,8 +308,10 @@ class TrainingRun:
         scaler = self.accelerator.scaler
         self.progress.scaler = {} if scaler is None else scaler.state_dict()
         self.progress.average_updates = 0 if self.average is None else self.average.updates
-        (self.progress.unlogged_loss,) = summed(self.accelerator, self._since.loss)
-        self.progress.unlogged_tokens = self._since.tokens
+        sums = self.plain_objective.sums
+        self.progress.unlogged_loss, *totals = summed(self.accelerator, self._since.loss, *sums.values())
+        self.progress.unlogged_sums = dict(zip(sums, totals, strict=True))
+        self.progress.unlogged_units = self._since.units
         save_checkpoint(
             self.run.checkpoints, self.captioner.model, self.optimizer, self.progress, self.average, self.accelerator
         )
@@ -323,7 +332,11 @@ class TrainingRun:
         self.progress = load_checkpoint(path, self.captioner.model, self.optimizer, self.average, self.accelerator)
         if self.accelerator.is_main_process:
             self._since.loss = self.progress.unlogged_loss
-        self._since.tokens = self.progress.unlogged_tokens
+            self.plain_objective.restart_sums(self.progress.unlogged_sums)
+        else:
+            # The same names: rows of the log add them up over the processes.
+            self.plain_objective.restart_sums(dict.fromkeys(self.progress.unlogged_sums, 0.0))
+        self._since.units = self.progress.unlogged_units
         self.scheduler.load_state_dict({**self.scheduler.state_dict(), **self.progress.scheduler})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ class CrossEntropy(nn.Module):
         self.label_smoothing_factor = label_smoothing_factor
         # Not a submodule: the model above is registered once.
         object.__setattr__(self, "captioner", captioner)
+        self._sums: dict[str, float] = {}
+
+    def units(self, batch: CaptionBatch) -> int:
+        """How many terms the sum of this batch has; the loop divides by those of all micro-batches and processes."""
+        return supervised_tokens(batch)
 
     def forward(self, batch: CaptionBatch) -> torch.Tensor:
         """Return the summed loss, a float32 scalar."""
@@ -43,6 +49,28 @@ class CrossEntropy(nn.Module):
             label_smoothing=self.label_smoothing_factor if self.training else 0.0,
         )
         return loss if penalty is None else loss + penalty.float()
+
+    # ---- what an objective tells the log beside its loss -------------------------------------------------------
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """Sums of this process since the last row of the log; always the same names in the same order."""
+        return self._sums
+
+    def restart_sums(self, values: Mapping[str, float]) -> None:
+        """Continue from these sums; empty = a new row of the log begins."""
+        self._sums = dict(values)
+
+    def _add(self, **values: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def report(self, sums: Mapping[str, float], processes: int) -> dict[str, float]:
+        """Return entries of the log for sums over all processes."""
+        return {}
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Look at a row of the log (training or validation) and raise WorkError if training must not go on."""
 
 
 def supervised_tokens(batch: CaptionBatch) -> int:

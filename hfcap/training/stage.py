@@ -25,8 +25,10 @@ from hfcap.training.build import TrainableCaptioner, build_captioner, make_train
 from hfcap.training.checkpoint import Progress
 from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.loop import TrainingRun
+from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import encoder_is_frozen
 from hfcap.training.records import peak_memory_bytes
+from hfcap.training.self_critical import SelfCritical
 from hfcap.training.validation import Validator
 
 
@@ -55,9 +57,15 @@ def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
     return recipe.data.feature_store == "auto" and encoder_is_frozen(captioner)
 
 
-def _cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    value = CaptionSuite(("cider",)).compute(candidates, references).values["cider"]
-    return 0.0 if value is None else value
+def _caption_values(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    values = CaptionSuite(("cider", "bad_endings")).compute(candidates, references).values
+    return {name: 0.0 if value is None else value for name, value in values.items()}
+
+
+def _objective(recipe: Recipe, captioner: Captioner, train_records: Sequence[CaptionedImage]) -> CrossEntropy:
+    if recipe.scst is None:
+        return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
+    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens)
 
 
 def training_run(
@@ -79,11 +87,13 @@ def training_run(
         options.per_device_eval_batch_size,
         options.dataloader_num_workers,
     )
-    cider = _cider if options.metric_for_best_model == "cider" else None
+    scores = _caption_values if options.metric_for_best_model == "cider" else None
     validator = Validator(
-        captioner, datasets["validation"], job, cider, accelerator, options.per_device_eval_batch_size
+        captioner, datasets["validation"], job, scores, accelerator, options.per_device_eval_batch_size
     )
-    return TrainingRun(recipe, run, captioner, datasets["train"], validator, accelerator)
+    captioner.model.to(accelerator.device)
+    objective = _objective(recipe, captioner, splits["train"])
+    return TrainingRun(recipe, run, captioner, datasets["train"], validator, accelerator, objective)
 
 
 def train_stage(

@@ -14,7 +14,7 @@ from hfcap.decoding import DecodingJob, caption_batches
 from hfcap.training.objectives import supervised_tokens
 from hfcap.training.processes import summed
 
-ScoreCaptions = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], float]
+ScoreCaptions = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], dict[str, float]]
 
 
 class Validator:
@@ -25,29 +25,29 @@ class Validator:
         captioner: Captioner,
         dataset: CaptionDataset,
         decoding: DecodingJob,
-        cider: ScoreCaptions | None,
+        scores: ScoreCaptions | None,
         accelerator: Any,
         batch_size: int,
     ) -> None:
         self.captioner = captioner
         self.dataset = dataset
         self.decoding = decoding
-        self.cider = cider
+        self.scores = scores
         self.accelerator = accelerator
         numbers = sorted(range(len(dataset)), key=lambda number: sum(map(len, dataset.tokens[number])))
         batches = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
         self.batches = batches[accelerator.process_index :: accelerator.num_processes]
 
     def values(self, objective: torch.nn.Module, collate: Collate) -> dict[str, float]:
-        """Return "loss" (mean over supervised tokens) and, with a scorer, "cider"."""
+        """Return "loss" (mean over supervised tokens) and, with a scorer, its values for generated captions."""
         objective.eval()
         self.captioner.model.eval()
         device = self.accelerator.device
         # How often one validates must not change the random numbers that training draws.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             values = {"loss": self._loss(objective, collate)}
-            if self.cider is not None:
-                values["cider"] = self._cider(self.cider)
+            if self.scores is not None:
+                values |= self._caption_values(self.scores)
         return values
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class Validator:
         total_loss, total_tokens = summed(self.accelerator, loss, tokens)
         return total_loss / total_tokens
 
-    def _cider(self, score: ScoreCaptions) -> float:
+    def _caption_values(self, score: ScoreCaptions) -> dict[str, float]:
         numbers = list(range(len(self.decoding.records)))
         mine = numbers[self.accelerator.process_index :: self.accelerator.num_processes]
         batches = caption_batches(self.captioner, self.decoding, mine)

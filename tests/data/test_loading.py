@@ -181,7 +181,9 @@ def test_image_loader_keeps_the_order(records: list[CaptionedImage]) -> None:
 
 def test_states_of_half_precision_come_back_as_float32() -> None:
     collate = Collate([START], END, PAD, encoded=True)
-    batch = collate([(torch.ones(2, 3, dtype=torch.bfloat16), [[5]]), (torch.ones(2, 3, dtype=torch.bfloat16), [[6]])])
+    states = torch.ones(2, 3, dtype=torch.bfloat16)
+    batch = collate([(states, [[5]], 7), (states, [[6]], 3)])
+    assert batch.numbers == batch.to(torch.device("cpu")).numbers == (7, 3)
     assert batch.encoded and batch.n_captions == 2
     moved = batch.to(torch.device("cpu"))
     assert moved.images.dtype == torch.float32 and moved.images.shape == (2, 2, 3)

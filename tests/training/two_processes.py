@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hfcap.data.source import load_split
-from hfcap.recipe import Recipe
+from hfcap.recipe import GenerateOptions, Recipe, ScstOptions
 from hfcap.run_directory import RunDirectory
 from hfcap.stages import Run, make_accelerator
-from hfcap.training.stage import train_stage
+from hfcap.training import stage
+from hfcap.training.self_critical import SelfCritical
 from tests.training.harness import ragged, tiny_recipe
 
-CASES = (("vit_gpt2", "full"), ("clip_prefix", "lora"), ("blip", "lora"))
+CASES = (("vit_gpt2", "full"), ("clip_prefix", "lora"), ("blip", "lora"), ("clip_prefix", "scst"))
 
 
 def case_recipe(captioner: str, method: str, folder: Path, batch_size: int) -> Recipe:
@@ -25,7 +27,7 @@ def case_recipe(captioner: str, method: str, folder: Path, batch_size: int) -> R
     recipe = tiny_recipe(
         captioner,
         folder,
-        method,
+        "full" if method == "scst" else method,
         dropout=0.0,
         data={"n_train": 11},
         max_steps=4,
@@ -37,7 +39,16 @@ def case_recipe(captioner: str, method: str, folder: Path, batch_size: int) -> R
         metric_for_best_model="cider",
         ema_decay=0.9,
     )
-    return recipe.model_copy(update={"name": f"{captioner}-{method}"})
+    scst = ScstOptions(num_samples=2, max_bad_endings=1.0) if method == "scst" else None
+    return recipe.model_copy(update={"name": f"{captioner}-{method}", "scst": scst})
+
+
+class BestTwo(SelfCritical):
+    """Takes the two captions that beam search finds: samples that do not depend on how many processes draw them."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.sampling = GenerateOptions(num_beams=2, num_return_sequences=2, max_new_tokens=5)
 
 
 def train_cases(folder: Path, batch_size: int) -> None:
@@ -49,7 +60,8 @@ def train_cases(folder: Path, batch_size: int) -> None:
             "train": ragged(load_split(recipe.data, "train")),
             "validation": load_split(recipe.data, "validation"),
         }
-        train_stage(recipe, run, splits, make_accelerator(recipe, run))
+        stage.SelfCritical = BestTwo  # type: ignore[attr-defined, assignment]
+        stage.train_stage(recipe, run, splits, make_accelerator(recipe, run))
     Run(tiny_recipe("vit_gpt2", folder, "lora", per_device_eval_batch_size=2)).execute("publish")
 
 

@@ -1,0 +1,267 @@
+"""Self-critical training against REINFORCE written out caption by caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hfcap.captioners.base import Captioner
+from hfcap.data.loading import CaptionBatch, Collate, PixelInputs
+from hfcap.data.source import load_split
+from hfcap.errors import WorkError
+from hfcap.metrics.cider import CiderReward
+from hfcap.recipe import RewardOptions, ScstOptions
+from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
+from hfcap.training.build import build_captioner
+from hfcap.training.reward import CaptionReward
+from hfcap.training.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
+from tests.training.harness import FAMILIES, tiny_recipe
+
+
+def tiny_batch(captioner_name: str, folder: Path) -> tuple[Captioner, CaptionBatch, list[CaptionedImage]]:
+    """A tiny captioner without dropout and a batch of three pictures in an order that is not the dataset's."""
+    recipe = tiny_recipe(captioner_name, folder, dropout=0.0)
+    records = load_split(recipe.data, "train")
+    captioner = build_captioner(recipe, records)
+    inputs = PixelInputs(records, captioner.image_processor)
+    collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, False)
+    batch = collate([(inputs[number], [[5, 6, 7], [8]], number) for number in (4, 0, 2)])
+    return captioner, batch, records
+
+
+class Recorder(SelfCritical):
+    """Remembers what was sampled and hands out rewards that the test chose."""
+
+    def __init__(self, *arguments: Any, rewards: np.ndarray[Any, Any] | None = None, greedy: Any = None) -> None:
+        super().__init__(*arguments)
+        self.seen: list[SampledCaptions] = []
+        if rewards is not None:
+            scores = iter([rewards] if greedy is None else [rewards, greedy])
+            self.reward.scores = lambda *_: {"reward": next(scores)}  # type: ignore[method-assign]
+
+    def _generated(self, states: torch.Tensor, options: Any) -> SampledCaptions:
+        samples = super()._generated(states, options)
+        self.seen.append(samples)
+        return samples
+
+
+def log_probability(captioner: Captioner, states: torch.Tensor, tokens: list[int], ended: bool) -> torch.Tensor:
+    """One caption in one row, read off token by token."""
+    start = captioner.start_token_ids()
+    inputs = torch.tensor([[*start, *tokens]])
+    positions = torch.arange(inputs.shape[1])[None]
+    row = PackedCaptions(inputs, positions, torch.zeros_like(inputs), torch.full_like(inputs, IGNORED_LABEL))
+    table = captioner.logits(states, row)[0].log_softmax(-1)
+    chosen = [*tokens, captioner.end_token_id] if ended else tokens
+    return torch.stack([table[len(start) - 1 + place, token] for place, token in enumerate(chosen)]).sum()
+
+
+def gradients(captioner: Captioner) -> dict[str, torch.Tensor]:
+    found = {
+        name: weight.grad.clone() for name, weight in captioner.model.named_parameters() if weight.grad is not None
+    }
+    captioner.model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+@pytest.mark.parametrize("captioner_name", FAMILIES)
+def test_gradient_is_that_of_reinforce(captioner_name: str, baseline: Any, tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch(captioner_name, tmp_path)
+    rewards = np.random.default_rng(0).random((3, 4))
+    greedy = np.array([[0.3], [0.9], [0.5]]) if baseline == "greedy" else None
+    options = ScstOptions(num_samples=4, baseline=baseline)
+    objective = Recorder(captioner, options, records, 7, rewards=rewards, greedy=greedy)
+    torch.manual_seed(1)
+    loss = objective.train()(batch) / objective.units(batch)
+    loss.backward()
+    ours = gradients(captioner)
+    samples = objective.seen[0]
+    assert len({tuple(tokens) for group in samples.tokens for tokens in group}) > 6
+    expected = torch.zeros(())
+    states = captioner.encode(batch.images)
+    for image in range(3):
+        for number in range(4):
+            others = [rewards[image, other] for other in range(4) if other != number]
+            compared = sum(others) / 3 if greedy is None else greedy[image, 0]
+            log_p = log_probability(
+                captioner,
+                states[image : image + 1],
+                samples.tokens[image][number],
+                bool(samples.ended[image, number]),
+            )
+            expected = expected - (rewards[image, number] - compared) * log_p / 12
+    expected.backward()
+    theirs = gradients(captioner)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert ours.keys() == theirs.keys()
+    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-5 * max(largest, 1.0)
+
+
+def test_leave_one_out_by_hand() -> None:
+    means = leave_one_out_means(np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]]))
+    assert means.tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
+
+
+def test_captions_are_cut_at_the_end_token_and_belong_to_their_image(tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(num_samples=2), records, 4)
+    end, pad, start = captioner.end_token_id, captioner.pad_token_id, captioner.start_token_id
+    rows = [[start, 9, 8, end, pad], [start, 9, 8, 7, 6], [start, end, pad, pad, pad], [start, 5, end, pad, pad]]
+    output = type("Output", (), {"sequences": torch.tensor(rows)})
+    captioner.generate = lambda *_: output  # type: ignore[method-assign]
+    samples = objective._generated(torch.zeros(2, 1, 1), objective.sampling)
+    assert samples.tokens == [[[9, 8], [9, 8, 7, 6]], [[], [5]]]
+    assert samples.ended.tolist() == [[True, False], [True, True]]
+    assert samples.texts[1][0] == ""
+    # The rewards are those of the pictures' own captions, though the batch is in another order than the dataset.
+    asked: list[Any] = []
+    objective.reward.scores = lambda ids, *rest: asked.append(ids) or {"reward": np.zeros((3, 2))}  # type: ignore
+    objective._generated = lambda *_: SampledCaptions([[[5], [6]]] * 3, [["a", "b"]] * 3, np.ones((3, 2), bool))  # type: ignore
+    objective.train()(batch)
+    assert asked == [[records[number].image_id for number in (4, 0, 2)]]
+
+
+def test_samples_come_from_the_whole_distribution(tmp_path: Path) -> None:
+    """The library's default keeps the 50 likeliest tokens; then the gradient would not be that of the reward."""
+    captioner, batch, records = tiny_batch("clip_prefix", tmp_path)
+    objective = Recorder(captioner, ScstOptions(num_samples=150), records, 1)
+    objective.train()(batch)
+    firsts = {caption[0] for caption in objective.seen[0].tokens[0] if caption}
+    assert len(firsts) > 60
+
+
+def test_sampling_leaves_modes_as_they_were_and_has_no_dropout(tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(), records, 3).train()
+    frozen = captioner.part_modules()["vision"][0].eval()
+    modes: list[bool] = []
+    generate = captioner.generate
+    captioner.generate = lambda *a: modes.extend(m.training for m in captioner.model.modules()) or generate(*a)  # type: ignore
+    objective(batch)
+    assert not any(modes)
+    assert not any(module.training for module in frozen.modules())
+    others = [module for module in captioner.model.modules() if module not in set(frozen.modules())]
+    assert all(module.training for module in others)
+
+
+def test_gradients_reach_every_weight_under_autocast(tmp_path: Path) -> None:
+    """Autocast keeps its casts of the weights; those made while sampling know no gradients."""
+    captioner, batch, records = tiny_batch("clip_prefix", tmp_path)
+    rewards = np.random.default_rng(0).random((3, 5))
+    objective = Recorder(captioner, ScstOptions(), records, 6, rewards=rewards).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        objective(batch).backward()
+    projections = [
+        weight.grad for name, weight in captioner.model.language_model.named_parameters() if "c_fc.weight" in name
+    ]
+    assert projections and all(gradient is not None and float(gradient.abs().max()) > 0 for gradient in projections)
+
+
+def test_divergence_is_nothing_at_the_start_and_kullback_leibler_later(tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(kl_weight=2.0), records, 5, rewards=np.ones((3, 5)))
+    assert abs(float(objective.train()(batch).detach())) < 1e-4  # equal rewards: no advantage, and nothing moved yet
+    before = captioner.model.state_dict()
+    start = {name: tensor.clone() for name, tensor in before.items()}
+    with torch.no_grad():
+        for weight in captioner.model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 0.1)
+    objective.reward.scores = lambda *_: {"reward": np.ones((3, 5))}  # type: ignore[method-assign]
+    loss = float(objective(batch).detach())
+    samples = objective.seen[-1]
+    moved = {name: tensor.clone() for name, tensor in captioner.model.state_dict().items()}
+    tables = []
+    for weights in (moved, start):
+        captioner.model.load_state_dict(weights)
+        captioner.model.eval()
+        with torch.no_grad():
+            states = captioner.encode(batch.images)
+            tables.append([_tables(captioner, states[image : image + 1], samples, image) for image in range(3)])
+    expected = sum(
+        float((ours.exp() * (ours - theirs)).sum())
+        for image in range(3)
+        for ours, theirs in zip(tables[0][image], tables[1][image], strict=True)
+    )
+    assert expected > 0.1
+    assert loss == pytest.approx(2.0 * expected, rel=1e-3)
+
+
+def _tables(captioner: Captioner, states: torch.Tensor, samples: SampledCaptions, image: int) -> list[torch.Tensor]:
+    """Log-probabilities of the whole vocabulary at each choice of each caption."""
+    found = []
+    for number, tokens in enumerate(samples.tokens[image]):
+        n_choices = len(tokens) + int(samples.ended[image, number])
+        inputs = torch.tensor([[*captioner.start_token_ids(), *tokens]])
+        row = PackedCaptions(inputs, torch.arange(inputs.shape[1])[None], torch.zeros_like(inputs), inputs)
+        found.append(captioner.logits(states, row)[0, :n_choices].log_softmax(-1))
+    return found
+
+
+# ---- the reward -------------------------------------------------------------------------------------------------
+
+
+def photos(*captions: tuple[str, ...]) -> list[CaptionedImage]:
+    return [CaptionedImage(str(number), f"{number}.jpg", group, Path()) for number, group in enumerate(captions)]  # type: ignore[arg-type]
+
+
+PHOTOS = photos(
+    ("a man on a horse", "a man rides a brown horse"),
+    ("two dogs play in snow", "dogs in the snow"),
+    ("a red bus", "a bus on the street"),
+    ("a cat", "a cat asleep on a sofa"),
+)
+
+
+def test_the_end_token_makes_fragments_worthless() -> None:
+    """'a man on a' shares all its n-grams with a caption; whole captions win only if their end counts."""
+    candidates, ended = [["a man on a", "a man on a horse"]], np.array([[True, True]])
+    with_end = CaptionReward(PHOTOS, ScstOptions(), "cpu").scores(["0"], candidates, ended)["cider"][0]
+    without = CaptionReward(PHOTOS, ScstOptions(end_token=False), "cpu").scores(["0"], candidates, ended)["cider"][0]
+    assert with_end[0] / with_end[1] < 0.8 * without[0] / without[1]
+    cut = CaptionReward(PHOTOS, ScstOptions(), "cpu").scores(["0"], candidates, np.array([[True, False]]))["cider"][0]
+    assert cut[1] < with_end[1] and cut[0] == with_end[0]
+    # An independent way to the same number: the end written out as a word of all captions.
+    spelled = {photo.image_id: [f"{caption} endofcaption" for caption in photo.captions] for photo in PHOTOS}
+    by_hand = CiderReward(spelled, end_word=False).scores(["0"], [[f"{text} endofcaption" for text in candidates[0]]])
+    assert with_end == pytest.approx(by_hand[0])
+
+
+def test_reward_is_the_weighted_sum_of_its_parts() -> None:
+    options = ScstOptions(reward=RewardOptions(cider=2.0, bleu_4=0.5, length=0.1))
+    ids, candidates = ["2", "0"], [["a red bus on a street", "bus"], ["a man rides a horse", ""]]
+    values = CaptionReward(PHOTOS, options, "cpu").scores(ids, candidates, np.ones((2, 2), bool))
+    assert values.keys() == {"reward", "cider", "bleu_4", "length"}
+    assert values["reward"] == pytest.approx(2 * values["cider"] + 0.5 * values["bleu_4"] - 0.1 * values["length"])
+    # Mean words: (3 + 5) / 2 = 4 and (5 + 6) / 2 = 5.5.
+    assert values["length"] == pytest.approx(np.array([[2 / 4, 3 / 4], [0.5 / 5.5, 1.0]]))
+
+
+# ---- records and the guard --------------------------------------------------------------------------------------
+
+
+def test_report_gives_means_over_all_processes() -> None:
+    objective: Any = object.__new__(SelfCritical)
+    sums = {"samples": 40.0, "bad_endings": 4.0, "reward": 30.0, "sampling_seconds": 4.0, "reward_seconds": 2.0}
+    report = objective.report(sums, 2)
+    assert report == {
+        "bad_endings": 0.1,
+        "reward": 0.75,
+        "samples_per_second": 20.0,
+        "rewards_per_second": 40.0,
+    }
+
+
+@pytest.mark.parametrize("name", ["bad_endings", "validation_bad_endings"])
+def test_guard_stops_when_captions_end_in_the_middle(name: str, tmp_path: Path) -> None:
+    captioner, _, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = SelfCritical(captioner, ScstOptions(max_bad_endings=0.2), records, 3)
+    objective.check({"step": 7, name: 0.2})
+    objective.check({"step": 7})
+    with pytest.raises(WorkError, match=r"step 7: 21% of the captions .*scst\.max_bad_endings: 0\.2"):
+        objective.check({"step": 7, name: 0.21})
