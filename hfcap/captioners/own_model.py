@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -101,7 +102,11 @@ def build_vision(options: VisionOptions, base_models: list[BaseModel]) -> tuple[
     """
     if options.vision is None:
         config = config_from_mapping(options.vision_config or {}, "model.vision_config")
-        return AutoModel.from_config(config), new_image_processor(getattr(config, "image_size", 224))
+        try:
+            model = AutoModel.from_config(config)
+        except ImportError as error:  # timm's networks, for example
+            raise UserError(f"model.vision_config: {' '.join(str(error).split())}") from error
+        return model, new_image_processor(getattr(config, "image_size", 224))
     revision, trust = options.vision_revision, options.trust_remote_code
     model = from_pretrained(AutoModel, options.vision, "model.vision", revision=revision, trust_remote_code=trust)
     base_models.append(BaseModel(options.vision, revision, "vision"))
@@ -145,6 +150,21 @@ def square_grid(n_states: int) -> tuple[int, int] | None:
         if side > 0 and side * side == n_states - n_special:
             return side, side
     return None
+
+
+def grid_maps(weights: torch.Tensor, grid: Sequence[int] | None, title: str) -> torch.Tensor:
+    """Attention weights (T, S) -> (T, height, width) over the last states, which are places in the picture.
+
+    Raises:
+        UserError: the states are no grid (`grid` is None).
+    """
+    if grid is None:
+        raise UserError(
+            f"the image states of this {title} are no grid of places in the picture (a pooled vector, or a picture "
+            "that is not square); there is nothing to draw"
+        )
+    height, width = grid
+    return weights[:, -height * width :].unflatten(1, (height, width))
 
 
 def as_decoder(tokenizer: Any, values: dict[str, Any], key: str) -> Any:

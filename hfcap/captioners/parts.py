@@ -29,6 +29,15 @@ TINY_VIT = {
 }
 """The smallest encoder that families build their `tiny()` from."""
 
+TINY_CNN = {
+    "model_type": "convnext",
+    "hidden_sizes": [8, 16, 32, 64],
+    "depths": [1, 1, 1, 1],
+    "image_size": 64,
+    "layer_scale_init_value": 1.0,
+}
+"""The smallest convolutional encoder: a feature map of 2 x 2 cells."""
+
 START, END, PAD = "<start>", "<end>", "<pad>"
 
 

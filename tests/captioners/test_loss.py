@@ -19,6 +19,7 @@ from tests.captioners.helpers import (
     pixel_values,
     random_captions,
 )
+from tests.captioners.plain_show_attend_tell import PlainCaption
 
 COUNTS = (3, 1, 2)
 
@@ -65,10 +66,15 @@ def _plain_clip_prefix(captioner: Captioner, pixels: torch.Tensor, caption: list
     return loss * (len(caption) + 1)
 
 
+def _plain_show_attend_tell(captioner: Captioner, pixels: torch.Tensor, caption: list[int]) -> torch.Tensor:
+    return PlainCaption(captioner, captioner.encode(pixels)[0], captioner.start_token_ids(), caption).loss
+
+
 PLAIN: dict[str, Callable[[Captioner, torch.Tensor, list[int]], torch.Tensor]] = {
     "blip": _plain_blip,
     "vit_gpt2": _plain_vit_gpt2,
     "clip_prefix": _plain_clip_prefix,
+    "show_attend_tell": _plain_show_attend_tell,
 }
 
 

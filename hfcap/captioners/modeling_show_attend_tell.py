@@ -1,0 +1,364 @@
+"""Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044): feature map -> soft attention -> LSTM or GRU.
+
+This file is published beside the weights and runs without hfcap: it imports only torch and transformers. Shapes:
+B images, S image states (cells of the feature map), D their width, K captions of an image, A attention width,
+E embedding width, H state width, T text positions, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .modeling_image_encoder import as_config, image_states_from, new_vision_model
+
+
+class ShowAttendTellConfig(PreTrainedConfig):
+    """Configuration of a Show-Attend-Tell captioner.
+
+    Args:
+        vision_config: config of the image encoder.
+        vision_feature: always "patches": every cell of the feature map.
+        vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
+        cell: "lstm" or "gru".
+        hidden_size: H. embedding_size: E. attention_size: A.
+        dropout: on word embeddings and before the head.
+        attention_penalty: lambda of the paper's equation 14, the weight of the doubly stochastic regulariser.
+    """
+
+    model_type = "show_attend_tell"
+
+    def __init__(
+        self,
+        vision_config: Any = None,
+        vision_feature: str = "patches",
+        vision_width: int = 2048,
+        vision_tokens: int = 49,
+        vision_grid: list[int] | None = None,
+        vocab_size: int = 1000,
+        cell: str = "lstm",
+        hidden_size: int = 512,
+        embedding_size: int = 512,
+        attention_size: int = 512,
+        dropout: float = 0.5,
+        attention_penalty: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = as_config(vision_config)
+        self.vision_feature = vision_feature
+        self.vision_width = vision_width
+        self.vision_tokens = vision_tokens
+        self.vision_grid = vision_grid
+        self.vocab_size = vocab_size
+        self.cell = cell
+        self.hidden_size = hidden_size
+        self.embedding_size = embedding_size
+        self.attention_size = attention_size
+        self.dropout = dropout
+        self.attention_penalty = attention_penalty
+        super().__init__(**kwargs)
+
+
+class SoftAttention(nn.Module):
+    """The paper's equations 4 to 6 and 13 (section 4.2.1): weights over the cells, gated expected context."""
+
+    def __init__(self, config: ShowAttendTellConfig) -> None:
+        super().__init__()
+        self.image = nn.Linear(config.vision_width, config.attention_size)
+        self.state = nn.Linear(config.hidden_size, config.attention_size, bias=False)
+        self.score = nn.Linear(config.attention_size, 1, bias=False)
+        self.gate = nn.Linear(config.hidden_size, config.vision_width)
+
+    def forward(
+        self, hidden: torch.Tensor, keys: torch.Tensor, image_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, K, H), keys (B, S, A) = `image(image_states)`, (B, S, D) -> context (B, K, D), weights (B, K, S)."""
+        energies = self.score(torch.tanh(keys[:, None] + self.state(hidden)[:, :, None])).squeeze(-1)
+        weights = energies.softmax(-1)
+        context = torch.sigmoid(self.gate(hidden)) * torch.matmul(weights.to(image_states.dtype), image_states)
+        return context, weights
+
+
+class LstmCell(nn.Module):
+    """LSTM (Hochreiter and Schmidhuber 1997); what words contribute is computed for all positions at once."""
+
+    n_states = 2
+
+    def __init__(self, config: ShowAttendTellConfig) -> None:
+        super().__init__()
+        self.words = nn.Linear(config.embedding_size, 4 * config.hidden_size)
+        self.context = nn.Linear(config.vision_width, 4 * config.hidden_size, bias=False)
+        self.state = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
+
+    def forward(
+        self, words: torch.Tensor, context: torch.Tensor, hidden: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
+        """Words' part (B, K, 4H), context (B, K, D), output (B, K, H), state (B, K, 2H) with memory -> next state."""
+        memory = state.chunk(2, dim=-1)[1]
+        gates = words + self.context(context) + self.state(hidden)
+        let_in, keep, new, let_out = gates.to(state.dtype).chunk(4, dim=-1)
+        memory = torch.sigmoid(keep) * memory + torch.sigmoid(let_in) * torch.tanh(new)
+        return torch.cat([torch.sigmoid(let_out) * torch.tanh(memory), memory], dim=-1)
+
+
+class GruCell(nn.Module):
+    """Gated recurrent unit (Cho et al. 2014), in the form of torch's GRUCell."""
+
+    n_states = 1
+
+    def __init__(self, config: ShowAttendTellConfig) -> None:
+        super().__init__()
+        self.words = nn.Linear(config.embedding_size, 3 * config.hidden_size)
+        self.context = nn.Linear(config.vision_width, 3 * config.hidden_size, bias=False)
+        self.state = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+
+    def forward(
+        self, words: torch.Tensor, context: torch.Tensor, hidden: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
+        """Words' part (B, K, 3H), context (B, K, D), output (B, K, H), state (the same in float32) -> next state."""
+        reset, keep, new = (words + self.context(context)).to(state.dtype).chunk(3, dim=-1)
+        old_reset, old_keep, old_new = self.state(hidden).to(state.dtype).chunk(3, dim=-1)
+        keep = torch.sigmoid(keep + old_keep)
+        new = torch.tanh(new + torch.sigmoid(reset + old_reset) * old_new)
+        return new + keep * (state - new)
+
+
+class DeepOutput(nn.Module):
+    """The paper's equation 7 before L_o; tanh and dropout as in the authors' code."""
+
+    def __init__(self, config: ShowAttendTellConfig) -> None:
+        super().__init__()
+        self.state = nn.Linear(config.hidden_size, config.embedding_size)
+        self.context = nn.Linear(config.vision_width, config.embedding_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, words: torch.Tensor, hidden: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Previous words (…, E), LSTM outputs (…, H), contexts (…, D) -> (…, E)."""
+        return self.dropout(torch.tanh(words + self.state(hidden.to(words.dtype)) + self.context(context)))
+
+
+@dataclass
+class Steps:
+    """What a run over several steps gave; entries of step t start behind those of earlier steps along dimension 1.
+
+    Attributes:
+        hidden: (B, N, H). context: (B, N, D). weights: (B, N, S). state: (B, K, H or 2H) behind the last step.
+    """
+
+    hidden: torch.Tensor
+    context: torch.Tensor
+    weights: torch.Tensor
+    state: torch.Tensor
+
+
+class RecurrentState:
+    """The recurrent state of rows that are being generated, as the cache of `generate`."""
+
+    def __init__(self, value: torch.Tensor, length: int) -> None:
+        self.value = value
+        self.length = length
+
+    def get_seq_length(self) -> int:
+        """Return how many tokens the state has read."""
+        return self.length
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Let row i continue the former row `beam_idx[i]`."""
+        self.value = self.value.index_select(0, beam_idx.to(self.value.device))
+
+
+class AttendTellDecoder(PreTrainedModel, GenerationMixin):
+    """Attention, recurrent cell and deep output; `generate` runs here, on encoded pictures."""
+
+    config_class = ShowAttendTellConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _is_stateful = True
+
+    def __init__(self, config: ShowAttendTellConfig) -> None:
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.cell = LstmCell(config) if config.cell == "lstm" else GruCell(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.initial_state = nn.Linear(config.vision_width, self.cell.n_states * config.hidden_size)
+        self.attention = SoftAttention(config)
+        self.output_mlp = DeepOutput(config)
+        self.head = nn.Linear(config.embedding_size, config.vocab_size)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.1)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # The cache is a RecurrentState, which forward makes.
+        return False
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings."""
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> (B, T, E)."""
+        return self.embedding_dropout(self.embedding(input_ids))
+
+    def run(
+        self,
+        image_states: torch.Tensor,
+        words: Sequence[torch.Tensor],
+        state: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None,
+    ) -> Steps:
+        """Run the recurrence.
+
+        Args:
+            image_states: (B, S, D).
+            words: for each step `cell.words(embedded)` of the rows that go on, (B, K, 4H or 3H); K may fall from step
+                to step, then the last rows of each image end.
+            state: (B, K, ...) to continue from; by default computed from the mean image state (section 3.1.2).
+            keys: `attention.image(image_states)`, where it is already known.
+        """
+        if keys is None:
+            keys = self.attention.image(image_states)
+        if state is None:
+            first = torch.tanh(self.initial_state(image_states.mean(1)))
+            # Kept in float32 whatever the precision of the layers: rounding would add up over the steps.
+            state = first.float()[:, None].expand(-1, words[0].shape[1], -1)
+        found = []
+        for step_words in words:
+            arguments = (step_words, state[:, : step_words.shape[1]], keys, image_states)
+            if self.gradient_checkpointing and self.training:
+                step = self._gradient_checkpointing_func(self._step, *arguments)
+            else:
+                step = self._step(*arguments)
+            found.append(step)
+            state = step[2]
+        hidden = [step[2][..., : self.config.hidden_size] for step in found]
+        context, weights = ([step[number] for step in found] for number in (0, 1))
+        return Steps(torch.cat(hidden, 1), torch.cat(context, 1), torch.cat(weights, 1), state)
+
+    def _step(
+        self, words: torch.Tensor, state: torch.Tensor, keys: torch.Tensor, image_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # Contiguous: one matrix product for all rows instead of one for each image, and the same rounding everywhere.
+        hidden = state[..., : self.config.hidden_size].to(words.dtype).contiguous()
+        context, weights = self.attention(hidden, keys, image_states)
+        return context, weights, self.cell(words, context, hidden, state)
+
+    def output(self, embedded: torch.Tensor, hidden: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Deep output and head: (B, N, E), (B, N, H), (B, N, D) -> logits (B, N, V)."""
+        return self.head(self.output_mlp(embedded, hidden, context))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        image_states: torch.Tensor,
+        image_keys: torch.Tensor | None = None,
+        past_key_values: RecurrentState | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Read tokens (B, T), one row per image; `attentions` of the output are the weights (B, T, S)."""
+        embedded = self.embed(input_ids)
+        words = self.cell.words(embedded)
+        state = None if past_key_values is None else past_key_values.value[:, None]
+        steps = self.run(image_states, words.split(1, dim=1), state, image_keys)
+        length = input_ids.shape[1] + (0 if past_key_values is None else past_key_values.get_seq_length())
+        return CausalLMOutputWithPast(
+            logits=self.output(embedded, steps.hidden, steps.context),
+            past_key_values=RecurrentState(steps.state[:, 0], length),  # type: ignore[arg-type]  # as Cache, where used
+            attentions=(steps.weights,),
+        )
+
+
+class ShowAttendTellForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A Show-Attend-Tell captioner for `AutoModelForImageTextToText`; `generate(pixel_values=...)` captions."""
+
+    config_class = ShowAttendTellConfig
+    base_model_prefix = "show_attend_tell"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: ShowAttendTellConfig, vision_model: Any = None) -> None:
+        super().__init__(config)
+        self.vision_model = new_vision_model(config) if vision_model is None else vision_model
+        self.decoder: Any = AttendTellDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings."""
+        return self.decoder.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the head."""
+        return self.decoder.head
+
+    def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """(B, 3, height, width) -> image states (B, S, D)."""
+        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits (B, T, V), and the cross-entropy when `labels` (B, T) are given (without the regulariser)."""
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        if input_ids is None:
+            input_ids = self._start_ids(image_states)
+        output = self.decoder(input_ids=input_ids, image_states=image_states)
+        if labels is not None:
+            logits = output.logits[:, :-1].flatten(0, 1).float()
+            output.loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+        return output
+
+    def _start_ids(self, image_states: torch.Tensor) -> torch.Tensor:
+        return torch.full((image_states.shape[0], 1), self.config.bos_token_id, device=image_states.device)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        start = self._start_ids(image_states)
+        if input_ids is None or input_ids.shape[1] == 0:
+            input_ids = start
+        elif bool((input_ids[:, :1] != start).any()):
+            input_ids = torch.cat([start, input_ids.to(start)], dim=1)
+        return self.decoder.generate(
+            input_ids=input_ids,
+            image_states=image_states,
+            image_keys=self.decoder.attention.image(image_states),
+            generation_config=self.generation_config if generation_config is None else generation_config,
+            **kwargs,
+        )
