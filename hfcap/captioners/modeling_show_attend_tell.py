@@ -261,10 +261,6 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
         context, weights = self.attention(hidden, keys, image_states)
         return context, weights, self.cell(words, context, hidden, state)
 
-    def output(self, embedded: torch.Tensor, hidden: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Deep output and head: (B, N, E), (B, N, H), (B, N, D) -> logits (B, N, V)."""
-        return self.head(self.output_mlp(embedded, hidden, context))
-
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -281,7 +277,7 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
         steps = self.run(image_states, words.split(1, dim=1), state, image_keys)
         length = input_ids.shape[1] + (0 if past_key_values is None else past_key_values.get_seq_length())
         return CausalLMOutputWithPast(
-            logits=self.output(embedded, steps.hidden, steps.context),
+            logits=self.head(self.output_mlp(embedded, steps.hidden, steps.context)),
             past_key_values=RecurrentState(steps.state[:, 0], length),  # type: ignore[arg-type]  # as Cache, where used
             attentions=(steps.weights,),
         )

@@ -12,11 +12,7 @@ from torch import nn
 from transformers import CLIPProcessor, GenerationConfig
 
 from hfcap.captioners.base import BaseModel, CardFacts
-from hfcap.captioners.modeling_show_attend_tell import (
-    ShowAttendTellConfig,
-    ShowAttendTellForConditionalGeneration,
-    Steps,
-)
+from hfcap.captioners.modeling_show_attend_tell import ShowAttendTellConfig, ShowAttendTellForConditionalGeneration
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, grid_maps, vision_settings
 from hfcap.captioners.parts import TINY_CNN, train_tokenizer, wrap_texts
 from hfcap.recipe import NonNegativeFloat, PositiveInt, Share, TokenizerOptions
@@ -105,25 +101,34 @@ class ShowAttendTell(OwnModelCaptioner):
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the decoder over all captions of an image together, each as a row of its own."""
+        return self.head(self.decoder_states(image_states, packed))
+
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the decoder up to its head."""
         return self._run(image_states, packed)[0]
 
-    def logits_and_penalty(
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run the decoder's head (the paper's L_o)."""
+        return self.model.decoder.head(states)
+
+    def states_and_penalty(
         self, image_states: torch.Tensor, packed: PackedCaptions
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the logits and the doubly stochastic regulariser of the same pass."""
-        logits, steps, rows = self._run(image_states, packed)
+        """Return the decoder's states and the doubly stochastic regulariser of the same pass."""
+        states, weights = self._run(image_states, packed)
         strength = self.model.config.attention_penalty
         if strength == 0:
-            return logits, None
-        return logits, strength * doubly_stochastic_penalty(rows.to_packed(steps.weights), packed)
+            return states, None
+        return states, strength * doubly_stochastic_penalty(weights, packed)
 
-    def _run(self, image_states: torch.Tensor, packed: PackedCaptions) -> tuple[torch.Tensor, Steps, CaptionRows]:
+    def _run(self, image_states: torch.Tensor, packed: PackedCaptions) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return states before the head (B, P, E) and attention weights (B, P, S)."""
         decoder = self.model.decoder
         rows = CaptionRows.of(packed)
         embedded = decoder.embed(packed.input_ids)
         steps = decoder.run(image_states, rows.to_steps(decoder.cell.words(embedded)))
-        logits = decoder.output(embedded, rows.to_packed(steps.hidden), rows.to_packed(steps.context))
-        return logits, steps, rows
+        states = decoder.output_mlp(embedded, rows.to_packed(steps.hidden), rows.to_packed(steps.context))
+        return states, rows.to_packed(steps.weights)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate from encoded images."""
