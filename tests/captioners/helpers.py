@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from PIL import Image
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.data.packing import pack_captions
-from hfcap.schema import PackedCaptions
+from hfcap.schema import CaptionedImage, PackedCaptions
 from hfcap.training.token_loss import supervised_loss
 
 ALL_FAMILIES = registry.names("captioners")
@@ -46,7 +50,36 @@ def build(name: str, seed: int = 0, **changes: Any) -> Captioner:
     captioner = family.build(family.options_class(**{**family.tiny(), **changes}), CORPUS)
     make_lively(captioner.model, seed)
     captioner.model.eval()
+    if isinstance(captioner, FittedCaptioner):
+        fit(captioner)
     return captioner
+
+
+def fit(captioner: FittedCaptioner, captions: Sequence[Sequence[str]] | None = None) -> None:
+    """Fit to random pictures (the ones of `pixel_values`) with these captions, one group a picture."""
+    groups = captions or [CORPUS[number : number + 2] for number in range(12)]
+    records = [
+        CaptionedImage(str(number), f"{number}.png", tuple(group), MemoryPicture(number))
+        for number, group in enumerate(groups)
+    ]
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        states = captioner.encode(pixel_values(captioner, len(records)))
+        captioner.fit(FittingData(records, iter(states.split(5)), 4, Path(folder)))
+
+
+@dataclass(frozen=True)
+class MemoryPicture:
+    """A random picture as PNG bytes."""
+
+    seed: int
+
+    def read(self) -> bytes:
+        buffer = io.BytesIO()
+        random_picture(self.seed).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def describe(self) -> str:
+        return f"random picture {self.seed}"
 
 
 def make_lively(model: Any, seed: int) -> None:

@@ -17,7 +17,16 @@ from hfcap.captioners.base import SIDECAR, Captioner
 from hfcap.captioners.loading import generation_defaults, load_captioner
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions
-from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, pixel_values, random_captions, write_picture
+from tests.captioners.helpers import (
+    ALL_FAMILIES,
+    FAMILIES,
+    PROMPT,
+    build,
+    packed,
+    pixel_values,
+    random_captions,
+    write_picture,
+)
 from tests.shared_data import SHARED, requires_shared
 
 EFFICIENTNET = SHARED / "models" / "efficientnet-lite0"
@@ -164,7 +173,7 @@ def _expected(captioner: Captioner, picture: Path, prompt: str = "") -> str:
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Captioner], dict[str, Any], Path]:
     """Captions of one picture by every family, made in a process that cannot import hfcap."""
     folder = tmp_path_factory.mktemp("published")
-    captioners = {name: build(name) for name in FAMILIES}
+    captioners = {name: build(name) for name in ALL_FAMILIES}
     if EFFICIENTNET.is_dir():
         captioners["efficientnet"] = build(
             "clip_prefix",
@@ -196,7 +205,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Capti
     return captioners, json.loads(done.stdout.split("RESULT")[1]), picture
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_plain_transformers_captions_alike_without_hfcap(name: str, elsewhere: Any) -> None:
     captioners, found, picture = elsewhere
     expected = _expected(captioners[name], picture)
