@@ -7,7 +7,7 @@ subclass of `ModelOptions` or `DataOptions` in its own file.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
@@ -208,7 +208,12 @@ class ScoreOptions(Block):
     split: Literal["train", "validation", "test"] = "test"
     metrics: list[str] = Field(default_factory=lambda: ["bleu", "rouge_l", "cider"])
     document_frequencies: str = Field(
-        "corpus", description="CIDEr-D: corpus (the references that are scored against), or a file"
+        "corpus",
+        description="CIDEr-D: corpus (the references that are scored against), coco-train, coco-val, or a file",
+    )
+    metric_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options of metrics by metric name, e.g. clip_score: {model: ...}; 'hfcap list metrics' names them",
     )
     confidence_level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     n_resamples: NonNegativeInt = Field(1000, description="bootstrap resamples for the intervals; 0 = no intervals")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.json_schema import models_json_schema
@@ -16,11 +16,21 @@ from pydantic.json_schema import models_json_schema
 from hfcap import registry, strict_yaml
 from hfcap.errors import UserError
 from hfcap.files import read_text
-from hfcap.recipe import DataOptions, Recipe
+from hfcap.recipe import DataOptions, Recipe, ScoreOptions
 from hfcap.recipe_problems import Findings, RecipeError, block_at, block_class, describe, joined, key_path, may_be_null
 from hfcap.strict_yaml import KeyPath
 
-__all__ = ["RecipeError", "dump_recipe", "find_recipes", "load_recipe", "recipe_from_mapping", "recipe_json_schema"]
+__all__ = [
+    "RecipeError",
+    "dump_recipe",
+    "find_recipes",
+    "load_recipe",
+    "metric_options_from",
+    "recipe_from_mapping",
+    "recipe_json_schema",
+]
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 NOT_RECIPES = {"accelerate"}
 """Folders below recipes/ whose YAML files are for other programs."""
@@ -82,7 +92,7 @@ def find_recipes(root: Path) -> list[Path]:
 
 
 def recipe_json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a recipe, with the keys of all captioner families and data sources.
+    """Return the JSON Schema (draft 2020-12) of a recipe, with the keys of all families, data sources and metrics.
 
     The keys of `model` follow `captioner`, those of `data` follow `data.source`.
     """
@@ -90,7 +100,8 @@ def recipe_json_schema() -> dict[str, Any]:
         name: registry.load("captioners", name).REGISTERED.options_class for name in registry.names("captioners")
     }
     sources = {name: registry.load("sources", name).REGISTERED.options for name in registry.names("sources")}
-    models: list[type[BaseModel]] = [Recipe, *families.values(), *sources.values()]
+    metrics = {name: registry.load("metrics", name).REGISTERED.options_class for name in registry.names("metrics")}
+    models: list[type[BaseModel]] = [Recipe, *families.values(), *sources.values(), *metrics.values()]
     references, definitions = models_json_schema([(model, "validation") for model in models])
     recipe = definitions["$defs"].pop("Recipe")
     recipe["properties"]["captioner"]["enum"] = list(families)
@@ -100,6 +111,10 @@ def recipe_json_schema() -> dict[str, Any]:
         "required": ["source"],
         "properties": {"source": {"enum": list(sources)}},
         "allOf": [_when("source", name, references[model, "validation"]) for name, model in sources.items()],
+    }
+    definitions["$defs"]["ScoreOptions"]["properties"]["metric_options"] |= {
+        "additionalProperties": False,
+        "properties": {name: references[model, "validation"] for name, model in metrics.items()},
     }
     recipe["allOf"] = [
         _when("captioner", name, {"properties": {"model": references[model, "validation"]}})
@@ -208,15 +223,55 @@ def _check_method(values: dict[str, Any], trains_by_gradients: bool, findings: F
 
 
 def _check_metrics(score: Any, findings: Findings) -> None:
-    given = score.get("metrics") if isinstance(score, dict) else None
+    if not isinstance(score, dict):
+        return
     known = registry.names("metrics")
-    for index, name in enumerate(given if isinstance(given, list) else ()):
+    metrics = score.get("metrics", ScoreOptions().metrics)
+    if not isinstance(metrics, list):
+        return
+    for index, name in enumerate(metrics):
         if isinstance(name, str) and name not in known:
             findings.add(("score", "metrics", index), f"unknown metric {name!r}{registry.did_you_mean(name, known)}")
+    if isinstance(score.get("metric_options"), dict):
+        _check_metric_options(score["metric_options"], metrics, ("score", "metric_options"), findings)
 
 
-def _validated(shape: type[Recipe], values: dict[str, Any], findings: Findings) -> Recipe | None:
-    """Validate, drop what is wrong, validate again: so a rule between keys is checked although another key is wrong."""
+def _check_metric_options(options: dict[Any, Any], metrics: Sequence[Any], path: KeyPath, findings: Findings) -> None:
+    for name, given in options.items():
+        metric = _entry("metrics", name, (*path, name), findings)
+        if metric is not None and name not in metrics:
+            findings.add((*path, name), f"{name} is not among the metrics; add it there")
+        if metric is not None and isinstance(given, dict):
+            _validated(metric.options_class, copy.deepcopy(given), findings, (*path, name))
+
+
+def metric_options_from(assignments: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Check options of metrics that a command line gives as `metric.option=value`; values are YAML.
+
+    Returns:
+        metric name -> option -> value.
+
+    Raises:
+        UserError: names every problem: unknown metric or option, wrong value, metric that is not computed.
+    """
+    findings = Findings("options of metrics", override_name="--option")
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        if assignment.partition("=")[0].count(".") == 1:
+            _apply_override(options, assignment, findings)
+        else:
+            findings.add_override(assignment, "write metric.option=value, e.g. clip_score.images=FOLDER")
+    _check_metric_options(options, metrics, (), findings)
+    if problems := findings.messages():
+        raise UserError("\n".join(problems))
+    return options
+
+
+def _validated(shape: type[Shape], values: dict[str, Any], findings: Findings, above: KeyPath = ()) -> Shape | None:
+    """Validate, drop what is wrong, validate again: so a rule between keys is checked although another key is wrong.
+
+    `above` is where `values` stand in the recipe.
+    """
     dropped: set[KeyPath] = set()
     while True:
         try:
@@ -230,7 +285,7 @@ def _validated(shape: type[Recipe], values: dict[str, Any], findings: Findings) 
                 if not _repeats(detail, path, what, dropped):
                     messages.setdefault(path, []).append(what)
             for path, whats in messages.items():
-                findings.add(path, joined(whats))
+                findings.add((*above, *path), joined(whats))
             wrong = {_field_path(path, shape) for path in messages} - dropped
             if not any([_remove(values, path, shape) for path in wrong]):
                 return None

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hfcap.errors import UserError
-from hfcap.recipe import Block
 from hfcap.registry import did_you_mean
 from hfcap.strict_yaml import KeyPath
 
@@ -44,11 +43,13 @@ class Findings:
         where: stands for the file in messages.
         lines: path of keys -> line in the file.
         overrides: path of keys -> the override that set it, where one did.
+        override_name: what an override is called.
     """
 
     where: str
     lines: dict[KeyPath, int] = field(default_factory=dict)
     overrides: dict[KeyPath, str] = field(default_factory=dict)
+    override_name: str = "override"
     _found: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, path: KeyPath, what: str) -> None:
@@ -59,7 +60,7 @@ class Findings:
 
     def add_override(self, override: str, what: str) -> None:
         """Note what is wrong with an override that cannot be applied."""
-        self._note(math.inf, f"override {override!r}: {what}")
+        self._note(math.inf, f"{self.override_name} {override!r}: {what}")
 
     def messages(self) -> list[str]:
         """Return all problems, those of the file in the order of its lines, then those of overrides."""
@@ -73,7 +74,7 @@ class Findings:
         # A key that is missing or was set together with its block has the place of the block.
         for depth in range(len(path), 0, -1):
             if path[:depth] in self.overrides:
-                return math.inf, f"override {self.overrides[path[:depth]]!r}"
+                return math.inf, f"{self.override_name} {self.overrides[path[:depth]]!r}"
             if path[:depth] in self.lines:
                 return self.lines[path[:depth]], f"{self.where}:{self.lines[path[:depth]]}"
         return 0, self.where
@@ -91,10 +92,10 @@ def key_path(detail: Mapping[str, Any], values: Any) -> KeyPath:
     return tuple(path)
 
 
-def block_class(info: FieldInfo) -> type[Block] | None:
+def block_class(info: FieldInfo) -> type[BaseModel] | None:
     """Return the block that a field holds, also where it may be null."""
     for kind in (info.annotation, *typing.get_args(info.annotation)):
-        if isinstance(kind, type) and issubclass(kind, Block):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
 
@@ -151,6 +152,7 @@ _KINDS = {
     "bool": "true or false",
     "string": "text",
     "list": "a list",
+    "tuple": "a list",
     "dict": "a block of keys",
     "model": "a block of keys",
 }

@@ -57,8 +57,10 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return '; did you mean ...?' for close matches, else the list of choices."""
+    """Return '; did you mean ...?' for close matches, else the list of choices, if there are any."""
     options = list(choices)
+    if not options:
+        return "; there is none"
     close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
     if close:
         return "; did you mean " + " or ".join(repr(match) for match in close) + "?"

@@ -67,7 +67,16 @@ def list_entries(
         if kind is None:
             console.print(one, style="bold")
         for entry in entries:
-            say(entry if kind else f"  {entry}")
+            say(f"{'' if kind else '  '}{entry}{_explained(entry) if one == 'metrics' else ''}")
+
+
+def _explained(metric: str) -> str:
+    """What a metric is, and its options."""
+    from hfcap.metrics.suite import metric_class
+
+    found = metric_class(metric)
+    options = ", ".join(found.options_class.model_fields)
+    return f": {found.summary}{f' [options: {options}]' if options else ''}"
 
 
 @app.command("recipe-schema")

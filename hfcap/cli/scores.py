@@ -19,6 +19,9 @@ def score(
     document_frequencies: Annotated[
         str, typer.Option(help="CIDEr-D: corpus, coco-train, coco-val or a file")
     ] = "corpus",
+    option: Annotated[
+        list[str] | None, typer.Option(help="metric.option=value, e.g. clip_score.images=FOLDER; may be repeated")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="score file to write")] = None,
     split: Annotated[str | None, typer.Option(help="which images of a reference file with splits")] = None,
     n_resamples: Annotated[int, typer.Option(min=0, help="bootstrap resamples for the intervals; 0 = none")] = 1000,
@@ -34,14 +37,17 @@ def score(
         if done.accelerator.is_main_process:
             done.print_scores()
         return
+    from hfcap.recipe_loading import metric_options_from
     from hfcap.score_table import score_table
     from hfcap.scoring import score_files, signature_line
 
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
     report = score_files(
         predictions,
         references,
-        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        metrics=names,
         document_frequencies=document_frequencies,
+        metric_options=metric_options_from(option or [], names),
         output=output,
         split=split,
         n_resamples=n_resamples,

@@ -35,6 +35,7 @@ class BadEndings(CaptionMetric):
 
     name = "bad_endings"
     outputs = ("bad_endings",)
+    summary = "share of captions whose last word cannot end a sentence"
     needs = ("tokens",)
     higher_is_better = False
     citation = (

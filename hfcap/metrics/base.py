@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from hfcap.errors import UserError
 from hfcap.metrics._ngrams import NgramTable, ReferenceNgrams
@@ -142,13 +143,27 @@ class CaptionSet:
         return self.reference_set.tokenized
 
 
+class MetricOptions(BaseModel):
+    """What a person can set of a metric, in a recipe (`score.metric_options`), with `--option` or in Python.
+
+    A metric with options declares a subclass in its file; every field has a default and a description, which
+    `hfcap list metrics` shows. Unknown names are errors.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
 class CaptionMetric(ABC):
-    """A caption metric; its options are keyword arguments of the constructor, all with defaults.
+    """A caption metric; all that its constructor takes has defaults.
 
     Shapes: N images, S statistics per image, O outputs.
 
     Attributes:
         name: the file name in hfcap/metrics.
+        summary: what it measures, in a line.
+        options_class: what a person can set; an instance is the first argument of the constructor if it has fields.
         outputs: names of the O values in score files (bleu -> bleu_1 .. bleu_4), in the order of the last axis.
         needs: what must be there: "tokens" or "captions" (raw), "references", "images", "instances", "java".
         summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
@@ -160,6 +175,8 @@ class CaptionMetric(ABC):
 
     name: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
+    summary: ClassVar[str]
+    options_class: ClassVar[type[MetricOptions]] = MetricOptions
     needs: ClassVar[tuple[Need, ...]] = ("tokens", "references")
     summable: ClassVar[bool] = True
     higher_is_better: ClassVar[bool | None] = True

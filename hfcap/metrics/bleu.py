@@ -60,6 +60,7 @@ class Bleu(CaptionMetric):
 
     name = "bleu"
     outputs = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+    summary = "n-gram precision with brevity penalty (Papineni et al. 2002), corpus level"
     citation = "Papineni et al. (2002): BLEU: a Method for Automatic Evaluation of Machine Translation. ACL"
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,3 +244,27 @@ def read_references(
     if without:
         raise UserError(f"{path}: no human caption for {len(without):,} images ({_listed(without)}); remove them")
     return {image_id: tuple(group) for image_id, group in references.items()}
+
+
+def read_file_names(path: Path) -> dict[str, str]:
+    """Return image id -> file name of the picture, as far as a prediction or reference file says so.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    value: Any
+    if path.suffix == ".csv":
+        value = csv.DictReader(io.StringIO(read_text(path, "caption file"), newline=""))
+    elif _is_json_lines(path, read_text(path, "caption file")):
+        value = (row for _, row in read_json_lines(path, "caption file"))
+    else:
+        value = _parsed_json(path, "caption file")
+        value = value.get("images") if isinstance(value, dict) else value
+    names: dict[str, str] = {}
+    for row in value if isinstance(value, Iterable) else ():
+        if isinstance(row, dict):
+            name = row.get("file_name", row.get("filename"))
+            known = [row[key] for key in ("image_id", "id", "cocoid", "imgid", "filename") if key in row]
+            if isinstance(name, str) and known:
+                names[normalised_image_id(known[0], str(path))] = name
+    return names

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.metrics._coco_objects import CATEGORIES, mentioned_objects
-from hfcap.metrics.base import CaptionMetric, CaptionSet
-
-_OPTION = "give instances, COCO's instances_<split>.json"
+from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 
 
 def read_instances(paths: Sequence[Path]) -> dict[str, frozenset[str]]:
@@ -42,6 +41,14 @@ def read_instances(paths: Sequence[Path]) -> dict[str, frozenset[str]]:
     return {image_id: frozenset(categories) for image_id, categories in found.items()}
 
 
+class ChairOptions(MetricOptions):
+    """Options of CHAIR."""
+
+    instances: str | Path | tuple[str | Path, ...] | dict[str, tuple[str, ...]] | None = Field(
+        None, description="COCO's instances_<split>.json or a list of such files; in Python also id -> category names"
+    )
+
+
 class Chair(CaptionMetric):
     """CHAIR-i = hallucinated mentions / mentions; CHAIR-s = share of captions with a hallucinated object.
 
@@ -49,29 +56,31 @@ class Chair(CaptionMetric):
     80 categories by hfcap's own table (hfcap/metrics/_coco_objects.py), not by that of the paper.
     Statistics of an image (3): hallucinated mentions, mentions, whether any is hallucinated.
 
-    Args:
-        instances: COCO instance file or files, or image id -> category names.
-
     Raises:
         UserError: no instances, a file is wrong, or an image is in none of them.
     """
 
     name = "chair"
     outputs = ("chair_i", "chair_s")
+    summary = "hallucinated objects (Rohrbach et al. 2018); needs COCO's instance annotations"
     needs = ("tokens", "references", "instances")
     higher_is_better = False
     citation = "Rohrbach et al. (2018): Object Hallucination in Image Captioning. EMNLP"
 
-    def __init__(
-        self, instances: str | Path | Sequence[str | Path] | Mapping[str, Sequence[str] | frozenset[str]] | None = None
-    ) -> None:
+    options_class = ChairOptions
+
+    def __init__(self, options: ChairOptions | None = None) -> None:
+        instances = (options or ChairOptions()).instances
         if not instances:
-            raise UserError("metric 'chair' needs to know which objects are in the images; " + _OPTION)
+            raise UserError(
+                "metric 'chair' needs to know which objects are in the images; give its option instances, COCO's "
+                "instances_<split>.json"
+            )
         self._objects: dict[str, frozenset[str]]
-        if isinstance(instances, Mapping):
+        if isinstance(instances, dict):
             self._objects = {image_id: frozenset(names) for image_id, names in instances.items()}
         else:
-            paths = [instances] if isinstance(instances, str | Path) else list(instances)
+            paths = (instances,) if isinstance(instances, str | Path) else instances
             self._objects = read_instances([Path(path) for path in paths])
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:

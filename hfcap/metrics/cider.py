@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from hfcap.errors import UserError
 from hfcap.metrics._ngrams import ORDERS, NgramTable
-from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
+from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions, ReferenceSet
 from hfcap.metrics.document_frequencies import (
     DocumentFrequencies,
     indexed,
@@ -163,21 +164,32 @@ class CiderReward:
         return self._scorer.score(tokens, images, flat_ended).reshape(len(image_ids), n_candidates)
 
 
+class CiderOptions(MetricOptions):
+    """Options of CIDEr-D."""
+
+    document_frequencies: str = Field(
+        "corpus",
+        description="n-gram weights: corpus (the human captions scored against), coco-train, coco-val or a file",
+    )
+
+
 class Cider(CaptionMetric):
     """CIDEr-D: consensus with the human captions, n-grams weighted by their rarity; mean over images, x 10.
 
-    Args:
-        document_frequencies: "corpus" (the human captions scored against, as the COCO evaluation does), "coco-train",
-            "coco-val", or a file (see `load_document_frequencies`).
+    Raises:
+        UserError: the document frequencies cannot be found (see `load_document_frequencies`).
     """
 
     name = "cider"
     outputs = ("cider",)
+    summary = "CIDEr-D (Vedantam et al. 2015): n-grams shared with the human captions, weighted by rarity"
     citation = "Vedantam et al. (2015): CIDEr: Consensus-based Image Description Evaluation. CVPR"
 
-    def __init__(self, *, document_frequencies: str = "corpus") -> None:
-        self._source = document_frequencies
-        self._fixed = load_document_frequencies(document_frequencies)
+    options_class = CiderOptions
+
+    def __init__(self, options: CiderOptions | None = None) -> None:
+        self._source = (options or CiderOptions()).document_frequencies
+        self._fixed = load_document_frequencies(self._source)
         self._scorer: CiderScorer | None = None
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from hfcap.errors import UserError
-from hfcap.metrics.base import CaptionMetric, CaptionSet
-from hfcap.progress import track
-from hfcap.schema import ImageBytes
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
+from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
+from hfcap.metrics.pictures import DecodedPictures, FileBytes, Pictures, picture_files
 
 PROMPT = "A photo depicts "
 """Stands before every candidate and every human caption, as in the paper."""
@@ -26,23 +22,9 @@ DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 
 _SCALE = 2.5
 
-Decode = Callable[[ImageBytes], "Image"]
-"""Turns a picture's record into an RGB image; raises OSError or ValueError for a broken one."""
 
-
-def plain_decode(image: ImageBytes) -> Image:
-    """Decode a picture with Pillow alone; `hfcap.data.images.decode_image` bounds sizes and turns upright as well."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(image.read())) as picture:
-        return picture.convert("RGB")
-
-
-def _features(output: Any) -> torch.Tensor:
-    """The projected features; transformers 5 wraps them in an output object, transformers 4 returns the tensor."""
-    pooled = getattr(output, "pooler_output", output)
-    normalised: torch.Tensor = pooled / pooled.norm(dim=-1, keepdim=True)
-    return normalised
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def clip_score(images: NDArray[np.float32], captions: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -81,6 +63,7 @@ class ClipEncoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = loaded.to(self.device).eval()
         self._batch_size = batch_size
+        self._name = model
         self._longest = int(loaded.config.text_config.max_position_embeddings)
 
     def texts(self, captions: Sequence[str]) -> NDArray[np.float32]:
@@ -104,35 +87,29 @@ class ClipEncoder:
                 output = self._model.get_text_features(
                     input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
                 )
-            found.append(_features(output).cpu().numpy())
-        return np.concatenate(found)
+            # transformers 5 wraps the features in an output object, transformers 4 returns the tensor.
+            found.append(getattr(output, "pooler_output", output).cpu().numpy())
+        return _unit(np.concatenate(found))
 
-    def images(self, images: Sequence[ImageBytes], decode: Decode) -> NDArray[np.float32]:
+    def images(self, pictures: Pictures, image_ids: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors of pictures, (N, D) float32.
 
         Raises:
-            UserError: a picture cannot be read; the message names it.
+            UserError: a picture is missing or cannot be read; the message names it.
         """
-        import torch
-
-        found: list[NDArray[np.float32]] = []
-        batches = list(_in_batches(images, self._batch_size))
-        for batch in track(batches, "CLIPScore: images"):
-            pictures = [_decoded(image, decode) for image in batch]
-            pixels = self._processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
-            with torch.inference_mode():
-                output = self._model.get_image_features(pixel_values=pixels.to(self.device))
-            found.append(_features(output).cpu().numpy())
-        return np.concatenate(found)
+        image_processor = self._processor.image_processor
+        return _unit(pictures.embeddings(self._name, self._model, image_processor, image_ids, self._batch_size))
 
 
-def _decoded(image: ImageBytes, decode: Decode) -> Image:
-    try:
-        return decode(image)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{image.describe()}: metric 'clip_score' cannot read this picture ({error})") from None
+class ClipScoreOptions(MetricOptions):
+    """Options of CLIPScore."""
+
+    model: str = Field(DEFAULT_MODEL, description="folder or Hub id of a CLIP model")
+    images: str | Path | None = Field(
+        None, description="folder of the pictures; hfcap run uses those of the scored split"
+    )
+    device: str | None = Field(None, description="where CLIP runs; default: CUDA where there is one, else the CPU")
+    batch_size: Annotated[int, Field(gt=0)] = Field(64, description="pictures or captions at a time")
 
 
 class ClipScore(CaptionMetric):
@@ -142,13 +119,7 @@ class ClipScore(CaptionMetric):
     on the model; only those of one model may be compared.
 
     Args:
-        model: folder or Hub id of a CLIP model.
-        images: image id -> picture.
-        decode: turns a picture's record into an RGB image.
-        image_features: image id -> CLIP's projected features (D,), in place of `images`, for example from a feature
-            store of the same model.
-        device: where CLIP runs; None = CUDA where there is one, else the CPU.
-        batch_size: images or captions at a time.
+        pictures: the pictures, in place of the folder that the option `images` names.
 
     Raises:
         UserError: no pictures, one is missing or broken, or the model cannot be loaded.
@@ -156,54 +127,39 @@ class ClipScore(CaptionMetric):
 
     name = "clip_score"
     outputs = ("clip_score", "ref_clip_score")
+    summary = "CLIPScore and RefCLIPScore (Hessel et al. 2021): fit of caption and picture; needs pictures"
     needs = ("captions", "references", "images")
     citation = (
         "Hessel et al. (2021): CLIPScore: A Reference-free Evaluation Metric for Image Captioning. EMNLP; "
         "Radford et al. (2021): Learning Transferable Visual Models From Natural Language Supervision. ICML"
     )
 
-    def __init__(
-        self,
-        model: str = DEFAULT_MODEL,
-        images: Mapping[str, ImageBytes] | None = None,
-        decode: Decode = plain_decode,
-        image_features: Mapping[str, NDArray[np.float32]] | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        if images is None and image_features is None:
-            raise UserError("metric 'clip_score' looks at the pictures: give images, a mapping of image id to picture")
-        self._images, self._image_features = images, image_features
-        self._decode = decode
-        self._model_name = model
-        self._encoder_options = (device, batch_size)
+    options_class = ClipScoreOptions
 
-    def _vectors_of_images(self, encoder: ClipEncoder, image_ids: Sequence[str]) -> NDArray[np.float32]:
-        known: Mapping[str, Any] = self._image_features if self._image_features is not None else (self._images or {})
-        missing = [image_id for image_id in image_ids if image_id not in known]
-        if missing:
+    def __init__(self, options: ClipScoreOptions | None = None, *, pictures: Pictures | None = None) -> None:
+        self._options = options or ClipScoreOptions()
+        if pictures is None and self._options.images is None:
             raise UserError(
-                f"metric 'clip_score': no picture for {len(missing):,} images, for example {missing[0]!r}; "
-                "give the pictures of the split that is scored"
+                "metric 'clip_score' looks at the pictures: give its option images, the folder of the pictures"
             )
-        if self._image_features is None:
-            return encoder.images([known[image_id] for image_id in image_ids], self._decode)
-        vectors = np.stack([np.asarray(known[image_id], dtype=np.float32) for image_id in image_ids])
-        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        self._pictures = pictures
+
+    def _pictures_of(self, image_ids: Sequence[str]) -> Pictures:
+        if self._pictures is not None:
+            return self._pictures
+        files = picture_files(Path(self._options.images or ""), image_ids)
+        return DecodedPictures({image_id: FileBytes(path) for image_id, path in files.items()})
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return CLIPScore and RefCLIPScore of each image, (N, 2)."""
-        encoder = ClipEncoder(self._model_name, *self._encoder_options)
-        images = self._vectors_of_images(encoder, captions.image_ids)
+        options = self._options
+        pictures = self._pictures_of(captions.image_ids)
+        encoder = ClipEncoder(options.model, options.device, options.batch_size)
+        images = encoder.images(pictures, captions.image_ids)
         number_of: dict[str, int] = {}
         own = [number_of.setdefault(caption, len(number_of)) for caption in captions.candidates]
         human = [number_of.setdefault(caption, len(number_of)) for group in captions.references for caption in group]
         texts = encoder.texts(list(number_of))
-        if images.shape[1] != texts.shape[1]:
-            raise UserError(
-                f"metric 'clip_score': image features have {images.shape[1]} numbers, {self._model_name} gives "
-                f"captions {texts.shape[1]}; use features of the same model, after its projection"
-            )
         candidates = texts[own]
         score = clip_score(images, candidates)
         of_image = captions.reference_set.image_of_caption
@@ -216,7 +172,7 @@ class ClipScore(CaptionMetric):
 
     def signature(self) -> dict[str, Any]:
         """Return model, prompt and precision."""
-        return {"model": self._model_name, "prompt": PROMPT, "precision": "float32", "scale": _SCALE}
+        return {"model": self._options.model, "prompt": PROMPT, "precision": "float32", "scale": _SCALE}
 
 
 REGISTERED = ClipScore

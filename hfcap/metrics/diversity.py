@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from hfcap.errors import UserError
-from hfcap.files import read_json, read_json_lines
-from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
+from hfcap.files import read_json_lines
+from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions, ReferenceSet
 from hfcap.metrics.bleu import Bleu
+from hfcap.metrics.caption_files import normalised_image_id, read_references
 from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
 
 _NOVEL, _MUTUAL_BLEU = 0, 1
@@ -68,17 +70,19 @@ def _read_candidates(path: Path) -> dict[str, list[str]]:
         captions = row.get("candidates", [])
         if "image_id" not in row or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             raise UserError(f"{path}: line {line} needs 'image_id' and 'candidates', a list of captions")
-        found[str(row["image_id"])] = captions
+        found[normalised_image_id(row["image_id"], f"{path}: line {line}")] = captions
     return found
 
 
-def _read_training_captions(path: Path) -> list[str]:
-    """All captions of a COCO annotation file."""
-    content = read_json(path, "training captions")
-    rows = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "caption" in row for row in rows):
-        raise UserError(f"{path}: no COCO annotation file ('annotations', each with a 'caption')")
-    return [str(row["caption"]) for row in rows]
+class DiversityOptions(MetricOptions):
+    """Options of the diversity measures."""
+
+    candidates: str | Path | dict[str, tuple[str, ...]] | None = Field(
+        None, description="for m_bleu_4: a predictions file with n-best captions; in Python also id -> captions"
+    )
+    training_captions: str | Path | tuple[str, ...] | None = Field(
+        None, description="for novel_captions: file of the captions that were trained on; in Python also a list of them"
+    )
 
 
 class Diversity(CaptionMetric):
@@ -87,16 +91,13 @@ class Diversity(CaptionMetric):
     The first three describe all captions together and grow or shrink with their number: compare systems on the same
     images only, and expect no interval.
 
-    Args:
-        candidates: image id -> n-best captions, or a predictions file that holds them, for m_bleu_4.
-        training_captions: what the model was trained on, or a COCO annotation file, for novel_captions.
-
     Raises:
         UserError: a file is missing or has another layout.
     """
 
     name = "diversity"
     outputs = ("distinct_1", "distinct_2", "vocabulary_size", "novel_captions", "m_bleu_4")
+    summary = "distinct n-grams, vocabulary, novel captions, likeness of the n-best captions"
     needs = ("tokens",)
     summable = False
     higher_is_better = None
@@ -107,15 +108,19 @@ class Diversity(CaptionMetric):
         "ICCV"
     )
 
-    def __init__(
-        self,
-        candidates: Mapping[str, Sequence[str]] | str | Path | None = None,
-        training_captions: Sequence[str] | str | Path | None = None,
-    ) -> None:
-        self._candidates = _read_candidates(Path(candidates)) if isinstance(candidates, str | Path) else candidates
-        if isinstance(training_captions, str | Path):
-            training_captions = _read_training_captions(Path(training_captions))
-        self._known = None if training_captions is None else frozenset(_normal_forms(training_captions))
+    options_class = DiversityOptions
+
+    def __init__(self, options: DiversityOptions | None = None) -> None:
+        options = options or DiversityOptions()
+        self._candidates: Mapping[str, Sequence[str]] | None = (
+            _read_candidates(Path(options.candidates))
+            if isinstance(options.candidates, str | Path)
+            else options.candidates
+        )
+        known = options.training_captions
+        if isinstance(known, str | Path):
+            known = tuple(chain.from_iterable(read_references(Path(known)).values()))
+        self._known = None if known is None else frozenset(_normal_forms(known))
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return whether the caption is novel, and the mutual BLEU-4; -1 where not known, (N, 2)."""

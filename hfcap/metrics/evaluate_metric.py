@@ -24,9 +24,8 @@ import evaluate
 from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import write_text
-from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.caption_files import normalised_image_id
-from hfcap.metrics.suite import DEFAULT_METRICS, CaptionSuite
+from hfcap.metrics.suite import DEFAULT_METRICS, CaptionSuite, metric_class
 
 _FOLDER = Path(__file__).parent / "evaluate_modules"
 _SUITE = "caption_suite"
@@ -66,7 +65,7 @@ class CaptionEvaluation(evaluate.Metric):
         super().__init__(*args, **kwargs)
 
     def _info(self) -> Any:
-        classes: list[type[CaptionMetric]] = [registry.load("metrics", name).REGISTERED for name in self._names]
+        classes = [metric_class(name) for name in self._names]
         text, image_id = datasets.Value("string"), datasets.Value("string")
         return evaluate.MetricInfo(
             description="\n\n".join((metric.__doc__ or metric.name) for metric in classes),

@@ -81,6 +81,7 @@ class RougeL(CaptionMetric):
 
     name = "rouge_l"
     outputs = ("rouge_l",)
+    summary = "longest common subsequence (Lin 2004)"
     citation = "Lin (2004): ROUGE: A Package for Automatic Evaluation of Summaries. ACL workshop"
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:

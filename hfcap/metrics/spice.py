@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json
-from hfcap.metrics.base import CaptionMetric, CaptionSet
+from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 
 _OPENED_PACKAGES = (
     *("java.base/java.lang", "java.base/java.util", "java.base/java.util.concurrent", "java.base/java.math"),
@@ -29,8 +30,8 @@ _OPENED_PACKAGES = (
 
 _MODELS = "lib/stanford-corenlp-3.6.0-models.jar"
 _HOW = (
-    "option jar or the environment variable HFCAP_SPICE_JAR names spice-1.0.jar (pycocoevalcap brings it); beside it "
-    "in lib/ must lie stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar from Stanford CoreNLP 3.6.0"
+    "its option jar or the environment variable HFCAP_SPICE_JAR names spice-1.0.jar (pycocoevalcap brings it); beside "
+    "it in lib/ must lie stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar from Stanford CoreNLP 3.6.0"
 )
 _LINES_OF_JAVA_SHOWN = 5
 
@@ -65,15 +66,18 @@ def parse_spice(path: Path, image_ids: tuple[str, ...]) -> NDArray[np.float64]:
     return np.asarray([0.0 if math.isnan(found[image_id]) else found[image_id] for image_id in image_ids])
 
 
+class SpiceOptions(MetricOptions):
+    """Options of SPICE."""
+
+    jar: str | Path | None = Field(None, description="spice-1.0.jar; default: the environment variable HFCAP_SPICE_JAR")
+    java: str = Field("java", description="the Java program")
+    cache: str | Path | None = Field(None, description="folder for parsed captions; default: a temporary one")
+    memory_gigabytes: Annotated[int, Field(gt=0)] = Field(8, description="largest heap of Java")
+    timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="when to give up; null = never")
+
+
 class Spice(CaptionMetric):
     """SPICE F value, mean over images, by the authors' program.
-
-    Args:
-        jar: spice-1.0.jar; without it the environment variable HFCAP_SPICE_JAR.
-        java: the Java program.
-        cache: folder where the program keeps parsed captions; a temporary one if not given.
-        memory_gigabytes: largest heap of Java.
-        timeout_seconds: when to give up; None = never.
 
     Raises:
         UserError: no jar, no models beside it, or no Java.
@@ -81,18 +85,15 @@ class Spice(CaptionMetric):
 
     name = "spice"
     outputs = ("spice",)
+    summary = "SPICE (Anderson et al. 2016) by its authors' Java program, which you bring along"
     needs = ("tokens", "references", "java")
     citation = "Anderson et al. (2016): SPICE: Semantic Propositional Image Caption Evaluation. ECCV"
 
-    def __init__(
-        self,
-        jar: str | Path | None = None,
-        java: str = "java",
-        cache: str | Path | None = None,
-        memory_gigabytes: int = 8,
-        timeout_seconds: float | None = None,
-    ) -> None:
-        jar = jar or os.environ.get("HFCAP_SPICE_JAR")
+    options_class = SpiceOptions
+
+    def __init__(self, options: SpiceOptions | None = None) -> None:
+        self._options = options or SpiceOptions()
+        jar = self._options.jar or os.environ.get("HFCAP_SPICE_JAR")
         if not jar:
             raise UserError(f"metric 'spice' runs the authors' Java program, which hfcap does not contain: {_HOW}")
         self._jar = Path(jar)
@@ -100,13 +101,12 @@ class Spice(CaptionMetric):
             raise UserError(f"{self._jar}: SPICE's jar not found; {_HOW}")
         if not (self._jar.parent / _MODELS).is_file():
             raise UserError(f"{self._jar.parent / _MODELS}: SPICE's language models not found; {_HOW}")
-        found = shutil.which(java)
+        found = shutil.which(self._options.java)
         if found is None:
-            raise UserError(f"metric 'spice' needs Java, and there is no program {java!r}; install a Java runtime")
+            raise UserError(
+                f"metric 'spice' needs Java, and there is no program {self._options.java!r}; install a Java runtime"
+            )
         self._java = found
-        self._cache = None if cache is None else Path(cache)
-        self._memory_gigabytes = memory_gigabytes
-        self._timeout_seconds = timeout_seconds
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return the F value of each image, (N, 1).
@@ -120,9 +120,9 @@ class Spice(CaptionMetric):
             folder = Path(name)
             question, answer = folder / "captions.json", folder / "scores.json"
             question.write_text(json.dumps(request), encoding="utf-8")
-            cache = self._cache or folder / "cache"
+            cache = Path(self._options.cache or folder / "cache")
             cache.mkdir(parents=True, exist_ok=True)
-            self._run(spice_command(self._java, self._jar, (question, answer), cache, self._memory_gigabytes))
+            self._run(spice_command(self._java, self._jar, (question, answer), cache, self._options.memory_gigabytes))
             return parse_spice(answer, captions.image_ids)[:, None]
 
     def _run(self, command: list[str]) -> None:
@@ -134,10 +134,10 @@ class Spice(CaptionMetric):
                 text=True,
                 errors="replace",
                 check=False,
-                timeout=self._timeout_seconds,
+                timeout=self._options.timeout_seconds,
             )
         except subprocess.TimeoutExpired:
-            raise WorkError(f"SPICE was not done after {self._timeout_seconds:g} seconds") from None
+            raise WorkError(f"SPICE was not done after {self._options.timeout_seconds:g} seconds") from None
         if done.returncode:
             last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_LINES_OF_JAVA_SHOWN:])
             raise WorkError(f"SPICE's Java program failed (exit code {done.returncode}):\n{last}")

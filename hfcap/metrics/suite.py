@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from hfcap import registry
 from hfcap.errors import UserError
@@ -50,19 +51,45 @@ def number_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def metric_class(name: str) -> type[CaptionMetric]:
+    """Return a metric's class.
+
+    Raises:
+        UserError: no metric has this name; the message offers the nearest.
+    """
+    found: type[CaptionMetric] = registry.load("metrics", name).REGISTERED
+    return found
+
+
 def build_metric(name: str, options: Mapping[str, Any] | None = None) -> CaptionMetric:
     """Build a metric by name.
 
+    Args:
+        options: fields of its `options_class`, and what else its constructor takes (`pictures` of CLIPScore).
+
     Raises:
-        UserError: no metric, or no option of the metric, has this name; the message offers the nearest one.
+        UserError: no metric or option has this name (the message offers the nearest), or a value is wrong; all
+            problems with the options at once.
     """
-    metric_class: type[CaptionMetric] = registry.load("metrics", name).REGISTERED
-    known = [key for key in inspect.signature(metric_class).parameters if key not in ("args", "kwargs")]
-    for key in options or {}:
-        if key not in known:
-            hint = registry.did_you_mean(key, known) if known else "; it has none"
-            raise UserError(f"metric {name!r} has no option {key!r}{hint}")
-    return metric_class(**(options or {}))
+    found = metric_class(name)
+    build: Callable[..., CaptionMetric] = found
+    fields = found.options_class.model_fields
+    inputs = {key for key in inspect.signature(found).parameters if key not in ("options", "args", "kwargs")}
+    given = dict(options or {})
+    objects = {key: given.pop(key) for key in list(given) if key in inputs}
+    try:
+        checked = found.options_class.model_validate(given)
+    except ValidationError as error:
+        problems = [_problem(detail, (*fields, *sorted(inputs))) for detail in error.errors(include_url=False)]
+        raise UserError("\n".join(f"metric {name!r}: {problem}" for problem in dict.fromkeys(problems))) from None
+    return build(checked, **objects) if fields else build(**objects)
+
+
+def _problem(detail: Mapping[str, Any], known: Sequence[str]) -> str:
+    key = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown option {key!r}{registry.did_you_mean(key, known)}"
+    return f"option {key!r}: {detail['msg']}, not {detail['input']!r}"
 
 
 def metric_for_statistics(name: str) -> CaptionMetric:
@@ -73,10 +100,7 @@ def metric_for_statistics(name: str) -> CaptionMetric:
     Raises:
         UserError: no metric has this name.
     """
-    metric_class: type[CaptionMetric] = registry.load("metrics", name).REGISTERED
-    metric = object.__new__(metric_class)
-    assert isinstance(metric, CaptionMetric)
-    return metric
+    return object.__new__(metric_class(name))
 
 
 def checked_metric_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -114,10 +138,11 @@ class CaptionSuite:
     Args:
         metrics: names of files in hfcap/metrics.
         document_frequencies: CIDEr-D's n-gram weights: "corpus", "coco-train", "coco-val" or a file.
-        options: metric name -> further constructor arguments.
+        options: metric name -> its options (see `build_metric`).
 
     Raises:
-        UserError: unknown metric or option, or a metric's resources are missing.
+        UserError: unknown metric or option, options of a metric that is not computed, or a metric's resources are
+            missing.
     """
 
     def __init__(
@@ -128,8 +153,13 @@ class CaptionSuite:
     ) -> None:
         names = checked_metric_names(metrics)
         given = {name: dict((options or {}).get(name, {})) for name in names}
+        for name in options or {}:
+            if name not in given:
+                raise UserError(f"options of metric {name!r}, which is not computed; add it to the metrics")
         if "cider" in given:
-            given["cider"].setdefault("document_frequencies", document_frequencies)
+            named = given["cider"].setdefault("document_frequencies", document_frequencies)
+            if document_frequencies not in (named, "corpus"):
+                raise UserError(f"document frequencies of CIDEr-D are {document_frequencies!r} and {named!r}; give one")
         self.metrics: tuple[CaptionMetric, ...] = tuple(build_metric(name, given[name]) for name in names)
 
     @property

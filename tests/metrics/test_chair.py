@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hfcap.errors import UserError
 from hfcap.metrics._coco_objects import CATEGORIES, mentioned_objects
-from hfcap.metrics.base import CaptionSet, ReferenceSet
+from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.chair import Chair, read_instances
+from hfcap.metrics.suite import build_metric
 
 
 def test_eighty_categories_and_each_names_itself() -> None:
@@ -37,6 +39,10 @@ def test_objects_of_a_caption(caption: str, objects: list[str]) -> None:
     assert mentioned_objects(caption.split()) == objects
 
 
+def _chair(instances: Any) -> CaptionMetric:
+    return build_metric("chair", {"instances": instances})
+
+
 def _captions() -> CaptionSet:
     candidates = {"1": "a dog on a bench", "2": "a cat and a dog", "3": "a blue sky", "4": "a woman with a kite"}
     references = {"1": ["a dog"], "2": ["one cat"], "3": ["clouds"], "4": ["a lady outside"]}
@@ -44,7 +50,7 @@ def _captions() -> CaptionSet:
 
 
 def test_share_of_mentions_and_of_captions() -> None:
-    metric = Chair(instances={"1": ["dog", "bench"], "2": ["cat"], "3": [], "4": ["kite"]})
+    metric = _chair({"1": ["dog", "bench"], "2": ["cat"], "3": [], "4": ["kite"]})
     statistics = metric.statistics(_captions())
     assert statistics.tolist() == [[0, 2, 0], [1, 2, 1], [0, 0, 0], [0, 2, 0]]
     assert metric.values(_captions(), statistics).tolist() == pytest.approx([1 / 6, 1 / 4])
@@ -52,7 +58,7 @@ def test_share_of_mentions_and_of_captions() -> None:
 
 def test_objects_of_human_captions_are_present() -> None:
     # The woman is annotated nowhere, but a reference speaks of a lady.
-    metric = Chair(instances={"1": ["dog", "bench"], "2": ["cat", "dog"], "3": [], "4": ["kite"]})
+    metric = _chair({"1": ["dog", "bench"], "2": ["cat", "dog"], "3": [], "4": ["kite"]})
     assert metric.values(_captions(), metric.statistics(_captions())).tolist() == [0.0, 0.0]
 
 
@@ -69,7 +75,7 @@ def _instances(path: Path, names: dict[int, str]) -> Path:
 def test_reads_instances(tmp_path: Path) -> None:
     path = _instances(tmp_path / "instances.json", {18: "dog", 15: "bench"})
     assert read_instances([path]) == {"1": frozenset({"dog", "bench"}), "2": frozenset()}
-    assert Chair(instances=str(path)).signature()["annotated_images"] == 2
+    assert _chair(str(path)).signature()["annotated_images"] == 2
 
 
 @pytest.mark.parametrize("content", ["[]", '{"images": [], "annotations": []}', '{"categories": 3}'])
@@ -77,16 +83,16 @@ def test_wrong_instances_are_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "instances.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"instances\.json"):
-        Chair(instances=path)
+        _chair(path)
 
 
 def test_other_categories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dragon"):
-        Chair(instances=_instances(tmp_path / "instances.json", {1: "dragon"}))
+        _chair(_instances(tmp_path / "instances.json", {1: "dragon"}))
 
 
 def test_missing_instances_and_images() -> None:
     with pytest.raises(UserError, match="instances"):
         Chair()
     with pytest.raises(UserError, match="'2'"):
-        Chair(instances={"1": ["dog"]}).statistics(_captions())
+        _chair({"1": ["dog"]}).statistics(_captions())

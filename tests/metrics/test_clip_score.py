@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from hfcap.errors import UserError
-from hfcap.metrics.base import CaptionSet, ReferenceSet
-from hfcap.metrics.clip_score import ClipScore, plain_decode
+from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
+from hfcap.metrics.clip_score import ClipScore
+from hfcap.metrics.pictures import DecodedPictures, Pictures, picture_files, plain_decode
+from hfcap.metrics.suite import build_metric
 
 torch = pytest.importorskip("torch")
 
@@ -80,6 +82,11 @@ def _captions() -> CaptionSet:
     return CaptionSet(_CANDIDATES, ReferenceSet(_REFERENCES))
 
 
+def _clip_score(folder: str, pictures: Pictures | None = None, **options: Any) -> CaptionMetric:
+    options = {"model": folder, "pictures": pictures or DecodedPictures(_IMAGES), "device": "cpu", **options}
+    return build_metric("clip_score", options)
+
+
 def _by_hand(folder: str) -> list[list[float]]:
     """One caption at a time, from the projection matrices and the hidden states."""
     from transformers import CLIPModel, CLIPProcessor
@@ -114,7 +121,7 @@ def _by_hand(folder: str) -> list[list[float]]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_equals_the_formula(clip_folder: str, batch_size: int) -> None:
-    metric = ClipScore(model=clip_folder, images=_IMAGES, device="cpu", batch_size=batch_size)
+    metric = _clip_score(clip_folder, batch_size=batch_size)
     statistics = metric.statistics(_captions())
     expected = _by_hand(clip_folder)
     scores = np.asarray(expected)[:, 0]
@@ -124,21 +131,8 @@ def test_equals_the_formula(clip_folder: str, batch_size: int) -> None:
 
 
 def test_a_caption_that_is_a_reference_has_the_best_reference(clip_folder: str) -> None:
-    score, with_references = ClipScore(model=clip_folder, images=_IMAGES, device="cpu").statistics(_captions())[1]
+    score, with_references = _clip_score(clip_folder).statistics(_captions())[1]
     assert with_references == pytest.approx(2 * score / (score + 1), abs=1e-6)
-
-
-def test_features_in_place_of_pictures(clip_folder: str) -> None:
-    from hfcap.metrics.clip_score import ClipEncoder
-
-    vectors = ClipEncoder(clip_folder, "cpu").images(list(_IMAGES.values()), plain_decode)
-    stored = {key: 7 * vector for key, vector in zip(_IMAGES, vectors, strict=True)}
-    from_store = ClipScore(model=clip_folder, image_features=stored, device="cpu").statistics(_captions())
-    from_pictures = ClipScore(model=clip_folder, images=_IMAGES, device="cpu").statistics(_captions())
-    np.testing.assert_allclose(from_store, from_pictures, atol=1e-6)
-    wrong = {key: vector[:-1] for key, vector in stored.items()}
-    with pytest.raises(UserError, match="11 numbers"):
-        ClipScore(model=clip_folder, image_features=wrong, device="cpu").statistics(_captions())
 
 
 def test_decoder_is_handed_in(clip_folder: str) -> None:
@@ -148,17 +142,45 @@ def test_decoder_is_handed_in(clip_folder: str) -> None:
         seen.append(image.describe())
         return plain_decode(image)
 
-    ClipScore(model=clip_folder, images=_IMAGES, decode=decode, device="cpu").statistics(_captions())
+    _clip_score(clip_folder, DecodedPictures(_IMAGES, decode)).statistics(_captions())
     assert seen == ["picture 1", "picture 2", "picture 3"]
+
+
+def test_folder_of_pictures(clip_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for key, name in (("1", "1.png"), ("2", "below/COCO_val2014_000000000002.png"), ("3", "3.png")):
+        (tmp_path / name).write_bytes(_IMAGES[key].content)
+    metric = build_metric("clip_score", {"model": clip_folder, "images": tmp_path, "device": "cpu"})
+    expected = _clip_score(clip_folder).statistics(_captions())
+    np.testing.assert_array_equal(metric.statistics(_captions()), expected)
+
+
+def test_pictures_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/17.jpg", "holiday.png", "notes.txt", "000000000099.jpg", "a/twice.png", "twice.png"):
+        (tmp_path / name).touch()
+    found = picture_files(tmp_path, ["17", "5", "99"], {"5": "holiday.png"})
+    assert found == {
+        "17": tmp_path / "a" / "17.jpg",
+        "5": tmp_path / "holiday.png",
+        "99": tmp_path / "000000000099.jpg",
+    }
+    # The end of a name alone proves nothing: "photo_17.jpg" need not be image 17.
+    with pytest.raises(UserError, match=r"no picture for 1 of 2 images, for example image 'y' \(gone\.jpg\)"):
+        picture_files(tmp_path, ["17", "y"], {"y": "gone.jpg"})
+    with pytest.raises(UserError, match="several pictures of image 'twice'"):
+        picture_files(tmp_path, ["twice"])
+    with pytest.raises(UserError, match="no such folder"):
+        picture_files(tmp_path / "none", ["17"])
 
 
 def test_what_is_wrong_is_named(clip_folder: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images"):
-        ClipScore(model=clip_folder)
+        ClipScore()
     with pytest.raises(UserError, match="'3'"):
-        ClipScore(model=clip_folder, images={k: _IMAGES[k] for k in ("1", "2")}).statistics(_captions())
-    broken = _IMAGES | {"2": _Picture("broken.png", b"no picture")}
+        _clip_score(clip_folder, DecodedPictures({k: _IMAGES[k] for k in ("1", "2")})).statistics(_captions())
+    broken = DecodedPictures(_IMAGES | {"2": _Picture("broken.png", b"no picture")})
     with pytest.raises(UserError, match=r"broken\.png"):
-        ClipScore(model=clip_folder, images=broken, device="cpu").statistics(_captions())
+        _clip_score(clip_folder, broken).statistics(_captions())
     with pytest.raises(UserError, match="cannot be loaded"):
-        ClipScore(model=str(tmp_path), images=_IMAGES).statistics(_captions())
+        _clip_score(str(tmp_path)).statistics(_captions())

@@ -7,7 +7,7 @@ import pytest
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.diversity import Diversity, mutual_bleu
-from hfcap.metrics.suite import CaptionSuite
+from hfcap.metrics.suite import CaptionSuite, build_metric
 
 
 def _values(metric: Diversity, candidates: dict[str, str]) -> dict[str, float]:
@@ -41,8 +41,10 @@ def test_novel_ignores_case_and_final_dot(tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
     path.write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "A dog runs."}]}))
     candidates = {"1": "a dog runs", "2": "a dog sleeps", "3": "a DOG runs", "4": "a dog runs fast"}
-    assert _values(Diversity(training_captions=path), candidates)["novel_captions"] == 0.5
-    assert _values(Diversity(training_captions=["a dog runs"]), candidates)["novel_captions"] == 0.5
+    assert _values(build_metric("diversity", {"training_captions": path}), candidates)["novel_captions"] == 0.5
+    assert (
+        _values(build_metric("diversity", {"training_captions": ["a dog runs"]}), candidates)["novel_captions"] == 0.5
+    )
 
 
 def test_mutual_bleu_extremes() -> None:
@@ -68,7 +70,9 @@ def test_candidates_from_a_predictions_file(tmp_path: Path) -> None:
         {"image_id": "2", "caption": "a b", "candidates": ["a b"]},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert _values(Diversity(candidates=path), {"1": "a b c d", "2": "a b"})["m_bleu_4"] == pytest.approx(1.0)
+    assert _values(build_metric("diversity", {"candidates": path}), {"1": "a b c d", "2": "a b"})[
+        "m_bleu_4"
+    ] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,7 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, content: str, option: 
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(UserError, match=name):
-        Diversity(**{option: path})
+        build_metric("diversity", {option: path})
 
 
 def test_works_in_the_suite() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hfcap.errors import UserError, WorkError
 from hfcap.metrics.spice import Spice, parse_spice, spice_command
-from hfcap.metrics.suite import DEFAULT_METRICS, CaptionSuite
+from hfcap.metrics.suite import DEFAULT_METRICS, CaptionSuite, build_metric
 
 # Writes its command line beside itself and gives each image a score made of the lengths of what it was asked.
 _STAND_IN = """#!{python}
@@ -98,15 +98,15 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="HFCAP_SPICE_JAR"):
         Spice()
     with pytest.raises(UserError, match="not found"):
-        Spice(jar=tmp_path / "nothing.jar")
+        build_metric("spice", {"jar": tmp_path / "nothing.jar"})
     jar, java = _folder(tmp_path)
     with pytest.raises(UserError, match="needs Java"):
-        Spice(jar=jar, java=str(tmp_path / "no-java"))
+        build_metric("spice", {"jar": jar, "java": str(tmp_path / "no-java")})
     monkeypatch.setenv("HFCAP_SPICE_JAR", str(jar))
-    assert Spice(java=str(java)).signature()["program"] == "spice-1.0.jar"
+    assert build_metric("spice", {"java": str(java)}).signature()["program"] == "spice-1.0.jar"
     (tmp_path / "lib" / "stanford-corenlp-3.6.0-models.jar").unlink()
     with pytest.raises(UserError, match=r"models\.jar"):
-        Spice(java=str(java))
+        build_metric("spice", {"java": str(java)})
 
 
 def test_never_called_unasked() -> None:

@@ -34,7 +34,7 @@ def test_repeated_names_count_once() -> None:
 def test_unknown_option_is_refused_with_a_hint() -> None:
     with pytest.raises(UserError, match="did you mean 'document_frequencies'"):
         build_metric("cider", {"document_frequency": "corpus"})
-    with pytest.raises(UserError, match="it has none"):
+    with pytest.raises(UserError, match="there is none"):
         build_metric("bleu", {"smoothing": "none"})
 
 

@@ -1,0 +1,17 @@
+"""Scoring from files: no model, no torch, and no pictures unless a metric looks at them."""
+
+from hfcap.metrics.caption_files import read_predictions, read_references
+from hfcap.metrics.suite import score_captions
+from hfcap.scoring.report_files import read_scores, write_scores
+from hfcap.scoring.score import score_files
+from hfcap.scoring.signature import signature_line
+
+__all__ = [
+    "read_predictions",
+    "read_references",
+    "read_scores",
+    "score_captions",
+    "score_files",
+    "signature_line",
+    "write_scores",
+]

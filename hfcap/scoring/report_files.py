@@ -1,0 +1,92 @@
+"""Score files: writing and checked reading."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfcap.errors import UserError
+from hfcap.files import read_json, write_text
+from hfcap.schema import ScoreReport
+
+
+def _short(value: Any) -> Any:
+    return [_short(entry) for entry in value] if isinstance(value, list) else int(value) if value % 1 == 0 else value
+
+
+def write_scores(report: ScoreReport, path: Path) -> None:
+    """Write a score file atomically: the summary indented, then one line per image."""
+    head = {
+        "schema_version": report.schema_version,
+        "split": report.split,
+        "n_images": report.n_images,
+        "metrics": report.metrics,
+        "intervals": report.intervals,
+        "signature": report.signature,
+    }
+    encode = json.JSONEncoder(allow_nan=False).encode
+    rows = ",\n".join(f"    {encode(image_id)}: {encode(row)}" for image_id, row in report.per_image.items())
+    tables = ",\n".join(
+        f"    {encode(name)}: [\n" + ",\n".join(f"      {encode(_short(row))}" for row in table) + "\n    ]"
+        for name, table in report.statistics.items()
+    )
+    summary = json.dumps(head, indent=2, allow_nan=False)[: -len("\n}")]
+    write_text(path, f'{summary},\n  "per_image": {{\n{rows}\n  }},\n  "statistics": {{\n{tables}\n  }}\n}}\n')
+
+
+def _numbers(value: Any, path: Path, key: str) -> dict[str, float | None]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key!r} must map names to numbers; is this a score file?")
+    for name, number in value.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise UserError(f"{path}: {key}.{name} must be a number or null, not {number!r}")
+        if number is not None and not math.isfinite(number):
+            raise UserError(f"{path}: {key}.{name} must be finite, not {number!r}")
+    return value
+
+
+def _check_table(table: Any, n_rows: int, where: str) -> None:
+    try:
+        shape = np.asarray(table, dtype=np.float64).shape
+    except (TypeError, ValueError):
+        raise UserError(f"{where} must be rows of numbers of equal length") from None
+    if len(shape) != 2 or shape[0] != n_rows:
+        raise UserError(f"{where} must have one row for each image of 'per_image'")
+
+
+def read_scores(path: Path) -> ScoreReport:
+    """Read a score file.
+
+    Raises:
+        UserError: the file is missing or not a score file; the message names the key.
+    """
+    value = read_json(path, "score file")
+    if not isinstance(value, dict) or "metrics" not in value:
+        raise UserError(f"{path}: not a score file (no 'metrics'); 'hfcap score' makes one")
+    if value.get("schema_version") != 1:
+        raise UserError(f"{path}: schema_version {value.get('schema_version')!r} is not 1; use a newer hfcap")
+    for key in ("per_image", "intervals", "statistics", "signature"):
+        if not isinstance(value.setdefault(key, {}), dict):
+            raise UserError(f"{path}: {key!r} must be an object, not {value[key]!r}")
+    for name, bounds in value["intervals"].items():
+        if not isinstance(bounds, list) or len(bounds) != 2 or None in bounds:
+            raise UserError(f"{path}: intervals.{name} must be [lower, upper], not {bounds!r}")
+        _numbers(dict(zip(("lower", "upper"), bounds, strict=True)), path, f"intervals.{name}")
+    per_image = value["per_image"]
+    if value.setdefault("n_images", len(per_image)) != len(per_image) and per_image:
+        raise UserError(f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images")
+    for name, table in value["statistics"].items():
+        _check_table(table, len(per_image), f"{path}: statistics.{name}")
+    return ScoreReport(
+        split=str(value.get("split", "all")),
+        n_images=value["n_images"],
+        metrics=_numbers(value["metrics"], path, "metrics"),
+        intervals={name: (float(bounds[0]), float(bounds[1])) for name, bounds in value["intervals"].items()},
+        signature=value["signature"],
+        per_image={key: _numbers(row, path, f"per_image.{key}") for key, row in per_image.items()},
+        statistics=value["statistics"],
+    )

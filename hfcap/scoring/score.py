@@ -1,0 +1,181 @@
+"""Predictions + references -> a score file, from files alone.
+
+The score file holds the values, their bootstrap intervals, the per-image values and statistics that later comparisons
+resample, and a signature: the conditions without which the numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfcap import __version__
+from hfcap.errors import UserError
+from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
+from hfcap.metrics.caption_files import Warn, read_file_names, read_predictions, read_references, warn_on_terminal
+from hfcap.metrics.pictures import Pictures
+from hfcap.metrics.suite import (
+    DEFAULT_METRICS,
+    CaptionSuite,
+    SuiteResult,
+    checked_metric_names,
+    metric_class,
+    number_or_none,
+)
+from hfcap.metrics.tokenizer import LINE_SEPARATORS
+from hfcap.schema import ScoreReport
+from hfcap.scoring.report_files import write_scores
+from hfcap.scoring.signature import data_signature
+
+_FEW_IMAGES = 100
+
+
+def _read_matched(
+    paths: tuple[Path, Path], split: str | None, allow_missing: bool, warn: Warn
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]], int]:
+    """Predictions, the references of the predicted images, and how many images lack a prediction."""
+    prediction_path, reference_path = paths
+    predictions = read_predictions(prediction_path, warn=warn)
+    references = read_references(reference_path, split, warn=warn)
+    extra = [image_id for image_id in predictions if image_id not in references]
+    if extra:
+        hint = ""
+        if len(extra) == len(predictions):
+            hint = f" (ids there look like {next(iter(references))!r})"
+        raise UserError(
+            f"{prediction_path}: {len(extra):,} of {len(predictions):,} ids, for example {extra[0]!r}, are not in "
+            f"{reference_path}{hint}; give the references of the same split"
+        )
+    missing = [image_id for image_id in references if image_id not in predictions]
+    if missing and not allow_missing:
+        raise UserError(
+            f"{prediction_path}: no caption for {len(missing):,} of {len(references):,} images of {reference_path}, "
+            f"for example {missing[0]!r}; caption them, choose the split, or allow missing images to score the others"
+        )
+    if missing:
+        warn(f"{len(missing):,} of {len(references):,} images have no prediction; the score is about the others only")
+        references = {image_id: references[image_id] for image_id in references if image_id in predictions}
+    return predictions, references, len(missing)
+
+
+def _warn_about_data(
+    predictions: dict[str, str], references: dict[str, tuple[str, ...]], suite: CaptionSuite, warn: Warn
+) -> None:
+    n_images = len(references)
+    if n_images < _FEW_IMAGES:
+        cider = suite.signature()["metrics"].get("cider", {}).get("document_frequencies") == "corpus"
+        warn(
+            f"only {n_images} images: the values are unstable"
+            + (", and CIDEr-D, which weighs n-grams by their rarity among these images, is distorted" if cider else "")
+        )
+    if all(len(group) == 1 for group in references.values()):
+        warn("one human caption per image: values are lower than, and not comparable with, those of five")
+    broken = sum(LINE_SEPARATORS.search(caption.strip()) is not None for caption in predictions.values())
+    broken += sum(LINE_SEPARATORS.search(line.strip()) is not None for group in references.values() for line in group)
+    if broken:
+        warn(f"captions with line separators inside, which are read as spaces: {broken:,}")
+
+
+def _check_bootstrap(confidence_level: float, n_resamples: int) -> None:
+    if not 0 < confidence_level < 1:
+        raise UserError(f"confidence_level must lie between 0 and 1, not {confidence_level}")
+    if n_resamples < 0:
+        raise UserError(f"n_resamples must not be negative, not {n_resamples}")
+
+
+def score_files(
+    predictions: Path,
+    references: Path,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    document_frequencies: str = "corpus",
+    output: Path | None = None,
+    split: str | None = None,
+    confidence_level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    signature: Mapping[str, Any] | None = None,
+    metric_options: Mapping[str, Mapping[str, Any]] | None = None,
+    pictures: Pictures | None = None,
+    allow_missing: bool = False,
+    warn: Warn = warn_on_terminal,
+) -> ScoreReport:
+    """Score a prediction file against a reference file, and write the score file if `output` is given.
+
+    Args:
+        metrics: names of files in hfcap/metrics.
+        document_frequencies: CIDEr-D's n-gram weights: "corpus", "coco-train", "coco-val" or a file.
+        split: which images of a reference file with split labels; also the label of the report.
+        confidence_level: of the bootstrap intervals, between 0 and 1.
+        n_resamples: bootstrap resamples; 0 = no intervals.
+        seed: of the resampling; equal seeds draw the same images for every system.
+        signature: conditions only the caller knows (model, decoding), kept under "run".
+        metric_options: metric name -> its options (`options_class` of the metric).
+        pictures: of the images, for metrics that look at them; in place of their option `images`.
+        allow_missing: score only the predicted images where others have no prediction.
+
+    Raises:
+        UserError: a file, metric or argument is wrong, or the files are not about the same images.
+    """
+    _check_bootstrap(confidence_level, n_resamples)
+    metrics = checked_metric_names(metrics)
+    predicted, human, n_missing = _read_matched((predictions, references), split, allow_missing, warn)
+    options = {name: dict((metric_options or {}).get(name, {})) for name in (*metrics, *(metric_options or {}))}
+    _give_pictures(options, pictures, tuple(human), (predictions, references))
+    suite = CaptionSuite(metrics, document_frequencies, options)
+    _warn_about_data(predicted, human, suite, warn)
+    result = suite.compute(predicted, human)
+    resampled = resampled_values(result.metrics, result.statistics, n_resamples, seed)
+    label = split or "all"
+    conditions = {"hfcap": __version__, **data_signature(human, label, n_missing), **result.signature}
+    conditions["bootstrap"] = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
+    conditions |= {"run": dict(signature)} if signature else {}
+    report = ScoreReport(
+        split=label,
+        n_images=len(human),
+        metrics=result.values,
+        intervals=percentile_intervals(resampled, confidence_level),
+        signature=conditions,
+        per_image=_per_image_rows(result),
+        statistics=_statistics_rows(result),
+    )
+    if output is not None:
+        write_scores(report, output)
+    return report
+
+
+def _give_pictures(
+    options: dict[str, dict[str, Any]],
+    pictures: Pictures | None,
+    image_ids: tuple[str, ...],
+    paths: tuple[Path, Path],
+) -> None:
+    """Add the pictures to the options of metrics that look at them: those given, else those of the folder `images`."""
+    prediction_path, reference_path = paths
+    for name in (name for name in options if "images" in metric_class(name).needs):
+        folder = options[name].get("images")
+        if pictures is None and folder is not None:
+            from hfcap.scoring.pictures import pictures_of_folder
+
+            file_names = read_file_names(reference_path) | read_file_names(prediction_path)
+            options[name]["pictures"] = pictures_of_folder(Path(folder), image_ids, file_names)
+        else:
+            options[name]["pictures"] = pictures
+
+
+def _statistics_rows(result: SuiteResult) -> dict[str, list[list[float]]]:
+    """Statistics of metrics that per-image values do not hold already."""
+    kept = [metric.name for metric in result.metrics if metric.summable and not metric.is_mean]
+    return {name: result.statistics[name].tolist() for name in kept}
+
+
+def _per_image_rows(result: SuiteResult) -> dict[str, dict[str, float | None]]:
+    columns = {
+        output: [number_or_none(value) for value in column.tolist()] for output, column in result.per_image().items()
+    }
+    names = tuple(columns)
+    return {
+        image_id: dict(zip(names, row, strict=True))
+        for image_id, row in zip(result.image_ids, zip(*columns.values(), strict=True), strict=True)
+    }

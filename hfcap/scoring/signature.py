@@ -1,0 +1,63 @@
+"""The conditions of a score: what was scored against, and everything on one printable line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_HASH_DIGITS = 16
+
+
+def _hash_of(lines: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:_HASH_DIGITS]
+
+
+def data_signature(references: Mapping[str, Sequence[str]], split: str, n_missing: int) -> dict[str, Any]:
+    """Return what was scored against: the images and their human captions, in any order of images."""
+    ordered = sorted(references)
+    counts = [len(group) for group in references.values()]
+    signature: dict[str, Any] = {
+        "split": split,
+        "n_images": len(references),
+        "image_ids_sha256": _hash_of(ordered),
+        "references_sha256": _hash_of([line for key in ordered for line in (key, *references[key], "")]),
+        "references_per_image": [min(counts), max(counts)],
+    }
+    if n_missing:
+        signature["images_without_prediction"] = n_missing
+    return signature
+
+
+def signature_line(signature: Mapping[str, Any]) -> str:
+    """Return the conditions of a score as one printable line, e.g. for a table's footnote or a paper.
+
+    It reads `hfcap:0.1.0|tok:ptb-coco-1|split:test|n:5000|ids:0a1b...|refs:5|...|cider.document_frequencies:corpus`.
+    """
+    counts = signature.get("references_per_image", [0, 0])
+    references = str(counts[0]) if counts[0] == counts[1] else f"{counts[0]}-{counts[1]}"
+    parts = [
+        f"hfcap:{signature.get('hfcap', 'unknown')}",
+        f"tok:{signature.get('tokenizer', 'unknown')}",
+        f"split:{signature.get('split', 'unknown')}",
+        f"n:{signature.get('n_images', 'unknown')}",
+        f"ids:{signature.get('image_ids_sha256', 'unknown')}",
+        f"refs:{references}",
+        f"refs-sha:{signature.get('references_sha256', 'unknown')}",
+    ]
+    for metric, conditions in sorted(signature.get("metrics", {}).items()):
+        parts += [f"{metric}.{key}:{value}" for key, value in sorted(conditions.items())] or [metric]
+    return "|".join(parts + [f"{key}:{value}" for key, value in _flattened(signature.get("run", {}))])
+
+
+def _flattened(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, entry in sorted(value.items()):
+        if isinstance(entry, Mapping):
+            flat += _flattened(entry, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", entry))
+    return flat
