@@ -33,7 +33,8 @@ from hfcap.recipe_loading import dump_recipe, load_recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage, Prediction
 from hfcap.score_table import score_table
-from hfcap.scoring import read_scores, score_files
+from hfcap.scoring import read_scores
+from hfcap.scoring.of_run import RunScoring
 from hfcap.training import emissions
 from hfcap.training.fitting import fit_stage
 from hfcap.training.stage import image_inputs, train_stage
@@ -81,7 +82,8 @@ class Run:
         self.recipe = recipe
         self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name)
         self._splits: dict[str, list[CaptionedImage]] = {}
-        self._captions_follow = False
+        self._captions_follow = self._scores_follow = False
+        self._scoring = RunScoring(recipe, self.directory, self.records)
         self._captioner: Captioner | None = None
         self._claim()
         self.accelerator = make_accelerator(recipe, self.directory) if accelerator is None else accelerator
@@ -160,6 +162,7 @@ class Run:
             # Hours of training should not end at a token that may only read.
             check_may_publish(self.recipe.publish.repo_id)
         self._captions_follow = last != "train"
+        self._scores_follow = last not in ("train", "caption")
         for name in STAGES[: STAGES.index(last) + 1]:
             getattr(self, f"_{name}")(force and name == last)
 
@@ -176,6 +179,8 @@ class Run:
         if self._captions_follow:
             # Pictures that cannot be captioned are better known before the training than after it.
             self.records(self.recipe.score.split)
+        if self._scores_follow:
+            self._scoring.check()
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
         make = train_stage if family.trains_by_gradients else fit_stage
         make(self.recipe, self.directory, splits, self.accelerator)
@@ -236,24 +241,11 @@ class Run:
         return [split, *(f"{split}.{baseline}" for baseline in self.recipe.score.baselines)]
 
     def _score(self, force: bool) -> None:
-        options = self.recipe.score
         names = self._scored_names()
         if not self._begin("score", [self.directory.scores(name) for name in names], force):
             return
         if self.accelerator.is_main_process:
-            for name in names:
-                score_files(
-                    self.directory.predictions(name),
-                    self.directory.references(options.split),
-                    metrics=options.metrics,
-                    document_frequencies=options.document_frequencies,
-                    output=self.directory.scores(name),
-                    split=options.split,
-                    confidence_level=options.confidence_level,
-                    n_resamples=options.n_resamples,
-                    seed=options.seed,
-                    signature=self._decoding_signature(),
-                )
+            self._scoring.score(names, self._decoding_signature())
             self._record_samples()
         self._mark_done("score")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from hfcap import strict_yaml
+from hfcap import registry, strict_yaml
 from hfcap.errors import UserError
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import (
@@ -304,3 +304,48 @@ def test_the_json_schema_follows_captioner_and_source() -> None:
 def test_the_json_schema_accepts_every_dumped_recipe(tmp_path: Path) -> None:
     dumped = strict_yaml.parse(dump_recipe(load_recipe(write(tmp_path, GOOD), ["lora.r=4"]))).value
     assert matches(recipe_json_schema(), dumped)
+
+
+OPTIONS_OF_METRICS = """\
+score:
+  metrics: [clip_score, chair, cider]
+  document_frequencies: coco-val
+  metric_options:
+    clip_score: {model: openai/clip-vit-base-patch16, batch_size: 8}
+    chair:
+      instances: [a.json, b.json]
+"""
+
+
+def test_options_of_metrics(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD + OPTIONS_OF_METRICS), ["score.metric_options.clip_score.batch_size=4"])
+    assert recipe.score.document_frequencies == "coco-val"
+    assert recipe.score.metric_options == {
+        "clip_score": {"model": "openai/clip-vit-base-patch16", "batch_size": 4},
+        "chair": {"instances": ["a.json", "b.json"]},
+    }
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+
+
+def test_wrong_options_of_metrics_are_all_named(tmp_path: Path) -> None:
+    text = GOOD + OPTIONS_OF_METRICS.replace("model:", "modle:").replace("batch_size: 8", "batch_size: 0")
+    text = text.replace("[a.json, b.json]", "5") + "    spise: {}\n    spice: {}\n    cider: 5\n"
+    first = len(GOOD.splitlines())
+    assert problems(tmp_path, text) == [
+        f"trial.yaml:{first + 5}: score.metric_options.clip_score.batch_size: must be greater than 0, not 0",
+        f"trial.yaml:{first + 5}: score.metric_options.clip_score.modle: unknown key; did you mean 'model'?",
+        f"trial.yaml:{first + 7}: score.metric_options.chair.instances: must be text or a list or a block of keys, "
+        "not 5",
+        f"trial.yaml:{first + 8}: score.metric_options.spise: unknown metric 'spise'; did you mean 'spice'?",
+        f"trial.yaml:{first + 9}: score.metric_options.spice: spice is not among the metrics; add it there",
+        f"trial.yaml:{first + 10}: score.metric_options.cider: must be a block of keys, not 5",
+    ]
+
+
+def test_schema_knows_the_options_of_metrics() -> None:
+    schema = recipe_json_schema()
+    options = schema["$defs"]["ScoreOptions"]["properties"]["metric_options"]["properties"]
+    assert set(options) == set(registry.names("metrics"))
+    assert "images" in schema["$defs"][options["clip_score"]["$ref"].rpartition("/")[2]]["properties"]

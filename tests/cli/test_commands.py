@@ -16,15 +16,17 @@ import jsonschema
 import pytest
 import yaml
 
-from hfcap import __version__
+from hfcap import __version__, registry
 from hfcap.captioners.loading import load_captioner
 from hfcap.data.images import FileImage, decode_image
 from hfcap.data.source import load_split
 from hfcap.files import read_json_lines
+from hfcap.metrics.suite import metric_class
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
 from tests.data.pictures import write_jpeg
+from tests.metrics.tiny_clip import save_tiny_clip
 from tests.training.harness import Result, assert_same_tensors
 
 
@@ -271,3 +273,37 @@ def test_what_a_command_trained_is_the_recipe_with_its_overrides(tmp_path: Path,
     recipe = load_recipe(tmp_path / "runs" / "other" / "recipe.yaml")
     assert recipe.train.max_steps == 1 and recipe.name == "other"
     assert load_split(recipe.data, "train")
+
+
+def test_score_with_options_of_metrics(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
+    """Pictures are found by the file names that the prediction file gives."""
+    folder = tmp_path / "pictures"
+    rows = [row for _, row in read_json_lines(finished.predictions("test"), "predictions")]
+    for row in rows:
+        write_jpeg(folder / row["file_name"], "red")
+    options = {
+        "clip_score.model": save_tiny_clip(tmp_path / "clip"),
+        "clip_score.images": folder,
+        "diversity.training_captions": finished.references("test"),
+        "cider.document_frequencies": finished.references("test"),
+    }
+    output = tmp_path / "scores.json"
+    outcome = hfcap(
+        *("score", finished.predictions("test"), finished.references("test"), "-o", output, "--n-resamples", 0),
+        *("--metrics", "cider,clip_score,diversity"),
+        *(part for name, value in options.items() for part in ("--option", f"{name}={value}")),
+    )
+    assert outcome.code == 0, outcome.err
+    scores = json.loads(output.read_text())
+    assert scores["metrics"]["clip_score"] is not None and scores["metrics"]["novel_captions"] is not None
+    assert scores["signature"]["metrics"]["cider"]["document_frequencies"] == str(finished.references("test"))
+
+
+def test_list_metrics_says_what_each_is_and_its_options(hfcap: Hfcap) -> None:
+    lines = dict(line.split(": ", 1) for line in hfcap("list", "metrics").out.splitlines())
+    assert lines.keys() == set(registry.names("metrics"))
+    for name, line in lines.items():
+        options = metric_class(name).options_class.model_fields
+        assert line.startswith(metric_class(name).summary)
+        assert ("options: " + ", ".join(options) in line) == bool(options)
+        assert all(field.description for field in options.values()), name

@@ -196,3 +196,43 @@ def test_work_that_fails_has_code_1(tmp_path: Path, hfcap: Hfcap, monkeypatch: p
     outcome = hfcap("train", write_recipe(tmp_path))
     assert outcome.code == 1 and outcome.out == ""
     assert "failed: step 1" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_score_with_wrong_options_names_all_of_them(tmp_path: Path, hfcap: Hfcap) -> None:
+    wrong = ("clip_score.modl=x", "spice.memory_gigabytes=x", "bleu.x=1", "chair.instances=f", "cidre.a=1", "plain")
+    outcome = hfcap(
+        *("score", tmp_path / "p.json", tmp_path / "r.json", "--metrics", "bleu,clip_score,spice"),
+        *(part for option in wrong for part in ("--option", option)),
+    )
+    assert_refused(
+        outcome,
+        "--option 'clip_score.modl=x': clip_score.modl: unknown key; did you mean 'model'?",
+        "--option 'spice.memory_gigabytes=x': spice.memory_gigabytes: must be a whole number, not \"x\"",
+        "--option 'bleu.x=1': bleu.x: unknown key; there is none",
+        "chair is not among the metrics; add it there",
+        "unknown metric 'cidre'; did you mean 'cider'",
+        "--option 'plain': write metric.option=value",
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "fragments"),
+    [
+        ("clip_score", [], ["give its option images"]),
+        ("clip_score", ["clip_score.images=nowhere"], ["nowhere", "no such folder"]),
+        ("chair", [], ["instances"]),
+        ("chair", ["chair.instances=nowhere.json"], ["nowhere.json", "not found"]),
+        ("spice", ["spice.jar=nowhere.jar"], ["nowhere.jar", "not found"]),
+        ("diversity", ["diversity.training_captions=nowhere.json"], ["nowhere.json", "not found"]),
+    ],
+)
+def test_score_with_resources_that_are_not_there(
+    metric: str, options: list[str], fragments: list[str], tmp_path: Path, hfcap: Hfcap
+) -> None:
+    predictions, references = tmp_path / "p.json", tmp_path / "r.json"
+    predictions.write_text('[{"image_id": 1, "caption": "a dog"}]')
+    references.write_text('{"1": ["a dog", "one dog"]}')
+    given = [part for option in options for part in ("--option", option)]
+    outcome = hfcap("score", predictions, references, "--metrics", metric, *given)
+    assert outcome.code == 2 and "Traceback" not in outcome.err
+    assert all(fragment in outcome.err for fragment in fragments), outcome.err

@@ -16,11 +16,9 @@ from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.clip_score import ClipScore
 from hfcap.metrics.pictures import DecodedPictures, Pictures, picture_files, plain_decode
 from hfcap.metrics.suite import build_metric
+from tests.metrics.tiny_clip import LONGEST, save_tiny_clip
 
 torch = pytest.importorskip("torch")
-
-_SIZE = 32
-_LONGEST = 24
 
 
 @dataclass(frozen=True)
@@ -44,33 +42,7 @@ def _picture(seed: int) -> _Picture:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A CLIP with random weights and a byte-level tokenizer without merges."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
-
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
-    end = len(words) - 1
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={
-            **tower,
-            "vocab_size": len(words),
-            "max_position_embeddings": _LONGEST,
-            "bos_token_id": end - 1,
-            "eos_token_id": end,
-            "pad_token_id": end,
-        },
-        vision_config={**tower, "image_size": _SIZE, "patch_size": 8},
-        projection_dim=12,
-    )
-    torch.manual_seed(3)  # one negative similarity among positive ones, so that both sides of the maximum are tried
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    image_processor = CLIPImageProcessor(size={"shortest_edge": _SIZE}, crop_size={"height": _SIZE, "width": _SIZE})
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
-    return str(folder)
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 _CANDIDATES = {"1": "a dog", "2": "two cats sleep", "3": "a very long caption that does not fit in so few positions"}
@@ -100,8 +72,8 @@ def _by_hand(folder: str) -> list[list[float]]:
     def text(caption: str) -> Any:
         ids = processor.tokenizer("A photo depicts " + caption)["input_ids"]
         end = ids[-1]
-        if len(ids) > _LONGEST:
-            ids = [*ids[: _LONGEST - 1], end]
+        if len(ids) > LONGEST:
+            ids = [*ids[: LONGEST - 1], end]
         states = model.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         return unit(model.text_projection(states[len(ids) - 1]))
 

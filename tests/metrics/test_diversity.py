@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from hfcap.errors import UserError
-from hfcap.metrics.base import CaptionSet, ReferenceSet
+from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.diversity import Diversity, mutual_bleu
 from hfcap.metrics.suite import CaptionSuite, build_metric
 
 
-def _values(metric: Diversity, candidates: dict[str, str]) -> dict[str, float]:
+def _values(metric: CaptionMetric, candidates: dict[str, str]) -> dict[str, float]:
     captions = CaptionSet(candidates, ReferenceSet({key: ["a dog"] for key in candidates}))
     values = metric.values(captions, metric.statistics(captions)).tolist()
     return dict(zip(metric.outputs, values, strict=True))

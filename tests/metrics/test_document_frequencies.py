@@ -15,7 +15,7 @@ from hfcap.metrics.document_frequencies import (
     count_document_frequencies,
     load_document_frequencies,
 )
-from hfcap.metrics.suite import CaptionSuite
+from hfcap.metrics.suite import CaptionSuite, build_metric
 from scripts.conformance_tokenizer import package_folder
 from tests.metrics.random_captions import random_captions
 
@@ -50,7 +50,7 @@ def test_a_caption_file_and_its_saved_frequencies_give_the_corpus_values(tmp_pat
 
 def test_signature_tells_sources_apart(tmp_path: Path) -> None:
     (tmp_path / "references.json").write_text(json.dumps(REFERENCES))
-    file = Cider(document_frequencies=str(tmp_path / "references.json")).signature()
+    file = build_metric("cider", {"document_frequencies": str(tmp_path / "references.json")}).signature()
     assert file["df_images"] == 2
     assert file != Cider().signature()
 

@@ -1,0 +1,92 @@
+"""Scoring of a run: the recipe's options, and what only the run knows (pictures, training captions, n-best lists)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hfcap.metrics.pictures import Pictures
+from hfcap.metrics.suite import CaptionSuite
+from hfcap.recipe import Recipe
+from hfcap.run_directory import RunDirectory
+from hfcap.schema import CaptionedImage
+from hfcap.scoring.pictures import pictures_of_records
+from hfcap.scoring.score import score_files
+
+Records = Callable[[Literal["train", "validation", "test"]], Sequence[CaptionedImage]]
+
+
+@dataclass(frozen=True)
+class RunScoring:
+    """How a run's predictions are scored.
+
+    Attributes:
+        recipe: its `score` block says what is computed.
+        directory: where predictions and references lie and score files go.
+        records: the pictures and captions of a split of the run's data.
+    """
+
+    recipe: Recipe
+    directory: RunDirectory
+    records: Records
+
+    def check(self) -> None:
+        """Make the metrics once: what they lack is better known before hours of training.
+
+        Raises:
+            UserError: the resources of a metric are missing (word lists, annotations, a Java program).
+        """
+        options = self._metric_options()
+        if "clip_score" in options:
+            options["clip_score"]["pictures"] = self._pictures()
+        CaptionSuite(self.recipe.score.metrics, self.recipe.score.document_frequencies, options)
+
+    def score(self, names: Sequence[str], signature: Mapping[str, Any]) -> None:
+        """Write the score file of each prediction file.
+
+        Args:
+            names: of prediction files: the split, and baselines on it.
+            signature: conditions only the run knows.
+
+        Raises:
+            UserError: a metric's resources are missing, or a picture cannot be read.
+        """
+        options = self.recipe.score
+        metric_options, pictures = self._metric_options(), self._pictures()
+        for name in names:
+            predictions = self.directory.predictions(name)
+            if "diversity" in metric_options and "candidates" not in options.metric_options.get("diversity", {}):
+                metric_options["diversity"]["candidates"] = predictions
+            score_files(
+                predictions,
+                self.directory.references(options.split),
+                metrics=options.metrics,
+                document_frequencies=options.document_frequencies,
+                metric_options=metric_options,
+                pictures=pictures,
+                output=self.directory.scores(name),
+                split=options.split,
+                confidence_level=options.confidence_level,
+                n_resamples=options.n_resamples,
+                seed=options.seed,
+                signature=signature,
+            )
+
+    def _metric_options(self) -> dict[str, dict[str, Any]]:
+        score = self.recipe.score
+        options = {name: dict(score.metric_options.get(name, {})) for name in score.metrics}
+        if "diversity" in options and "training_captions" not in options["diversity"]:
+            captions = (caption for record in self.records("train") for caption in record.captions)
+            options["diversity"]["training_captions"] = tuple(captions)
+        return options
+
+    def _pictures(self) -> Pictures | None:
+        """The pictures of the scored split, where a metric looks at them and the recipe names no other folder."""
+        score, data = self.recipe.score, self.recipe.data
+        if "clip_score" not in score.metrics or "images" in score.metric_options.get("clip_score", {}):
+            return None
+        folder = None if data.feature_store_folder is None else Path(data.feature_store_folder)
+        stored, workers = data.feature_store == "auto", self.recipe.train.dataloader_num_workers
+        return pictures_of_records(self.records(score.split), folder, stored=stored, num_workers=workers)
