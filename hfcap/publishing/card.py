@@ -85,6 +85,7 @@ def _context(known: CardInput) -> dict[str, object]:
         "mark": Safe(MARK),
         "title": card_parts.title(known),
         "summary": card_parts.summary(known),
+        "planned": known.is_planned,
         "caution": card_parts.caution(known),
         "install": Safe("pip install " + " ".join(packages)),
         "usage": code_block(usage, "python"),

@@ -51,6 +51,8 @@ def title(known: CardInput) -> str:
 
 def summary(known: CardInput) -> Safe:
     """Return what the model is, from what and on what it was trained, and its main score, in one or two sentences."""
+    if known.is_planned:
+        return _plan(known)
     how = "a LoRA adapter for" if known.is_adapter else "an image captioner:"
     parts = [f"**{escape(known.recipe.name)}** is {how} {escape(known.family.title)}"]
     bases = [hub_link(base["id"]) for base in known.base_models]
@@ -70,6 +72,15 @@ def summary(known: CardInput) -> Safe:
             f"pictures of its {escape(known.split_name)} split"
         )
     return Safe(f"{text}. {escape(known.family.summary)}")
+
+
+def _plan(known: CardInput) -> Safe:
+    method = "with LoRA" if known.recipe.lora else "with all weights that are not frozen"
+    start = "".join(f" from {hub_link(base['id'])}" for base in known.base_models)
+    return Safe(
+        f"**{escape(known.recipe.name)}** trains an image captioner, {escape(known.family.title)}{start}, {method}, on "
+        f"{dataset_link(known)}. {escape(known.family.summary)}"
+    )
 
 
 def dataset_link(known: CardInput) -> Safe:
@@ -116,7 +127,7 @@ def evaluation(known: CardInput) -> dict[str, Any] | None:
     """Return conditions, table and notes of the scores; None where nothing was scored."""
     metrics = known.scores.get("metrics", {})
     if not metrics:
-        return None
+        return _target(known)
     generate = known.recipe.generate
     decoding = f"{generate.num_beams} beams" if generate.num_beams > 1 else "greedy decoding"
     if generate.do_sample:
@@ -132,6 +143,20 @@ def evaluation(known: CardInput) -> dict[str, Any] | None:
         "table": _score_table(known, metrics),
         "notes": _score_notes(known),
         "signature": code(signature) if signature else None,
+    }
+
+
+def _target(known: CardInput) -> dict[str, Any] | None:
+    """The published numbers alone, of a recipe that was not scored yet."""
+    expect = known.recipe.expect
+    if expect is None:
+        return None
+    rows = [[str(escape(metric_name(name))), _number(name, value)] for name, value in expect.metrics.items()]
+    return {
+        "conditions": Safe("Not scored yet. What the recipe aims at, times 100:"),
+        "table": table(["Metric", "Published"], rows, right=1),
+        "notes": [Safe(f"Published values: {escape(expect.source)}; measured elsewhere.")],
+        "signature": None,
     }
 
 
@@ -340,7 +365,7 @@ def _settings(known: CardInput) -> tuple[Safe | None, Safe]:
         cell = [code(key), code(str(shown))]
         cells.append(cell)
         # Where the pictures lie on the author's machine is no hyper-parameter.
-        if not is_default and shown == value:
+        if not is_default and shown == value and not str(value).startswith("path/to"):
             changed.append(cell)
     first = "Settings that differ from hfcap's defaults:\n\n" + table(["Key", "Value"], changed)
     return Safe(first) if changed else None, table(["Key", "Value"], cells)

@@ -97,6 +97,11 @@ class CardInput:
         return source.about
 
     @property
+    def is_planned(self) -> bool:
+        """Whether only a recipe is there: nothing was trained, captioned or scored yet."""
+        return not (self.environment or self.summary or self.scores or self.model.is_dir())
+
+    @property
     def started_from_weights(self) -> bool:
         """Whether any part of the captioner started from pretrained weights."""
         return bool(self.environment.get("base_models"))
@@ -113,6 +118,9 @@ def hub_base_models(recipe: Recipe, environment: dict[str, Any]) -> list[dict[st
             found.append({"id": recipe.publish.base_model, "revision": None, "role": "captioner"})
     if not found and recipe.publish.base_model:
         found.append({"id": recipe.publish.base_model, "revision": None, "role": "captioner"})
+    planned = recipe.model.pretrained
+    if not environment and not found and planned and not is_machine_path(planned):
+        found.append({"id": planned, "revision": recipe.model.revision, "role": "captioner"})
     return found
 
 
