@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hfcap.files import read_text, write_bytes, write_text
-from hfcap.publishing import card_parts, curve
+from hfcap.publishing import card_evaluation, card_parts, curve
 from hfcap.publishing.escaping import Safe, code_block, escape, finalize
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.metadata import front_matter
@@ -91,7 +91,7 @@ def _context(known: CardInput) -> dict[str, object]:
         "usage": code_block(usage, "python"),
         "printed": card_parts.printed(known),
         "has_code": known.has_code,
-        "evaluation": card_parts.evaluation(known),
+        "evaluation": card_evaluation.evaluation(known),
         "samples": card_parts.sample_table(known.samples),
         "worst": card_parts.sample_table(known.worst),
         "training": {

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
+from hfcap.publishing.card_evaluation import BASELINE_NAMES
+from hfcap.publishing.card_text import count, dataset_link, duration, hub_link, shown_number, table
 from hfcap.publishing.escaping import Safe, code, code_block, escape, one_line, portable
 from hfcap.publishing.facts import CardInput, Sample
-from hfcap.publishing.metadata import METRIC_NAMES, compact_signature, metric_name, shown_value
-
-FEW_IMAGES = 100
-"""Below so many pictures CIDEr's document frequencies say little."""
-
-BASELINE_NAMES = {"most_frequent_caption": "Most frequent caption", "blank_images": "Blank pictures"}
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> Safe:
-    """Return a Markdown table of cells that are already escaped; the last `right` columns are right-aligned."""
-    left = len(header) - right
-    lines = [header, ["---"] * left + ["---:"] * right, *rows]
-    return Safe("\n".join("| " + " | ".join(line) + " |" for line in lines))
-
-
-def hub_link(repo_id: str, kind: str = "") -> Safe:
-    """Return a link to a model (or `datasets/`) on the Hub."""
-    return Safe(f"[{escape(repo_id)}](https://huggingface.co/{kind}{repo_id})")
-
-
-def count(number: int | float) -> str:
-    """Return 1234567 as 1,234,567."""
-    return f"{number:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
-
+from hfcap.publishing.metadata import METRIC_NAMES, metric_name, shown_value
 
 # ---- title and summary ---------------------------------------------------------------------------------------------
 
@@ -83,14 +55,6 @@ def _plan(known: CardInput) -> Safe:
     )
 
 
-def dataset_link(known: CardInput) -> Safe:
-    """Return the dataset's name, with a link where it is on the Hub."""
-    dataset = known.recipe.publish.dataset
-    if dataset is None:
-        return escape(known.dataset_name)
-    return Safe(f"[{escape(known.dataset_name)}](https://huggingface.co/datasets/{dataset})")
-
-
 def caution(known: CardInput) -> Safe | None:
     """Return a warning where the numbers say that the model should not be trusted."""
     cider = known.scores.get("metrics", {}).get("cider")
@@ -120,118 +84,6 @@ def printed(known: CardInput) -> Safe | None:
     return None
 
 
-# ---- evaluation ----------------------------------------------------------------------------------------------------
-
-
-def evaluation(known: CardInput) -> dict[str, Any] | None:
-    """Return conditions, table and notes of the scores; None where nothing was scored."""
-    metrics = known.scores.get("metrics", {})
-    if not metrics:
-        return _target(known)
-    generate = known.recipe.generate
-    decoding = f"{generate.num_beams} beams" if generate.num_beams > 1 else "greedy decoding"
-    if generate.do_sample:
-        decoding = f"sampling (temperature {generate.temperature:g}, top-p {generate.top_p:g}, seed {generate.seed})"
-    conditions = Safe(
-        f"{dataset_link(known)}, split {code(known.split_name)}, {count(known.scores['n_images'])} pictures; "
-        f"{decoding}, at most {generate.max_new_tokens} new tokens. Values are times 100, as in papers"
-        + (", with bootstrap intervals." if known.scores.get("intervals") else ".")
-    )
-    signature = compact_signature(known.scores.get("signature", {}))
-    return {
-        "conditions": conditions,
-        "table": _score_table(known, metrics),
-        "notes": _score_notes(known),
-        "signature": code(signature) if signature else None,
-    }
-
-
-def _target(known: CardInput) -> dict[str, Any] | None:
-    """The published numbers alone, of a recipe that was not scored yet."""
-    expect = known.recipe.expect
-    if expect is None:
-        return None
-    rows = [[str(escape(metric_name(name))), _number(name, value)] for name, value in expect.metrics.items()]
-    return {
-        "conditions": Safe("Not scored yet. What the recipe aims at, times 100:"),
-        "table": table(["Metric", "Published"], rows, right=1),
-        "notes": [Safe(f"Published values: {escape(expect.source)}; measured elsewhere.")],
-        "signature": None,
-    }
-
-
-def _number(metric: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    shown = shown_value(metric, value)
-    return f"{shown:.1f}" if metric in METRIC_NAMES else f"{shown:g}"
-
-
-def _score_table(known: CardInput, metrics: dict[str, Any]) -> Safe:
-    intervals = known.scores.get("intervals", {})
-    expected = known.recipe.expect.metrics if known.recipe.expect else {}
-    level = f"{100 * known.recipe.score.confidence_level:g} % interval"
-    columns = ["Metric", "This model"] + ([level] if intervals else [])
-    columns += [BASELINE_NAMES[name] for name in known.baselines] + (["Published"] if expected else [])
-    order = {name: place for place, name in enumerate(METRIC_NAMES)}
-    rows = []
-    for metric in sorted(metrics, key=lambda name: (order.get(name, len(order)), name)):
-        row = [str(escape(metric_name(metric))), f"**{_number(metric, metrics[metric])}**"]
-        if intervals:
-            bounds = intervals.get(metric)
-            row.append(f"{_number(metric, bounds[0])} to {_number(metric, bounds[1])}" if bounds else "–")
-        row += [_number(metric, values.get("metrics", {}).get(metric)) for values in known.baselines.values()]
-        row += [_number(metric, expected.get(metric))] if expected else []
-        rows.append(row)
-    return table(columns, rows, right=len(columns) - 1)
-
-
-def _score_notes(known: CardInput) -> list[Safe]:
-    notes = []
-    if known.baselines:
-        notes.append(
-            Safe(
-                "Baselines: "
-                + "; ".join(
-                    {
-                        "most_frequent_caption": "the most frequent training caption for every picture",
-                        "blank_images": "this captioner fed blank pictures",
-                    }[name]
-                    for name in known.baselines
-                )
-                + "."
-            )
-        )
-    expect = known.recipe.expect
-    if expect:
-        notes.append(
-            Safe(
-                f"Published values: {escape(expect.source)}. They were measured elsewhere, with other settings where "
-                f"the signature differs; {_reproduction(known)}."
-            )
-        )
-    if 0 < known.scores.get("n_images", 0) < FEW_IMAGES:
-        notes.append(
-            Safe(
-                f"CIDEr-D weighs words by their rarity in the split; with fewer than {FEW_IMAGES} pictures it is rough."
-            )
-        )
-    return notes
-
-
-def _reproduction(known: CardInput) -> str:
-    expect = known.recipe.expect
-    assert expect is not None
-    metrics = known.scores.get("metrics", {})
-    pairs = {name: (metrics[name], target) for name, target in expect.metrics.items() if metrics.get(name) is not None}
-    if not pairs:
-        return "none of them was measured here"
-    short = [name for name, (value, target) in pairs.items() if value < target * (1 - expect.tolerance)]
-    if not short:
-        return f"this model reaches all of them within {100 * expect.tolerance:g} %"
-    return "this model falls short in " + ", ".join(str(escape(metric_name(name))) for name in short)
-
-
 # ---- samples -------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +99,7 @@ def sample_table(samples: list[Sample]) -> Safe | None:
         # The picture's name says nothing beside the picture itself.
         shown = Safe(f"![sample picture]({sample.picture})") if sample.picture else code(name)
         row = [shown, escape(sample.caption) or "(empty)", escape(sample.reference or "–")]
-        rows.append(row + ([_number("cider", sample.score)] if scored else []))
+        rows.append(row + ([shown_number("cider", sample.score)] if scored else []))
     return table(header, rows, right=1 if scored else 0)
 
 
@@ -302,7 +154,7 @@ def _run(known: CardInput) -> Safe:
     best = facts.get("best_metric") or {}
     if facts.get("best_step") and best.get("value") is not None:
         name = str(best["name"]).removeprefix("validation_")
-        value = _number(name, best["value"]) if name in METRIC_NAMES else f"{best['value']:.3f}"
+        value = shown_number(name, best["value"]) if name in METRIC_NAMES else f"{best['value']:.3f}"
         sentences.append(
             f"The published weights are those of update {count(facts['best_step'])} "
             f"(validation {escape(metric_name(name))} {value})."
