@@ -31,6 +31,8 @@ ORDER = [
     "environment",
     "decoding",
     "captioning",
+    "fusion",
+    "search",
     "training",
     "scoring",
     "score_table",

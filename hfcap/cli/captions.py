@@ -67,3 +67,23 @@ def caption(
         raise UserError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
     if output is not None:
         say(f"Captions: {output}")
+
+
+@app.command()
+def ensemble(
+    predictions: Annotated[list[Path], typer.Argument(help="predictions/<split>.jsonl of several captioners")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="FILE.jsonl")],
+    weights: Annotated[str | None, typer.Option(help="one number a file, joined by commas; default: all equal")] = None,
+    document_frequencies: Annotated[
+        str, typer.Option(help="n-gram weights: corpus (the candidates), coco-train, coco-val, or a file of captions")
+    ] = "corpus",
+) -> None:
+    """Choose for each picture the caption that agrees most with those of all captioners (CIDEr-D consensus)."""
+    from hfcap.fusion import fuse_predictions
+
+    try:
+        numbers = None if weights is None else [float(part) for part in weights.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {weights!r}: give numbers joined by commas, e.g. 1,1,0.5") from None
+    fused = fuse_predictions(predictions, output, weights=numbers, document_frequencies=document_frequencies)
+    say(f"Captions of {len(fused):,} pictures: {output}")

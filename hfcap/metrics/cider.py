@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,21 @@ from hfcap.metrics.document_frequencies import (
 from hfcap.metrics.tokenizer import TokenSequences, encode_captions
 
 _SIGMA = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class CiderPairs:
+    """CIDEr-D of single candidates with single human captions of the same image.
+
+    Attributes:
+        candidate: (P,) int64, ascending.
+        reference: (P,) int64 position among the captions of the reference set.
+        similarity: (P,) float64 on the published scale (10 = alike in all orders).
+    """
+
+    candidate: NDArray[np.int64]
+    reference: NDArray[np.int64]
+    similarity: NDArray[np.float64]
 
 
 class CiderScorer:
@@ -69,6 +85,14 @@ class CiderScorer:
         matches = [part.join(table, images) for part, table in zip(self._index, tables, strict=True)]
         return self._score(tables, matches, candidates.lengths, images)
 
+    def pairs(self, candidates: TokenSequences, images: NDArray[np.int64]) -> CiderPairs:
+        """Return CIDEr-D of C candidates with each human caption of their images alone; `score` is its mean."""
+        assert not self._end_word
+        tables = [NgramTable.of(candidates, self.references.vocabulary, order) for order in ORDERS]
+        matches = [part.join(table, images) for part, table in zip(self._index, tables, strict=True)]
+        candidate, reference, similarity = self._pairs(tables, matches, candidates.lengths, images)
+        return CiderPairs(candidate, reference, similarity * (10.0 / len(ORDERS)))
+
     def score_set(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return CIDEr-D of one candidate per image, (N,) float64, from n-grams that other metrics share."""
         assert captions.reference_set is self.references and not self._end_word
@@ -83,6 +107,18 @@ class CiderScorer:
         lengths: NDArray[np.int64],
         images: NDArray[np.int64],
     ) -> NDArray[np.float64]:
+        candidate, _, similarity = self._pairs(tables, matches, lengths, images)
+        total = np.bincount(candidate, weights=similarity, minlength=len(images))
+        return 10.0 * total / (len(ORDERS) * self.references.counts[images])
+
+    def _pairs(
+        self,
+        tables: Sequence[NgramTable],
+        matches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+        lengths: NDArray[np.int64],
+        images: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Candidate, human caption and summed cosines of every pair, (P,) each."""
         n_references = self.references.counts[images]
         # One pair per candidate and human caption of its image, candidate after candidate.
         first_pair = np.concatenate([[0], np.cumsum(n_references)])
@@ -102,8 +138,7 @@ class CiderScorer:
             similarity += np.divide(shared, scale, out=np.zeros(len(shared)), where=scale > 0)
         delta = np.maximum(lengths - 1, 0)[candidate_of_pair] - self._bigrams[caption_of_pair]
         similarity *= np.exp(-(delta.astype(np.float64) ** 2) / (2 * _SIGMA**2))
-        total = np.bincount(candidate_of_pair, weights=similarity, minlength=len(images))
-        return 10.0 * total / (len(ORDERS) * n_references)
+        return candidate_of_pair, caption_of_pair, similarity
 
 
 class CiderReward:
