@@ -30,7 +30,7 @@ from tests.captioners.helpers import (
 from tests.shared_data import SHARED, requires_shared
 
 EFFICIENTNET = SHARED / "models" / "efficientnet-lite0"
-PIPELINE_FAMILIES = {"blip", "vit_gpt2"}
+PIPELINE_FAMILIES = {"blip", "image_text_to_text", "vit_gpt2"}
 NEEDS_ARGUMENTS = {"blip"}
 """transformers' BlipForConditionalGeneration.generate does not read generation_config.json; the others do."""
 

@@ -1,0 +1,86 @@
+"""BLIP-2 (Li et al. 2023, arXiv:2301.12597): ViT, Q-Former, and a language model that reads the Q-Former's queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from hfcap.captioners._itt_kind import expand
+from hfcap.captioners._itt_prefix import Prefix, without_prefix
+from hfcap.captioners.parts import require_positions
+from hfcap.errors import UserError
+
+
+class Blip2(Prefix):
+    """Blip2ForConditionalGeneration with a decoder-only language model (OPT)."""
+
+    model_types = ("blip-2",)
+    speaks_chat = False
+    packs = True
+
+    def prepare(self) -> None:
+        """Older repositories leave the number of queries out; the picture would get no places."""
+        if self.processor.num_query_tokens is None:
+            self.processor.num_query_tokens = self.model.config.num_query_tokens
+
+    def check(self) -> None:
+        """Raise a UserError for Flan-T5: its relative positions cannot restart within a row."""
+        if not self.model.config.use_decoder_only_language_model:
+            raise UserError(
+                "model.pretrained: BLIP-2 with an encoder-decoder language model (Flan-T5) is not supported; choose "
+                "one with OPT, such as Salesforce/blip2-opt-2.7b"
+            )
+        require_positions(self.model.language_model, "model.pretrained")
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """ViT; Q-Former with its queries and projection; language model."""
+        model = self.model
+        return {
+            "vision": [model.vision_model],
+            "connector": [nn.ParameterList([model.query_tokens]), model.qformer, model.language_projection],
+            "text": [model.language_model],
+        }
+
+    def generating_models(self) -> list[Any]:
+        """Also the language model, whose `generate` BLIP-2's own calls."""
+        return [self.model, self.model.language_model]
+
+    def caption_lead(self, prompt: str) -> str:
+        """A space, where there is a prompt to continue."""
+        return " " if prompt.strip() else ""
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the ViT's last hidden state, before the Q-Former."""
+        return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
+
+    def project(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Let the queries read the picture, and project them to the language model's width."""
+        model = self.model
+        queries = model.query_tokens.expand(image_states.shape[0], -1, -1)
+        read = model.qformer(
+            query_embeds=queries,
+            encoder_hidden_states=image_states.to(queries.dtype),
+            encoder_attention_mask=torch.ones(image_states.shape[:2], dtype=torch.long, device=image_states.device),
+        ).last_hidden_state
+        return model.language_projection(read.to(model.language_projection.weight.dtype))
+
+    def run(self, **arguments: Any) -> torch.Tensor:
+        """Run the language model itself; BLIP-2's forward wants pixels."""
+        return self.model.language_model(**arguments, use_cache=False).logits
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as Blip2ForConditionalGeneration.generate does behind its Q-Former."""
+        prompt = self.prompt_inputs(self.captioner.prompt)
+        before = expand(prompt.input_ids[None, :-1], image_states.shape[0], image_states.device)
+        prefix = self.embeddings(image_states, prompt)
+        ids = torch.cat([before, input_ids], dim=1)
+        output = self.model.language_model.generate(
+            input_ids=ids,
+            inputs_embeds=torch.cat([prefix, self.model.get_input_embeddings()(input_ids)], dim=1),
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+        )
+        return without_prefix(output, before.shape[1])

@@ -1,0 +1,98 @@
+"""Florence-2 (Xiao et al. 2023, arXiv:2311.06242): an encoder reads picture and task, a decoder writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutput
+
+from hfcap.captioners._itt_kind import Kind
+from hfcap.captioners.parts import packed_attention_mask
+from hfcap.schema import PackedCaptions
+
+
+class Florence2(Kind):
+    """Florence2ForConditionalGeneration; the prompt is a task such as <CAPTION>, read by the encoder once per image."""
+
+    model_types = ("florence2",)
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """DaViT, the projector, and BART with its head."""
+        inner = self.model.model
+        return {
+            "vision": [inner.vision_tower],
+            "connector": [inner.multi_modal_projector],
+            "text": [inner.language_model, self.model.lm_head],
+        }
+
+    def start_token_ids(self, prompt: str) -> list[int]:
+        """The decoder's start token, and the token that the tokenizer begins every text with."""
+        start = int(self.model.config.text_config.decoder_start_token_id)
+        return [start, int(self.processor.tokenizer.bos_token_id)]
+
+    def adjust_generation(self, config: GenerationConfig) -> None:
+        """Force the second start token, as the published generation_config.json does."""
+        start, bos = self.start_token_ids("")
+        config.decoder_start_token_id = start
+        config.bos_token_id = config.forced_bos_token_id = bos
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return DaViT's feature map as states, before the projector."""
+        return self.model.model.vision_tower(pixel_values).last_hidden_state.flatten(2).transpose(1, 2)
+
+    def _read(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Encode picture and task: (B, S, D) -> (B, picture and task tokens, H)."""
+        inner = self.model.model
+        side = math.isqrt(image_states.shape[1])
+        features = inner.multi_modal_projector(image_states.transpose(1, 2).unflatten(2, (side, -1)))
+        ids = self.prompt_inputs(self.captioner.prompt).input_ids.to(image_states.device)
+        words = self.model.get_input_embeddings()(ids).expand(image_states.shape[0], -1, -1)
+        in_picture = (ids == self.model.config.image_token_id)[:, None].expand_as(words)
+        embeddings = words.masked_scatter(in_picture, features.to(words.dtype))
+        return inner.language_model.encoder(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
+        ).last_hidden_state
+
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run encoder and decoder; cross-attention keys and values are computed once per image."""
+        read = self._read(image_states)
+        decoder = self.model.model.language_model.decoder
+        with _restarting_positions(decoder, packed.position_ids):
+            hidden = decoder(
+                input_ids=packed.input_ids,
+                attention_mask=packed_attention_mask(packed.caption_index, read.dtype),
+                encoder_hidden_states=read,
+                use_cache=False,
+            ).last_hidden_state
+        return self.model.lm_head(hidden)
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as the model does, its encoder's output given; the second start token is forced as there."""
+        read = self._read(image_states)
+        return self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=read),
+            attention_mask=torch.ones(read.shape[:2], dtype=torch.long, device=read.device),
+            decoder_input_ids=input_ids[:, :1],
+            generation_config=config,
+        )
+
+
+@contextmanager
+def _restarting_positions(decoder: Any, position_ids: torch.Tensor) -> Iterator[None]:
+    """Let BART's decoder, which counts through the row, count anew for each caption of it."""
+
+    def restarted(module: Any, _arguments: Any, _positions: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(position_ids + module.offset, module.weight)
+
+    hook = decoder.embed_positions.register_forward_hook(restarted)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,193 @@
+"""What the kinds of image-text-to-text models differ in: how pictures and prompt get in, and how rows are laid out.
+
+A kind is a file `_itt_<name>.py` with a subclass of `Kind`; `image_text_to_text.py` chooses it by the model type.
+Shape letters as in `base.py`, and N positions of the prefix (prompt and picture) that stands before every caption.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import GenerationConfig
+
+from hfcap.captioners.base import Captioner
+from hfcap.errors import UserError
+from hfcap.schema import PackedCaptions
+
+_MARK = "hfcapmark"
+_BLANK_SIDE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """What the model's own processor makes of the prompt and one picture.
+
+    Attributes:
+        input_ids: (N + 1,) int64; the last one is the token that captions start behind.
+        extras: the processor's other outputs for one picture (grids, token types), pixels left out.
+    """
+
+    input_ids: torch.Tensor
+    extras: dict[str, torch.Tensor]
+
+
+class Kind(ABC):
+    """How one kind of model takes pictures and words; reads model and processor from the captioner it belongs to."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    speaks_chat: ClassVar[bool] = False
+    """Whether the prompt goes through the processor's chat template, where it has one."""
+    default_image_size: ClassVar[int | None] = None
+    """Side of the square that pictures are resized to first, for models that take pictures of any size."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        self.captioner = captioner
+        self._prompts: dict[str, PromptInputs] = {}
+
+    @property
+    def model(self) -> Any:
+        """The captioner's model, also after LoRA layers were put in or folded in."""
+        return self.captioner.model
+
+    @property
+    def processor(self) -> Any:
+        """The captioner's processor."""
+        return self.captioner.processor
+
+    # ---- what a kind must say ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Return modules of vision (what `encode` runs), connector and text; together they cover all parameters."""
+
+    @abstractmethod
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return what the frozen part of the picture's path gives: pixels of B pictures -> (B, S, D)."""
+
+    @abstractmethod
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Return (B, P, V) for packed captions behind the captioner's own prompt."""
+
+    @abstractmethod
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate behind the captioner's own prompt; sequences begin with `input_ids`."""
+
+    # ---- prompt, start and end ---------------------------------------------------------------------------------
+
+    @property
+    def reshapes_pictures(self) -> bool:
+        """Whether the image processor gives anything else than one (3, height, width) per picture."""
+        return self.speaks_chat
+
+    def prepare(self) -> None:  # noqa: B027  # most kinds have nothing to set up
+        """Set the processor up for pictures of one size and texts without an end, once after loading."""
+
+    def check(self) -> None:  # noqa: B027  # most kinds refuse nothing
+        """Raise a UserError where this very model cannot be trained or run."""
+
+    def processor_notes(self) -> dict[str, str]:
+        """Return what the card's code must know: `call` is "chat" or "text", with `text` for the processor."""
+        if self.chats():
+            return {"call": "chat"}
+        return {"call": "text", "text": self.processor_text(self.captioner.prompt.strip())}
+
+    def start_token_ids(self, prompt: str) -> list[int]:
+        """Return the tokens that every caption's row begins with: the last of the prompt."""
+        return [int(self.prompt_inputs(prompt).input_ids[-1])]
+
+    def caption_lead(self, prompt: str) -> str:
+        """Return the text between prompt and caption."""
+        chat = self._chat_ends()
+        return "" if chat is None else chat[0]
+
+    def end_token_id(self) -> int:
+        """Return the token that ends a reply: that of the chat template, else the model's own end token."""
+        tokenizer = self.processor.tokenizer
+        chat = self._chat_ends()
+        if chat is not None and chat[1]:
+            first = int(tokenizer(chat[1], add_special_tokens=False)["input_ids"][0])
+            if first in tokenizer.all_special_ids or first in tokenizer.added_tokens_decoder:
+                return first
+        model = self.model
+        for holder in (model.generation_config, model.config.get_text_config(decoder=True), tokenizer):
+            end = getattr(holder, "eos_token_id", None)
+            if end is not None:
+                return int(end[0] if isinstance(end, (list, tuple)) else end)
+        raise UserError("model.pretrained: neither model nor tokenizer names an end token; captions could never stop")
+
+    def generating_models(self) -> list[Any]:
+        """Return the models whose generation_config counts when plain transformers generates."""
+        return [self.model]
+
+    def adjust_generation(self, config: GenerationConfig) -> None:
+        """Set the start tokens that plain transformers needs in generation_config.json."""
+        config.bos_token_id = self.processor.tokenizer.bos_token_id
+        config.decoder_start_token_id = None
+
+    def processor_text(self, prompt: str) -> str:
+        """Return the text that the processor takes beside a picture, for kinds that do not chat."""
+        return prompt
+
+    def chats(self) -> bool:
+        """Whether prompts go through a chat template."""
+        return self.speaks_chat and bool(getattr(self.processor, "chat_template", None))
+
+    def prompt_inputs(self, prompt: str) -> PromptInputs:
+        """Return the processor's tokens for the prompt and one picture; every picture gives the same ones."""
+        prompt = prompt.strip()
+        if prompt not in self._prompts:
+            self._prompts[prompt] = self._new_prompt_inputs(prompt)
+        return self._prompts[prompt]
+
+    def _new_prompt_inputs(self, prompt: str) -> PromptInputs:
+        side = getattr(self.captioner, "image_size", None) or _BLANK_SIDE
+        blank = Image.new("RGB", (side, side))
+        if self.chats():
+            values = self.processor.apply_chat_template(
+                [_user_message(prompt, image=blank)],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        else:
+            values = self.processor(images=blank, text=self.processor_text(prompt), return_tensors="pt")
+        extras = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor) and name not in ("input_ids", "attention_mask", "labels")
+        }
+        pixels = [name for name in extras if name.startswith("pixel_")]
+        for name in pixels:
+            del extras[name]
+        return PromptInputs(values["input_ids"][0], extras)
+
+    def _chat_ends(self) -> tuple[str, str] | None:
+        """Text that the chat template writes before and behind a reply; None without a template."""
+        if not self.chats():
+            return None
+        question = _user_message(self.captioner.prompt)
+        reply = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
+        asked = self.processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+        answered = self.processor.apply_chat_template([question, reply], tokenize=False)
+        if not answered.startswith(asked) or _MARK not in answered:
+            return "", ""
+        before, _, behind = answered[len(asked) :].partition(_MARK)
+        return before, behind
+
+
+def _user_message(prompt: str, **image: Any) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "image", **image}]
+    if prompt.strip():
+        content.append({"type": "text", "text": prompt.strip()})
+    return {"role": "user", "content": content}
+
+
+def expand(value: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
+    """Repeat a tensor of one picture (1, ...) for `count` pictures."""
+    return value.to(device).expand(count, *value.shape[1:])

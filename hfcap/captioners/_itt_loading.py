@@ -1,0 +1,139 @@
+"""Loading of image-text-to-text models: number types, quantisation, processors, pictures of one size."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from hfcap.captioners.parts import load_image_processor, load_tokenizer, whole_model
+from hfcap.errors import UserError
+
+MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
+"""What transformers calls image-text-to-text, without the types that have a family of their own."""
+
+KEY = "model.pretrained"
+
+
+def load_model(
+    location: str, revision: str | None, trust_remote_code: bool, dtype: str | None, quantization: str | None
+) -> Any:
+    """Load a whole model.
+
+    Args:
+        dtype: float32, bfloat16 or float16; None = as the weights are stored.
+        quantization: 4bit or 8bit (QLoRA, Dettmers et al. 2023, arXiv:2305.14314): frozen weights for LoRA.
+
+    Raises:
+        UserError: nothing to load there, or quantisation without a GPU or without bitsandbytes.
+    """
+    arguments: dict[str, Any] = {"dtype": "auto" if dtype is None else getattr(torch, dtype)}
+    if quantization is not None:
+        _require_quantization(quantization)
+        arguments["quantization_config"] = quantization_config(quantization, dtype)
+        arguments["device_map"] = {"": torch.cuda.current_device()}
+    if trust_remote_code:
+        arguments["trust_remote_code"] = True
+    model = whole_model(AutoModelForImageTextToText, location, revision, MODEL_TYPES, **arguments)
+    if quantization is not None:
+        # Layer norms in float32; everything frozen but the LoRA layers to come.
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model
+
+
+def quantization_config(quantization: str, dtype: str | None) -> BitsAndBytesConfig:
+    """Return QLoRA's settings: NF4 with doubly quantised constants, or LLM.int8."""
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype or "bfloat16"),
+    )
+
+
+def _require_quantization(quantization: str) -> None:
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"model.quantization: {quantization} needs an NVIDIA GPU, and none is found here; set it to null and "
+            "model.dtype to bfloat16"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization: {quantization} needs the package bitsandbytes: pip install bitsandbytes, or set it "
+            "to null"
+        )
+
+
+def load_processor(location: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """Load the model's own processor, its tokenizer with a pad token.
+
+    Raises:
+        UserError: files are missing, or the processor needs a package that is not installed.
+    """
+    load_tokenizer(location, KEY, revision, trust_remote_code)
+    image_processor = load_image_processor(location, KEY, revision, trust_remote_code)
+    try:
+        processor: Any = AutoProcessor.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise UserError(
+            f"{KEY}: the processor of {location} needs packages that are missing: {' '.join(str(error).split())[:160]} "
+            "(SmolVLM and Qwen-VL also take films: pip install torchvision num2words)"
+        ) from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{KEY}: no processor in {location}: {str(error).splitlines()[0]}") from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise UserError(f"{KEY}: the processor of {location} lacks an image processor or a tokenizer")
+    processor.image_processor = image_processor
+    tokenizer = processor.tokenizer
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+    return processor
+
+
+class PicturesOfOneSize:
+    """An image processor whose result is one tensor per picture, all of the same shape; picklable.
+
+    Processors of chat models return a list of pictures per text, or patches of all pictures in one row.
+    """
+
+    def __init__(self, image_processor: Any, image_size: int | None) -> None:
+        self.image_processor = image_processor
+        self.image_size = image_size
+        self.do_normalize = image_processor.do_normalize
+        self.image_mean = image_processor.image_mean
+        self.image_std = image_processor.image_std
+        self.size = image_processor.size if image_size is None else {"height": image_size, "width": image_size}
+
+    def __call__(self, images: Any, return_tensors: str = "pt") -> dict[str, torch.Tensor]:
+        """Return {"pixel_values": (B, ...) float32} for one picture or a list of them."""
+        assert return_tensors == "pt"
+        pictures = images if isinstance(images, (list, tuple)) else [images]
+        return {"pixel_values": torch.stack([self._pixels(picture) for picture in pictures])}
+
+    def _pixels(self, picture: Image.Image) -> torch.Tensor:
+        if self.image_size is not None:
+            picture = square(picture, self.image_size)
+        values: torch.Tensor = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
+        while values.ndim > 3:
+            assert len(values) == 1, "pictures must not be split"
+            values = values[0]
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, for the feature store's key."""
+        return {**self.image_processor.to_dict(), "image_size": self.image_size}
+
+
+def square(picture: Image.Image, side: int) -> Image.Image:
+    """Resize to a square as the published card does, before the processor sees the picture."""
+    return picture.resize((side, side), Image.Resampling.BICUBIC)

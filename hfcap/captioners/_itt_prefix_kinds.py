@@ -1,0 +1,157 @@
+"""Prefix models that pack: what each of them does differently with picture, positions and mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hfcap.captioners._itt_kind import PromptInputs, expand
+from hfcap.captioners._itt_prefix import Prefix
+from hfcap.captioners.parts import prefix_attention_mask
+from hfcap.errors import UserError
+
+
+class PaliGemma(Prefix):
+    """PaliGemma (Beyer et al. 2024, arXiv:2407.07726): prompt and picture see one another, captions look back."""
+
+    model_types = ("paligemma",)
+    speaks_chat = False
+    packs = True
+
+    def processor_text(self, prompt: str) -> str:
+        """Return the placeholder and the task, such as 'caption en'; the processor adds start and new line."""
+        return f"{self.processor.image_token}{prompt}"
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """SigLIP, the linear projection, and Gemma."""
+        inner = self.model.model
+        return {
+            "vision": [inner.vision_tower],
+            "connector": [inner.multi_modal_projector],
+            "text": [inner.language_model, self.model.lm_head],
+        }
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return SigLIP's last hidden state."""
+        return self.model.model.vision_tower(pixel_values).last_hidden_state
+
+    def project(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Project to Gemma's width."""
+        return self.model.model.multi_modal_projector(image_states)
+
+    def features_as_list(self) -> bool:
+        """One tensor for all pictures."""
+        return False
+
+    def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
+        """PaliGemma counts from 1."""
+        return super().positions(prompt, device) + 1
+
+    def mask(self, caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype) -> torch.Tensor:
+        """Let the prefix see all of itself, and the prompt's last token, which stands at the head of each caption.
+
+        Any copy of that token would do, as all see the same and are alike; the first one is always there.
+        """
+        mask = prefix_attention_mask(caption_index, n_prefix, dtype, bidirectional=True)
+        mask[:, :, :n_prefix, n_prefix] = 0
+        return mask
+
+
+class Idefics3(Prefix):
+    """Idefics3 and SmolVLM (Laurencon et al. 2024, arXiv:2408.12637; Marafioti et al. 2025, arXiv:2504.05299)."""
+
+    model_types = ("idefics3", "smolvlm")
+    packs = True
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """SigLIP, pixel shuffle with projection, and the language model."""
+        inner = self.model.model
+        return {
+            "vision": [inner.vision_model],
+            "connector": [inner.connector],
+            "text": [inner.text_model, self.model.lm_head],
+        }
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the vision model's last hidden state; every patch counts, a black picture is a picture too."""
+        side = self.model.config.vision_config.patch_size
+        batch, _, height, width = pixel_values.shape
+        patches = torch.ones(batch, height // side, width // side, dtype=torch.bool, device=pixel_values.device)
+        return self.model.model.vision_model(pixel_values=pixel_values, patch_attention_mask=patches).last_hidden_state
+
+    def project(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Shuffle neighbouring patches together and project them."""
+        return self.model.model.connector(image_states)
+
+    def features_as_list(self) -> bool:
+        """One tensor per picture."""
+        return True
+
+    def prepare(self) -> None:
+        """Switch splitting off: a picture in parts would give another number of tokens for every shape."""
+        self.processor.image_processor.do_image_splitting = False
+
+
+class Llava(Prefix):
+    """LLaVA 1.5 (Liu et al. 2023, arXiv:2310.03744): CLIP patches, an MLP, Llama."""
+
+    model_types = ("llava", "vipllava")
+    packs = True
+
+    def features_as_list(self) -> bool:
+        """One tensor per picture."""
+        return True
+
+
+class QwenVL(Prefix):
+    """Qwen2-VL and Qwen2.5-VL (Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2502.13923).
+
+    Pictures keep their shape in these models; hfcap resizes them to one square, so that all have the same grid.
+    Positions have three axes: time, row and column of the picture; words count alike on all three.
+    """
+
+    model_types = ("qwen2_vl", "qwen2_5_vl")
+    packs = True
+    default_image_size = 448
+
+    def check(self) -> None:
+        """Also refuse a square that the processor would resize again."""
+        super().check()
+        processor = self.processor.image_processor
+        size = getattr(self.captioner, "image_size", None)
+        grid = self._grid()
+        if grid.tolist() != [1, size // processor.patch_size, size // processor.patch_size]:
+            side = processor.patch_size * processor.merge_size
+            raise UserError(
+                f"model.image_size: {size} does not suit this model; give a multiple of {side} whose square lies "
+                f"between {processor.size['shortest_edge']:,} and {processor.size['longest_edge']:,} pixels"
+            )
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """The vision transformer with its merger, and the language model."""
+        inner = self.model.model
+        return {"vision": [inner.visual], "connector": [], "text": [inner.language_model, self.model.lm_head]}
+
+    def _grid(self) -> torch.Tensor:
+        return self.prompt_inputs("").extras["image_grid_thw"][0]
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return merged patches; pixels come as patches (B, patches, values)."""
+        grids = expand(self._grid()[None], pixel_values.shape[0], pixel_values.device)
+        features = self.model.model.get_image_features(pixel_values.flatten(0, 1), grids, return_dict=True)
+        return torch.stack(list(features.pooler_output))
+
+    def as_output(self, features: torch.Tensor) -> Any:
+        """A tuple of one tensor per picture."""
+        handed_on: Any = tuple(features)
+        return BaseModelOutputWithPooling(pooler_output=handed_on)
+
+    def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
+        """Three-axis positions (3, 1, N + 1) from the model's own rule."""
+        positions, _ = self.model.model.get_rope_index(
+            prompt.input_ids[None].to(device), **{name: value.to(device) for name, value in prompt.extras.items()}
+        )
+        return positions

@@ -1,0 +1,244 @@
+"""Any model of transformers' AutoModelForImageTextToText: GIT, BLIP-2, Florence-2, PaliGemma, SmolVLM, Qwen-VL, ...
+
+What differs between kinds of models stands in `_itt_*.py`; this file chooses the kind by the model type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import AutoModelForImageTextToText, GenerationConfig, GitProcessor
+
+from hfcap.captioners._itt_blip2 import Blip2
+from hfcap.captioners._itt_florence2 import Florence2
+from hfcap.captioners._itt_git import Git
+from hfcap.captioners._itt_kind import Kind
+from hfcap.captioners._itt_loading import MODEL_TYPES, PicturesOfOneSize, load_model, load_processor
+from hfcap.captioners._itt_prefix import Prefix
+from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma, QwenVL
+from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
+from hfcap.captioners.parts import config_from_mapping, new_image_processor, train_tokenizer
+from hfcap.errors import UserError
+from hfcap.recipe import GenerateOptions, ModelOptions, PositiveInt, TokenizerOptions
+from hfcap.schema import PackedCaptions
+
+KINDS: tuple[type[Kind], ...] = (Git, Blip2, Florence2, PaliGemma, Idefics3, Llava, QwenVL)
+
+_LINEAR = (
+    "query|key|value|dense|q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|gate_proj|up_proj|down_proj|gate_up_proj"
+    "|fc1|fc2|c_attn|c_proj|c_fc"
+)
+
+
+class ImageTextToTextOptions(ModelOptions):
+    """Keys of `model`: `pretrained`, or `from_config` (GIT) to train from random weights."""
+
+    from_config: dict[str, Any] | None = Field(
+        None, description="GitConfig's keys with model_type: git, for training from scratch"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="number type of the loaded weights; bfloat16 halves the memory of frozen ones (LoRA)"
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None, description="QLoRA: frozen weights in 4 or 8 bits; needs lora, a GPU and the package bitsandbytes"
+    )
+    image_size: PositiveInt | None = Field(
+        None, description="side of the square that pictures are resized to, for models that take any size (Qwen-VL)"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.pretrained is None) == (self.from_config is None):
+            raise ValueError("give exactly one of pretrained and from_config")
+        return self
+
+
+class ImageTextToText(Captioner):
+    """A model with its own processor. Parts: vision, connector (between vision and words) and text."""
+
+    options_class = ImageTextToTextOptions
+    parts = ("vision", "connector", "text")
+    model_types = tuple(sorted(MODEL_TYPES))
+    card_facts = CardFacts(
+        title="Image-text-to-text",
+        summary="A vision-language model of transformers: the picture's states stand in the prompt of a language model "
+        "(GIT, BLIP-2, PaliGemma, SmolVLM, Qwen-VL), or an encoder reads picture and task (Florence-2).",
+        paper_title="GIT: A Generative Image-to-text Transformer for Vision and Language",
+        paper_url="https://arxiv.org/abs/2205.14100",
+        bibtex="""@article{wang2022git,
+  title   = {{GIT}: A Generative Image-to-text Transformer for Vision and Language},
+  author  = {Wang, Jianfeng and Yang, Zhengyuan and Hu, Xiaowei and Li, Linjie and Lin, Kevin and Gan, Zhe and
+             Liu, Zicheng and Liu, Ce and Wang, Lijuan},
+  journal = {Transactions on Machine Learning Research},
+  year    = {2022}
+}""",
+    )
+    lora_target_modules = rf"(?:.*\.)?(?:language_model|text_model|git\.encoder)\..*\.(?:{_LINEAR})"
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        prompt: str = "",
+        base_models: Iterable[BaseModel] = (),
+        assembled: bool = False,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__(model, processor, prompt, list(base_models), assembled)
+        kind = next((kind for kind in KINDS if model.config.model_type in kind.model_types), Prefix)
+        self.image_size = kind.default_image_size if image_size is None else image_size
+        self.kind = kind(self)
+        self.kind.prepare()
+        self.kind.check()
+        self._end_token_id = self.kind.end_token_id()
+        # The recipe says how captions are generated. `generate` would fill gaps from what the base model came with.
+        for holder in self.kind.generating_models():
+            holder.generation_config = self.generation_config(GenerateOptions())
+
+    # ---- building ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(cls, options: ImageTextToTextOptions, training_captions: Iterable[str]) -> Self:
+        """Load `pretrained`, or build `from_config` with a tokenizer trained on the captions."""
+        if options.from_config is not None:
+            return cls._from_config(options, options.from_config, training_captions)
+        assert options.pretrained is not None
+        origin = (options.pretrained, options.revision, options.trust_remote_code)
+        model = load_model(*origin, options.dtype, options.quantization)
+        base = BaseModel(options.pretrained, options.revision, "captioner")
+        return cls(model, load_processor(*origin), options.prompt, [base], image_size=options.image_size)
+
+    @classmethod
+    def _from_config(
+        cls, options: ImageTextToTextOptions, values: dict[str, Any], training_captions: Iterable[str]
+    ) -> Self:
+        if values.get("model_type") != "git":
+            raise UserError(
+                f"model.from_config: model_type is {values.get('model_type')!r}, but only 'git' is trained from "
+                "scratch; give pretrained for other models"
+            )
+        tokenizer = train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions)
+        special = {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = config_from_mapping({**values, **special}, "model.from_config")
+        processor = GitProcessor(new_image_processor(config.vision_config.image_size), tokenizer)
+        return cls(AutoModelForImageTextToText.from_config(config), processor, options.prompt, assembled=True)
+
+    @classmethod
+    def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
+        """Load a saved model with its processor, in the number type it is stored in."""
+        origin = (location, revision, trust_remote_code)
+        return cls(load_model(*origin, None, None), load_processor(*origin))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """A GIT of two layers and width 32, 32-pixel pictures."""
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return {
+            "from_config": {
+                "model_type": "git",
+                "vision_config": {**shape, "image_size": 32, "patch_size": 16},
+                **shape,
+                "max_position_embeddings": 64,
+            },
+            "tokenizer": {"vocab_size": 400},
+        }
+
+    def notes(self) -> dict[str, str]:
+        """Also keep the size of pictures, and how the processor is called."""
+        notes = super().notes()
+        if self.image_size is not None:
+            notes["image_size"] = str(self.image_size)
+        return notes | self.kind.processor_notes()
+
+    def take_notes(self, notes: Mapping[str, str]) -> None:
+        """Also take over the size of pictures."""
+        super().take_notes(notes)
+        if "image_size" in notes:
+            if not notes["image_size"].isdecimal():
+                raise UserError(f"hfcap.json: image_size must be a whole number, not {notes['image_size']!r}")
+            self.image_size = int(notes["image_size"])
+            self.kind = type(self.kind)(self)
+
+    # ---- tokens and pictures -----------------------------------------------------------------------------------
+
+    @property
+    def start_token_id(self) -> int:
+        """First token of every caption's row; the last of the prompt where the prompt stands once before all rows."""
+        return self.start_token_ids()[0]
+
+    @property
+    def end_token_id(self) -> int:
+        """End of a reply in the chat template, or the model's own end token."""
+        return self._end_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's pad token."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def caption_lead(self) -> str:
+        """Text between prompt and caption."""
+        return self.kind.caption_lead(self.prompt)
+
+    @property
+    def image_processor(self) -> Any:
+        """The processor's image processor, made to give one tensor per picture where it does not."""
+        inner = self.processor.image_processor
+        return PicturesOfOneSize(inner, self.image_size) if self.kind.reshapes_pictures else inner
+
+    def start_token_ids(self, prompt: str | None = None) -> list[int]:
+        """Return the tokens that a caption's row begins with."""
+        return self.kind.start_token_ids(self.prompt if prompt is None else prompt)
+
+    def generation_config(self, options: GenerateOptions) -> GenerationConfig:
+        """Return the GenerationConfig, with the start tokens of this kind of model."""
+        config = super().generation_config(options)
+        self.kind.adjust_generation(config)
+        return config
+
+    # ---- the model ---------------------------------------------------------------------------------------------
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Image encoder, what stands between it and the words, and the language model with its head."""
+        return self.kind.part_modules()
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return what the vision part gives: before the connector where the kind knows it, else behind it."""
+        return self.kind.encode(self._in_number_type(pixel_values))
+
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run connector and language model over packed captions."""
+        return self.kind.logits(self._in_number_type(image_states), packed)
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate behind the captioner's own prompt, of which `input_ids` is the end."""
+        return self.kind.generate(self._in_number_type(image_states), input_ids, config)
+
+    def _in_number_type(self, values: torch.Tensor) -> torch.Tensor:
+        # Pixels and stored states come as float32; the weights may be bfloat16.
+        vision = next(self.part_modules()["vision"][0].parameters())
+        return values.to(vision.dtype) if vision.is_floating_point() else values
+
+    def caption_states(
+        self, image_states: torch.Tensor, options: GenerateOptions, prompt: str | None = None
+    ) -> list[list[GeneratedCaption]]:
+        """Caption encoded images; another prompt takes the place of the captioner's own for the call."""
+        own = self.prompt
+        self.prompt = own if prompt is None else prompt
+        try:
+            return super().caption_states(image_states, options)
+        finally:
+            self.prompt = own
+
+
+REGISTERED = ImageTextToText
