@@ -6,9 +6,10 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hfcap.data.images import decode_image
@@ -44,8 +45,16 @@ class PixelInputs:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return pixel values (3, height, width) float32."""
-        picture = decode_image(self.records[index].image, self.draft_size)
-        return self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        return self.pixels(self.picture(index))
+
+    def picture(self, index: int) -> Image:
+        """Return the decoded picture, 8-bit RGB, as the image processor gets it."""
+        return decode_image(self.records[index].image, self.draft_size)
+
+    def pixels(self, picture: Image) -> torch.Tensor:
+        """Process one picture: (3, height, width) float32."""
+        pixels: torch.Tensor = self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        return pixels
 
 
 class BlankInputs:
@@ -95,7 +104,20 @@ class CaptionBatch:
         return CaptionBatch(images, self.encoded, self.packed.to(device), self.n_captions, self.numbers)
 
 
-CaptionItem = tuple[torch.Tensor, list[Sequence[int]], int]
+class CaptionItem(NamedTuple):
+    """One image of a batch.
+
+    Attributes:
+        image: pixel values (3, height, width) or image states (S, D).
+        captions: token ids of the captions drawn for this epoch, in random order.
+        number: position in the dataset.
+        shown: what the decoder reads in place of `captions` (word dropout); None = the captions.
+    """
+
+    image: torch.Tensor
+    captions: list[Sequence[int]]
+    number: int
+    shown: list[list[int]] | None = None
 
 
 class CaptionDataset(Dataset[Any]):
@@ -114,12 +136,16 @@ class CaptionDataset(Dataset[Any]):
         return len(self.tokens)
 
     def __getitem__(self, key: tuple[int, int]) -> CaptionItem:
-        """Return the image input, the captions drawn for this epoch in random order, and the image's position."""
+        """Return the image input and the captions drawn for this epoch."""
         epoch, index = key
         captions = self.tokens[index]
-        count = len(captions) if self.captions_per_image is None else min(self.captions_per_image, len(captions))
-        drawn = random.Random(f"{self.seed}/{epoch}/{index}").sample(range(len(captions)), count)
-        return self.inputs[index], [captions[number] for number in drawn], index
+        return CaptionItem(self.inputs[index], [captions[number] for number in self.drawn(epoch, index)], index)
+
+    def drawn(self, epoch: int, index: int) -> list[int]:
+        """Return which captions of an image take part in this epoch, in random order."""
+        available = len(self.tokens[index])
+        count = available if self.captions_per_image is None else min(self.captions_per_image, available)
+        return random.Random(f"{self.seed}/{epoch}/{index}").sample(range(available), count)
 
 
 class Collate:
@@ -133,10 +159,11 @@ class Collate:
 
     def __call__(self, items: list[CaptionItem]) -> CaptionBatch:
         """Return one batch."""
-        captions = [item[1] for item in items]
-        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id)
-        images = torch.stack([item[0] for item in items])
-        numbers = tuple(item[2] for item in items)
+        captions = [item.captions for item in items]
+        shown = [item.captions if item.shown is None else item.shown for item in items]
+        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id, shown=shown)
+        images = torch.stack([item.image for item in items])
+        numbers = tuple(item.number for item in items)
         return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers)
 
 
