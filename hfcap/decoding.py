@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import ImageInputs, image_loader
+from hfcap.data.loading import ImageInputs, image_loader, prepared
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, write_json_lines
 from hfcap.progress import progress_bar
@@ -47,7 +47,7 @@ def caption_batches(captioner: Captioner, job: DecodingJob, numbers: Sequence[in
         if job.options.do_sample:
             # Seeded by place, so that a resumed run and any number of processes draw the same samples.
             torch.manual_seed(job.options.seed * 1_000_003 + batch[0])
-        images = images.to(captioner.device).float()
+        images = prepared(images, job.inputs.plan, captioner.device)
         with torch.inference_mode():
             states = images if job.inputs.encoded else captioner.encode(images)
         captions = captioner.caption_states(states, job.options, job.prompt)

@@ -44,6 +44,7 @@ class StoredStates:
     """Image states as a feature store gives them."""
 
     encoded = True
+    plan = None
 
     def __init__(self, states: torch.Tensor) -> None:
         self.states = states
@@ -107,7 +108,7 @@ def test_rows_are_complete_in_order_and_those_of_the_captioner(
     pixels = PixelInputs(records, captioner.image_processor)
     for number, row in enumerate(rows):
         with torch.inference_mode():
-            found = captioner.caption_states(captioner.encode(pixels[number][None]), BEAMS)[0]
+            found = captioner.caption_states(captioner.encode(pixels.pixel_values([number])), BEAMS)[0]
         assert row["caption"] == row["candidates"][0] == found[0].text
         assert row["candidates"] == [caption.text for caption in found]
         assert row["score"] == pytest.approx(found[0].score, rel=1e-4)
@@ -273,7 +274,8 @@ def test_sampling_depends_on_the_seed_only(captioner: Captioner, records: list[C
 def test_stored_states_give_the_same_captions(captioner: Captioner, records: list[CaptionedImage]) -> None:
     job = _job(captioner, records, BEAMS)
     with torch.inference_mode():
-        states = captioner.encode(torch.stack([job.inputs[number] for number in range(len(records))]))
+        pixels = PixelInputs(records, captioner.image_processor)
+        states = captioner.encode(pixels.pixel_values(range(len(records))))
     stored = DecodingJob(records, StoredStates(states.clone()), BEAMS, 3, 0)
     first, second = (
         [prediction.caption for batch in caption_batches(captioner, each, range(len(records))) for prediction in batch]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import torch
 from torch import nn
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.image_hashes import image_hashes
-from hfcap.data.loading import PixelInputs, image_loader
-from hfcap.data.row_store import RowStore, ShardWriter, StoredRows
+from hfcap.data.filling import Filling, OneProcess, Wording
+from hfcap.data.loading import PixelInputs, prepared
+from hfcap.data.pixels import PixelPlan
+from hfcap.data.row_store import RowStore, StoredRows
 from hfcap.files import cache_folder
-from hfcap.progress import error_console, progress_bar
 from hfcap.schema import CaptionedImage
 
 _LARGEST_HALF = 60_000.0
@@ -93,25 +92,11 @@ def embedding_encoder(name: str, model: Any, image_processor: Any) -> ImageEncod
     return ImageEncoder(name, key, image_processor, model, encode, half=False)
 
 
-class OneProcess:
-    """Stands for an Accelerator where there is none: one process, no autocast."""
-
-    process_index = 0
-    num_processes = 1
-    is_main_process = True
-
-    def wait_for_everyone(self) -> None:
-        """Nobody else is there."""
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return a context that changes nothing."""
-        return nullcontext()
-
-
 class StoredStates(StoredRows):
     """Image states (S, D), or embeddings (D,), as inputs of a captioner."""
 
     encoded = True
+    plan = None
 
 
 class FeatureStore:
@@ -135,76 +120,38 @@ class FeatureStore:
             WorkError: the disk has too little room; the message says how much is needed. A shard is damaged.
             UnreadableImageError: a picture cannot be read.
         """
-        hashes = image_hashes(records)
-        places = self.rows.places()
-        # Shares of the work are cut from the list of what is missing: all must make it before one adds to the store.
-        self.accelerator.wait_for_everyone()
-        missing = _first_of_each([number for number, value in enumerate(hashes) if value not in places], hashes)
-        if missing:
-            model = self.encoder.model
-            was_training = model.training
-            # Batch norm would otherwise learn from what is only looked at, and the encoder would no longer fit its key.
-            model.eval()
-            self._announce(len(missing), records[missing[0]])
-            mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
-            self._encode(records, hashes, mine, batch_size, num_workers)
-            model.train(was_training)
-            self.accelerator.wait_for_everyone()
-            places = self.rows.places()
-        if self.accelerator.is_main_process:
-            self.rows.mark_used()
-        return StoredStates([places[value] for value in hashes])
+        model = self.encoder.model
+        pixels = PixelInputs(records, self.encoder.image_processor)
+        was_training = model.training
+        # Batch norm would otherwise learn from what is only looked at, and the encoder would no longer fit its key.
+        model.eval()
+        filling = Filling(
+            self.rows,
+            pixels,
+            lambda images: self._states(images, pixels.plan),
+            self.encoder.name,
+            Wording(
+                "Feature store: encoding",
+                "the feature store",
+                "set data.feature_store_folder (or HFCAP_CACHE) to another disk, or data.feature_store: off",
+            ),
+            self.accelerator,
+        )
+        places = filling.places(batch_size, num_workers)
+        model.train(was_training)
+        return StoredStates(places)
 
-    def _announce(self, n_missing: int, example: CaptionedImage) -> None:
-        inputs = PixelInputs([example], self.encoder.image_processor)
-        [state] = self._states(inputs[0].unsqueeze(0))
-        size = n_missing * state.numel() * state.element_size()
-        remedy = "set data.feature_store_folder (or HFCAP_CACHE) to another disk, or data.feature_store: off"
-        free = self.rows.require_room(size, "the feature store", remedy)
-        if self.accelerator.is_main_process:
-            error_console.print(
-                f"Feature store: encoding {n_missing:,} pictures once, {size / 1e6:,.0f} MB in {self.folder} "
-                f"({free / 1e9:,.0f} GB free)",
-                markup=False,
-            )
-            self.rows.describe(self.encoder.name, state)
-
-    def _states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _states(self, images: torch.Tensor, plan: PixelPlan | None) -> torch.Tensor:
         device = next(self.encoder.model.parameters()).device
         with torch.inference_mode(), self.accelerator.autocast():
-            states = self.encoder.encode(pixel_values.to(device)).float().cpu()
+            states = self.encoder.encode(prepared(images, plan, device)).float().cpu()
         if not self.encoder.half:
             return states
         # bfloat16 only where float16 would overflow: float16 keeps three more bits.
         fits = bool(states.abs().max() < _LARGEST_HALF)
         return states.to(torch.float16 if fits else torch.bfloat16)
 
-    def _encode(
-        self,
-        records: Sequence[CaptionedImage],
-        hashes: Sequence[str],
-        chosen: Sequence[int],
-        batch_size: int,
-        num_workers: int,
-    ) -> None:
-        pixels = PixelInputs(records, self.encoder.image_processor)
-        batches = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
-        writer = ShardWriter(self.rows)
-        with progress_bar() as progress:
-            task = progress.add_task("Encoding pictures", total=len(chosen), visible=self.accelerator.is_main_process)
-            for batch, pixel_values in zip(batches, image_loader(pixels, batches, num_workers), strict=True):
-                writer.add(self._states(pixel_values), [hashes[number] for number in batch])
-                progress.advance(task, len(batch))
-        writer.close()
-
 
 def features_folder(folder: Path | None = None) -> Path:
     """Return where stores lie: the folder given, or `features` in the cache folder."""
     return cache_folder() / "features" if folder is None else folder
-
-
-def _first_of_each(numbers: Sequence[int], hashes: Sequence[str]) -> list[int]:
-    first: dict[str, int] = {}
-    for number in numbers:
-        first.setdefault(hashes[number], number)
-    return list(first.values())

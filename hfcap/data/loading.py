@@ -6,7 +6,7 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hfcap.data.images import decode_image
 from hfcap.data.packing import pack_captions
+from hfcap.data.pixels import PixelPlan, plan_of
 from hfcap.schema import CaptionedImage, PackedCaptions
 
 GROUPING_WINDOW = 16
@@ -21,9 +22,20 @@ GROUPING_WINDOW = 16
 
 
 class ImageInputs(Protocol):
-    """What a captioner gets for each image: pixels, or the states a frozen encoder gave once."""
+    """What a captioner gets for each image: pixels, or the states a frozen encoder gave once.
+
+    Attributes:
+        encoded: whether these are states of the encoder.
+        plan: how pixels in bytes become what the captioner gets; None where they are that already. A whole batch of
+            them goes through `prepared`.
+    """
 
     encoded: bool
+
+    @property
+    def plan(self) -> PixelPlan | None:
+        """See above."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -31,40 +43,61 @@ class ImageInputs(Protocol):
 
 
 class PixelInputs:
-    """Decoded and processed pictures, one at a time (so that worker processes share the load)."""
+    """Decoded and resized pictures, one at a time (so that worker processes share the load).
+
+    Args:
+        draft: decode large JPEGs at a half, a quarter or an eighth where that is still as large as the captioner needs.
+    """
 
     encoded = False
 
-    def __init__(self, records: Sequence[CaptionedImage], image_processor: Any) -> None:
+    def __init__(self, records: Sequence[CaptionedImage], image_processor: Any, draft: bool = True) -> None:
         self.records = records
         self.image_processor = image_processor
-        self.draft_size = _shorter_side(image_processor)
+        self.plan = plan_of(image_processor)
+        # What a processor without a plan does with the size is not known: it gets the whole picture.
+        self.draft_size = self.plan.draft_size if draft and self.plan is not None else None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return pixel values (3, height, width) float32."""
-        return self.pixels(self.picture(index))
+        """Return levels (3, height, width) uint8, or without a plan pixel values float32."""
+        return self.processed(self.picture(index))
+
+    def pixel_values(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Return these pictures as the captioner gets them, (B, 3, height, width) float32."""
+        return prepared(torch.stack([self[number] for number in numbers]), self.plan, torch.device("cpu"))
 
     def picture(self, index: int) -> Image:
-        """Return the decoded picture, 8-bit RGB, as the image processor gets it."""
+        """Return the decoded picture, RGB, upright."""
         return decode_image(self.records[index].image, self.draft_size)
 
-    def pixels(self, picture: Image) -> torch.Tensor:
-        """Process one picture: (3, height, width) float32."""
-        pixels: torch.Tensor = self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
-        return pixels
+    def processed(self, picture: Image) -> torch.Tensor:
+        """Return what `self[index]` gives for this picture."""
+        if self.plan is not None:
+            return self.plan.levels(picture)
+        return self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+
+def prepared(images: torch.Tensor, plan: PixelPlan | None, device: torch.device) -> torch.Tensor:
+    """Return a batch of image inputs on `device` as the captioner gets it, float32.
+
+    Bytes travel to the device and are normalised there; stored states come back from half precision.
+    """
+    moved = images.to(device, non_blocking=True)
+    return plan.normalised(moved) if plan is not None else moved.float()
 
 
 class BlankInputs:
     """The same number of blank (mid-grey) pictures: shows what a captioner says without looking."""
 
     encoded = False
+    plan = None
 
-    def __init__(self, inputs: PixelInputs) -> None:
+    def __init__(self, inputs: ImageInputs) -> None:
         self.inputs = inputs
-        self.blank = torch.zeros_like(inputs[0])
+        self.blank = torch.zeros_like(inputs[0], dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -74,22 +107,16 @@ class BlankInputs:
         return self.blank
 
 
-def _shorter_side(image_processor: Any) -> int | None:
-    # JPEGs may be decoded at a fraction of their size as long as no upscaling becomes necessary.
-    size = dict(image_processor.size) if getattr(image_processor, "size", None) else {}
-    sides = [size[name] for name in ("height", "width", "shortest_edge") if size.get(name)]
-    return max(sides) if sides else None
-
-
 @dataclass(frozen=True, slots=True)
 class CaptionBatch:
     """One micro-batch.
 
     Attributes:
-        images: pixel values (B, 3, height, width), or image states (B, S, D) when `encoded`.
+        images: pixels (B, 3, height, width), or image states (B, S, D) when `encoded`.
         packed: captions of the B images.
         n_captions: captions in the batch.
         numbers: positions of the B images in the dataset.
+        plan: normalisation that `to` applies to pixels in bytes; None where nothing is left to do.
     """
 
     images: torch.Tensor
@@ -97,27 +124,15 @@ class CaptionBatch:
     packed: PackedCaptions
     n_captions: int
     numbers: tuple[int, ...] = ()
+    plan: PixelPlan | None = None
 
     def to(self, device: torch.device) -> CaptionBatch:
-        """Return a copy on `device`; stored states come back as float32."""
-        images = self.images.to(device, non_blocking=True).float()
+        """Return a copy on `device` with the images as the captioner gets them, float32."""
+        images = prepared(self.images, self.plan, device)
         return CaptionBatch(images, self.encoded, self.packed.to(device), self.n_captions, self.numbers)
 
 
-class CaptionItem(NamedTuple):
-    """One image of a batch.
-
-    Attributes:
-        image: pixel values (3, height, width) or image states (S, D).
-        captions: token ids of the captions drawn for this epoch, in random order.
-        number: position in the dataset.
-        shown: what the decoder reads in place of `captions` (word dropout); None = the captions.
-    """
-
-    image: torch.Tensor
-    captions: list[Sequence[int]]
-    number: int
-    shown: list[list[int]] | None = None
+CaptionItem = tuple[torch.Tensor, list[Sequence[int]], int]
 
 
 class CaptionDataset(Dataset[Any]):
@@ -136,35 +151,33 @@ class CaptionDataset(Dataset[Any]):
         return len(self.tokens)
 
     def __getitem__(self, key: tuple[int, int]) -> CaptionItem:
-        """Return the image input and the captions drawn for this epoch."""
+        """Return the image input, the captions drawn for this epoch in random order, and the image's position."""
         epoch, index = key
         captions = self.tokens[index]
-        return CaptionItem(self.inputs[index], [captions[number] for number in self.drawn(epoch, index)], index)
-
-    def drawn(self, epoch: int, index: int) -> list[int]:
-        """Return which captions of an image take part in this epoch, in random order."""
-        available = len(self.tokens[index])
-        count = available if self.captions_per_image is None else min(self.captions_per_image, available)
-        return random.Random(f"{self.seed}/{epoch}/{index}").sample(range(available), count)
+        count = len(captions) if self.captions_per_image is None else min(self.captions_per_image, len(captions))
+        drawn = random.Random(f"{self.seed}/{epoch}/{index}").sample(range(len(captions)), count)
+        return self.inputs[index], [captions[number] for number in drawn], index
 
 
 class Collate:
     """Stacks image inputs and packs captions; picklable for worker processes."""
 
-    def __init__(self, start_token_ids: Sequence[int], end_token_id: int, pad_token_id: int, encoded: bool) -> None:
+    def __init__(
+        self, start_token_ids: Sequence[int], end_token_id: int, pad_token_id: int, inputs: ImageInputs
+    ) -> None:
         self.start_token_ids = list(start_token_ids)
         self.end_token_id = end_token_id
         self.pad_token_id = pad_token_id
-        self.encoded = encoded
+        self.encoded = inputs.encoded
+        self.plan = inputs.plan
 
     def __call__(self, items: list[CaptionItem]) -> CaptionBatch:
         """Return one batch."""
-        captions = [item.captions for item in items]
-        shown = [item.captions if item.shown is None else item.shown for item in items]
-        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id, shown=shown)
-        images = torch.stack([item.image for item in items])
-        numbers = tuple(item.number for item in items)
-        return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers)
+        captions = [item[1] for item in items]
+        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id)
+        images = torch.stack([item[0] for item in items])
+        numbers = tuple(item[2] for item in items)
+        return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers, self.plan)
 
 
 def epoch_batches(
@@ -189,7 +202,7 @@ def epoch_batches(
 
 
 class _FixedBatches(Sampler[list[tuple[int, int]]]):
-    def __init__(self, batches: Sequence[Sequence[int]], epoch: int) -> None:
+    def __init__(self, batches: Sequence[Sequence[int]] = (), epoch: int = 0) -> None:
         self.batches = batches
         self.epoch = epoch
 
@@ -207,20 +220,31 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def batch_loader(
-    dataset: CaptionDataset, batches: Sequence[Sequence[int]], epoch: int, collate: Collate, num_workers: int
-) -> DataLoader[Any]:
-    """Load the given batches in order, prepared ahead by `num_workers` processes."""
-    return DataLoader(
-        dataset,
-        batch_sampler=_FixedBatches(batches, epoch),
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_main_process,
-        # Its own generator: starting workers must not move the global random state, or a resumed run would differ.
-        generator=torch.Generator().manual_seed(epoch),
-    )
+class BatchLoader:
+    """Loads chosen batches in order, prepared ahead by `num_workers` processes that stay from epoch to epoch.
+
+    Workers hold no state: an item is addressed by (epoch, index), so it does not matter which worker makes it, nor
+    whether the workers are new.
+    """
+
+    def __init__(self, dataset: CaptionDataset, collate: Collate, num_workers: int) -> None:
+        self._sampler = _FixedBatches()
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self._sampler,
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_main_process,
+            # Its own generator: starting workers must not move the global random state, or a resumed run would differ.
+            generator=torch.Generator(),
+        )
+
+    def load(self, batches: Sequence[Sequence[int]], epoch: int) -> Iterator[CaptionBatch]:
+        """Return an iterator over the given batches of one epoch; it ends the one before."""
+        self._sampler.batches, self._sampler.epoch = batches, epoch
+        return iter(self._loader)
 
 
 class _ImageOnly(Dataset[torch.Tensor]):

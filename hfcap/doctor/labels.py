@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import CaptionBatch, CaptionDataset, Collate, batch_loader, epoch_batches
+from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, ImageInputs, epoch_batches
 from hfcap.doctor.findings import Findings
 from hfcap.recipe import Recipe
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
@@ -84,6 +84,7 @@ class WithoutPictures:
     """Stands for the pictures where only the captions of a batch are looked at."""
 
     encoded = False
+    plan = None
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -125,9 +126,9 @@ class _LogitsWatch:
         return states
 
 
-def collate_for(captioner: Captioner, encoded: bool = False) -> Collate:
+def collate_for(captioner: Captioner, inputs: ImageInputs) -> Collate:
     """Return the collate function that training uses."""
-    return Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, encoded)
+    return Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, inputs)
 
 
 def shown_pictures(recipe: Recipe, lengths: Sequence[int]) -> list[int]:
@@ -167,7 +168,7 @@ def _count_many(recipe: Recipe, captioner: Captioner, tokens: Sequence[Sequence[
     lengths = [sum(map(len, captions)) for captions in tokens]
     batches = epoch_batches(lengths, options.per_device_train_batch_size, options.seed, 0)[:MAX_COUNTED_BATCHES]
     total = LabelCounts()
-    for batch in batch_loader(dataset, batches, 0, collate_for(captioner), num_workers=0):
+    for batch in BatchLoader(dataset, collate_for(captioner, dataset.inputs), 0).load(batches, 0):
         total = total.plus(count_labels(batch.packed, batch.packed.labels, captioner))
         total = total.plus(LabelCounts(captions=batch.n_captions))
     return total
@@ -292,5 +293,5 @@ def example_batch(
     captioner: Captioner, dataset: CaptionDataset, records: Sequence[CaptionedImage], numbers: Sequence[int]
 ) -> tuple[CaptionBatch, list[str]]:
     """Return the batch that training would make of these pictures, and their file names."""
-    batch: CaptionBatch = collate_for(captioner)([dataset[(0, number)] for number in numbers])
+    batch: CaptionBatch = collate_for(captioner, dataset.inputs)([dataset[(0, number)] for number in numbers])
     return batch.to(captioner.device), [records[number].file_name for number in numbers]

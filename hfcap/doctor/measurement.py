@@ -101,7 +101,7 @@ class StepMeasurement:
         captioner.model.to(accelerator.device)
         self.objective = accelerator.prepare(CrossEntropy(captioner, recipe.train.label_smoothing_factor))
         self.optimizer = accelerator.prepare(build_optimizer(captioner, recipe.train))
-        self.collate = collate_for(captioner)
+        self.collate = collate_for(captioner, dataset.inputs)
         self.clock = _Clock(accelerator.device)
         self._training_mode()
 

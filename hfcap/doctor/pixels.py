@@ -58,7 +58,7 @@ def examine_pixels(
     step = max(1, len(records) // N_MEASURED)
     chosen = list(records[::step][:N_MEASURED])
     inputs = PixelInputs(chosen, image_processor)
-    pixels = torch.stack([inputs[number] for number in range(len(chosen))]).float()
+    pixels = inputs.pixel_values(range(len(chosen)))
     originals = [decode_image(record.image) for record in chosen]
     restored = restore(pixels, image_processor)
     channels = [ChannelRange(float(c.min()), float(c.mean()), float(c.std()), float(c.max())) for c in pixels.unbind(1)]

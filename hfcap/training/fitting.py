@@ -12,7 +12,7 @@ import torch
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.loading import describe_size
-from hfcap.data.loading import ImageInputs, image_loader
+from hfcap.data.loading import ImageInputs, image_loader, prepared
 from hfcap.environment import describe_environment
 from hfcap.files import folder_being_written, write_json
 from hfcap.progress import error_console, progress_bar
@@ -62,7 +62,7 @@ def _image_states(captioner: Captioner, inputs: ImageInputs, recipe: Recipe) -> 
     with progress_bar() as progress:
         task = progress.add_task("Training pictures", total=len(numbers))
         for batch, images in zip(batches, image_loader(inputs, batches, workers), strict=True):
-            images = images.to(captioner.device).float()
+            images = prepared(images, inputs.plan, captioner.device)
             with torch.inference_mode():
                 yield images if inputs.encoded else captioner.encode(images)
             progress.advance(task, len(batch))

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import set_seed
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import CaptionBatch, CaptionDataset, Collate, batch_loader, epoch_batches
+from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import error_console, progress_bar
 from hfcap.recipe import Recipe
@@ -78,8 +78,9 @@ class TrainingRun:
         self.accelerator = accelerator
         self.plain_objective = objective
         self.collate = Collate(
-            captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs.encoded
+            captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs
         )
+        self.loader = BatchLoader(dataset, self.collate, self.options.dataloader_num_workers)
         self.lengths = [sum(map(len, captions)) for captions in dataset.tokens]
         self.steps_per_epoch = math.ceil(len(self._micro_batches(0)) / self.options.gradient_accumulation_steps)
         if self.steps_per_epoch == 0:
@@ -153,9 +154,7 @@ class TrainingRun:
         """Micro-batches of one update and the seconds spent waiting for them, from where the epoch stands."""
         size = self.options.gradient_accumulation_steps
         batches = self._micro_batches(self.progress.epoch)[self.progress.window * size :]
-        loader = iter(
-            batch_loader(self.dataset, batches, self.progress.epoch, self.collate, self.options.dataloader_num_workers)
-        )
+        loader = self.loader.load(batches, self.progress.epoch)
         for first in range(0, len(batches), size):
             started = time.perf_counter()
             window = [next(loader).to(self.accelerator.device) for _ in batches[first : first + size]]

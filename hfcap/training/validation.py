@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import CaptionDataset, Collate, batch_loader
+from hfcap.data.loading import BatchLoader, CaptionDataset, Collate
 from hfcap.decoding import DecodingJob, caption_batches
 from hfcap.training.objectives import supervised_tokens
 from hfcap.training.processes import summed
@@ -55,7 +55,7 @@ class Validator:
         loss, tokens = 0.0, 0
         # The module behind Accelerate's wrapper: processes may have different numbers of batches.
         module = self.accelerator.unwrap_model(objective, keep_fp32_wrapper=True)
-        for batch in batch_loader(self.dataset, self.batches, 0, collate, self.decoding.num_workers):
+        for batch in BatchLoader(self.dataset, collate, self.decoding.num_workers).load(self.batches, 0):
             moved = batch.to(self.accelerator.device)
             with self.accelerator.autocast():
                 loss += float(module(moved))

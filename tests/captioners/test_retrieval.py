@@ -21,8 +21,8 @@ from hfcap.errors import UserError, WorkError
 from hfcap.recipe import GenerateOptions
 from hfcap.recipe_loading import RecipeError, recipe_from_mapping
 from hfcap.schema import CaptionedImage
+from tests.captioners.clip_folder import write_clip
 from tests.captioners.helpers import MemoryPicture, build, fit, pixel_values, random_picture
-from tests.clip_folder import write_clip
 from tests.metrics.reference_cider import reference_cider
 from tests.training.harness import recipe_values
 

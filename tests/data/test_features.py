@@ -18,9 +18,7 @@ from PIL import Image
 from hfcap.captioners.base import Captioner
 from hfcap.data import row_store
 from hfcap.data.features import FeatureStore, StoredStates, captioner_encoder, embedding_encoder
-from hfcap.data.image_hashes import image_hashes
 from hfcap.data.images import FileImage
-from hfcap.data.loading import PixelInputs
 from hfcap.errors import WorkError
 from hfcap.schema import CaptionedImage
 from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
@@ -60,10 +58,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
 
 
 def _direct(captioner: Captioner, records: Sequence[CaptionedImage]) -> torch.Tensor:
-    pixels = PixelInputs(records, captioner.image_processor)
+    pictures = [Image.open(record.image.describe()) for record in records]
     captioner.model.eval()
     with torch.no_grad():
-        return captioner.encode(torch.stack([pixels[number] for number in range(len(records))]))
+        return captioner.encode(captioner.image_processor(pictures, return_tensors="pt")["pixel_values"])
 
 
 def _stacked(states: StoredStates) -> torch.Tensor:
@@ -267,23 +265,6 @@ def test_no_room_is_said_before_anything_is_written(
     ):
         store.inputs(records, 3, 0)
     assert not list(store.folder.glob("shard-*"))
-
-
-def test_processes_share_the_work(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:
-    """Two processes, the second run at the first one's barrier: each encodes its share, both see everything."""
-    seen: dict[int, StoredStates] = {}
-
-    def second() -> None:
-        if 1 not in seen:
-            seen[1] = StoredStates([])
-            store = _store(captioner, tmp_path, Process(1, 2))
-            # It looked into the empty folder at the same time as the first one.
-            mine = list(range(len(records)))[1::2]
-            store._encode(records, image_hashes(records), mine, 2, 0)
-
-    first = _store(captioner, tmp_path, Process(0, 2, at_barrier=second)).inputs(records, 2, 0)
-    torch.testing.assert_close(_stacked(first), _direct(captioner, records), rtol=1e-3, atol=1e-3)
-    assert len({place.path for place in first.places}) == 2
 
 
 def test_stored_states_travel_to_workers(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:

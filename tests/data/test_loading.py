@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import CLIPImageProcessor, ViTImageProcessor
+from transformers import CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
 from hfcap.data.images import FileImage
 from hfcap.data.loading import (
+    BatchLoader,
     BlankInputs,
     CaptionBatch,
     CaptionDataset,
-    CaptionItem,
     Collate,
     PixelInputs,
-    batch_loader,
     epoch_batches,
     image_loader,
 )
@@ -36,6 +37,7 @@ class NumberedInputs:
     """Image inputs whose values tell their index."""
 
     encoded = True
+    plan = None
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -138,7 +140,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
 def _all_batches(inputs: PixelInputs, num_workers: int, epoch: int = 1) -> list[CaptionBatch]:
     dataset = CaptionDataset(inputs, _tokens(len(inputs)), 2, seed=0)
     batches = epoch_batches([1] * len(inputs), 4, 0, epoch)
-    return list(batch_loader(dataset, batches, epoch, Collate([START], END, PAD, False), num_workers))
+    return list(BatchLoader(dataset, Collate([START], END, PAD, inputs), num_workers).load(batches, epoch))
 
 
 def test_workers_change_nothing(records: list[CaptionedImage]) -> None:
@@ -181,9 +183,9 @@ def test_image_loader_keeps_the_order(records: list[CaptionedImage]) -> None:
 
 
 def test_states_of_half_precision_come_back_as_float32() -> None:
-    collate = Collate([START], END, PAD, encoded=True)
+    collate = Collate([START], END, PAD, NumberedInputs(2))
     states = torch.ones(2, 3, dtype=torch.bfloat16)
-    batch = collate([CaptionItem(states, [[5]], 7), CaptionItem(states, [[6]], 3)])
+    batch = collate([(states, [[5]], 7), (states, [[6]], 3)])
     assert batch.numbers == batch.to(torch.device("cpu")).numbers == (7, 3)
     assert batch.encoded and batch.n_captions == 2
     moved = batch.to(torch.device("cpu"))
@@ -194,15 +196,22 @@ def test_large_jpegs_are_decoded_small_but_never_below_the_size_needed(tmp_path:
     path = tmp_path / "large.jpg"
     Image.effect_mandelbrot((640, 480), (-3, -2.5, 2, 2.5), 100).convert("RGB").save(path, "JPEG", quality=95)
     record = CaptionedImage("1", path.name, (), FileImage(path))
-    for processor in (
-        ViTImageProcessor(size={"height": 48, "width": 64}),
-        CLIPImageProcessor(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60}),
+    for processor, decoded in (
+        (ViTImageProcessor(size={"height": 48, "width": 64}), (160, 120)),
+        (CLIPImageProcessor(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60}), (80, 60)),
+        (CLIPImageProcessor(size={"shortest_edge": 61}, crop_size={"height": 60, "width": 60}), (160, 120)),
+        (ConvNextImageProcessor(size={"shortest_edge": 224}), (640, 480)),  # its crop is taken from 256
+        (ViTImageProcessor(size={"height": 700, "width": 700}), (640, 480)),
     ):
         inputs = PixelInputs([record], processor)
-        full = processor(images=Image.open(path), return_tensors="pt")["pixel_values"][0]
-        assert inputs.draft_size in (60, 64)
-        assert inputs[0].shape == full.shape
-        assert float((inputs[0] - full).abs().mean()) < 0.1 * float(full.std())
+        assert inputs.picture(0).size == decoded
+        full = processor(images=Image.open(path), return_tensors="pt")["pixel_values"]
+        values = inputs.pixel_values([0])
+        assert values.shape == full.shape
+        assert float((values - full).abs().mean()) < 0.1 * float(full.std())
+        exact = PixelInputs([record], processor, draft=False)
+        assert exact.picture(0).size == (640, 480)
+        torch.testing.assert_close(exact.pixel_values([0]), full, atol=0.02, rtol=0)
 
 
 def test_blank_pictures_are_mid_grey_and_of_the_same_shape(records: list[CaptionedImage]) -> None:
@@ -216,3 +225,52 @@ def test_blank_pictures_are_mid_grey_and_of_the_same_shape(records: list[Caption
 def test_inputs_can_be_sent_to_workers(records: list[CaptionedImage]) -> None:
     inputs = PixelInputs(records, PROCESSOR)
     assert torch.equal(pickle.loads(pickle.dumps(inputs))[0], inputs[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_epochs_from_one_loader_are_those_of_new_loaders(records: list[CaptionedImage], num_workers: int) -> None:
+    """Workers stay from epoch to epoch, also behind an epoch that was broken off."""
+    inputs = PixelInputs(records, PROCESSOR)
+    dataset = CaptionDataset(inputs, _tokens(len(inputs)), 2, seed=0)
+    loader = BatchLoader(dataset, Collate([START], END, PAD, inputs), num_workers)
+    for epoch in range(3):
+        batches = epoch_batches([1] * len(inputs), 4, 0, epoch)
+        next(loader.load(batches, epoch + 7))
+        expected = _all_batches(inputs, 0, epoch)
+        found = list(loader.load(batches, epoch))
+        assert len(found) == len(expected) == 3
+        for first, second in zip(found, expected, strict=True):
+            assert torch.equal(first.images, second.images)
+            assert torch.equal(first.packed.input_ids, second.packed.input_ids)
+
+
+def test_workers_stay(records: list[CaptionedImage]) -> None:
+    class Process:
+        """Says which process made it."""
+
+        encoded = True
+        plan = None
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.tensor([os.getpid()])
+
+    inputs = Process()
+    loader = BatchLoader(CaptionDataset(inputs, _tokens(4), 2, 0), Collate([START], END, PAD, inputs), 1)
+    seen = {int(pid) for epoch in range(3) for batch in loader.load([[0, 1], [2, 3]], epoch) for pid in batch.images}
+    assert len(seen) == 1 and os.getpid() not in seen
+
+
+def test_pixels_travel_as_bytes_and_are_normalised_on_the_device(records: list[CaptionedImage]) -> None:
+    inputs = PixelInputs(records, PROCESSOR)
+    [first, *_] = _all_batches(inputs, 0)
+    assert first.images.dtype == torch.uint8
+    moved = first.to(torch.device("cpu"))
+    assert moved.plan is None and moved.images.dtype == torch.float32
+    numbers = [int(row[1]) - 10 for row in first.packed.input_ids]
+    pictures: list[Any] = [Image.open(records[number].image.describe()) for number in numbers]
+    expected = PROCESSOR(pictures, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(moved.images, expected, atol=1e-6, rtol=0)
+    assert torch.equal(moved.to(torch.device("cpu")).images, moved.images)

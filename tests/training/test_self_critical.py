@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import CaptionBatch, CaptionItem, Collate, PixelInputs
+from hfcap.data.loading import CaptionBatch, Collate, PixelInputs
 from hfcap.data.source import load_split
 from hfcap.errors import WorkError
 from hfcap.metrics.cider import CiderReward
@@ -28,9 +28,9 @@ def tiny_batch(captioner_name: str, folder: Path) -> tuple[Captioner, CaptionBat
     records = load_split(recipe.data, "train")
     captioner = build_captioner(recipe, records)
     inputs = PixelInputs(records, captioner.image_processor)
-    collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, False)
-    batch = collate([CaptionItem(inputs[number], [[5, 6, 7], [8]], number) for number in (4, 0, 2)])
-    return captioner, batch, records
+    collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, inputs)
+    batch = collate([(inputs[number], [[5, 6, 7], [8]], number) for number in (4, 0, 2)])
+    return captioner, batch.to(captioner.device), records
 
 
 class Recorder(SelfCritical):
