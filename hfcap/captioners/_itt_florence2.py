@@ -76,23 +76,42 @@ class Florence2(Kind):
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as the model does, its encoder's output given; the second start token is forced as there."""
         read = self._read(image_states)
-        return self.model.generate(
+        output = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=read),
             attention_mask=torch.ones(read.shape[:2], dtype=torch.long, device=read.device),
             decoder_input_ids=input_ids[:, :1],
             generation_config=config,
         )
+        return _without_forced_step(output)
 
 
 @contextmanager
 def _restarting_positions(decoder: Any, position_ids: torch.Tensor) -> Iterator[None]:
     """Let BART's decoder, which counts through the row, count anew for each caption of it."""
 
-    def restarted(module: Any, _arguments: Any, _positions: torch.Tensor) -> torch.Tensor:
-        return nn.functional.embedding(position_ids + module.offset, module.weight)
+    def restart(_module: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, {**named, "position_ids": position_ids}
 
-    hook = decoder.embed_positions.register_forward_hook(restarted)
+    def one_per_row(_module: Any, _arguments: Any, positions: torch.Tensor) -> torch.Tensor:
+        # BART expects the same positions in all rows, and puts an axis for them in front.
+        return positions.reshape(*position_ids.shape, -1)
+
+    hooks = [
+        decoder.embed_positions.register_forward_pre_hook(restart, with_kwargs=True),
+        decoder.embed_positions.register_forward_hook(one_per_row),
+    ]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def _without_forced_step(output: Any) -> Any:
+    """Take the step of the forced token out of a generate output: the caller gave that token."""
+    for name in ("scores", "logits"):
+        if getattr(output, name, None) is not None:
+            setattr(output, name, getattr(output, name)[1:])
+    if getattr(output, "beam_indices", None) is not None:
+        output.beam_indices = output.beam_indices[:, 1:]
+    return output

@@ -28,10 +28,6 @@ class Git(Kind):
         tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
         wrap_texts(tokenizer, start=True, end=False)
 
-    def processor_notes(self) -> dict[str, str]:
-        """None: the processor is called like those of the other families."""
-        return {}
-
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """CLIP image encoder, projection, and the transformer with its head."""
         git = self.model.git

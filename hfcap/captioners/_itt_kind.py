@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from transformers import GenerationConfig
 
+from hfcap.captioners._itt_pictures import PicturesOfOneSize
 from hfcap.captioners.base import Captioner
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
@@ -79,10 +80,14 @@ class Kind(ABC):
 
     # ---- prompt, start and end ---------------------------------------------------------------------------------
 
-    @property
-    def reshapes_pictures(self) -> bool:
-        """Whether the image processor gives anything else than one (3, height, width) per picture."""
-        return self.speaks_chat
+    def image_processor(self) -> Any:
+        """Return an image processor that gives one (3, height, width) per picture, as those of other families do."""
+        inner = self.processor.image_processor
+        return PicturesOfOneSize(inner, None) if self.speaks_chat else inner
+
+    def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return pixels (B, 3, height, width) in the shape that the model's own forward takes."""
+        return pixel_values
 
     def prepare(self) -> None:  # noqa: B027  # most kinds have nothing to set up
         """Set the processor up for pictures of one size and texts without an end, once after loading."""
@@ -91,10 +96,15 @@ class Kind(ABC):
         """Raise a UserError where this very model cannot be trained or run."""
 
     def processor_notes(self) -> dict[str, str]:
-        """Return what the card's code must know: `call` is "chat" or "text", with `text` for the processor."""
+        """Return what the card's code must know.
+
+        `call`: "chat" (through the chat template) or "text" (with `text` for the processor). `returns`: whether
+        `generate` gives "prompt and caption" or "caption" alone.
+        """
+        returns = "caption" if self.model.config.is_encoder_decoder else "prompt and caption"
         if self.chats():
-            return {"call": "chat"}
-        return {"call": "text", "text": self.processor_text(self.captioner.prompt.strip())}
+            return {"call": "chat", "returns": returns}
+        return {"call": "text", "text": self.processor_text(self.captioner.prompt.strip()), "returns": returns}
 
     def start_token_ids(self, prompt: str) -> list[int]:
         """Return the tokens that every caption's row begins with: the last of the prompt."""

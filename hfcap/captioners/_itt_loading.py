@@ -1,4 +1,4 @@
-"""Loading of image-text-to-text models: number types, quantisation, processors, pictures of one size."""
+"""Loading of image-text-to-text models: number types, quantisation, processors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -98,42 +97,3 @@ def load_processor(location: str, revision: str | None, trust_remote_code: bool)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
     return processor
-
-
-class PicturesOfOneSize:
-    """An image processor whose result is one tensor per picture, all of the same shape; picklable.
-
-    Processors of chat models return a list of pictures per text, or patches of all pictures in one row.
-    """
-
-    def __init__(self, image_processor: Any, image_size: int | None) -> None:
-        self.image_processor = image_processor
-        self.image_size = image_size
-        self.do_normalize = image_processor.do_normalize
-        self.image_mean = image_processor.image_mean
-        self.image_std = image_processor.image_std
-        self.size = image_processor.size if image_size is None else {"height": image_size, "width": image_size}
-
-    def __call__(self, images: Any, return_tensors: str = "pt") -> dict[str, torch.Tensor]:
-        """Return {"pixel_values": (B, ...) float32} for one picture or a list of them."""
-        assert return_tensors == "pt"
-        pictures = images if isinstance(images, (list, tuple)) else [images]
-        return {"pixel_values": torch.stack([self._pixels(picture) for picture in pictures])}
-
-    def _pixels(self, picture: Image.Image) -> torch.Tensor:
-        if self.image_size is not None:
-            picture = square(picture, self.image_size)
-        values: torch.Tensor = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
-        while values.ndim > 3:
-            assert len(values) == 1, "pictures must not be split"
-            values = values[0]
-        return values
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings, for the feature store's key."""
-        return {**self.image_processor.to_dict(), "image_size": self.image_size}
-
-
-def square(picture: Image.Image, side: int) -> Image.Image:
-    """Resize to a square as the published card does, before the processor sees the picture."""
-    return picture.resize((side, side), Image.Resampling.BICUBIC)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hfcap.captioners._itt_kind import PromptInputs, expand
+from hfcap.captioners._itt_kind import PromptInputs
 from hfcap.captioners._itt_prefix import Prefix
 from hfcap.captioners.parts import prefix_attention_mask
-from hfcap.errors import UserError
 
 
 class PaliGemma(Prefix):
@@ -90,6 +86,10 @@ class Idefics3(Prefix):
         """One tensor per picture."""
         return True
 
+    def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The model takes several pictures for each text: (B, 1, 3, height, width)."""
+        return pixel_values[:, None]
+
     def prepare(self) -> None:
         """Switch splitting off: a picture in parts would give another number of tokens for every shape."""
         self.processor.image_processor.do_image_splitting = False
@@ -104,54 +104,3 @@ class Llava(Prefix):
     def features_as_list(self) -> bool:
         """One tensor per picture."""
         return True
-
-
-class QwenVL(Prefix):
-    """Qwen2-VL and Qwen2.5-VL (Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2502.13923).
-
-    Pictures keep their shape in these models; hfcap resizes them to one square, so that all have the same grid.
-    Positions have three axes: time, row and column of the picture; words count alike on all three.
-    """
-
-    model_types = ("qwen2_vl", "qwen2_5_vl")
-    packs = True
-    default_image_size = 448
-
-    def check(self) -> None:
-        """Also refuse a square that the processor would resize again."""
-        super().check()
-        processor = self.processor.image_processor
-        size = getattr(self.captioner, "image_size", None)
-        grid = self._grid()
-        if grid.tolist() != [1, size // processor.patch_size, size // processor.patch_size]:
-            side = processor.patch_size * processor.merge_size
-            raise UserError(
-                f"model.image_size: {size} does not suit this model; give a multiple of {side} whose square lies "
-                f"between {processor.size['shortest_edge']:,} and {processor.size['longest_edge']:,} pixels"
-            )
-
-    def part_modules(self) -> dict[str, list[nn.Module]]:
-        """The vision transformer with its merger, and the language model."""
-        inner = self.model.model
-        return {"vision": [inner.visual], "connector": [], "text": [inner.language_model, self.model.lm_head]}
-
-    def _grid(self) -> torch.Tensor:
-        return self.prompt_inputs("").extras["image_grid_thw"][0]
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return merged patches; pixels come as patches (B, patches, values)."""
-        grids = expand(self._grid()[None], pixel_values.shape[0], pixel_values.device)
-        features = self.model.model.get_image_features(pixel_values.flatten(0, 1), grids, return_dict=True)
-        return torch.stack(list(features.pooler_output))
-
-    def as_output(self, features: torch.Tensor) -> Any:
-        """A tuple of one tensor per picture."""
-        handed_on: Any = tuple(features)
-        return BaseModelOutputWithPooling(pooler_output=handed_on)
-
-    def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
-        """Three-axis positions (3, 1, N + 1) from the model's own rule."""
-        positions, _ = self.model.model.get_rope_index(
-            prompt.input_ids[None].to(device), **{name: value.to(device) for name, value in prompt.extras.items()}
-        )
-        return positions

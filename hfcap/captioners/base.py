@@ -192,6 +192,12 @@ class Captioner(ABC):
             "whose decoder reads the picture through attention"
         )
 
+    def plain_start(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
+        """Return the token that plain transformers starts a caption from, called as users of the published model do."""
+        output = self.model.generate(pixel_values=pixel_values[:1], generation_config=config)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        return int(sequences[0, 0])
+
     # ---- the same for all families -----------------------------------------------------------------------------
 
     @classmethod

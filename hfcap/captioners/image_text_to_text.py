@@ -17,9 +17,10 @@ from hfcap.captioners._itt_blip2 import Blip2
 from hfcap.captioners._itt_florence2 import Florence2
 from hfcap.captioners._itt_git import Git
 from hfcap.captioners._itt_kind import Kind
-from hfcap.captioners._itt_loading import MODEL_TYPES, PicturesOfOneSize, load_model, load_processor
+from hfcap.captioners._itt_loading import MODEL_TYPES, load_model, load_processor
 from hfcap.captioners._itt_prefix import Prefix
-from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma, QwenVL
+from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma
+from hfcap.captioners._itt_qwen import QwenVL
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
 from hfcap.captioners.parts import config_from_mapping, new_image_processor, train_tokenizer
 from hfcap.errors import UserError
@@ -192,9 +193,8 @@ class ImageTextToText(Captioner):
 
     @property
     def image_processor(self) -> Any:
-        """The processor's image processor, made to give one tensor per picture where it does not."""
-        inner = self.processor.image_processor
-        return PicturesOfOneSize(inner, self.image_size) if self.kind.reshapes_pictures else inner
+        """The processor's image processor, made to give one (3, height, width) per picture where it does not."""
+        return self.kind.image_processor()
 
     def start_token_ids(self, prompt: str | None = None) -> list[int]:
         """Return the tokens that a caption's row begins with."""
@@ -223,6 +223,19 @@ class ImageTextToText(Captioner):
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate behind the captioner's own prompt, of which `input_ids` is the end."""
         return self.kind.generate(self._in_number_type(image_states), input_ids, config)
+
+    def plain_start(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
+        """Return the token that the model's own `generate` starts the caption from, given the processor's inputs."""
+        prompt = self.kind.prompt_inputs(self.prompt)
+        ids = prompt.input_ids[None].to(self.device)
+        pixels = self.kind.plain_pixels(self._in_number_type(pixel_values[:1]))
+        extras = {name: value.to(self.device) for name, value in prompt.extras.items()}
+        output = self.model.generate(
+            pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **extras
+        )
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        before = 0 if self.model.config.is_encoder_decoder else ids.shape[1] - len(self.start_token_ids())
+        return int(sequences[0, before])
 
     def _in_number_type(self, values: torch.Tensor) -> torch.Tensor:
         # Pixels and stored states come as float32; the weights may be bfloat16.

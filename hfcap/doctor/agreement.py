@@ -86,9 +86,7 @@ def _generate(recipe: Recipe, captioner: Captioner, states: torch.Tensor) -> Any
 def _plain_start(recipe: Recipe, captioner: Captioner, pixels: torch.Tensor, findings: Findings) -> int | None:
     """First token of what plain transformers generates; users of the published model call it this way."""
     try:
-        output = captioner.model.generate(
-            pixel_values=pixels[:1], generation_config=_greedy_config(recipe, captioner, max_new_tokens=1)
-        )
+        return captioner.plain_start(pixels, _greedy_config(recipe, captioner, max_new_tokens=1))
     except (TypeError, ValueError, RuntimeError) as error:
         findings.warning(
             "captioner",
@@ -96,8 +94,6 @@ def _plain_start(recipe: Recipe, captioner: Captioner, pixels: torch.Tensor, fin
             "the published model would need another call; see its card",
         )
         return None
-    sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    return int(sequences[0, 0])
 
 
 def _relative(difference: torch.Tensor, logits: torch.Tensor) -> float:

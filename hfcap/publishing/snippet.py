@@ -87,10 +87,52 @@ def usage_code(
     lines += [
         f"processor = AutoProcessor.from_pretrained({_quoted(model_id)}{own}{trust})",
         "",
-        'image = Image.open("photo.jpg").convert("RGB")',
-        *_captioning_lines(read_prompt(model), decoding_arguments(model), model_type),
+        f'image = Image.open("photo.jpg").convert("RGB"){_resizing(model)}',
+        *(
+            _lines_as_noted(model, decoding_arguments(model))
+            or _captioning_lines(read_prompt(model), decoding_arguments(model), model_type)
+        ),
     ]
     return "\n".join(lines)
+
+
+def _notes(model: Path) -> dict[str, str]:
+    note = model / "hfcap.json"
+    values = read_json(note, "hfcap's note beside the weights") if note.is_file() else {}
+    return {name: value for name, value in values.items() if isinstance(value, str)}
+
+
+def _resizing(model: Path) -> str:
+    size = _notes(model).get("image_size")
+    if size is None:
+        return ""
+    if not size.isdecimal():
+        raise UserError(f"{model / 'hfcap.json'}: image_size must be a whole number, not {size!r}")
+    return f".resize(({size}, {size}))"
+
+
+def _lines_as_noted(model: Path, decoding: str) -> list[str]:
+    """Return the lines from `image` to the printed caption, for families that note how their processor is called."""
+    notes = _notes(model)
+    if notes.get("call") == "chat":
+        text = f', {{"type": "text", "text": {_quoted(read_prompt(model))}}}' if read_prompt(model) else ""
+        lines = [
+            f'messages = [{{"role": "user", "content": [{{"type": "image", "image": image}}{text}]}}]',
+            "inputs = processor.apply_chat_template(",
+            '    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"',
+            ").to(model.dtype)",
+        ]
+    elif notes.get("call") == "text":
+        text = _quoted(notes.get("text", ""))
+        lines = [f'inputs = processor(images=image, text={text}, return_tensors="pt").to(model.dtype)']
+    else:
+        return []
+    new = "0" if notes.get("returns") == "caption" else '0, inputs["input_ids"].shape[1] :'
+    return [
+        *lines,
+        f"tokens = model.generate(**inputs{decoding})",
+        f"print(processor.decode(tokens[{new}], skip_special_tokens=True).strip())",
+    ]
 
 
 def _captioning_lines(prompt: str, decoding: str, model_type: str | None) -> list[str]:

@@ -204,7 +204,7 @@ def llava() -> tuple[Any, Any]:
     return model, processor
 
 
-class QwenPictures(Qwen2VLProcessor):
+class QwenProcessor(Qwen2VLProcessor):
     """Qwen's processor without its video processor, which needs torchvision."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
@@ -218,7 +218,7 @@ def _qwen(model_type: str, **vision: Any) -> tuple[Any, Any]:
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = new_tokenizer(special)
     image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}, patch_size=14)
-    processor = QwenPictures(image_processor, tokenizer, QWEN_TEMPLATE)
+    processor = QwenProcessor(image_processor, tokenizer, QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     ids = {
         "image_token_id": "<|image_pad|>",

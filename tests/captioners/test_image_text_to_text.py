@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from hfcap.captioners._itt_loading import MODEL_TYPES, PicturesOfOneSize, quantization_config
+from hfcap.captioners._itt_loading import MODEL_TYPES, quantization_config
+from hfcap.captioners._itt_pictures import PicturesOfOneSize
 from hfcap.captioners._itt_prefix import Prefix
 from hfcap.captioners.image_text_to_text import KINDS, ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
@@ -30,7 +31,7 @@ from tests.captioners.helpers import (
     random_captions,
     random_picture,
 )
-from tests.captioners.itt_models import IMAGE_SIZES, MODELS, QwenPictures, itt
+from tests.captioners.itt_models import IMAGE_SIZES, MODELS, QwenProcessor, itt
 
 ALL = ["git", *MODELS]
 COUNTS = (3, 1, 2)
@@ -288,9 +289,9 @@ def test_size_of_pictures_is_kept_beside_the_weights(tmp_path: Path) -> None:
     notes = captioner.notes()
     assert notes["image_size"] == "56"
     other = ImageTextToText(captioner.model, captioner.processor, image_size=84)
-    assert len(pixel_values(other, 1)[0]) == 36
+    assert pixel_values(other, 1).shape == (1, 3, 84, 84)
     other.take_notes(notes)
-    assert len(pixel_values(other, 1)[0]) == 16
+    assert pixel_values(other, 1).shape == (1, 3, 56, 56)
     with pytest.raises(UserError, match="image_size must be a whole number"):
         other.take_notes({"image_size": "many"})
 
@@ -384,7 +385,7 @@ def test_processor_that_needs_torchvision(tmp_path: Path) -> None:
     captioner = itt("qwen2_vl")
     captioner.save(tmp_path, GenerateOptions())
     config = json.loads((tmp_path / "processor_config.json").read_text())
-    assert config["processor_class"] == QwenPictures.__name__
+    assert config["processor_class"] == QwenProcessor.__name__
     films = {"video_processor_type": "Qwen2VLVideoProcessor"}
     whole = {**config, "processor_class": "Qwen2VLProcessor", "video_processor": films}
     (tmp_path / "processor_config.json").write_text(json.dumps(whole))
