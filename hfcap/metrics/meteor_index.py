@@ -84,11 +84,6 @@ def find_rows(sorted_hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> 
     return np.where(sorted_hashes[rows] == wanted, rows, -1)
 
 
-def _starts(rows: NDArray[np.int64], n_rows: int) -> NDArray[np.int32]:
-    """Slice borders for values grouped by row."""
-    return np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=n_rows)))).astype(np.int32)
-
-
 def _grouped(lists: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     borders = np.cumsum([0, *(len(values) for values in lists)])
     return borders.astype(np.int32), np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(borders[-1]))
@@ -135,29 +130,54 @@ def _table_pieces(path: Path) -> Iterator[NDArray[np.uint8]]:
         yield np.frombuffer(rest + b"\n", dtype=np.uint8)
 
 
-def _paraphrase_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    hashes: list[NDArray[np.uint64]] = []
+def _phrase_pairs(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """(E,) uint64 hashes of the phrases and of their paraphrases, in the order of the table."""
+    columns: list[list[NDArray[np.uint64]]] = [[] for _ in range(_LINES_PER_PAIR)]
+    n_lines = 0
     with progress_bar() as progress:
         task = progress.add_task("METEOR: building the paraphrase index (once)", total=None)
         for piece in _table_pieces(path):
-            hashes.append(line_hashes(piece))
+            hashes = line_hashes(piece)
+            for number in (1, 2):  # line 0 of each three is the probability
+                columns[number].append(hashes[(number - n_lines) % _LINES_PER_PAIR :: _LINES_PER_PAIR].copy())
+            n_lines += len(hashes)
             progress.advance(task)
-    lines = np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
-    if len(lines) % _LINES_PER_PAIR:
-        raise WorkError(f"{path}: {len(lines)} lines are no multiple of {_LINES_PER_PAIR}; reinstall pycocoevalcap")
-    sides = np.ascontiguousarray(lines.reshape(-1, _LINES_PER_PAIR)[:, 1:].T)
-    del lines, hashes
-    phrases, rows = np.unique(sides, return_inverse=True)
-    sources, targets = rows.reshape(2, -1).astype(np.int64)
+    if n_lines % _LINES_PER_PAIR:
+        raise WorkError(f"{path}: {n_lines} lines are no multiple of {_LINES_PER_PAIR}; reinstall pycocoevalcap")
+    if n_lines == 0:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
+    sources = np.concatenate(columns[1])
+    columns[1].clear()
+    return sources, np.concatenate(columns[2])
+
+
+def _paraphrase_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """The phrases and their paraphrases; whole-table temporaries are few, because they are all the memory it takes."""
+    sources, targets = _phrase_pairs(path)
+    every = np.concatenate((sources, targets))
+    every.sort()
+    phrases = every[np.concatenate(([True], every[1:] != every[:-1]))] if len(every) else every
+    del every
     order = np.argsort(sources, kind="stable")
+    targets = targets[order]
+    sources = sources[order]
+    del order
+    first = np.searchsorted(sources, phrases)
+    del sources
+    paraphrases = np.empty(len(targets), dtype=np.int32)
+    # Searching in sorted order keeps to the processor's cache.
+    order = np.argsort(targets)
+    for start in range(0, len(targets), LARGEST_CHUNK):
+        part = order[start : start + LARGEST_CHUNK]
+        paraphrases[part] = np.searchsorted(phrases, targets[part])
     position, bit = _filter_bits(phrases)
     phrase_filter = np.zeros(1 << 22, dtype=np.uint8)
     np.bitwise_or.at(phrase_filter, position, bit)
     return {
         "phrases": phrases,
         "phrase_filter": phrase_filter,
-        "paraphrase_starts": _starts(sources, len(phrases)),
-        "paraphrases": targets[order].astype(np.int32),
+        "paraphrase_starts": np.concatenate((first, [len(targets)])).astype(np.int32),
+        "paraphrases": paraphrases,
     }
 
 
