@@ -3,8 +3,8 @@
     python scripts/bench_metrics.py [--images 5000] [--no-meteor] [--output bench_metrics.json]
 
 One human caption of each image is the candidate, the others are the references. Needs the package pycocoevalcap and
-`java`. Each side runs in its own process; the table shows both in one run. All 40,504 images take pycocoevalcap minutes,
-most of them METEOR's.
+`java`. Each side runs in its own process; the table shows both in one run. All 40,504 images take pycocoevalcap
+minutes, most of them METEOR's.
 """
 
 from __future__ import annotations

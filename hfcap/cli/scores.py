@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hfcap.cli.common import Force, app, execute, say
 from hfcap.progress import console
 
+Metrics = Annotated[str, typer.Option(help="comma-separated; see 'hfcap list metrics'")]
+DocumentFrequencies = Annotated[str, typer.Option(help="CIDEr-D: corpus, coco-train, coco-val or a file")]
+MetricOption = Annotated[
+    list[str] | None, typer.Option(help="metric.option=value, e.g. clip_score.images=FOLDER; may be repeated")
+]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="score only the images with a prediction")]
+
+
+def _scoring(metrics: str, document_frequencies: str, option: list[str] | None) -> dict[str, Any]:
+    """Arguments of score_files that say what is computed."""
+    from hfcap.recipe_loading import metric_options_from
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    return {
+        "metrics": names,
+        "document_frequencies": document_frequencies,
+        "metric_options": metric_options_from(option or [], names),
+    }
+
 
 @app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="result file with image_id and caption, or a run or recipe")],
     references: Annotated[Path | None, typer.Argument(help="human captions (COCO JSON, JSON lines, mapping)")] = None,
-    metrics: Annotated[str, typer.Option(help="comma-separated; see 'hfcap list metrics'")] = "bleu,rouge_l,cider",
-    document_frequencies: Annotated[
-        str, typer.Option(help="CIDEr-D: corpus, coco-train, coco-val or a file")
-    ] = "corpus",
-    option: Annotated[
-        list[str] | None, typer.Option(help="metric.option=value, e.g. clip_score.images=FOLDER; may be repeated")
-    ] = None,
+    metrics: Metrics = "bleu,rouge_l,cider",
+    document_frequencies: DocumentFrequencies = "corpus",
+    option: MetricOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="score file to write")] = None,
     split: Annotated[str | None, typer.Option(help="which images of a reference file with splits")] = None,
     n_resamples: Annotated[int, typer.Option(min=0, help="bootstrap resamples for the intervals; 0 = none")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="score only the images with a prediction")
-    ] = False,
+    allow_missing: AllowMissing = False,
     force: Force = False,
 ) -> None:
     """Score any caption file against human captions; with one argument, a run."""
@@ -37,17 +51,13 @@ def score(
         if done.accelerator.is_main_process:
             done.print_scores()
         return
-    from hfcap.recipe_loading import metric_options_from
     from hfcap.score_table import score_table
     from hfcap.scoring import score_files, signature_line
 
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
     report = score_files(
         predictions,
         references,
-        metrics=names,
-        document_frequencies=document_frequencies,
-        metric_options=metric_options_from(option or [], names),
+        **_scoring(metrics, document_frequencies, option),
         output=output,
         split=split,
         n_resamples=n_resamples,
@@ -62,10 +72,30 @@ def score(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="run directories or score files")],
+    systems: Annotated[list[Path], typer.Argument(help="run directories, score files or prediction files")],
+    references: Annotated[Path | None, typer.Option(help="human captions, to score prediction files")] = None,
+    metrics: Metrics = "bleu,rouge_l,cider",
+    document_frequencies: DocumentFrequencies = "corpus",
+    option: MetricOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="folder for the leaderboard")] = None,
+    split: Annotated[str | None, typer.Option(help="which split of runs and of the human captions")] = None,
+    n_resamples: Annotated[int, typer.Option(min=100, help="of the bootstrap and the permutation test")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    allow_missing: AllowMissing = False,
 ) -> None:
-    """Compare runs or score files: a leaderboard with intervals and paired differences."""
-    from hfcap.comparison import compare as compare_runs
+    """Compare runs, score files or (with --references) prediction files: intervals and paired differences."""
+    from hfcap.comparison import compare as compare_systems
+    from hfcap.comparison import write_leaderboard
+    from hfcap.scoring import score_files
 
-    console.print(compare_runs(runs, output))
+    score_one = None
+    if references is not None:
+        what = _scoring(metrics, document_frequencies, option)
+        score_one = partial(
+            score_files, references=references, split=split, n_resamples=0, allow_missing=allow_missing, **what
+        )
+    comparison = compare_systems(systems, score=score_one, split=split, n_resamples=n_resamples, seed=seed)
+    console.print(comparison)
+    if output is not None:
+        write_leaderboard(comparison, output)
+        say(f"Leaderboard: {output}")

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 
 from hfcap import registry
 from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_differences
-from hfcap.comparison.systems import PublishedRow, System, read_systems
+from hfcap.comparison.systems import PublishedRow, ScorePredictions, System, read_systems
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
@@ -194,47 +194,63 @@ def _comparable(
             warnings.append(f"{metric.name} was computed under different conditions: its values are NOT comparable")
         else:
             equal.append(metric)
-    versions = {str(system.report.signature.get("hfcap")) for system in systems}
-    if len(versions) > 1:
-        warnings.append(f"scored by different versions of hfcap ({', '.join(sorted(versions))})")
-    for system in systems:
-        if not system.report.per_image and len(systems) > 1:
-            warnings.append(f"{system.name}: no per-image values in its score file, so it is not tested")
     return equal
 
 
-def compare_systems(
+def _unequal_conditions(systems: Sequence[System]) -> list[str]:
+    """What differs between the systems beside the metrics."""
+    found = []
+    decodings = [system.report.signature.get("run", {}).get("decoding") for system in systems]
+    known = [decoding for decoding in decodings if isinstance(decoding, dict)]
+    keys = {key for decoding in known for key in decoding}
+    differing = [key for key in sorted(keys) if any(decoding.get(key) != known[0].get(key) for decoding in known)]
+    if differing:
+        found.append(f"captioned with different settings of generate: {', '.join(differing)}")
+    versions = {str(system.report.signature.get("hfcap")) for system in systems}
+    if len(versions) > 1:
+        found.append(f"scored by different versions of hfcap ({', '.join(sorted(versions))})")
+    for system in systems:
+        if not system.report.per_image and len(systems) > 1:
+            found.append(f"{system.name}: no per-image values in its score file, so it is not tested")
+    return found
+
+
+def compare(
     paths: Sequence[Path],
     *,
+    score: ScorePredictions | None = None,
     split: str | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
     confidence_level: float = 0.95,
     warn: Warn = warn_on_terminal,
 ) -> Comparison:
-    """Compare run directories or score files.
+    """Compare run directories, score files or prediction files; `console.print` shows the result.
 
     Args:
-        paths: at least one run directory or score file.
+        paths: at least one run directory, score file or, with `score`, prediction file.
+        score: scores a prediction file.
         split: which scores of a run directory; the split its recipe scores by default.
-        n_resamples: of the bootstrap and of the permutation test.
+        n_resamples: of the bootstrap and of the permutation test, at least 100.
         seed: of both; recorded.
         confidence_level: of the intervals.
+        warn: receives everything that makes the comparison less than equal.
 
     Raises:
         UserError: a path cannot be read, or the systems were scored on different images or human captions.
     """
     if not paths:
-        raise UserError("nothing to compare: give run directories or score files")
+        raise UserError("nothing to compare: give run directories, score files or prediction files")
     if n_resamples < 100:
         raise UserError(f"n_resamples must be at least 100 for a comparison, not {n_resamples}")
     settings = {"n_resamples": n_resamples, "seed": seed, "confidence_level": confidence_level}
-    systems = read_systems(paths, split)
+    systems = read_systems(paths, split, score)
     check_same_data(systems)
     warnings: list[str] = []
     metrics = _metrics_of(systems, warnings)
     outputs = tuple(dict.fromkeys(name for system in systems for name in system.report.metrics))
     equal = _comparable(systems, metrics, warnings)
+    warnings += _unequal_conditions(systems)
     for message in warnings:
         warn(message)
     directions = _directions(equal)

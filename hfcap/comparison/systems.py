@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from hfcap.files import read_json, read_text
 from hfcap.metrics.base import CaptionMetric
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import ScoreReport
-from hfcap.scoring import read_scores
+from hfcap.scoring import is_score_file, read_scores
+
+ScorePredictions = Callable[[Path], ScoreReport]
+"""Scores one prediction file; all are scored against the same human captions."""
 
 COSTS = (
     "parameters",
@@ -116,14 +119,18 @@ def _costs(run: RunDirectory) -> dict[str, float]:
     }
 
 
-def read_system(path: Path, split: str | None = None) -> System:
-    """Read one system: a run directory (its scores of `split`, else of the split its recipe scores) or a score file.
+def read_system(path: Path, split: str | None = None, score: ScorePredictions | None = None) -> System:
+    """Read one system.
+
+    Args:
+        path: a run directory (its scores of `split`, else of the split its recipe scores), a score file, or a
+            prediction file that `score` turns into a report.
 
     Raises:
-        UserError: neither, or a file in it is missing or malformed.
+        UserError: none of them, or a file in it is missing or malformed.
     """
     if not path.is_dir():
-        return System(path.stem, path, read_scores(path))
+        return System(path.stem, path, _report_of_file(path, score))
     run = RunDirectory.existing(path)
     try:
         recipe = yaml.safe_load(read_text(run.recipe, "recipe"))
@@ -135,23 +142,29 @@ def read_system(path: Path, split: str | None = None) -> System:
     return System(path.resolve().name, path, report, _costs(run), _published(recipe, path))
 
 
-def read_systems(paths: Sequence[Path], split: str | None = None) -> list[System]:
+def _report_of_file(path: Path, score: ScorePredictions | None) -> ScoreReport:
+    if path.is_file() and not is_score_file(path):
+        if score is None:
+            raise UserError(
+                f"{path}: no score file; to compare prediction files, give their human captions (references)"
+            )
+        return score(path)
+    return read_scores(path)
+
+
+def read_systems(
+    paths: Sequence[Path], split: str | None = None, score: ScorePredictions | None = None
+) -> list[System]:
     """Read all systems and give those of equal names their folders in front.
 
     Raises:
-        UserError: a path cannot be read, or is given twice.
+        UserError: a path cannot be read or scored, or is given twice.
     """
     resolved = [path.resolve() for path in paths]
     for position, path in enumerate(resolved):
         if path in resolved[:position]:
             raise UserError(f"{paths[position]}: given twice; give each run or score file once")
-    systems = [read_system(path, split) for path in paths]
+    systems = [read_system(path, split, score) for path in paths]
     names = [system.name for system in systems]
-    result = []
-    for system in systems:
-        name = system.name
-        if names.count(name) > 1:
-            # runs/a/scores/test.json and runs/b/scores/test.json are told apart by the whole path.
-            name = str(system.path)
-        result.append(System(name, system.path, system.report, system.costs, system.published))
-    return result
+    # runs/a/scores/test.json and runs/b/scores/test.json are told apart by the whole path.
+    return [replace(system, name=str(system.path)) if names.count(system.name) > 1 else system for system in systems]

@@ -2,11 +2,12 @@
 
 from hfcap.metrics.caption_files import read_predictions, read_references
 from hfcap.metrics.suite import score_captions
-from hfcap.scoring.report_files import read_scores, write_scores
+from hfcap.scoring.report_files import is_score_file, read_scores, write_scores
 from hfcap.scoring.score import score_files
 from hfcap.scoring.signature import signature_line
 
 __all__ = [
+    "is_score_file",
     "read_predictions",
     "read_references",
     "read_scores",

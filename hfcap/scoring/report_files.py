@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hfcap.errors import UserError
-from hfcap.files import read_json, write_text
+from hfcap.files import read_json, read_text, write_text
 from hfcap.schema import ScoreReport
 
 
@@ -56,6 +56,23 @@ def _check_table(table: Any, n_rows: int, where: str) -> None:
         raise UserError(f"{where} must be rows of numbers of equal length") from None
     if len(shape) != 2 or shape[0] != n_rows:
         raise UserError(f"{where} must have one row for each image of 'per_image'")
+
+
+def is_score_file(path: Path) -> bool:
+    """Tell a score file from a file of captions; damaged JSON passes, so that reading it says what is wrong.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if path.suffix != ".json":
+        return False
+    text = read_text(path, "score file")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        # JSON lines under another name hold captions.
+        return not text.partition("\n")[0].rstrip().endswith("}")
+    return isinstance(value, dict) and isinstance(value.get("metrics"), dict)
 
 
 def read_scores(path: Path) -> ScoreReport:

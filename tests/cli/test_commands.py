@@ -250,7 +250,6 @@ def test_list(hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     assert {"blip", "clip_prefix", "vit_gpt2"} <= set(hfcap("list", "captioners").out.split())
     assert {"coco", "coco_json", "folder", "hub", "scenes"} <= set(hfcap("list", "sources").out.split())
-    assert {"bleu", "rouge_l", "cider"} <= set(hfcap("list", "metrics").out.split())
     recipes = hfcap("list", "recipes").out.split()
     assert "recipes/quickstart.yaml" in recipes and all(Path(recipe).is_file() for recipe in recipes)
     everything = hfcap("list").out
@@ -307,3 +306,17 @@ def test_list_metrics_says_what_each_is_and_its_options(hfcap: Hfcap) -> None:
         assert line.startswith(metric_class(name).summary)
         assert ("options: " + ", ".join(options) in line) == bool(options)
         assert all(field.description for field in options.values()), name
+
+
+def test_compare_prediction_files(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
+    files = [finished.predictions(name) for name in ("test", "test.blank_images")]
+    assert_refused(hfcap("compare", *files), "test.jsonl", "no score file", "human captions")
+    outcome = hfcap(
+        *("compare", *files, "--references", finished.references("test"), "-o", tmp_path / "board"),
+        *("--metrics", "bleu,cider", "--n-resamples", 100, "--seed", 4),
+    )
+    assert outcome.code == 0, outcome.err
+    board = json.loads((tmp_path / "board" / "leaderboard.json").read_text())
+    assert board["settings"] == {"n_resamples": 100, "seed": 4, "confidence_level": 0.95}
+    assert {system["name"] for system in board["systems"]} == {"test", "test.blank_images"}
+    assert board["outputs"] == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"]

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown
+from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown, write_leaderboard
 from hfcap.errors import UserError
-from hfcap.scoring import read_scores
+from hfcap.scoring import read_scores, score_files
 
 Scored = Callable[..., Path]
 
@@ -35,7 +37,8 @@ def test_best_first_with_differences_to_the_best(scored: Scored) -> None:
 
 def test_files_are_written_and_agree(scored: Scored, tmp_path: Path) -> None:
     paths = [scored("a.json", 0.3), scored("b.json", 0.0)]
-    found = compare(paths, tmp_path / "out", n_resamples=300, seed=5)
+    found = compare(paths, n_resamples=300, seed=5)
+    write_leaderboard(found, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     assert written == json.loads(json.dumps(leaderboard_json(found)))
     assert written["settings"] == {"n_resamples": 300, "seed": 5, "confidence_level": 0.95}
@@ -156,3 +159,38 @@ def test_metrics_of_other_installations_are_named(scored: Scored) -> None:
     found = compare(paths, n_resamples=300, warn=warnings.append)
     assert "theirs: this hfcap has no such metric" in warnings[0]
     assert "theirs" in found.outputs
+
+
+def test_prediction_files_are_scored_and_tested(scored: Scored, tmp_path: Path) -> None:
+    """The same leaderboard as through score files."""
+    files = [tmp_path / "good.json", tmp_path / "bad.jsonl"]
+    score_paths = []
+    for path, share in zip(files, (0.0, 0.3), strict=True):
+        score_paths.append(scored(f"scores/{path.stem}.json", share))
+        captions = json.loads((tmp_path / "sources" / "p.json").read_text())
+        rows = [{"image_id": key, "caption": caption} for key, caption in captions.items()]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(lines if path.suffix == ".jsonl" else json.dumps(captions))
+    score = partial(score_files, references=tmp_path / "sources" / "r.json", split="test", n_resamples=0)
+    found = compare(files, score=score, n_resamples=300)
+    through_scores = compare(score_paths, n_resamples=300)
+    assert [system.name for system in found.systems] == ["good", "bad"]
+    assert found.differences == through_scores.differences
+    assert found.differences["rouge_l"]["bad"].paired.p_value < 0.05
+    assert set(found.intervals["bad"]) == set(found.outputs)
+    mixed = compare([score_paths[0], files[1]], score=score, n_resamples=300)
+    assert mixed.differences == found.differences
+    with pytest.raises(UserError, match=r"bad\.jsonl: no score file; .*human captions"):
+        compare(files, n_resamples=300)
+
+
+def test_other_decoding_is_named(scored: Scored) -> None:
+    runs: list[dict[str, Any]] = [
+        {"decoding": {"num_beams": 1, "max_new_tokens": 9}},
+        {"decoding": {"num_beams": 3, "max_new_tokens": 9}},
+        {},
+    ]
+    paths = [scored(f"{number}.json", 0.1 * number, signature=run) for number, run in enumerate(runs)]
+    warnings: list[str] = []
+    compare(paths, n_resamples=300, warn=warnings.append)
+    assert warnings == ["captioned with different settings of generate: num_beams"]
