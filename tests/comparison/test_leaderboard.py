@@ -180,7 +180,7 @@ def test_prediction_files_are_scored_and_tested(scored: Scored, tmp_path: Path) 
     assert set(found.intervals["bad"]) == set(found.outputs)
     mixed = compare([score_paths[0], files[1]], score=score, n_resamples=300)
     assert mixed.differences == found.differences
-    with pytest.raises(UserError, match=r"bad\.jsonl: no score file; .*human captions"):
+    with pytest.raises(UserError, match=r"good\.json: no score file; .*human captions"):
         compare(files, n_resamples=300)
 
 
