@@ -45,8 +45,11 @@ def publish(
     merged: Annotated[bool, typer.Option("--merged", help="publish merged weights instead of the adapter")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only stage and list the files")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace a published model whose scores are better")] = False,
+    skip_verification: Annotated[
+        bool, typer.Option("--skip-verification", help="do not prove that it loads and captions as recorded")
+    ] = False,
 ) -> None:
-    """Stage a run and push it to the Hub."""
+    """Stage a run, push it to the Hub, and prove that a stranger can use it."""
     from hfcap.captioners.parts import quiet_loading
     from hfcap.publishing.push import publish as push
     from hfcap.run_directory import RunDirectory
@@ -63,8 +66,24 @@ def publish(
         revision=revision,
         force=force,
         model=merged_model(directory, wanted=merged),
+        verified=not skip_verification,
     )
     say(str(result))
+
+
+@app.command()
+def verify(
+    repo_id: Annotated[str, typer.Argument(help="namespace/name of a model on the Hub")],
+    revision: Annotated[str | None, typer.Option(help="branch, tag, refs/pr/NUMBER or commit")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Check a published model as a stranger would: clean process, empty cache, no hfcap; exit code 1 if it fails."""
+    from hfcap.publishing.verify import verify as check
+
+    report = check(repo_id, revision, trust_remote_code=trust_remote_code)
+    say(str(report))
+    if report.failures:
+        raise typer.Exit(1)
 
 
 @app.command()

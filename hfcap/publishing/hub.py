@@ -7,16 +7,19 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import TypeVar
 
-from huggingface_hub import get_session
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import hf_raise_for_status, validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hfcap.errors import UserError, WorkError
@@ -97,6 +100,33 @@ def with_retries(action: Callable[[], Result], doing: str) -> Result:
                 raise explained(error, doing) from None
             wait_before(attempt)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def check_repo_id(repo_id: str, what: str = "--repo-id") -> None:
+    """Raise UserError unless `repo_id` is namespace/name as the Hub allows it."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{what}: {error}") from None
+    if "/" not in repo_id:
+        raise UserError(f"{what}: {repo_id!r} lacks the namespace; write your-name/{repo_id}")
+
+
+def card_errors(card: str, kind: str = "model") -> list[str]:
+    """Return what the Hub has against the metadata of a card (its own check); empty if nothing.
+
+    Raises:
+        WorkError: the Hub or the network failed.
+    """
+
+    def ask() -> list[str]:
+        address = f"{HfApi().endpoint}/api/validate-yaml"
+        response = get_session().post(address, json={"repoType": kind, "content": card})
+        if response.status_code != HTTPStatus.BAD_REQUEST:
+            hf_raise_for_status(response)
+        return [str(error.get("message")) for error in response.json().get("errors", [])]
+
+    return with_retries(ask, "checking the card")
 
 
 def explained(error: BaseException, doing: str) -> UserError | WorkError:

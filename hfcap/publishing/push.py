@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelInfo, get_token
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfcap.data.source import load_split
 from hfcap.errors import UserError, WorkError
@@ -18,7 +17,7 @@ from hfcap.publishing import hub
 from hfcap.publishing.commit import Push
 from hfcap.publishing.sections import merge_sections, split_front_matter
 from hfcap.publishing.staging import StagedFile, stage, staged_files
-from hfcap.publishing.verify import Comparison, verify
+from hfcap.publishing.verify import Comparison, verify, verify_folder
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
@@ -65,7 +64,7 @@ class PublishResult:
         if not self.uploaded and not self.deleted:
             done = f"Nothing to publish: {self.url} already holds these {size}"
         if not self.comparisons:
-            return done
+            return f"{done}\nNot verified: nobody knows yet whether it loads and captions as recorded (hfcap verify)"
         agreeing = sum(comparison.agrees for comparison in self.comparisons)
         return f"{done}\nVerified in a clean process: {agreeing} of {len(self.comparisons)} captions as recorded"
 
@@ -96,7 +95,7 @@ def publish(
         revision: branch to commit to; must exist unless it is main.
         force: replace a published model whose scores are better.
         model: folder with merged weights, if not run.model.
-        verified: after the push, download and caption in a clean process; off only where that is done elsewhere.
+        verified: before and after the push, load and caption in a clean process; off only where the user says so.
 
     Raises:
         UserError: not signed in, no permission, wrong names, a secret in a file, better scores on the Hub.
@@ -108,21 +107,25 @@ def publish(
     if repo_id is None and not dry_run:
         raise UserError(f"{run.recipe}: publish.repo_id: say where to publish: --repo-id namespace/name")
     if repo_id is not None:
-        check_repo_id(repo_id)
+        hub.check_repo_id(repo_id)
     folder = stage(run, model, repo_id, verifiable=verified)
-    result = PublishResult(
-        repo_id or run.path.name, revision or DEFAULT_BRANCH, folder, staged_files(folder), dry_run=True
-    )
+    branch = revision or DEFAULT_BRANCH
+    result = PublishResult(repo_id or run.path.name, branch, folder, staged_files(folder), dry_run=True)
     if dry_run or repo_id is None:
         return result
+    if not create_pr:
+        check_may_publish(repo_id)
     wants_private = options.private if private is None else private
-    result = push_folder(folder, repo_id, wants_private, create_pr, revision or DEFAULT_BRANCH, force)
     if not verified:
-        return result
+        return push_folder(folder, repo_id, wants_private, create_pr, branch, force)
     with tempfile.TemporaryDirectory() as temporary:
         pictures = _sample_pictures(run, recipe, Path(temporary))
-        at = None if result.revision == DEFAULT_BRANCH else result.revision
-        return replace(result, comparisons=verify(repo_id, at, pictures, trust_remote_code=True))
+        # Before, so that nothing broken becomes visible; after, because only then it is what a stranger gets.
+        verify_folder(folder, repo_id, pictures).require()
+        result = push_folder(folder, repo_id, wants_private, create_pr, branch, force)
+        report = verify(repo_id, result.commit, pictures, trust_remote_code=True)
+    report.require()
+    return replace(result, comparisons=report.comparisons)
 
 
 def _sample_pictures(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Path, str]:
@@ -143,16 +146,6 @@ def _sample_pictures(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Pa
     return pictures
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raise UserError unless `repo_id` is namespace/name as the Hub allows it."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"--repo-id: {error}") from None
-    if "/" not in repo_id:
-        raise UserError(f"--repo-id: {repo_id!r} lacks the namespace; write your-name/{repo_id}")
-
-
 def check_may_publish(repo_id: str) -> str:
     """Check sign-in and write permission before long work starts; returns the account's name.
 
@@ -160,7 +153,7 @@ def check_may_publish(repo_id: str) -> str:
         UserError: not signed in, a token that may only read, or a namespace of other people.
         WorkError: the Hub cannot be reached.
     """
-    check_repo_id(repo_id)
+    hub.check_repo_id(repo_id)
     doing = f"checking the permission to publish {repo_id}"
     if get_token() is None:
         raise UserError(f"{doing}: not signed in; run 'hf auth login' or set HF_TOKEN")

@@ -1,53 +1,32 @@
-"""Proof that what was published works for a stranger: a clean process, an empty cache, no hfcap, the card's own code.
+"""Proof that a repository works for a stranger: a clean process, an empty cache, no hfcap, the card's own code.
 
-Every publication carries a few pictures with the captions that hfcap's own decoding gave (pictures.py); `verify`
-downloads the repository and captions them with the code that the card shows. After `publish` the run's
-sample pictures are captioned too, and compared with the recorded predictions.
+Every publication of hfcap carries a few pictures with the captions that hfcap's own decoding gave (pictures.py);
+`verify` captions them with the code that the card shows. Of other people's repositories it checks what can be checked
+without such a record, and says so.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from huggingface_hub import get_token, snapshot_download
+from huggingface_hub import HfApi, get_token, snapshot_download
 
 from hfcap.errors import UserError, WorkError
-from hfcap.files import read_json
+from hfcap.files import read_json, read_text, write_bytes
 from hfcap.publishing import hub
-from hfcap.publishing.pictures import RECORD, read_record
-from hfcap.publishing.secrets import redact
+from hfcap.publishing.clean_process import Job, run_clean
+from hfcap.publishing.escaping import is_machine_path
+from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
 from hfcap.publishing.snippet import usage_code
 
-TIMEOUT_SECONDS = 3600
 TOLERATED_SHARE = 0.4
 """Of the run's own pictures: hfcap may have scored them from half-precision features and faster JPEG decoding."""
 
-_RUNNER = """
-import contextlib, io, json, pathlib, sys
-sys.modules["hfcap"] = None
-task = json.load(sys.stdin)
-load, caption = task["load"], task["caption"]
-names = {"__name__": "card"}
-captions = {}
-for picture in task["pictures"]:
-    pathlib.Path("photo.jpg").write_bytes(pathlib.Path(picture).read_bytes())
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        if not captions:
-            exec(load, names)
-        exec(caption, names)
-    captions[picture] = printed.getvalue()
-pathlib.Path("captions.json").write_text(json.dumps(captions))
-"""
-"""Runs the card's code: what loads the model once, what captions photo.jpg for each picture."""
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,112 +43,262 @@ class Comparison:
         return self.recorded.split() == self.published.split()
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, and what was found."""
+
+    name: str
+    outcome: Literal["passed", "failed", "not checked"]
+    found: str
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        return f"{self.outcome:>11}  {self.name}: {self.found}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What verification found at one commit."""
+
+    repo_id: str
+    commit: str
+    checks: list[Check] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that failed."""
+        return [check for check in self.checks if check.outcome == "failed"]
+
+    def add(self, name: str, passed: bool | None, found: str) -> bool:
+        """Note a check (None: it could not be made); returns whether to go on."""
+        outcomes: dict[bool | None, Literal["passed", "failed", "not checked"]]
+        outcomes = {True: "passed", False: "failed", None: "not checked"}
+        self.checks.append(Check(name, outcomes[passed], found))
+        return passed is not False
+
+    def require(self) -> None:
+        """Raise WorkError unless every check that was made passed."""
+        if self.failures:
+            lines = "\n".join(f"{check.name}: {check.found}" for check in self.failures)
+            raise WorkError(f"{self.repo_id} at {self.commit[:12]}: {lines}")
+
+    def __str__(self) -> str:
+        """All checks, one a line."""
+        return "\n".join([f"{self.repo_id} at commit {self.commit}", *map(str, self.checks)])
+
+
 def verify(
     repo_id: str,
     revision: str | None = None,
     pictures: Mapping[Path, str] | None = None,
     trust_remote_code: bool = False,
-) -> list[Comparison]:
-    """Caption pictures with a published model as a stranger would, and compare with the recorded captions.
+) -> Report:
+    """Check files, card and code of a model repository, and caption pictures with it as a stranger would.
 
     Args:
-        revision: branch, pull request or commit; default: main.
-        pictures: more picture files with the captions that the run recorded; some may differ (TOLERATED_SHARE), the
-            published ones may not.
+        revision: branch, tag, pull request (refs/pr/1) or commit; default: main.
+        pictures: more picture files with the captions that the run recorded; some may differ (TOLERATED_SHARE), those
+            recorded in the repository may not.
         trust_remote_code: run modelling code of the repository; only needed where it brings its own.
 
     Raises:
-        UserError: no such repository, nothing recorded in it, or it brings code and trust_remote_code is off.
-        WorkError: the card's code fails, or a caption differs.
+        UserError: no such repository or revision, or it brings code and trust_remote_code is off.
+        WorkError: the Hub or the network failed.
     """
+    hub.check_repo_id(repo_id, "the repository to verify")
+    info = hub.with_retries(lambda: HfApi().model_info(repo_id, revision=revision), f"reading {repo_id}")
+    report = Report(repo_id, str(info.sha))
     with tempfile.TemporaryDirectory(prefix="hfcap-verify-") as temporary:
-        folder = Path(temporary)
-        small = _download_records(repo_id, revision, folder)
-        code = _card_code(repo_id, revision, small, trust_remote_code)
-        record = read_record(small)
-        expected = {small / name: caption for name, caption in record["captions"].items()}
-        expected |= dict(pictures or {})
-        captions = _run_clean(repo_id, code, list(expected), folder)
-        compared = [Comparison(path.name, expected[path], captions[path]) for path in expected]
-    if record["deterministic"]:
-        n_published = len(record["captions"])
-        _refuse_differences(repo_id, compared[:n_published], 0.0)
-        _refuse_differences(repo_id, compared[n_published:], TOLERATED_SHARE)
-    return compared
+        repository = _download_small(report, Path(temporary))
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        closed = bool(info.private or info.gated)
+        _examine(report, _Place(repository, names, repo_id, report.commit, closed), pictures or {}, trust_remote_code)
+    return report
 
 
-def _download_records(repo_id: str, revision: str | None, folder: Path) -> Path:
+def verify_folder(folder: Path, repo_id: str, pictures: Mapping[Path, str] | None = None) -> Report:
+    """Make the checks of `verify` on a staging folder, before anything of it is visible; its code is trusted.
+
+    Args:
+        repo_id: where the folder will go; its card names it.
+    """
+    report = Report(repo_id, "before the push")
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    _examine(report, _Place(folder, names, str(folder.resolve()), None, False), pictures or {}, True)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is examined.
+
+    Attributes:
+        files: folder with at least everything but the weights.
+        names: all files of the repository.
+        location: Hub id or folder that the code loads.
+        revision: commit that the code loads, for a Hub id.
+        closed: only somebody with a token can load it.
+    """
+
+    files: Path
+    names: Sequence[str]
+    location: str
+    revision: str | None
+    closed: bool
+
+
+def _examine(report: Report, place: _Place, pictures: Mapping[Path, str], trust_remote_code: bool) -> None:
+    repository = place.files
+    if not _check_files(report, place):
+        return
+    _check_card(report, repository)
+    has_code = _brings_code(repository)
+    if has_code and not trust_remote_code:
+        raise UserError(
+            f"{report.repo_id}: brings its own modelling code, which would run on this machine; read it, then give "
+            "--trust-remote-code"
+        )
+    try:
+        code = _code(report, place, has_code)
+        recorded, deterministic = _recorded(repository)
+    except UserError as error:
+        report.add("configuration", False, str(error).replace(f"{repository}/", ""))
+        return
+    if code is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="hfcap-drawn-") as temporary:
+        paths = [*(recorded or _drawn(Path(temporary))), *pictures]
+        result = run_clean({"it": Job(*code, paths)}, get_token() if _needs_token(place) else None)["it"]
+    if report.add("loads without hfcap", result.error is None, result.error or "and captions pictures"):
+        printed = dict(zip(paths, result.captions, strict=True))
+        _compare(report, recorded, pictures, printed, deterministic)
+
+
+def _download_small(report: Report, folder: Path) -> Path:
     """Fetch everything but the weights."""
+    target = folder / "repository"
+    ignored = ["*.safetensors", "*.h5", "*.msgpack", "*.onnx", "*.gguf", *(f"*{suffix}" for suffix in _PICKLES)]
     with hub.quiet_unless_terminal():
         hub.with_retries(
             lambda: snapshot_download(
-                repo_id, revision=revision, local_dir=folder / "repository", ignore_patterns=["*.safetensors", "*.bin"]
+                report.repo_id, revision=report.commit, local_dir=target, ignore_patterns=ignored
             ),
-            f"reading {repo_id}",
+            f"reading {report.repo_id}",
         )
-    if not (folder / "repository" / RECORD).is_file():
-        raise UserError(f"{repo_id}: no {RECORD}; only repositories that hfcap published can be verified")
-    return folder / "repository"
+    return target
 
 
-def _card_code(repo_id: str, revision: str | None, repository: Path, trust_remote_code: bool) -> tuple[str, str]:
-    """Return the card's code in two parts: loading the model, captioning one picture.
+def _check_files(report: Report, place: _Place) -> bool:
+    names = place.names
+    weights = [name for name in names if name.endswith(".safetensors")]
+    pickles = [name for name in names if Path(name).suffix in _PICKLES]
+    if not {"config.json", "adapter_config.json"}.intersection(names):
+        return report.add("files", False, "neither config.json nor adapter_config.json: not a model of transformers")
+    if not weights:
+        hint = f"; {pickles[0]} is a pickle, which can run code and is never loaded here" if pickles else ""
+        return report.add("files", False, f"no weights as safetensors{hint}")
+    extra = f"; beside them {len(pickles)} pickle(s), such as {pickles[0]}, which is not loaded" if pickles else ""
+    return report.add("files", True, f"{len(names)} files, weights as safetensors{extra}")
 
-    The code is written anew from the repository's configuration and must stand in the card letter by letter: text that
-    somebody else wrote into a card is never executed.
+
+def _check_card(report: Report, repository: Path) -> None:
+    if not (repository / "README.md").is_file():
+        report.add("card", False, "there is none")
+        return
+    errors = hub.card_errors(read_text(repository / "README.md", "model card"))
+    report.add("card", not errors, "; ".join(errors) or "the Hub accepts its metadata")
+
+
+def _brings_code(repository: Path) -> bool:
+    settings = "".join(read_text(path, "configuration") for path in sorted(repository.glob("*.json")))
+    return "auto_map" in settings and any(repository.glob("*.py"))
+
+
+def _code(report: Report, place: _Place, has_code: bool) -> tuple[str, str] | None:
+    """Return the code in two parts: loading the model, captioning one picture; None where it must not run.
+
+    The code is written anew from the repository's configuration: text that somebody else wrote into a card is never
+    executed. A card that hfcap wrote must show it letter by letter.
     """
-    has_code = any(repository.glob("*.py"))
-    if has_code and not trust_remote_code:
-        raise UserError(f"{repo_id}: brings its own modelling code; read it, then give --trust-remote-code")
+    repository = place.files
     config = _optional_json(repository / "config.json")
     adapter = _optional_json(repository / "adapter_config.json")
-    base = (adapter["base_model_name_or_path"], adapter.get("revision")) if adapter else None
-    shown = usage_code(repo_id, repository, has_code, config.get("model_type"), base)
-    if shown not in (repository / "README.md").read_text(encoding="utf-8"):
-        raise WorkError(f"{repo_id}: the card shows other code than hfcap writes for this model; publish it again")
-    executed = usage_code(repo_id, repository, has_code, config.get("model_type"), base, revision)
-    load, separator, caption = executed.partition("image = ")
+    base = None
+    if adapter:
+        base = (str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
+        if is_machine_path(base[0]) or base[0].count("/") > 1 or base[0] == "None":
+            report.add("base model", False, f"{base[0]!r} is nothing that others could load")
+            return None
+        pinned = f"revision {base[1]}" if base[1] else "no revision is pinned, so it may change"
+        report.add("base model", True, f"{base[0]}, {pinned}")
+    arguments = (repository, has_code, config.get("model_type"), base)
+    card = repository / "README.md"
+    if (repository / RECORD).is_file():
+        if not card.is_file() or usage_code(report.repo_id, *arguments) not in read_text(card, "model card"):
+            report.add("code", False, "the card shows other code than hfcap writes for this model; publish it again")
+            return None
+        report.add("code", True, "the card shows what hfcap writes for this model")
+    else:
+        report.add("code", None, "not a repository of hfcap: the usual code of transformers was run, not the card's")
+    load, separator, caption = usage_code(place.location, *arguments, place.revision).partition("image = ")
     return load, separator + caption
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return dict(read_json(path, "configuration")) if path.is_file() else {}
+    value = read_json(path, "configuration") if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _run_clean(repo_id: str, code: tuple[str, str], pictures: list[Path], folder: Path) -> dict[Path, str]:
-    """Run the card's code in a fresh interpreter with an empty cache and without hfcap; returns what it printed."""
-    dropped = ("PYTHONPATH", "PYTHONHOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_MODULES_CACHE")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if token := get_token():
-        environment["HF_TOKEN"] = token
-    work = folder / "work"
-    work.mkdir()
-    task = {"load": code[0], "caption": code[1], "pictures": [str(path.resolve()) for path in pictures]}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _RUNNER],
-            input=json.dumps(task),
-            cwd=work,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise WorkError(f"{repo_id}: the card's code did not end within {TIMEOUT_SECONDS} s") from None
-    if done.returncode != 0:
-        reason = "\n".join(redact(done.stderr).strip().splitlines()[-6:])
-        raise WorkError(f"{repo_id}: the card's code fails in a clean process:\n{reason}")
-    captions = read_json(work / "captions.json", "captions of the published model")
-    return {path: " ".join(captions[str(path.resolve())].split()) for path in pictures}
+def _recorded(repository: Path) -> tuple[dict[Path, str], bool]:
+    """Return recorded pictures with their captions, and whether the same captions must come out."""
+    if not (repository / RECORD).is_file():
+        return {}, True
+    record = read_record(repository)
+    return {repository / name: caption for name, caption in record["captions"].items()}, record["deterministic"]
 
 
-def _refuse_differences(repo_id: str, compared: list[Comparison], tolerated_share: float) -> None:
+def _drawn(folder: Path) -> list[Path]:
+    """Write the drawn pictures, for a repository that brings none."""
+    for name, content in drawn_pictures().items():
+        write_bytes(folder / name, content)
+    return [folder / name for name in drawn_pictures()]
+
+
+def _needs_token(place: _Place) -> bool:
+    """Whether the repository, or the base of an adapter, is not open to strangers."""
+    base = _optional_json(place.files / "adapter_config.json").get("base_model_name_or_path")
+    if place.closed or not isinstance(base, str):
+        return place.closed
+    info = hub.with_retries(lambda: HfApi().model_info(base), f"reading the base model {base}")
+    return bool(info.private or info.gated)
+
+
+def _compare(
+    report: Report, recorded: Mapping[Path, str], more: Mapping[Path, str], printed: Mapping[Path, str], same: bool
+) -> None:
+    if not recorded and not more:
+        shown = "; ".join(f"{path.name}: {caption!r}" for path, caption in printed.items())
+        report.add("captions", None, f"no captions are recorded to compare with; of drawn pictures it says: {shown}")
+        return
+    for kind, expected, tolerated in (("recorded", recorded, 0.0), ("the run's", more, TOLERATED_SHARE)):
+        if not expected:
+            continue
+        compared = [Comparison(path.name, caption, printed[path]) for path, caption in expected.items()]
+        report.comparisons += compared
+        name = "captions" if kind == "recorded" else "captions of the run's pictures"
+        if same:
+            report.add(name, *_judged(compared, tolerated))
+        else:
+            report.add(name, None, "captions are drawn at random, so they differ each time")
+
+
+def _judged(compared: Sequence[Comparison], tolerated_share: float) -> tuple[bool, str]:
     different = [item for item in compared if not item.agrees]
-    if len(different) > tolerated_share * len(compared):
-        lines = "\n".join(f"  {c.picture}: recorded {c.recorded!r}, published {c.published!r}" for c in different[:5])
-        raise WorkError(
-            f"{repo_id}: {len(different)} of {len(compared)} captions of the published model differ from the recorded "
-            f"ones:\n{lines}\nlook at prompt, processor and decoding: what was measured is not what was published"
-        )
+    if len(different) <= tolerated_share * len(compared):
+        return True, f"{len(compared) - len(different)} of {len(compared)} as recorded"
+    lines = "".join(f"\n  {c.picture}: recorded {c.recorded!r}, published {c.published!r}" for c in different[:5])
+    return False, (
+        f"{len(different)} of {len(compared)} captions of the published model differ from the recorded ones:{lines}\n"
+        "look at prompt, processor and decoding: what was measured is not what was published"
+    )
