@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from hfcap.captioners.base import BaseModel
 from hfcap.schema import CaptionedImage
 
@@ -84,6 +86,16 @@ def describe_datasets(splits: Mapping[str, Sequence[CaptionedImage]]) -> dict[st
     }
 
 
+def loaded_revision(base: BaseModel) -> str | None:
+    """Return the commit of a base model that was loaded from the Hub: a branch may name another one tomorrow."""
+    if not base.is_local:
+        for name in ("config.json", "adapter_config.json"):
+            cached = try_to_load_from_cache(base.id, name, revision=base.revision)
+            if isinstance(cached, str):
+                return Path(cached).parent.name
+    return base.revision
+
+
 def describe_environment(
     seed: int, base_models: Sequence[BaseModel], splits: Mapping[str, Sequence[CaptionedImage]]
 ) -> dict[str, Any]:
@@ -96,7 +108,7 @@ def describe_environment(
         "git_commit": git_commit(Path(__file__).parent),
         "seed": seed,
         "base_models": [
-            {"id": base.id, "revision": base.revision, "role": base.role, "local": base.is_local}
+            {"id": base.id, "revision": loaded_revision(base), "role": base.role, "local": base.is_local}
             for base in base_models
         ],
         "datasets": describe_datasets(splits),

@@ -6,6 +6,7 @@ in logs and files proves something.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Iterator
@@ -42,24 +43,31 @@ class Hub(FaultyHub):
         return values | ({"HF_TOKEN": token} if token else {})
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running Hub; this process is signed in as alice, without xet and without waiting between retries."""
+@contextlib.contextmanager
+def running_hub(folder: Path) -> Iterator[Hub]:
+    """A running Hub over folder/hub; this process is signed in as alice, without xet or waits between retries."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    with Hub(tmp_path / "hub") as server:
-        home = tmp_path / "hf-home"
+    with Hub(folder / "hub") as server, pytest.MonkeyPatch.context() as patch:
+        home = folder / "hf-home"
         for name, value in server.environment(home, server.alice).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+            patch.setenv(name, value)
+        patch.setattr(constants, "ENDPOINT", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         # Only the client's clock: the Hub's own `slow` fault must stay slow.
         impatient = SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None})
-        monkeypatch.setattr(_http, "time", impatient)
+        patch.setattr(_http, "time", impatient)
         yield server
     assert server.crashes == []
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hub for one test."""
+    with running_hub(tmp_path) as server:
+        yield server

@@ -74,6 +74,8 @@ class Captioner(ABC):
     card_facts: ClassVar[CardFacts]
     lora_target_modules: ClassVar[str]
     """Regular expression (peft's full-match form) over module names: the linear layers that 'auto' adapts."""
+    publishing_limits: ClassVar[Mapping[str, str]] = {}
+    """What is not possible with a published model of this family -> the reason: publish, adapter, pipeline, prompt."""
     trains_by_gradients: ClassVar[bool] = True
     """False for families that are fitted in one pass instead (captioners/fitted.py)."""
 
@@ -295,7 +297,10 @@ class Captioner(ABC):
 
     def notes(self) -> dict[str, str]:
         """Return what transformers has no field for, to be kept beside the weights."""
-        return {"captioner": type(self).__module__.rsplit(".", 1)[-1], "prompt": self.prompt}
+        notes = {"captioner": type(self).__module__.rsplit(".", 1)[-1], "prompt": self.prompt}
+        own_code = not type(self.model).__module__.startswith("transformers.")
+        # An adapter's folder holds no code, but whoever loads its base must trust some.
+        return notes | ({"brings_code": "true"} if own_code else {})
 
     def take_notes(self, notes: Mapping[str, str]) -> None:
         """Take over what `notes` gave when this captioner, or an adapter for it, was saved."""

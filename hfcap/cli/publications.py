@@ -73,16 +73,17 @@ def publish(
 
 @app.command()
 def verify(
-    repo_id: Annotated[str, typer.Argument(help="namespace/name of a model on the Hub")],
+    repo_ids: Annotated[list[str], typer.Argument(help="namespace/name of models on the Hub", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="branch, tag, refs/pr/NUMBER or commit")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Check a published model as a stranger would: clean process, empty cache, no hfcap; exit code 1 if it fails."""
-    from hfcap.publishing.verify import verify as check
+    """Check published models as a stranger would: clean process, empty cache, no hfcap; exit code 1 if one fails."""
+    from hfcap.publishing.verify import verify_all
 
-    report = check(repo_id, revision, trust_remote_code=trust_remote_code)
-    say(str(report))
-    if report.failures:
+    reports = verify_all(dict.fromkeys(repo_ids, revision), trust_remote_code=trust_remote_code)
+    for report in reports:
+        say(str(report))
+    if any(report.failures for report in reports):
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ from hfcap.errors import UserError
 from hfcap.files import read_json, read_json_lines
 from hfcap.publishing.escaping import is_machine_path
 from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
+from hfcap.publishing.snippet import brings_code
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
@@ -108,7 +109,10 @@ class CardInput:
 
 
 def hub_base_models(recipe: Recipe, environment: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return {"id", "revision", "role"} of base models that are on the Hub."""
+    """Return {"id", "revision", "role"} of base models that are on the Hub.
+
+    Where the run used a local copy, the revision is the one that publishing found and proved (`hub_revisions`).
+    """
     found = []
     for base in environment.get("base_models", []):
         is_local = base.get("local") or is_machine_path(base["id"]) or base["id"].count("/") > 1
@@ -121,7 +125,8 @@ def hub_base_models(recipe: Recipe, environment: dict[str, Any]) -> list[dict[st
     planned = recipe.model.pretrained
     if not environment and not found and planned and not is_machine_path(planned):
         found.append({"id": planned, "revision": recipe.model.revision, "role": "captioner"})
-    return found
+    known = environment.get("hub_revisions", {})
+    return [{**base, "revision": base["revision"] or known.get(base["id"])} for base in found]
 
 
 def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path | None = None) -> CardInput:
@@ -159,7 +164,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
         model=folder,
         must_merge=must_merge,
         is_adapter=(folder / "adapter_config.json").is_file(),
-        has_code=any(folder.glob("*.py")),
+        has_code=brings_code(folder),
         model_type=config.get("model_type"),
         environment=environment,
         summary=summary,

@@ -12,9 +12,10 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfcap.data.source import load_split
 from hfcap.errors import UserError, WorkError
-from hfcap.files import read_json
+from hfcap.files import read_json, write_json
 from hfcap.publishing import hub
 from hfcap.publishing.commit import Push
+from hfcap.publishing.facts import hub_base_models
 from hfcap.publishing.sections import merge_sections, split_front_matter
 from hfcap.publishing.staging import StagedFile, stage, staged_files
 from hfcap.publishing.verify import Comparison, verify, verify_folder
@@ -108,7 +109,9 @@ def publish(
         raise UserError(f"{run.recipe}: publish.repo_id: say where to publish: --repo-id namespace/name")
     if repo_id is not None:
         hub.check_repo_id(repo_id)
-    folder = stage(run, model, repo_id, verifiable=verified)
+    if not dry_run:
+        pin_base_model(run, recipe, model)
+    folder = stage(run, model, repo_id)
     branch = revision or DEFAULT_BRANCH
     result = PublishResult(repo_id or run.path.name, branch, folder, staged_files(folder), dry_run=True)
     if dry_run or repo_id is None:
@@ -126,6 +129,22 @@ def publish(
         report = verify(repo_id, result.commit, pictures, trust_remote_code=True)
     report.require()
     return replace(result, comparisons=report.comparisons)
+
+
+def pin_base_model(run: RunDirectory, recipe: Recipe, model: Path | None) -> None:
+    """Note the Hub's present commit of an adapter's base model where the run does not know one (a local copy).
+
+    The verification then shows that the adapter captions as recorded on exactly that commit.
+    """
+    if model is not None or not (run.model / "adapter_config.json").is_file() or not run.environment.is_file():
+        return
+    environment = read_json(run.environment, "environment of the run")
+    for base in hub_base_models(recipe, environment)[:1]:
+        if base["revision"] is None:
+            doing = f"reading the base model {base['id']}"
+            commit = hub.with_retries(lambda base=base: HfApi().model_info(base["id"]).sha, doing)  # type: ignore[misc]
+            known = environment.get("hub_revisions", {})
+            write_json(run.environment, {**environment, "hub_revisions": {**known, base["id"]: commit}})
 
 
 def _sample_pictures(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Path, str]:

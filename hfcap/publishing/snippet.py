@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from hfcap.errors import UserError
-from hfcap.files import read_json
+from hfcap.files import read_json, read_text
 
 
 def read_prompt(model: Path) -> str:
@@ -16,6 +16,15 @@ def read_prompt(model: Path) -> str:
     if not isinstance(prompt, str):
         raise UserError(f"{note}: prompt must be text")
     return prompt.strip()
+
+
+def brings_code(model: Path) -> bool:
+    """Whether loading runs modelling code of the repository, or of the base model of an adapter."""
+    note = model / "hfcap.json"
+    if note.is_file() and read_json(note, "hfcap's note beside the weights").get("brings_code") == "true":
+        return True
+    settings = "".join(read_text(path, "configuration of the model") for path in sorted(model.glob("*.json")))
+    return '"auto_map"' in settings and any(model.glob("*.py"))
 
 
 _WITHOUT_EFFECT = {

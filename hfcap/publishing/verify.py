@@ -18,10 +18,10 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json, read_text, write_bytes
 from hfcap.publishing import hub
-from hfcap.publishing.clean_process import Job, run_clean
+from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.escaping import is_machine_path
 from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
-from hfcap.publishing.snippet import usage_code
+from hfcap.publishing.snippet import brings_code, usage_code
 
 TOLERATED_SHARE = 0.4
 """Of the run's own pictures: hfcap may have scored them from half-precision features and faster JPEG decoding."""
@@ -106,15 +106,24 @@ def verify(
         UserError: no such repository or revision, or it brings code and trust_remote_code is off.
         WorkError: the Hub or the network failed.
     """
-    hub.check_repo_id(repo_id, "the repository to verify")
-    info = hub.with_retries(lambda: HfApi().model_info(repo_id, revision=revision), f"reading {repo_id}")
-    report = Report(repo_id, str(info.sha))
+    return verify_all({repo_id: revision}, pictures, trust_remote_code)[0]
+
+
+def verify_all(
+    revisions: Mapping[str, str | None],
+    pictures: Mapping[Path, str] | None = None,
+    trust_remote_code: bool = False,
+) -> list[Report]:
+    """Do what `verify` does for several repositories (id -> revision), with one clean process for all."""
+    for repo_id in revisions:
+        hub.check_repo_id(repo_id, "the repository to verify")
     with tempfile.TemporaryDirectory(prefix="hfcap-verify-") as temporary:
-        repository = _download_small(report, Path(temporary))
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        closed = bool(info.private or info.gated)
-        _examine(report, _Place(repository, names, repo_id, report.commit, closed), pictures or {}, trust_remote_code)
-    return report
+        examinations = []
+        for number, (repo_id, revision) in enumerate(revisions.items()):
+            place, commit = _download_small(repo_id, revision, Path(temporary) / str(number))
+            examinations.append(_Examination(Report(repo_id, commit), place, pictures or {}))
+        _examine(examinations, trust_remote_code)
+    return [examination.report for examination in examinations]
 
 
 def verify_folder(folder: Path, repo_id: str, pictures: Mapping[Path, str] | None = None) -> Report:
@@ -123,10 +132,11 @@ def verify_folder(folder: Path, repo_id: str, pictures: Mapping[Path, str] | Non
     Args:
         repo_id: where the folder will go; its card names it.
     """
-    report = Report(repo_id, "before the push")
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    _examine(report, _Place(folder, names, str(folder.resolve()), None, False), pictures or {}, True)
-    return report
+    place = _Place(folder, names, str(folder.resolve()), None, False)
+    examination = _Examination(Report(repo_id, "before the push"), place, pictures or {})
+    _examine([examination], trust_remote_code=True)
+    return examination.report
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,45 +158,81 @@ class _Place:
     closed: bool
 
 
-def _examine(report: Report, place: _Place, pictures: Mapping[Path, str], trust_remote_code: bool) -> None:
-    repository = place.files
+def _download_small(repo_id: str, revision: str | None, folder: Path) -> tuple[_Place, str]:
+    """Fetch everything but the weights; returns it with the commit that the revision names now."""
+    info = hub.with_retries(lambda: HfApi().model_info(repo_id, revision=revision), f"reading {repo_id}")
+    commit = str(info.sha)
+    ignored = ["*.safetensors", "*.h5", "*.msgpack", "*.onnx", "*.gguf", *(f"*{suffix}" for suffix in _PICKLES)]
+    with hub.quiet_unless_terminal():
+        hub.with_retries(
+            lambda: snapshot_download(repo_id, revision=commit, local_dir=folder, ignore_patterns=ignored),
+            f"reading {repo_id}",
+        )
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    return _Place(folder, names, repo_id, commit, bool(info.private or info.gated)), commit
+
+
+@dataclass(slots=True)
+class _Examination:
+    """One repository on its way through the checks.
+
+    Attributes:
+        pictures: more pictures with captions, beside those that the repository records.
+        recorded: pictures of the repository with their captions.
+        same: whether the same captions must come out (no sampling).
+    """
+
+    report: Report
+    place: _Place
+    pictures: Mapping[Path, str]
+    recorded: Mapping[Path, str] = field(default_factory=dict)
+    same: bool = True
+
+
+def _examine(examinations: Sequence[_Examination], trust_remote_code: bool) -> None:
+    # Two processes, so that code of a public repository never meets the token that a private one needs.
+    jobs: dict[bool, dict[str, Job]] = {False: {}, True: {}}
+    with tempfile.TemporaryDirectory(prefix="hfcap-drawn-") as temporary:
+        drawn = {Path(temporary) / name: content for name, content in drawn_pictures().items()}
+        for path, content in drawn.items():
+            write_bytes(path, content)
+        for number, examination in enumerate(examinations):
+            if code := _prepare(examination, trust_remote_code):
+                job = Job(*code, [*(examination.recorded or drawn), *examination.pictures])
+                jobs[_needs_token(examination.place)][str(number)] = job
+        results: dict[str, JobResult] = {}
+        for closed, share in jobs.items():
+            if share:
+                results |= run_clean(share, get_token() if closed else None)
+    for name, result in results.items():
+        examination = examinations[int(name)]
+        found = result.error or "and captions pictures"
+        if examination.report.add("loads without hfcap", result.error is None, found):
+            job = {**jobs[False], **jobs[True]}[name]
+            _compare(examination, dict(zip(job.pictures, result.captions, strict=True)))
+
+
+def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, str] | None:
+    """Make the checks that need no model; returns the code to run, None where none should be."""
+    report, place = examination.report, examination.place
     if not _check_files(report, place):
-        return
-    _check_card(report, repository)
-    has_code = _brings_code(repository)
+        return None
+    _check_card(report, place.files)
+    has_code = brings_code(place.files)
     if has_code and not trust_remote_code:
         raise UserError(
             f"{report.repo_id}: brings its own modelling code, which would run on this machine; read it, then give "
             "--trust-remote-code"
         )
     try:
-        code = _code(report, place, has_code)
-        recorded, deterministic = _recorded(repository)
+        if (place.files / RECORD).is_file():
+            record = read_record(place.files)
+            examination.recorded = {place.files / name: text for name, text in record["captions"].items()}
+            examination.same = record["deterministic"]
+        return _code(report, place, has_code)
     except UserError as error:
-        report.add("configuration", False, str(error).replace(f"{repository}/", ""))
-        return
-    if code is None:
-        return
-    with tempfile.TemporaryDirectory(prefix="hfcap-drawn-") as temporary:
-        paths = [*(recorded or _drawn(Path(temporary))), *pictures]
-        result = run_clean({"it": Job(*code, paths)}, get_token() if _needs_token(place) else None)["it"]
-    if report.add("loads without hfcap", result.error is None, result.error or "and captions pictures"):
-        printed = dict(zip(paths, result.captions, strict=True))
-        _compare(report, recorded, pictures, printed, deterministic)
-
-
-def _download_small(report: Report, folder: Path) -> Path:
-    """Fetch everything but the weights."""
-    target = folder / "repository"
-    ignored = ["*.safetensors", "*.h5", "*.msgpack", "*.onnx", "*.gguf", *(f"*{suffix}" for suffix in _PICKLES)]
-    with hub.quiet_unless_terminal():
-        hub.with_retries(
-            lambda: snapshot_download(
-                report.repo_id, revision=report.commit, local_dir=target, ignore_patterns=ignored
-            ),
-            f"reading {report.repo_id}",
-        )
-    return target
+        report.add("configuration", False, str(error).replace(f"{place.files}/", ""))
+        return None
 
 
 def _check_files(report: Report, place: _Place) -> bool:
@@ -208,11 +254,6 @@ def _check_card(report: Report, repository: Path) -> None:
         return
     errors = hub.card_errors(read_text(repository / "README.md", "model card"))
     report.add("card", not errors, "; ".join(errors) or "the Hub accepts its metadata")
-
-
-def _brings_code(repository: Path) -> bool:
-    settings = "".join(read_text(path, "configuration") for path in sorted(repository.glob("*.json")))
-    return "auto_map" in settings and any(repository.glob("*.py"))
 
 
 def _code(report: Report, place: _Place, has_code: bool) -> tuple[str, str] | None:
@@ -250,21 +291,6 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _recorded(repository: Path) -> tuple[dict[Path, str], bool]:
-    """Return recorded pictures with their captions, and whether the same captions must come out."""
-    if not (repository / RECORD).is_file():
-        return {}, True
-    record = read_record(repository)
-    return {repository / name: caption for name, caption in record["captions"].items()}, record["deterministic"]
-
-
-def _drawn(folder: Path) -> list[Path]:
-    """Write the drawn pictures, for a repository that brings none."""
-    for name, content in drawn_pictures().items():
-        write_bytes(folder / name, content)
-    return [folder / name for name in drawn_pictures()]
-
-
 def _needs_token(place: _Place) -> bool:
     """Whether the repository, or the base of an adapter, is not open to strangers."""
     base = _optional_json(place.files / "adapter_config.json").get("base_model_name_or_path")
@@ -274,23 +300,22 @@ def _needs_token(place: _Place) -> bool:
     return bool(info.private or info.gated)
 
 
-def _compare(
-    report: Report, recorded: Mapping[Path, str], more: Mapping[Path, str], printed: Mapping[Path, str], same: bool
-) -> None:
+def _compare(examination: _Examination, printed: Mapping[Path, str]) -> None:
+    report, recorded, more = examination.report, examination.recorded, examination.pictures
     if not recorded and not more:
         shown = "; ".join(f"{path.name}: {caption!r}" for path, caption in printed.items())
         report.add("captions", None, f"no captions are recorded to compare with; of drawn pictures it says: {shown}")
         return
-    for kind, expected, tolerated in (("recorded", recorded, 0.0), ("the run's", more, TOLERATED_SHARE)):
-        if not expected:
-            continue
+    for name, expected, tolerated in (
+        ("captions", recorded, 0.0),
+        ("captions of the run's pictures", more, TOLERATED_SHARE),
+    ):
         compared = [Comparison(path.name, caption, printed[path]) for path, caption in expected.items()]
         report.comparisons += compared
-        name = "captions" if kind == "recorded" else "captions of the run's pictures"
-        if same:
+        if compared and examination.same:
             report.add(name, *_judged(compared, tolerated))
-        else:
-            report.add(name, None, "captions are drawn at random, so they differ each time")
+        elif compared:
+            report.add(name, None, "they are drawn at random, so they differ each time")
 
 
 def _judged(compared: Sequence[Comparison], tolerated_share: float) -> tuple[bool, str]:

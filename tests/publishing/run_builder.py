@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from PIL import Image
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.lora import add_lora, save_adapter
 from hfcap.publishing.pictures import RECORD, record_pictures
-from hfcap.recipe import GenerateOptions, Recipe
-from hfcap.recipe_loading import dump_recipe, recipe_from_mapping
+from hfcap.recipe import GenerateOptions, LoraOptions, Recipe
+from hfcap.recipe_loading import dump_recipe, load_recipe, recipe_from_mapping
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
 
@@ -152,25 +155,27 @@ def write_records(run: RunDirectory, captions: list[str]) -> None:
     run.log.write_text("".join(json.dumps(row) + "\n" for row in log))
 
 
-def adapter_run(run: RunDirectory, base: dict[str, Any]) -> RunDirectory:
-    """Turn a run into a LoRA run with a real PEFT adapter that changes the captions."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForImageTextToText
+def adapter_run(run: RunDirectory, base: dict[str, Any], base_location: str | None = None) -> RunDirectory:
+    """Turn a run into a LoRA run whose adapter changes the captions.
 
-    model = AutoModelForImageTextToText.from_pretrained(run.model)
-    peft_model = get_peft_model(model, LoraConfig(target_modules=["query", "value"], r=2))
+    Args:
+        base: the base model as environment.json notes it.
+        base_location: where the base's weights are, if not at the Hub under base["id"].
+    """
+    import torch
+
+    captioner = load_captioner(str(run.model), trust_remote_code=True)
+    peft_model = add_lora(captioner, LoraOptions(r=2))
     torch.manual_seed(1)
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    for config in peft_model.peft_config.values():
-        config.base_model_name_or_path = base["id"]
-        config.revision = base["revision"]
-    for name in ("model.safetensors", "config.json"):
-        (run.model / name).unlink()
-    peft_model.save_pretrained(run.model, save_embedding_layers=False)
-    (run.model / "README.md").unlink()
+    options = load_recipe(run.recipe).generate
+    shutil.rmtree(run.model)
+    run.model.mkdir()
+    save_adapter(peft_model, base_location or base["id"], run.model)
+    captioner.save_processor(run.model)
+    captioner.generation_config(options).save_pretrained(run.model)
     # Recorded with the base's weights; staging records again.
     (run.path / RECORD).unlink()
     write_json(run.environment, {**ENVIRONMENT, "base_models": [base]})

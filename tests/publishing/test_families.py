@@ -1,0 +1,186 @@
+"""Every family, full, adapter and merged, published to the loopback Hub and used as a stranger would.
+
+One clean process for all: starting one for each would take minutes. Families are found in the registry.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from PIL import Image
+
+from hfcap import registry
+from hfcap.publishing.clean_process import Job, JobResult, run_clean
+from hfcap.publishing.push import publish, push_folder
+from hfcap.publishing.staging import stage
+from hfcap.publishing.verify import Report, verify_all
+from hfcap.run_directory import RunDirectory
+from hfcap.stages import merged_model
+from tests.hub_server import Hub, running_hub
+from tests.publishing.run_builder import adapter_run, build_run
+
+FAMILIES = registry.names("captioners")
+PUBLISHED = [(family, method) for family in FAMILIES for method in ("full", "adapter", "merged")]
+
+
+def limits_of(family: str) -> dict[str, str]:
+    """What a family says is not possible, with the reason."""
+    return dict(registry.load("captioners", family).REGISTERED.publishing_limits)
+
+
+@dataclass
+class Published:
+    """What happened to all repositories."""
+
+    hub: Hub
+    reports: dict[str, Report]
+    pipelines: dict[str, JobResult]
+
+
+def publish_family(family: str, folder: Path) -> list[str]:
+    """Publish what the family can, each as alice/<family>-<method>; returns the ids."""
+    limits, ids = limits_of(family), []
+
+    def push(run: RunDirectory, method: str, model: Path | None = None) -> None:
+        repo_id = f"alice/{family}-{method}"
+        publish(run, repo_id, verified=False, model=model)
+        ids.append(repo_id)
+
+    if "publish" in limits:
+        return []
+    base = f"alice/{family}-full"
+    run = build_run(folder / family, family, prompt="" if "prompt" in limits else "a red", publish={"base_model": base})
+    push(run, "full")
+    if "adapter" not in limits:
+        local = folder / f"{family}-base"
+        shutil.copytree(run.model, local)
+        # The run used a copy on this machine; the Hub's id comes from the recipe.
+        adapter_run(run, {"id": str(local), "revision": None, "role": "captioner", "local": True}, str(local))
+        push(run, "adapter")
+        shutil.rmtree(run.path / "verification")
+        push(run, "merged", merged_model(run, wanted=True))
+    return ids
+
+
+PIPELINE = """
+from PIL import Image
+from transformers import pipeline
+pipe = pipeline("image-text-to-text", {repo_id!r}, trust_remote_code=True)
+greedy = dict(max_new_tokens=5, num_beams=1)
+"""
+CAPTION = """
+print(pipe("photo.jpg", text="", generate_kwargs=greedy)[0]["generated_text"], end="|")
+pixels = pipe.processor(images=Image.open("photo.jpg").convert("RGB"), return_tensors="pt")
+tokens = pipe.model.generate(**pixels, **greedy)
+print(pipe.processor.decode(tokens[0], skip_special_tokens=True), end="|")
+"""
+"""The pipeline's caption, and the one that the model gives without the pipeline."""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    folder = tmp_path_factory.mktemp("families")
+    with running_hub(folder) as hub:
+        ids = [repo_id for family in FAMILIES for repo_id in publish_family(family, folder)]
+        ids += others(folder)
+        reports = verify_all(dict.fromkeys(ids), trust_remote_code=True)
+        picture = folder / "photo.jpg"
+        Image.new("RGB", (40, 30), "red").save(picture)
+        full = [family for family in FAMILIES if f"alice/{family}-full" in ids and "pipeline" not in limits_of(family)]
+        jobs = {name: Job(PIPELINE.format(repo_id=f"alice/{name}-full"), CAPTION, [picture]) for name in full}
+        pipelines = run_clean(jobs)
+        yield Published(hub, {report.repo_id: report for report in reports}, pipelines)
+
+
+def others(folder: Path) -> list[str]:
+    """Publish repositories that are not as hfcap leaves them; returns the ids."""
+    changed = build_run(folder / "changed")
+    stage(changed, repo_id="alice/changed")
+    record = changed.publish / "verification" / "captions.json"
+    content = json.loads(record.read_text())
+    content["captions"]["verification/ball.png"] = "a caption that the model does not give"
+    record.write_text(json.dumps(content))
+    push_folder(changed.publish, "alice/changed", private=False)
+
+    injected = build_run(folder / "injected")
+    stage(injected, repo_id="alice/injected")
+    card = injected.publish / "README.md"
+    card.write_text(card.read_text().replace("from PIL import Image", "from PIL import Image; open('owned', 'w')"))
+    push_folder(injected.publish, "alice/injected", private=False)
+
+    api = HfApi()
+    for name, ignored in (("foreign", None), ("pickled", "*.safetensors"), ("empty", "*")):
+        api.create_repo(f"alice/{name}")
+        api.upload_folder(repo_id=f"alice/{name}", folder_path=changed.model, ignore_patterns=ignored)
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="pytorch_model.bin", repo_id="alice/pickled")
+    return ["alice/changed", "alice/injected", "alice/foreign", "alice/pickled", "alice/empty"]
+
+
+@pytest.mark.parametrize(("family", "method"), PUBLISHED)
+def test_it_captions_like_the_run_in_a_clean_process(family: str, method: str, published: Published) -> None:
+    limits = limits_of(family)
+    repo_id = f"alice/{family}-{method}"
+    if "publish" in limits or (method != "full" and "adapter" in limits):
+        assert repo_id not in published.reports
+        return
+    report = published.reports[repo_id]
+    report.require()
+    assert [comparison.agrees for comparison in report.comparisons] == [True, True]
+    assert {check.outcome for check in report.checks} == {"passed"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_names_its_base_on_the_hub_pinned(family: str, published: Published) -> None:
+    if {"publish", "adapter"} & set(limits_of(family)):
+        return
+    repository = published.hub.store.repository(f"alice/{family}-adapter")
+    config = json.loads(repository.content("main", "adapter_config.json"))
+    base = published.hub.store.repository(f"alice/{family}-full")
+    assert (config["base_model_name_or_path"], config["revision"]) == (base.repo_id, base.resolve("main"))
+    card = repository.content("main", "README.md").decode()
+    assert f"base_model: {base.repo_id}\n" in card and "base_model_relation: adapter\n" in card
+    assert "model.safetensors" not in repository.tree("main")
+    merged = published.hub.store.repository(f"alice/{family}-merged").tree("main")
+    assert "model.safetensors" in merged and "adapter_config.json" not in merged
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pipeline_of_transformers_captions_with_it(family: str, published: Published) -> None:
+    if {"publish", "pipeline"} & set(limits_of(family)):
+        return
+    result = published.pipelines[family]
+    assert result.error is None, result.error
+    with_pipeline, without, _ = (text.strip() for text in result.captions[0].split("|"))
+    assert with_pipeline == without
+
+
+def test_verification_notices_other_captions(published: Published) -> None:
+    (failure,) = published.reports["alice/changed"].failures
+    assert failure.name == "captions" and "1 of 2" in failure.found and "ball.png" in failure.found
+
+
+def test_code_that_somebody_wrote_into_a_card_is_never_run(published: Published) -> None:
+    (failure,) = published.reports["alice/injected"].failures
+    assert "other code than hfcap writes" in failure.found
+    assert [check.name for check in published.reports["alice/injected"].checks] == ["files", "card", "code"]
+
+
+def test_repositories_of_others_are_checked_as_far_as_possible(published: Published) -> None:
+    outcomes = {check.name: check.outcome for check in published.reports["alice/foreign"].checks}
+    assert outcomes == {
+        "files": "passed",
+        "card": "failed",
+        "code": "not checked",
+        "loads without hfcap": "passed",
+        "captions": "not checked",
+    }
+    (pickled,) = published.reports["alice/pickled"].checks
+    assert pickled.outcome == "failed" and "pytorch_model.bin is a pickle" in pickled.found
+    (empty,) = published.reports["alice/empty"].checks
+    assert empty.outcome == "failed" and "not a model of transformers" in empty.found
