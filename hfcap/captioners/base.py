@@ -75,7 +75,7 @@ class Captioner(ABC):
     lora_target_modules: ClassVar[str]
     """Regular expression (peft's full-match form) over module names: the linear layers that 'auto' adapts."""
     publishing_limits: ClassVar[Mapping[str, str]] = {}
-    """What is not possible with a published model of this family -> the reason: publish, adapter, pipeline, prompt."""
+    """What is not possible with published models of this family -> the reason; keys: publish, adapter, pipeline."""
     trains_by_gradients: ClassVar[bool] = True
     """False for families that are fitted in one pass instead (captioners/fitted.py)."""
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.fitted import FittedCaptioner
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.lora import add_lora, save_adapter
 from hfcap.publishing.pictures import RECORD, record_pictures
@@ -22,6 +23,7 @@ from hfcap.recipe import GenerateOptions, LoraOptions, Recipe
 from hfcap.recipe_loading import dump_recipe, load_recipe, recipe_from_mapping
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
+from tests.captioners.helpers import fit
 
 CAPTIONS = [
     "a red ball on a blue table",
@@ -105,8 +107,10 @@ def save_tiny_model(folder: Path, captioner: str, generate: GenerateOptions, pro
     family = registry.load("captioners", captioner).REGISTERED
     built = family.build(family.options_class(**family.tiny(), prompt=prompt), CAPTIONS * 20)
     folder.mkdir(parents=True, exist_ok=True)
-    built.save(folder, generate)
     built.model.eval()
+    if isinstance(built, FittedCaptioner):
+        fit(built)
+    built.save(folder, generate)
     return built
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 from PIL import Image
+from pydantic import ValidationError
 
 from hfcap import registry
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
@@ -31,7 +32,19 @@ PUBLISHED = [(family, method) for family in FAMILIES for method in ("full", "ada
 
 def limits_of(family: str) -> dict[str, str]:
     """What a family says is not possible, with the reason."""
-    return dict(registry.load("captioners", family).REGISTERED.publishing_limits)
+    registered = registry.load("captioners", family).REGISTERED
+    fitted = {} if registered.trains_by_gradients else {"adapter": "it is fitted in one pass"}
+    return {**fitted, **registered.publishing_limits}
+
+
+def prompt_of(family: str) -> str:
+    """A prompt, where the family's options allow one."""
+    registered = registry.load("captioners", family).REGISTERED
+    try:
+        registered.options_class(**registered.tiny(), prompt="a red")
+    except ValidationError:
+        return ""
+    return "a red"
 
 
 @dataclass
@@ -55,7 +68,7 @@ def publish_family(family: str, folder: Path) -> list[str]:
     if "publish" in limits:
         return []
     base = f"alice/{family}-full"
-    run = build_run(folder / family, family, prompt="" if "prompt" in limits else "a red", publish={"base_model": base})
+    run = build_run(folder / family, family, prompt=prompt_of(family), publish={"base_model": base})
     push(run, "full")
     if "adapter" not in limits:
         local = folder / f"{family}-base"
