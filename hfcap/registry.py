@@ -44,6 +44,11 @@ def names(kind: str) -> list[str]:
     return list(_locations(kind))
 
 
+def name_of(kind: str, module: str) -> str:
+    """Name under which a module is an entry of a kind; that of an entry point need not be the module's own."""
+    return next((name for name, value in _locations(kind).items() if value == module), module.rsplit(".", 1)[-1])
+
+
 def load(kind: str, name: str) -> ModuleType:
     """Import the module of one entry; its `REGISTERED` is the entry.
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
 from hfcap.recipe import GenerateOptions, ModelOptions
@@ -212,6 +213,11 @@ class Captioner(ABC):
         return captioner
 
     @property
+    def family(self) -> str:
+        """Name that recipes and saved models call this family by."""
+        return registry.name_of("captioners", type(self).__module__)
+
+    @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer
@@ -297,7 +303,7 @@ class Captioner(ABC):
 
     def notes(self) -> dict[str, str]:
         """Return what transformers has no field for, to be kept beside the weights."""
-        notes = {"captioner": type(self).__module__.rsplit(".", 1)[-1], "prompt": self.prompt}
+        notes = {"captioner": self.family, "prompt": self.prompt}
         own_code = not type(self.model).__module__.startswith("transformers.")
         # An adapter's folder holds no code, but whoever loads its base must trust some.
         return notes | ({"brings_code": "true"} if own_code else {})

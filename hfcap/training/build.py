@@ -46,9 +46,7 @@ def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> 
 def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) -> Captioner:
     captioner = load_captioner(location, trust_remote_code=recipe.model.trust_remote_code)
     if type(captioner) is not family:
-        raise UserError(
-            f"captioner: {location} holds a {type(captioner).__module__.rsplit('.', 1)[-1]}, not a {recipe.captioner}"
-        )
+        raise UserError(f"captioner: {location} holds a {captioner.family}, not a {recipe.captioner}")
     if captioner.prompt.strip() != recipe.model.prompt.strip():
         raise UserError(
             f"model.prompt: the captioner in {location} was trained behind {captioner.prompt!r}, not behind "
