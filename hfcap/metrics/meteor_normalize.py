@@ -1,6 +1,6 @@
 """Text normalisation of METEOR 1.5 for English (its option -norm): punctuation, hyphens, clitics, final dots.
 
-Written from the functional description in docs/metrics_more.md and checked against the jar as a black box.
+Written from the functional description in docs/metrics.md and checked against the jar as a black box.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.metrics.base import ReferenceSet
-from hfcap.metrics.suite import CaptionSuite, build_metric, checked_metric_names, score_captions
+from hfcap.metrics.suite import CaptionSuite, build_metric, checked_metric_names, metric_class, score_captions
 from tests.metrics.random_captions import random_captions
 
 
@@ -113,3 +116,16 @@ def test_a_string_in_place_of_a_list_of_references_is_refused() -> None:
     """Otherwise every letter would be a human caption."""
     with pytest.raises(UserError, match="give a list"):
         CaptionSuite().compute({"1": "a dog"}, {"1": "a dog"})
+
+
+def test_the_documentation_names_values_and_options_of_every_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    cells = {row[0].strip(" `"): row for line in page.splitlines() if len(row := line.split("|")[1:-1]) == 6}
+    for name in registry.names("metrics"):
+        _, values, _, options, better, interval = (cell.strip() for cell in cells[name])
+        found = metric_class(name)
+        named = ("bleu_1 .. bleu_4",) if name == "bleu" else found.outputs
+        assert values == ", ".join(named)
+        assert set(re.findall(r"`(\w+)`", options)) == set(found.options_class.model_fields)
+        assert better == {True: "higher", False: "lower", None: "-"}[found.higher_is_better]
+        assert interval == ("yes" if found.summable else "no")
