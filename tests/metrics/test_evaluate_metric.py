@@ -12,7 +12,9 @@ from hfcap.errors import UserError
 from hfcap.metrics import evaluate_metric
 from hfcap.metrics.evaluate_metric import evaluate_folder, evaluate_sources
 from hfcap.metrics.suite import CaptionSuite
+from tests.data.pictures import write_jpeg
 from tests.metrics.random_captions import random_captions
+from tests.metrics.tiny_clip import save_tiny_clip
 
 CORE = ("bleu", "rouge_l", "cider")
 
@@ -127,3 +129,42 @@ def test_several_processes_need_image_ids(tmp_path: Path) -> None:
     metric = _load("bleu", tmp_path, num_process=2, process_id=0)
     with pytest.raises(UserError, match="image_ids are required"):
         metric.add_batch(predictions=["a"], references=[["a"]])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("length", {}, {"length_mean": 2.5, "length_deviation": 0.5, "length_ratio": 1.0}),
+        ("bad_endings", {}, {"bad_endings": 0.5}),
+        ("chair", {"instances": {"1": ["dog"], "2": ["dog"]}}, {"chair_i": 0.5, "chair_s": 0.5}),
+        (
+            "diversity",
+            {"training_captions": ["A dog on."], "candidates": {"1": ["a b c d", "a b c d"]}},
+            {"distinct_1": 0.8, "distinct_2": 1.0, "vocabulary_size": 4.0, "novel_captions": 0.5, "m_bleu_4": 1.0},
+        ),
+    ],
+)
+def test_descriptive_metrics_load_with_their_options(
+    name: str, options: dict[str, Any], expected: dict[str, float], tmp_path: Path
+) -> None:
+    columns = {"predictions": ["a dog on", "a cat"], "references": [["a dog on"], ["one thing"]], "image_ids": [1, 2]}
+    assert _load(name, tmp_path, **options).compute(**columns) == pytest.approx(expected)
+
+
+def test_clip_score_loads_with_a_folder_of_pictures(tmp_path: Path) -> None:
+    for image_id in (1, 2):
+        write_jpeg(tmp_path / "pictures" / f"{image_id}.jpg", "red")
+    metric = _load(
+        "clip_score", tmp_path, model=save_tiny_clip(tmp_path / "clip"), images=tmp_path / "pictures", device="cpu"
+    )
+    found = metric.compute(predictions=["a dog", "a cat"], references=[["a dog"], ["a cat"]], image_ids=[1, 2])
+    assert set(found) == {"clip_score", "ref_clip_score"} and all(0 <= value <= 2.5 for value in found.values())
+
+
+def test_wrong_options_are_refused_when_computing(tmp_path: Path) -> None:
+    metric = _load("clip_score", tmp_path, images=5, modle="x")
+    with pytest.raises(UserError) as caught:
+        metric.compute(predictions=["a"], references=[["a"]])
+    assert "unknown option 'modle'; did you mean 'model'" in str(caught.value) and "option 'images'" in str(
+        caught.value
+    )
