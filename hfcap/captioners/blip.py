@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from hfcap.captioners.base import Captioner, CardFacts
+from hfcap.captioners.blip_attention import is_replaced, use_sdpa
 from hfcap.captioners.parts import (
     load_image_processor,
     load_tokenizer,
@@ -20,6 +21,7 @@ from hfcap.captioners.parts import (
     whole_model,
     wrap_texts,
 )
+from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
@@ -85,6 +87,10 @@ class Blip(Captioner):
         processor = BlipProcessor(new_image_processor(config.vision_config.image_size), tokenizer)
         return cls(BlipForConditionalGeneration(config), processor, options.prompt, assembled=True)
 
+    def __init__(self, model: Any, *arguments: Any, **named: Any) -> None:
+        super().__init__(model, *arguments, **named)
+        use_sdpa(model)
+
     @classmethod
     def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
         """Load a saved BLIP captioner."""
@@ -149,13 +155,18 @@ class Blip(Captioner):
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as BlipForConditionalGeneration.generate does behind its vision model."""
-        return self.model.text_decoder.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            encoder_hidden_states=image_states,
-            encoder_attention_mask=torch.ones(image_states.shape[:2], dtype=torch.long, device=image_states.device),
-            generation_config=config,
-        )
+        decoder = self.model.text_decoder
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        if not (is_replaced(decoder) or can_share(decoder)):
+            return decoder.generate(**inputs, encoder_hidden_states=image_states, generation_config=config)
+        with shared_attention(decoder):
+            return decoder.generate(
+                **inputs,
+                past_key_values=image_cache(decoder, image_states),
+                # Only asked whether it is there: keys and values come from the cache.
+                encoder_hidden_states=image_states[:, :1],
+                generation_config=config,
+            )
 
 
 REGISTERED = Blip

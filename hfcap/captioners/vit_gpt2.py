@@ -38,6 +38,7 @@ from hfcap.captioners.parts import (
     whole_model,
     wrap_texts,
 )
+from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
 from hfcap.errors import UserError
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
@@ -204,15 +205,17 @@ class VitGpt2(Captioner):
 
     def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the projection and the decoder up to its head."""
-        if hasattr(self.model, "enc_to_dec_proj"):
-            image_states = self.model.enc_to_dec_proj(image_states)
         return body_states(
             self.model.decoder,
             input_ids=packed.input_ids,
             attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
             position_ids=packed.position_ids + position_offset(self.model.decoder),
-            encoder_hidden_states=image_states,
+            encoder_hidden_states=self._projected(image_states),
         )
+
+    def _projected(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Image states in the decoder's width."""
+        return self.model.enc_to_dec_proj(image_states) if hasattr(self.model, "enc_to_dec_proj") else image_states
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Run the decoder's head."""
@@ -220,11 +223,17 @@ class VitGpt2(Captioner):
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with the encoder's output given, so that it does not run again."""
-        return self.model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=image_states),
-            decoder_input_ids=input_ids,
-            generation_config=config,
-        )
+        decoder = self.model.decoder
+        start: dict[str, Any] = {"decoder_input_ids": input_ids, "generation_config": config}
+        if not can_share(decoder):
+            return self.model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=image_states), **start)
+        with shared_attention(decoder):
+            return self.model.generate(
+                past_key_values=image_cache(decoder, self._projected(image_states)),
+                # Only asked whether they are there: keys and values come from the cache.
+                encoder_outputs=BaseModelOutput(last_hidden_state=image_states[:, :1]),
+                **start,
+            )
 
 
 def _require_states(config: Any, key: str, name: str) -> None:
