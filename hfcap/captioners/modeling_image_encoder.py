@@ -4,10 +4,11 @@ This file is published beside the weights and runs without hfcap: it imports onl
 B images, S image states, D encoder width.
 """
 
+import importlib
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
@@ -26,7 +27,7 @@ def new_vision_model(config: Any) -> Any:
     """Build the image encoder that `config.vision_config` describes, with random weights."""
     vision_config = config.vision_config
     if not isinstance(vision_config, dict):
-        return AutoModel.from_config(vision_config)
+        return encoder_from_config(vision_config)
     # The backbone's own code lies beside this file: in the folder or repository the config was loaded from.
     location: Any = config.name_or_path
     names = vision_config["auto_map"]
@@ -35,6 +36,18 @@ def new_vision_model(config: Any) -> Any:
     config_class = get_class_from_dynamic_module(names["AutoConfig"], location, revision=revision)
     model_class = get_class_from_dynamic_module(names["AutoModel"], location, revision=revision)
     return model_class(config_class(**vision_config))
+
+
+def encoder_from_config(config: Any) -> Any:
+    """Build the image encoder of a config; AutoModel does not know every tower of a whole model (FLAVA, AltCLIP)."""
+    if type(config) in AutoModel._model_mapping:
+        return AutoModel.from_config(config)
+    modeling = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+    for name, value in vars(modeling).items():
+        is_model = isinstance(value, type) and issubclass(value, PreTrainedModel) and name.endswith("Model")
+        if is_model and value.config_class is type(config):
+            return value(config)
+    raise ValueError(f"transformers has no image encoder for model_type {config.model_type!r}")
 
 
 def image_states_from(outputs: Any, vision_feature: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPProcessor
 
 from hfcap.captioners.base import BaseModel, Captioner
-from hfcap.captioners.modeling_image_encoder import image_states_from
+from hfcap.captioners.modeling_image_encoder import encoder_from_config, image_states_from
 from hfcap.captioners.parts import (
     config_from_mapping,
     copy_remote_code,
@@ -103,8 +103,8 @@ def build_vision(options: VisionOptions, base_models: list[BaseModel]) -> tuple[
     if options.vision is None:
         config = config_from_mapping(options.vision_config or {}, "model.vision_config")
         try:
-            model = AutoModel.from_config(config)
-        except ImportError as error:  # timm's networks, for example
+            model = encoder_from_config(config)
+        except (ImportError, ValueError) as error:  # timm's networks, for example
             raise UserError(f"model.vision_config: {' '.join(str(error).split())}") from error
         return model, new_image_processor(getattr(config, "image_size", 224))
     revision, trust = options.vision_revision, options.trust_remote_code

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessor, ViTImageProcessor
 
+from hfcap.captioners.modeling_image_encoder import encoder_from_config
 from hfcap.captioners.parts import train_tokenizer
 from hfcap.recipe import TokenizerOptions
 from tests.captioners.helpers import CORPUS, make_lively
@@ -26,6 +27,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "deit": {"model_type": "deit", **_LAYERS, **_PATCHES},
     "clip": {"model_type": "clip_vision_model", **_LAYERS, **_PATCHES},
     "siglip": {"model_type": "siglip_vision_model", **_LAYERS, **_PATCHES},
+    "flava": {"model_type": "flava_image_model", **_LAYERS, **_PATCHES},
     "dinov2": {"model_type": "dinov2", **_LAYERS, **_PATCHES},
     "swin": {
         "model_type": "swin",
@@ -80,17 +82,29 @@ def _config(values: dict[str, Any]) -> Any:
 
 def write_encoder(folder: Path, values: dict[str, Any]) -> Path:
     """Write an image encoder with its processor as a Hub repository would hold it."""
-    model = AutoModel.from_config(_config(values))
+    model: Any = encoder_from_config(_config(values))
     make_lively(model, seed=1)
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
 
-def write_clip(folder: Path) -> Path:
-    """Write a whole CLIPModel (both towers), as OpenAI's repositories are."""
+WHOLE_MODELS: dict[str, dict[str, Any]] = {
+    "clip": {"vision_config": {**_LAYERS, **_PATCHES}, "projection_dim": 16},
+    "siglip": {"vision_config": {**_LAYERS, **_PATCHES}},
+    "flava": {
+        "image_config": {**_LAYERS, **_PATCHES},
+        "multimodal_config": _LAYERS,
+        "image_codebook_config": {"num_groups": 1, "hidden_size": 8, "num_blocks_per_group": 1, "vocab_size": 16},
+    },
+}
+"""Models of picture and text, of which a captioner takes the picture half."""
+
+
+def write_whole(folder: Path, model_type: str) -> Path:
+    """Write a model with both towers, as OpenAI's repositories of CLIP are."""
     text = {**_LAYERS, "vocab_size": 99, "max_position_embeddings": 16}
-    config = AutoConfig.for_model("clip", text_config=text, vision_config={**_LAYERS, **_PATCHES}, projection_dim=16)
+    config = AutoConfig.for_model(model_type, text_config=text, **WHOLE_MODELS[model_type])
     model = AutoModel.from_config(config)
     make_lively(model, seed=1)
     model.save_pretrained(folder)

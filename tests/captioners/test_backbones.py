@@ -11,16 +11,18 @@ from transformers import AutoModel
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.parts import vision_tower
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions
 from tests.captioners.backbones import (
     DECODERS,
     ENCODERS,
     LANGUAGE_MODELS,
+    WHOLE_MODELS,
     WITHOUT_POSITIONS,
-    write_clip,
     write_encoder,
     write_language_model,
+    write_whole,
 )
 from tests.captioners.helpers import CORPUS, build, family_class, packed, packed_loss, pixel_values, random_captions
 from tests.shared_data import SHARED, requires_shared
@@ -127,15 +129,16 @@ def test_vit_gpt2_refuses_a_backbone_with_its_own_code() -> None:
         build("vit_gpt2", encoder_config=None, encoder=str(EFFICIENTNET), trust_remote_code=True)
 
 
-def test_whole_clip_gives_its_image_tower(tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip")
+@pytest.mark.parametrize("model_type", sorted(WHOLE_MODELS))
+def test_model_of_picture_and_text_gives_its_image_tower(model_type: str, tmp_path: Path) -> None:
+    clip = write_whole(tmp_path / "clip", model_type)
     language_model = write_language_model(tmp_path / "words", LANGUAGE_MODELS["gpt2"])
     captioner = build_from_folders("clip_prefix", vision=str(clip), language_model=str(language_model))
     pixels = pixel_values(captioner, 2)
     assert pixels.shape == (2, 3, 32, 32)
     whole: Any = AutoModel.from_pretrained(clip).eval()
     with torch.no_grad():
-        expected = whole.vision_model(pixel_values=pixels).pooler_output
+        expected = vision_tower(whole)(pixel_values=pixels).pooler_output
         assert torch.equal(captioner.encode(pixels)[:, 0], expected)
     assert not any("text_model" in name for name, _ in captioner.model.vision_model.named_parameters())
     assert [(model.id, model.role) for model in captioner.base_models] == [
