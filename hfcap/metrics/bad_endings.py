@@ -36,7 +36,6 @@ class BadEndings(CaptionMetric):
     name = "bad_endings"
     outputs = ("bad_endings",)
     summary = "share of captions whose last word cannot end a sentence"
-    needs = ("tokens",)
     higher_is_better = False
     citation = (
         "Guo et al. (2018): Improving Reinforcement Learning Based Image Captioning with Natural Language Prior. EMNLP"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict
 from hfcap.errors import UserError
 from hfcap.metrics._ngrams import NgramTable, ReferenceNgrams
 from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
-
-Need = Literal["tokens", "captions", "references", "images", "instances", "java"]
 
 
 class ReferenceSet:
@@ -165,7 +163,7 @@ class CaptionMetric(ABC):
         summary: what it measures, in a line.
         options_class: what a person can set; an instance is the first argument of the constructor if it has fields.
         outputs: names of the O values in score files (bleu -> bleu_1 .. bleu_4), in the order of the last axis.
-        needs: what must be there: "tokens" or "captions" (raw), "references", "images", "instances", "java".
+        looks_at_pictures: the constructor takes `pictures` (see pictures.py), which `hfcap run` hands over.
         summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
             size; they override `values` and get no intervals.
         higher_is_better: False for error rates; None where no direction is better (length).
@@ -177,7 +175,7 @@ class CaptionMetric(ABC):
     outputs: ClassVar[tuple[str, ...]]
     summary: ClassVar[str]
     options_class: ClassVar[type[MetricOptions]] = MetricOptions
-    needs: ClassVar[tuple[Need, ...]] = ("tokens", "references")
+    looks_at_pictures: ClassVar[bool] = False
     summable: ClassVar[bool] = True
     higher_is_better: ClassVar[bool | None] = True
     plain_outputs: ClassVar[tuple[str, ...]] = ()

@@ -63,7 +63,6 @@ class Chair(CaptionMetric):
     name = "chair"
     outputs = ("chair_i", "chair_s")
     summary = "hallucinated objects (Rohrbach et al. 2018); needs COCO's instance annotations"
-    needs = ("tokens", "references", "instances")
     higher_is_better = False
     citation = "Rohrbach et al. (2018): Object Hallucination in Image Captioning. EMNLP"
 

@@ -127,8 +127,8 @@ class ClipScore(CaptionMetric):
 
     name = "clip_score"
     outputs = ("clip_score", "ref_clip_score")
+    looks_at_pictures = True
     summary = "CLIPScore and RefCLIPScore (Hessel et al. 2021): fit of caption and picture; needs pictures"
-    needs = ("captions", "references", "images")
     citation = (
         "Hessel et al. (2021): CLIPScore: A Reference-free Evaluation Metric for Image Captioning. EMNLP; "
         "Radford et al. (2021): Learning Transferable Visual Models From Natural Language Supervision. ICML"

@@ -98,7 +98,6 @@ class Diversity(CaptionMetric):
     name = "diversity"
     outputs = ("distinct_1", "distinct_2", "vocabulary_size", "novel_captions", "m_bleu_4")
     summary = "distinct n-grams, vocabulary, novel captions, likeness of the n-best captions"
-    needs = ("tokens",)
     summable = False
     higher_is_better = None
     plain_outputs = ("vocabulary_size",)

@@ -185,7 +185,7 @@ def load_document_frequencies(name: str, *, end_word: bool = False) -> DocumentF
     path = Path(name)
     if not path.is_file():
         hint = did_you_mean(name, ("corpus", "coco-train", "coco-val"))
-        raise UserError(f"document_frequencies {name!r}: no such file{hint}, or a file of human captions")
+        raise UserError(f"document_frequencies {name!r}: no such file of human captions{hint}")
     if path.suffix in (".p", ".pkl", ".pickle"):
         raise UserError(f"{path}: pickles are never read; give the human captions themselves (COCO JSON)")
     if path.suffix != ".safetensors":

@@ -146,7 +146,6 @@ class Meteor(CaptionMetric):
     name = "meteor"
     outputs = ("meteor",)
     summary = "METEOR 1.5 (Denkowski and Lavie 2014), without Java; needs the package pycocoevalcap"
-    needs = ("tokens", "references")
     citation = (
         "Denkowski and Lavie 2014: Meteor Universal: Language Specific Translation Evaluation for Any Target Language "
         "(WMT)"

@@ -86,7 +86,6 @@ class Spice(CaptionMetric):
     name = "spice"
     outputs = ("spice",)
     summary = "SPICE (Anderson et al. 2016) by its authors' Java program, which you bring along"
-    needs = ("tokens", "references", "java")
     citation = "Anderson et al. (2016): SPICE: Semantic Propositional Image Caption Evaluation. ECCV"
 
     options_class = SpiceOptions

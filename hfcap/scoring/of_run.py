@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfcap.metrics.pictures import Pictures
-from hfcap.metrics.suite import CaptionSuite
+from hfcap.metrics.suite import CaptionSuite, metric_class
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
@@ -39,8 +39,8 @@ class RunScoring:
             UserError: the resources of a metric are missing (word lists, annotations, a Java program).
         """
         options = self._metric_options()
-        if "clip_score" in options:
-            options["clip_score"]["pictures"] = self._pictures()
+        for name in self._looking():
+            options[name]["pictures"] = self._pictures()
         CaptionSuite(self.recipe.score.metrics, self.recipe.score.document_frequencies, options)
 
     def score(self, names: Sequence[str], signature: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class RunScoring:
             UserError: a metric's resources are missing, or a picture cannot be read.
         """
         options = self.recipe.score
-        metric_options, pictures = self._metric_options(), self._pictures()
+        metric_options, pictures = self._metric_options(), self._pictures() if self._looking() else None
         for name in names:
             predictions = self.directory.predictions(name)
             if "diversity" in metric_options and "candidates" not in options.metric_options.get("diversity", {}):
@@ -82,11 +82,15 @@ class RunScoring:
             options["diversity"]["training_captions"] = tuple(captions)
         return options
 
-    def _pictures(self) -> Pictures | None:
-        """The pictures of the scored split, where a metric looks at them and the recipe names no other folder."""
+    def _looking(self) -> list[str]:
+        """Metrics that look at the run's pictures: the recipe names no other folder."""
+        score = self.recipe.score
+        looking = [name for name in score.metrics if metric_class(name).looks_at_pictures]
+        return [name for name in looking if "images" not in score.metric_options.get(name, {})]
+
+    def _pictures(self) -> Pictures:
+        """The pictures of the scored split."""
         score, data = self.recipe.score, self.recipe.data
-        if "clip_score" not in score.metrics or "images" in score.metric_options.get("clip_score", {}):
-            return None
         folder = None if data.feature_store_folder is None else Path(data.feature_store_folder)
         stored, workers = data.feature_store == "auto", self.recipe.train.dataloader_num_workers
         return pictures_of_records(self.records(score.split), folder, stored=stored, num_workers=workers)

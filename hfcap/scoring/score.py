@@ -153,7 +153,7 @@ def _give_pictures(
 ) -> None:
     """Add the pictures to the options of metrics that look at them: those given, else those of the folder `images`."""
     prediction_path, reference_path = paths
-    for name in (name for name in options if "images" in metric_class(name).needs):
+    for name in (name for name in options if metric_class(name).looks_at_pictures):
         folder = options[name].get("images")
         if pictures is None and folder is not None:
             from hfcap.scoring.pictures import pictures_of_folder
