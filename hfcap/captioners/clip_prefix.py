@@ -17,13 +17,13 @@ from transformers import (
 from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
+from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import (
     TINY_VIT,
     config_from_mapping,
     from_pretrained,
     load_tokenizer,
-    position_offset,
     prefix_attention_mask,
     require_positions,
     train_tokenizer,

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_image_encoder import as_config, image_states_from, new_vision_model
+from .modeling_image_encoder import LinearMapper, as_config, image_states_from, new_vision_model, start_ids
 
 
 class ClipPrefixConfig(PreTrainedConfig):
@@ -118,21 +118,6 @@ class TransformerMapper(nn.Module):
         return hidden[:, -constants.shape[1] :]
 
 
-class LinearMapper(nn.Module):
-    """One prefix position per image state: projection, learned position, layer norm."""
-
-    def __init__(self, vision_width: int, vision_tokens: int, text_width: int, dropout: float) -> None:
-        super().__init__()
-        self.project = nn.Linear(vision_width, text_width)
-        self.position = nn.Parameter(torch.randn(vision_tokens, text_width) * 0.02)
-        self.norm = nn.LayerNorm(text_width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, image_states: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) -> (B, S, H)."""
-        return self.dropout(self.norm(self.project(image_states) + self.position))
-
-
 def build_mapper(config: ClipPrefixConfig, text_width: int) -> nn.Module:
     """Return the mapper that the configuration names."""
     if config.mapper == "mlp":
@@ -208,7 +193,7 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if image_states is None:
             image_states = self.encode(pixel_values)
         if input_ids is None:
-            input_ids = self._start_ids(image_states)
+            input_ids = start_ids(self.config, image_states)
         outputs = self.language_model(
             **self.language_inputs(image_states, input_ids, attention_mask, position_ids),
             use_cache=False,
@@ -243,9 +228,6 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "position_ids": position_ids,
         }
 
-    def _start_ids(self, image_states: torch.Tensor) -> torch.Tensor:
-        return torch.full((image_states.shape[0], 1), self.config.bos_token_id, device=image_states.device)
-
     @torch.no_grad()
     def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
         self,
@@ -259,17 +241,13 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
         if image_states is None:
             image_states = self.encode(pixel_values)
-        start = self._start_ids(image_states)
-        if input_ids is None or input_ids.shape[1] == 0:
-            input_ids = start
-        elif bool((input_ids[:, :1] != start).any()):
-            input_ids = torch.cat([start, input_ids.to(start)], dim=1)
+        input_ids = start_ids(self.config, image_states, input_ids)
         prefix = self.mapper(image_states)
         embeddings = self.get_input_embeddings()(input_ids)
         output = self.language_model.generate(
             inputs_embeds=torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1),
             attention_mask=torch.ones(
-                input_ids.shape[0], prefix.shape[1] + input_ids.shape[1], device=start.device
+                input_ids.shape[0], prefix.shape[1] + input_ids.shape[1], device=input_ids.device
             ).long(),
             generation_config=self.generation_config if generation_config is None else generation_config,
             **kwargs,

@@ -1,13 +1,14 @@
-"""The image encoder inside hfcap's own captioners: any model of transformers, or a backbone that brings its own code.
+"""What the published models share: an image encoder (of transformers, or one with its own code), tokens, positions.
 
 This file is published beside the weights and runs without hfcap: it imports only torch and transformers. Shapes:
-B images, S image states, D encoder width.
+B images, S image states, D encoder width, H text width, T text positions.
 """
 
 import importlib
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -65,3 +66,39 @@ def image_states_from(outputs: Any, vision_feature: str) -> torch.Tensor:
         return hidden
     pooled = getattr(outputs, "pooler_output", None)
     return hidden.mean(1, keepdim=True) if pooled is None else pooled.flatten(1)[:, None]
+
+
+class LinearMapper(nn.Module):
+    """One text-wide vector per image state: projection, learned position, layer norm."""
+
+    def __init__(self, vision_width: int, vision_tokens: int, text_width: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(vision_width, text_width)
+        self.position = nn.Parameter(torch.randn(vision_tokens, text_width) * 0.02)
+        self.norm = nn.LayerNorm(text_width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, image_states: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> (B, S, H)."""
+        return self.dropout(self.norm(self.project(image_states) + self.position))
+
+
+def start_ids(config: Any, image_states: torch.Tensor, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the tokens that generation starts from, (B, T): the start token, then the prompt `input_ids` if any.
+
+    A prompt may bring the start token (tokenizers add it) or not.
+    """
+    start = torch.full((image_states.shape[0], 1), config.bos_token_id, device=image_states.device)
+    if input_ids is None or input_ids.shape[1] == 0:
+        return start
+    if bool((input_ids[:, :1] != start).any()):
+        return torch.cat([start, input_ids.to(start)], dim=1)
+    return input_ids
+
+
+def position_offset(language_model: Any) -> int:
+    """Position of the first token: RoBERTa-like models count from behind their padding index, all others from 0."""
+    for name, module in language_model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0

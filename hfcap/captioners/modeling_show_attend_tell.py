@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_image_encoder import as_config, image_states_from, new_vision_model
+from .modeling_image_encoder import as_config, image_states_from, new_vision_model, start_ids
 
 
 class ShowAttendTellConfig(PreTrainedConfig):
@@ -323,15 +323,12 @@ class ShowAttendTellForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if image_states is None:
             image_states = self.encode(pixel_values)
         if input_ids is None:
-            input_ids = self._start_ids(image_states)
+            input_ids = start_ids(self.config, image_states)
         output = self.decoder(input_ids=input_ids, image_states=image_states)
         if labels is not None:
             logits = output.logits[:, :-1].flatten(0, 1).float()
             output.loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
         return output
-
-    def _start_ids(self, image_states: torch.Tensor) -> torch.Tensor:
-        return torch.full((image_states.shape[0], 1), self.config.bos_token_id, device=image_states.device)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
@@ -346,13 +343,8 @@ class ShowAttendTellForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
         if image_states is None:
             image_states = self.encode(pixel_values)
-        start = self._start_ids(image_states)
-        if input_ids is None or input_ids.shape[1] == 0:
-            input_ids = start
-        elif bool((input_ids[:, :1] != start).any()):
-            input_ids = torch.cat([start, input_ids.to(start)], dim=1)
         return self.decoder.generate(
-            input_ids=input_ids,
+            input_ids=start_ids(self.config, image_states, input_ids),
             image_states=image_states,
             image_keys=self.decoder.attention.image(image_states),
             generation_config=self.generation_config if generation_config is None else generation_config,

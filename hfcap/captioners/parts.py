@@ -160,14 +160,6 @@ def require_positions(language_model: Any, key: str) -> None:
         )
 
 
-def position_offset(language_model: Any) -> int:
-    """Position of the first token: RoBERTa-like models count from behind their padding index, all others from 0."""
-    for name, module in language_model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.padding_idx) + 1
-    return 0
-
-
 def packed_attention_mask(caption_index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Additive mask (B, 1, P, P) of a packed row: a position sees itself and earlier ones of its own caption.
 

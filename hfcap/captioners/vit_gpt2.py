@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
 from hfcap.captioners.language_head import body_states, head_logits
+from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import as_decoder, load_as_decoder
 from hfcap.captioners.parts import (
     TINY_VIT,
@@ -32,7 +33,6 @@ from hfcap.captioners.parts import (
     load_tokenizer,
     new_image_processor,
     packed_attention_mask,
-    position_offset,
     train_tokenizer,
     vision_tower,
     whole_model,

@@ -70,10 +70,24 @@ def _plain_show_attend_tell(captioner: Captioner, pixels: torch.Tensor, caption:
     return PlainCaption(captioner, captioner.encode(pixels)[0], captioner.start_token_ids(), caption).loss
 
 
+def _plain_encoder_decoder(captioner: Captioner, pixels: torch.Tensor, caption: list[int]) -> torch.Tensor:
+    model = captioner.model
+    ids, mask, labels = _rows(captioner, caption, fill=2)
+    cells = model.vision_model(pixel_values=pixels).last_hidden_state
+    cells = cells.flatten(2).transpose(1, 2) if cells.ndim == 4 else cells
+    read = model.bridge.norm(model.bridge.project(cells) + model.bridge.position)
+    words: GPT2LMHeadModel = model.decoder
+    loss = words(input_ids=ids, attention_mask=mask, encoder_hidden_states=read, labels=labels).loss
+    assert loss is not None
+    return loss * (len(caption) + 1)
+
+
 PLAIN: dict[str, Callable[[Captioner, torch.Tensor, list[int]], torch.Tensor]] = {
     "blip": _plain_blip,
     "vit_gpt2": _plain_vit_gpt2,
     "clip_prefix": _plain_clip_prefix,
+    "cnn_transformer": _plain_encoder_decoder,
+    "image_transformer": _plain_encoder_decoder,
     "show_attend_tell": _plain_show_attend_tell,
 }
 

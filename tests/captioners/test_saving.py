@@ -183,6 +183,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Capti
             vision_feature="patches",
             mapper="linear",
         )
+        for name in ("cnn_transformer", "show_attend_tell"):
+            captioners[f"efficientnet {name}"] = build(
+                name, vision_config=None, vision=str(EFFICIENTNET), trust_remote_code=True
+            )
     picture = write_picture(folder / "picture.png", seed=9)
     environment = {
         **os.environ,
@@ -226,7 +230,10 @@ def test_pipeline_captions_alike_without_hfcap(name: str, elsewhere: Any) -> Non
 @requires_shared
 def test_backbone_with_own_code_captions_alike_without_hfcap(elsewhere: Any) -> None:
     captioners, found, picture = elsewhere
-    assert _words(found["efficientnet"]["generate"]) == _expected(captioners["efficientnet"], picture)
+    names = [name for name in captioners if name.startswith("efficientnet")]
+    assert len(names) == 3
+    for name in names:
+        assert _words(found[name]["generate"]) == _expected(captioners[name], picture), name
 
 
 def test_sidecar_of_another_shape_is_refused(saved: tuple[Captioner, Path], tmp_path: Path) -> None:

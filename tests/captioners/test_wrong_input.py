@@ -23,6 +23,8 @@ PARTS = [
     ("clip_prefix", "language_model"),
     ("vit_gpt2", "encoder"),
     ("vit_gpt2", "decoder"),
+    ("cnn_transformer", "vision"),
+    ("cnn_transformer", "decoder"),
 ]
 
 

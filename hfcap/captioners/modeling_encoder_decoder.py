@@ -1,0 +1,192 @@
+"""Image encoder -> decoder that reads its states through cross-attention: CNN-transformer and image transformer.
+
+Unlike transformers' VisionEncoderDecoderModel this takes feature maps, pooled vectors and backbones that bring their
+own code. This file is published beside the weights and runs without hfcap: it imports only torch and transformers.
+Shapes: B images, S image states, D encoder width, H decoder width, T text positions, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .modeling_image_encoder import (
+    LinearMapper,
+    as_config,
+    image_states_from,
+    new_vision_model,
+    position_offset,
+    start_ids,
+)
+
+
+class EncoderDecoderConfig(PreTrainedConfig):
+    """Configuration of an encoder-decoder captioner.
+
+    Args:
+        vision_config: config of the image encoder.
+        text_config: config of the decoder, a causal language model with cross-attention.
+        vision_feature: "patches" (every patch or feature-map cell) or "pooled" (one vector per image).
+        vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
+        bridge_dropout: on the image states that the decoder reads.
+    """
+
+    def __init__(
+        self,
+        vision_config: Any = None,
+        text_config: Any = None,
+        vision_feature: str = "patches",
+        vision_width: int = 768,
+        vision_tokens: int = 1,
+        vision_grid: list[int] | None = None,
+        bridge_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = as_config(vision_config)
+        self.text_config = as_config(text_config)
+        self.vision_feature = vision_feature
+        self.vision_width = vision_width
+        self.vision_tokens = vision_tokens
+        self.vision_grid = vision_grid
+        self.bridge_dropout = bridge_dropout
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the decoder's config; `generate` reads vocabulary and layers from it."""
+        return self.text_config if self.text_config is not None else self
+
+
+class EncoderDecoderModel(PreTrainedModel, GenerationMixin):
+    """Encoder, bridge (projection, learned positions, norm) and decoder; `generate(pixel_values=...)` captions."""
+
+    config_class: Any = EncoderDecoderConfig
+    base_model_prefix = "encoder_decoder"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: EncoderDecoderConfig, vision_model: Any = None, decoder: Any = None) -> None:
+        super().__init__(config)
+        self.vision_model = new_vision_model(config) if vision_model is None else vision_model
+        self.decoder: Any = AutoModelForCausalLM.from_config(config.text_config) if decoder is None else decoder
+        width = self.decoder.get_input_embeddings().embedding_dim
+        self.bridge = LinearMapper(config.vision_width, config.vision_tokens, width, config.bridge_dropout)
+        self._tied_weights_keys = {
+            f"decoder.{target}": f"decoder.{source}"
+            for target, source in (getattr(self.decoder, "_tied_weights_keys", None) or {}).items()
+        }
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LinearMapper):
+            nn.init.normal_(module.position, std=0.02)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's word embeddings."""
+        return self.decoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's word embeddings."""
+        self.decoder.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the decoder's head."""
+        return self.decoder.get_output_embeddings()
+
+    def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """(B, 3, height, width) -> image states (B, S, D)."""
+        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits (B, T, V), and the loss when `labels` (B, T) are given; `attention_mask` is (B, T)."""
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        if input_ids is None:
+            input_ids = start_ids(self.config, image_states)
+        outputs = self.decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=self.bridge(image_states),
+            use_cache=False,
+        )
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        input_ids = start_ids(self.config, image_states, input_ids)
+        kwargs.pop("token_type_ids", None)
+        text_config = self.config.text_config
+        # A BERT-like decoder on its own would be given a cache without a place for cross-attention.
+        cache = EncoderDecoderCache(DynamicCache(config=text_config), DynamicCache(config=text_config))
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + position_offset(self.decoder)
+        return self.decoder.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            position_ids=positions.expand_as(input_ids),
+            encoder_hidden_states=self.bridge(image_states),
+            past_key_values=cache,
+            generation_config=self.generation_config if generation_config is None else generation_config,
+            **kwargs,
+        )
+
+
+class CnnTransformerConfig(EncoderDecoderConfig):
+    """A convolutional encoder; see EncoderDecoderConfig."""
+
+    model_type = "cnn_transformer"
+
+    # Written out: transformers gives a config class without its own __init__ a generated one.
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class CnnTransformerForConditionalGeneration(EncoderDecoderModel):
+    """A CNN-transformer captioner for `AutoModelForImageTextToText`."""
+
+    config_class = CnnTransformerConfig
+
+
+class ImageTransformerConfig(EncoderDecoderConfig):
+    """An encoder of image patches; see EncoderDecoderConfig."""
+
+    model_type = "image_transformer"
+
+    # Written out: transformers gives a config class without its own __init__ a generated one.
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class ImageTransformerForConditionalGeneration(EncoderDecoderModel):
+    """An image-transformer captioner for `AutoModelForImageTextToText`."""
+
+    config_class = ImageTransformerConfig
