@@ -133,11 +133,12 @@ class CaptionEvaluation(evaluate.Metric):
         """Give each option to the metrics that have it; with one metric, `build_metric` names unknown ones."""
         if len(self._names) == 1:
             return {self._names[0]: dict(options)}
-        wanted = {"cider": {key: options[key] for key in options if key == "document_frequencies"}}
-        unknown = [key for key in options if key != "document_frequencies"]
-        if unknown:
-            raise UserError(f"unknown option {unknown[0]!r}; a suite of metrics takes 'document_frequencies'")
-        return wanted
+        fields = {name: metric_class(name).options_class.model_fields for name in self._names}
+        known = {key for keys in fields.values() for key in keys}
+        for key in options:
+            if key not in known:
+                raise UserError(f"unknown option {key!r}{registry.did_you_mean(key, known)}")
+        return {name: {key: options[key] for key in keys if key in options} for name, keys in fields.items()}
 
 
 def evaluate_folder(name: str) -> Path:

@@ -168,3 +168,15 @@ def test_wrong_options_are_refused_when_computing(tmp_path: Path) -> None:
     assert "unknown option 'modle'; did you mean 'model'" in str(caught.value) and "option 'images'" in str(
         caught.value
     )
+
+
+def test_a_suite_of_ones_own_takes_the_options_of_its_metrics(tmp_path: Path) -> None:
+    predictions, references, image_ids, values = _columns(20, 86)
+    columns = {"predictions": predictions, "references": references, "image_ids": image_ids}
+    without_cider = _load("caption_suite", tmp_path, metrics=["bleu", "rouge_l"]).compute(**columns)
+    assert without_cider == pytest.approx({key: values[key] for key in without_cider})
+    (tmp_path / "df.json").write_text('{"1": ["a dog"], "2": ["a cat"], "3": ["the man"]}')
+    suite = _load("caption_suite", tmp_path, document_frequencies=str(tmp_path / "df.json"))
+    assert suite.compute(**columns)["cider"] != pytest.approx(values["cider"])
+    with pytest.raises(UserError, match="did you mean 'document_frequencies'"):
+        _load("caption_suite", tmp_path, document_frequency="corpus").compute(**columns)
