@@ -126,6 +126,33 @@ class TrainOptions(Block):
         return self
 
 
+class AugmentOptions(Block):
+    """Changes to training pictures and captions, drawn anew each epoch; never active in validation."""
+
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="a random crop keeps at least this share of the picture's area; 1 = no crop"
+    )
+    rotation: Annotated[float, Field(ge=0, le=45)] = Field(0.0, description="at most so many degrees either way")
+    brightness: Share = Field(0.0, description="factor between 1 - brightness and 1 + brightness; 0 = none")
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    horizontal_flip: Share = Field(0.0, description="probability that a picture is mirrored")
+    flip_captions: Literal["swap", "skip"] = Field(
+        "swap",
+        description="captions with left or right: swap exchanges the words, skip leaves the picture unmirrored (swap "
+        "does too where the words may mean something else)",
+    )
+    word_dropout: Share = Field(0.0, description="probability that the decoder does not see a word it has predicted")
+    synonym_replacement: Share = Field(0.0, description="probability that a word with synonyms is replaced by one")
+    synonyms: str = Field("wordnet", description="wordnet, or a JSON file that maps words to lists of synonyms")
+
+    @property
+    def changes_pictures(self) -> bool:
+        """Whether pictures differ from epoch to epoch, so that a frozen encoder's output cannot be kept."""
+        strengths = (self.rotation, self.brightness, self.contrast, self.saturation, self.horizontal_flip)
+        return self.crop_scale < 1 or any(strengths)
+
+
 class RewardOptions(Block):
     """What self-critical training rewards: a weighted sum over these values of each sampled caption."""
 
@@ -278,6 +305,7 @@ class Recipe(Block):
     model: SerializeAsAny[ModelOptions]
     data: SerializeAsAny[DataOptions]
     lora: LoraOptions | None = None
+    augment: AugmentOptions | None = None
     train: TrainOptions
     scst: ScstOptions | None = None
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
@@ -301,4 +329,15 @@ class Recipe(Block):
             )
         if self.train.label_smoothing_factor:
             raise ValueError("scst: has no labels to smooth; leave train.label_smoothing_factor out")
+        augment = self.augment
+        if augment is None:
+            return self
+        if augment.horizontal_flip and augment.flip_captions == "swap":
+            raise ValueError(
+                "scst: rewards come from the captions of the unmirrored pictures; set augment.flip_captions: skip"
+            )
+        if augment.word_dropout or augment.synonym_replacement:
+            raise ValueError(
+                "scst: trains on sampled captions; leave augment.word_dropout and augment.synonym_replacement out"
+            )
         return self

@@ -218,8 +218,10 @@ def _check_parts(train: Any, parts: tuple[str, ...], findings: Findings) -> None
 
 
 def _check_method(values: dict[str, Any], trains_by_gradients: bool, findings: Findings) -> None:
-    if not trains_by_gradients and values.get("lora") is not None:
-        findings.add(("lora",), f"captioner {values['captioner']} trains no weights; remove this block (lora: null)")
+    for block in ("lora", "scst", "augment"):
+        if not trains_by_gradients and values.get(block) is not None:
+            problem = f"captioner {values['captioner']} trains no weights; remove this block ({block}: null)"
+            findings.add((block,), problem)
 
 
 def _check_metrics(score: Any, findings: Findings) -> None:

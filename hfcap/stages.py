@@ -43,7 +43,7 @@ StageName = Literal["train", "caption", "score", "card", "publish"]
 STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")
 
 _DEPENDS_ON: dict[str, tuple[str, ...]] = {
-    "train": ("captioner", "model", "data", "lora", "train", "scst"),
+    "train": ("captioner", "model", "data", "lora", "augment", "train", "scst"),
     "caption": ("generate", "score.split", "score.baselines"),
     "score": ("score", "publish.samples_license"),
 }

@@ -410,6 +410,20 @@ def test_markers_read_as_special_tokens(plant: Any, tmp_path: Path) -> None:
 # ---- contact sheet, numbers and words for people --------------------------------------------------------------------
 
 
+def test_contact_sheet_shows_pictures_as_they_are_and_as_training_changes_them(tmp_path: Path) -> None:
+    augment = {"brightness": 0.9, "horizontal_flip": 1.0, "flip_captions": "skip", "word_dropout": 0.5}
+    recipe = tiny_recipe(tmp_path, "vit_gpt2", augment=augment)
+    plain = tiny_recipe(tmp_path, "vit_gpt2", name="plain")
+    reports = [report_of(one, healthy=True) for one in (recipe, plain)]
+    # Labels are examined on captions as they are: hidden words would look like wrong ones.
+    assert reports[0]["labels"] == reports[1]["labels"]
+    sheet = Image.open(examination.output_folder(recipe) / "contact_sheet.png").convert("RGB")
+    cells = [sheet.crop((12 + 236 * n, 12, 12 + 236 * n + 224, 12 + 224)) for n in range(4)]
+    original = Image.open(examination.output_folder(plain) / "contact_sheet.png").convert("RGB")
+    assert cells[0].tobytes() == original.crop((12, 12, 236, 236)).tobytes()
+    assert cells[0].tobytes() != cells[1].tobytes() and cells[2].tobytes() != cells[3].tobytes()
+
+
 def test_contact_sheet() -> None:
     pictures = torch.zeros(5, 3, 16, 32)
     pictures[1, 0] = 1  # red

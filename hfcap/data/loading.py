@@ -6,7 +6,7 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL.Image import Image
@@ -132,7 +132,20 @@ class CaptionBatch:
         return CaptionBatch(images, self.encoded, self.packed.to(device), self.n_captions, self.numbers)
 
 
-CaptionItem = tuple[torch.Tensor, list[Sequence[int]], int]
+class CaptionItem(NamedTuple):
+    """One image of a batch.
+
+    Attributes:
+        image: pixels (3, height, width) or image states (S, D).
+        captions: token ids of the captions drawn for this epoch, in random order.
+        number: position in the dataset.
+        shown: what the decoder reads in place of `captions` (word dropout); None = the captions.
+    """
+
+    image: torch.Tensor
+    captions: list[Sequence[int]]
+    number: int
+    shown: list[list[int]] | None = None
 
 
 class CaptionDataset(Dataset[Any]):
@@ -151,12 +164,16 @@ class CaptionDataset(Dataset[Any]):
         return len(self.tokens)
 
     def __getitem__(self, key: tuple[int, int]) -> CaptionItem:
-        """Return the image input, the captions drawn for this epoch in random order, and the image's position."""
+        """Return the image input and the captions drawn for this epoch."""
         epoch, index = key
         captions = self.tokens[index]
-        count = len(captions) if self.captions_per_image is None else min(self.captions_per_image, len(captions))
-        drawn = random.Random(f"{self.seed}/{epoch}/{index}").sample(range(len(captions)), count)
-        return self.inputs[index], [captions[number] for number in drawn], index
+        return CaptionItem(self.inputs[index], [captions[number] for number in self.drawn(epoch, index)], index)
+
+    def drawn(self, epoch: int, index: int) -> list[int]:
+        """Return which captions of an image take part in this epoch, in random order."""
+        available = len(self.tokens[index])
+        count = available if self.captions_per_image is None else min(self.captions_per_image, available)
+        return random.Random(f"{self.seed}/{epoch}/{index}").sample(range(available), count)
 
 
 class Collate:
@@ -173,10 +190,11 @@ class Collate:
 
     def __call__(self, items: list[CaptionItem]) -> CaptionBatch:
         """Return one batch."""
-        captions = [item[1] for item in items]
-        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id)
-        images = torch.stack([item[0] for item in items])
-        numbers = tuple(item[2] for item in items)
+        captions = [item.captions for item in items]
+        shown = [item.captions if item.shown is None else item.shown for item in items]
+        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id, shown=shown)
+        images = torch.stack([item.image for item in items])
+        numbers = tuple(item.number for item in items)
         return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers, self.plan)
 
 

@@ -19,6 +19,7 @@ def pack_captions(
     end_token_id: int,
     pad_token_id: int,
     ended: Sequence[Sequence[bool]] | None = None,
+    shown: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> PackedCaptions:
     """Pack tokenised captions into one row per image.
 
@@ -32,6 +33,8 @@ def pack_captions(
         pad_token_id: fills rows up to the longest of the batch.
         ended: for each caption whether the end token follows it; None = always. Samples that were cut at the length
             limit never chose to end.
+        shown: what the decoder reads in place of each caption, of the same length (word dropout); None = the captions.
+            The labels are those of the captions.
     """
     assert start_token_ids, "training and generation need a common start token"
     start = list(start_token_ids)
@@ -43,10 +46,11 @@ def pack_captions(
         index: list[int] = []
         labels: list[int] = []
         for number, caption in enumerate(captions):
-            tokens = [*start, *caption]
-            inputs += tokens
-            positions += range(len(tokens))
-            index += [number] * len(tokens)
+            read = caption if shown is None else shown[row_number][number]
+            assert len(read) == len(caption), "what is shown of a caption must have its length"
+            inputs += [*start, *read]
+            positions += range(len(start) + len(read))
+            index += [number] * (len(start) + len(read))
             last = end_token_id if ended is None or ended[row_number][number] else IGNORED_LABEL
             labels += [*unsupervised, *caption, last]
         rows.append((inputs, positions, index, labels))

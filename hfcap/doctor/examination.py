@@ -11,6 +11,7 @@ import torch
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
+from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.data.source import Split, load_split
 from hfcap.doctor.agreement import check_longest, examine_agreement
@@ -19,7 +20,7 @@ from hfcap.doctor.dataset import examine_data
 from hfcap.doctor.display import print_report
 from hfcap.doctor.labels import examine_labels, example_batch, shown_pictures
 from hfcap.doctor.measurement import measure, memory_of
-from hfcap.doctor.pixels import examine_pixels
+from hfcap.doctor.pixels import examine_pixels, show_augmented
 from hfcap.doctor.report import Report
 from hfcap.doctor.tokens import examine_tokens
 from hfcap.doctor.weights import examine_weights
@@ -29,7 +30,7 @@ from hfcap.progress import console, error_console
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.training.build import build_captioner, make_trainable
-from hfcap.training.stage import tokenised, uses_feature_store
+from hfcap.training.stage import tokenised, train_dataset, uses_feature_store
 
 REPORT_FILE = "doctor.json"
 SHEET_FILE = "contact_sheet.png"
@@ -124,9 +125,11 @@ class _Examination:
         report.weights = examine_weights(recipe, captioner, findings)
         _say("Looking at labels and generation")
         tokens = tokenised(captioner, train, recipe.data.max_caption_tokens)
-        dataset = CaptionDataset(
-            PixelInputs(train, captioner.image_processor), tokens, recipe.data.captions_per_image, recipe.train.seed
-        )
+        inputs = PixelInputs(train, captioner.image_processor)
+        dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, recipe.train.seed)
+        trained_on = train_dataset(captioner, train, inputs, tokens, recipe)
+        if isinstance(trained_on, AugmentedDataset):
+            show_augmented(trained_on, captioner.image_processor, sheet)
         lengths = [sum(map(len, captions)) for captions in tokens]
         batch, names = example_batch(captioner, dataset, train, shown_pictures(recipe, lengths))
         captioner.model.eval()
@@ -135,7 +138,7 @@ class _Examination:
         report.labels = examine_labels(recipe, captioner, tokens, batch, names, findings)
         report.agreement = examine_agreement(recipe, captioner, batch, findings)
         if steps > 0:
-            self._measure(captioner, dataset, lengths, splits, steps)
+            self._measure(captioner, trained_on, lengths, splits, steps)
 
     def _splits(self) -> dict[str, list[CaptionedImage]]:
         names: list[Split] = ["train", "validation", self.recipe.score.split]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.images import decode_image
-from hfcap.data.loading import PixelInputs
+from hfcap.data.loading import PixelInputs, prepared
 from hfcap.doctor.findings import Findings
 from hfcap.files import write_bytes
 from hfcap.schema import CaptionedImage
@@ -75,6 +76,22 @@ def examine_pixels(
     captions = [record.captions[0] if record.captions else "" for record in chosen]
     write_bytes(sheet, contact_sheet(restored[:N_ON_SHEET], captions[:N_ON_SHEET]))
     return facts
+
+
+def show_augmented(dataset: AugmentedDataset, image_processor: Any, sheet: Path) -> None:
+    """Write the contact sheet anew: pictures as they are, and beside each what the first epoch makes of it."""
+    step = max(1, 2 * len(dataset) // N_ON_SHEET)
+    pixels, captions = [], []
+    for index in range(0, len(dataset), step)[: N_ON_SHEET // 2]:
+        drawn = dataset.drawn(0, index)
+        changed, mirrored = dataset.changed_captions(0, index, drawn)
+        pixels += [dataset.inputs[index], dataset[(0, index)].image]
+        captions += [
+            f"as it is: {dataset.captions[index][drawn[0]]}",
+            f"{'mirrored' if mirrored else 'changed'}: {changed[0]}",
+        ]
+    seen = prepared(torch.stack(pixels), dataset.inputs.plan, torch.device("cpu"))
+    write_bytes(sheet, contact_sheet(restore(seen, image_processor), captions))
 
 
 def restore(pixels: torch.Tensor, image_processor: Any) -> torch.Tensor:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.data.images import decode_image
+from hfcap.data.features import FeatureStore, embedding_encoder
 from hfcap.metrics.bleu import BleuReward
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipEncoder, clip_score
+from hfcap.metrics.pictures import Pictures
 from hfcap.metrics.tokenizer import tokenize
-from hfcap.recipe import ScstOptions
-from hfcap.schema import CaptionedImage, ImageBytes
+from hfcap.recipe import Recipe, ScstOptions
+from hfcap.schema import CaptionedImage
 
 
 class LengthPenalty:
@@ -32,20 +36,38 @@ class LengthPenalty:
         return np.abs(words - wanted) / wanted
 
 
-class ClipReward:
-    """CLIPScore of many candidates per image; each picture passes through CLIP once."""
+@dataclass(frozen=True, slots=True)
+class StoredPictures:
+    """Training pictures for CLIP: each is encoded once, by one of the processes, into the feature store."""
 
-    def __init__(self, model: str, images: Mapping[str, ImageBytes], device: str) -> None:
+    records: Sequence[CaptionedImage]
+    recipe: Recipe
+    accelerator: Any
+
+    def embeddings(
+        self, name: str, model: Any, image_processor: Any, image_ids: Sequence[str], batch_size: int
+    ) -> NDArray[np.float32]:
+        """See hfcap.metrics.pictures.Pictures."""
+        folder = self.recipe.data.feature_store_folder
+        encoder = embedding_encoder(name, model, image_processor)
+        store = FeatureStore(encoder, None if folder is None else Path(folder), self.accelerator)
+        by_id = {record.image_id: record for record in self.records}
+        wanted = [by_id[image_id] for image_id in image_ids]
+        rows = store.inputs(wanted, batch_size, self.recipe.train.dataloader_num_workers)
+        vectors: NDArray[np.float32] = rows.stacked().numpy()
+        return vectors
+
+
+class ClipReward:
+    """CLIPScore of many candidates per image; the pictures are encoded before training begins."""
+
+    def __init__(self, model: str, image_ids: Sequence[str], pictures: Pictures, device: str) -> None:
         self._encoder = ClipEncoder(model, device)
-        self._images = images
-        self._vectors: dict[str, NDArray[np.float32]] = {}
+        vectors = self._encoder.images(pictures, image_ids)
+        self._vectors = dict(zip(image_ids, vectors, strict=True))
 
     def scores(self, image_ids: Sequence[str], candidates: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """Return CLIPScore of K candidates for each of B images, (B, K) float64."""
-        new = [image_id for image_id in dict.fromkeys(image_ids) if image_id not in self._vectors]
-        if new:
-            vectors = self._encoder.images([self._images[image_id] for image_id in new], decode_image)
-            self._vectors |= dict(zip(new, vectors, strict=True))
         images = np.stack([self._vectors[image_id] for image_id in image_ids])
         n_candidates = len(candidates[0])
         texts = self._encoder.texts([caption for group in candidates for caption in group])
@@ -57,10 +79,17 @@ class CaptionReward:
 
     Args:
         records: the whole training split: references, and by default the corpus of CIDEr-D's document frequencies.
-        device: where CLIP runs, if it is asked for.
+        pictures: of the records, for CLIP.
+        device: where CLIP runs.
     """
 
-    def __init__(self, records: Sequence[CaptionedImage], options: ScstOptions, device: str) -> None:
+    def __init__(
+        self,
+        records: Sequence[CaptionedImage],
+        options: ScstOptions,
+        pictures: Pictures | None = None,
+        device: str = "cpu",
+    ) -> None:
         self.weights = options.reward
         references = {record.image_id: record.captions for record in records}
         self._cider = (
@@ -70,8 +99,10 @@ class CaptionReward:
         )
         self._bleu = BleuReward(references, end_word=options.end_token) if self.weights.bleu_4 else None
         self._length = LengthPenalty(references) if self.weights.length else None
-        images = {record.image_id: record.image for record in records}
-        self._clip = ClipReward(self.weights.clip_model, images, device) if self.weights.clip_score else None
+        self._clip = None
+        if self.weights.clip_score:
+            assert pictures is not None, "CLIPScore looks at the pictures"
+            self._clip = ClipReward(self.weights.clip_model, list(references), pictures, device)
 
     def scores(
         self, image_ids: Sequence[str], candidates: Sequence[Sequence[str]], ended: NDArray[np.bool_]

@@ -22,6 +22,7 @@ from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
 from hfcap.errors import WorkError
 from hfcap.metrics.bad_endings import ends_badly
+from hfcap.metrics.pictures import Pictures
 from hfcap.metrics.tokenizer import tokenize
 from hfcap.recipe import GenerateOptions, ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
@@ -60,15 +61,21 @@ class SelfCritical(CrossEntropy):
     Args:
         records: the training split, in the order of the numbers in a batch.
         max_new_tokens: length limit of the samples.
+        pictures: of the records, where CLIPScore is part of the reward.
     """
 
     def __init__(
-        self, captioner: Captioner, options: ScstOptions, records: Sequence[CaptionedImage], max_new_tokens: int
+        self,
+        captioner: Captioner,
+        options: ScstOptions,
+        records: Sequence[CaptionedImage],
+        max_new_tokens: int,
+        pictures: Pictures | None = None,
     ) -> None:
         super().__init__(captioner, 0.0)
         self.options = options
         self.image_ids = [record.image_id for record in records]
-        self.reward = CaptionReward(records, options, captioner.device.type)
+        self.reward = CaptionReward(records, options, pictures, captioner.device.type)
         self.sampling = GenerateOptions(
             num_beams=1,
             do_sample=True,

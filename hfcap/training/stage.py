@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
 from hfcap.captioners.lora import adapted_modules, save_adapter
+from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
@@ -28,8 +31,12 @@ from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import encoder_is_frozen
 from hfcap.training.records import peak_memory_bytes
+from hfcap.training.reward import StoredPictures
 from hfcap.training.self_critical import SelfCritical
+from hfcap.training.synonyms import synonym_table
 from hfcap.training.validation import Validator
+
+_TRAINED_ON = ("train", "validation")
 
 
 def tokenised(captioner: Captioner, records: Sequence[CaptionedImage], max_tokens: int) -> list[list[list[int]]]:
@@ -53,8 +60,51 @@ def image_inputs(
 
 
 def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
-    """Whether the encoder is frozen and its output may be kept."""
+    """Whether the encoder is frozen, sees the same pictures in each epoch, and its output may be kept."""
+    if recipe.augment is not None and recipe.augment.changes_pictures:
+        return False
     return recipe.data.feature_store == "auto" and encoder_is_frozen(captioner)
+
+
+def train_dataset(
+    captioner: Captioner,
+    records: Sequence[CaptionedImage],
+    inputs: ImageInputs,
+    tokens: Sequence[Sequence[Sequence[int]]],
+    recipe: Recipe,
+) -> CaptionDataset:
+    """Return the training split, with the recipe's augmentation; validation never comes from here."""
+    limit, per_image, seed = recipe.data.max_caption_tokens, recipe.data.captions_per_image, recipe.train.seed
+    if recipe.augment is None:
+        return CaptionDataset(inputs, tokens, per_image, seed)
+    captions = [record.captions for record in records]
+    synonyms = {}
+    if recipe.augment.synonym_replacement:
+        synonyms = synonym_table(recipe.augment.synonyms, (text for group in captions for text in group))
+    # Worker processes need how captions are tokenised, not the weights.
+    tokeniser = copy.copy(captioner)
+    tokeniser.model = None
+    return AugmentedDataset(
+        inputs,
+        tokens,
+        captions,
+        per_image,
+        seed,
+        recipe.augment,
+        functools.partial(tokeniser.caption_token_ids, max_tokens=limit),
+        synonyms,
+        hidden_token(captioner),
+    )
+
+
+def hidden_token(captioner: Captioner) -> int:
+    """Token that word dropout shows in place of a word: the tokenizer's unknown or mask token, else padding."""
+    tokenizer = captioner.tokenizer
+    taken = {captioner.start_token_id, captioner.end_token_id}
+    for token in (tokenizer.unk_token_id, tokenizer.mask_token_id):
+        if token is not None and token not in taken:
+            return int(token)
+    return captioner.pad_token_id
 
 
 def _caption_values(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -62,10 +112,13 @@ def _caption_values(candidates: Mapping[str, str], references: Mapping[str, Sequ
     return {name: 0.0 if value is None else value for name, value in values.items()}
 
 
-def _objective(recipe: Recipe, captioner: Captioner, train_records: Sequence[CaptionedImage]) -> CrossEntropy:
+def _objective(
+    recipe: Recipe, captioner: Captioner, train_records: Sequence[CaptionedImage], accelerator: Any
+) -> CrossEntropy:
     if recipe.scst is None:
         return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
-    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens)
+    pictures = StoredPictures(train_records, recipe, accelerator)
+    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, pictures)
 
 
 def training_run(
@@ -74,26 +127,22 @@ def training_run(
     """Put together data, validation and loop for a captioner that is ready to train."""
     captioner, options = trainable.captioner, recipe.train
     stored = uses_feature_store(captioner, recipe)
-    datasets = {}
-    for name in ("train", "validation"):
-        inputs = image_inputs(captioner, splits[name], recipe, stored, accelerator)
-        tokens = tokenised(captioner, splits[name], recipe.data.max_caption_tokens)
-        per_image = recipe.data.captions_per_image if name == "train" else None
-        datasets[name] = CaptionDataset(inputs, tokens, per_image, options.seed)
+    inputs = {name: image_inputs(captioner, splits[name], recipe, stored, accelerator) for name in _TRAINED_ON}
+    tokens = {name: tokenised(captioner, splits[name], recipe.data.max_caption_tokens) for name in _TRAINED_ON}
+    train = train_dataset(captioner, splits["train"], inputs["train"], tokens["train"], recipe)
+    validation = CaptionDataset(inputs["validation"], tokens["validation"], None, options.seed)
     job = DecodingJob(
         splits["validation"],
-        datasets["validation"].inputs,
+        validation.inputs,
         recipe.generate.model_copy(update={"num_return_sequences": 1}),
         options.per_device_eval_batch_size,
         options.dataloader_num_workers,
     )
     scores = _caption_values if options.metric_for_best_model == "cider" else None
-    validator = Validator(
-        captioner, datasets["validation"], job, scores, accelerator, options.per_device_eval_batch_size
-    )
+    validator = Validator(captioner, validation, job, scores, accelerator, options.per_device_eval_batch_size)
     captioner.model.to(accelerator.device)
-    objective = _objective(recipe, captioner, splits["train"])
-    return TrainingRun(recipe, run, captioner, datasets["train"], validator, accelerator, objective)
+    objective = _objective(recipe, captioner, splits["train"], accelerator)
+    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective)
 
 
 def train_stage(

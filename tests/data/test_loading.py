@@ -22,6 +22,7 @@ from hfcap.data.loading import (
     BlankInputs,
     CaptionBatch,
     CaptionDataset,
+    CaptionItem,
     Collate,
     PixelInputs,
     epoch_batches,
@@ -185,7 +186,7 @@ def test_image_loader_keeps_the_order(records: list[CaptionedImage]) -> None:
 def test_states_of_half_precision_come_back_as_float32() -> None:
     collate = Collate([START], END, PAD, NumberedInputs(2))
     states = torch.ones(2, 3, dtype=torch.bfloat16)
-    batch = collate([(states, [[5]], 7), (states, [[6]], 3)])
+    batch = collate([CaptionItem(states, [[5]], 7), CaptionItem(states, [[6]], 3)])
     assert batch.numbers == batch.to(torch.device("cpu")).numbers == (7, 3)
     assert batch.encoded and batch.n_captions == 2
     moved = batch.to(torch.device("cpu"))

@@ -10,15 +10,20 @@ import pytest
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import CaptionBatch, Collate, PixelInputs
+from hfcap.data.images import decode_image
+from hfcap.data.loading import CaptionBatch, CaptionItem, Collate, PixelInputs
 from hfcap.data.source import load_split
 from hfcap.errors import WorkError
+from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import CiderReward
+from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
+from hfcap.metrics.pictures import DecodedPictures
 from hfcap.recipe import RewardOptions, ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.build import build_captioner
 from hfcap.training.reward import CaptionReward
 from hfcap.training.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
+from tests.captioners.clip_folder import write_clip
 from tests.training.harness import FAMILIES, tiny_recipe
 
 
@@ -29,7 +34,7 @@ def tiny_batch(captioner_name: str, folder: Path) -> tuple[Captioner, CaptionBat
     captioner = build_captioner(recipe, records)
     inputs = PixelInputs(records, captioner.image_processor)
     collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, inputs)
-    batch = collate([(inputs[number], [[5, 6, 7], [8]], number) for number in (4, 0, 2)])
+    batch = collate([CaptionItem(inputs[number], [[5, 6, 7], [8]], number) for number in (4, 0, 2)])
     return captioner, batch.to(captioner.device), records
 
 
@@ -221,10 +226,10 @@ PHOTOS = photos(
 def test_the_end_token_makes_fragments_worthless() -> None:
     """'a man on a' shares all its n-grams with a caption; whole captions win only if their end counts."""
     candidates, ended = [["a man on a", "a man on a horse"]], np.array([[True, True]])
-    with_end = CaptionReward(PHOTOS, ScstOptions(), "cpu").scores(["0"], candidates, ended)["cider"][0]
-    without = CaptionReward(PHOTOS, ScstOptions(end_token=False), "cpu").scores(["0"], candidates, ended)["cider"][0]
+    with_end = CaptionReward(PHOTOS, ScstOptions()).scores(["0"], candidates, ended)["cider"][0]
+    without = CaptionReward(PHOTOS, ScstOptions(end_token=False)).scores(["0"], candidates, ended)["cider"][0]
     assert with_end[0] / with_end[1] < 0.8 * without[0] / without[1]
-    cut = CaptionReward(PHOTOS, ScstOptions(), "cpu").scores(["0"], candidates, np.array([[True, False]]))["cider"][0]
+    cut = CaptionReward(PHOTOS, ScstOptions()).scores(["0"], candidates, np.array([[True, False]]))["cider"][0]
     assert cut[1] < with_end[1] and cut[0] == with_end[0]
     # An independent way to the same number: the end written out as a word of all captions.
     spelled = {photo.image_id: [f"{caption} endofcaption" for caption in photo.captions] for photo in PHOTOS}
@@ -232,10 +237,26 @@ def test_the_end_token_makes_fragments_worthless() -> None:
     assert with_end == pytest.approx(by_hand[0])
 
 
+def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:
+    model = write_clip(tmp_path / "clip")
+    records = load_split(tiny_recipe("vit_gpt2", tmp_path).data, "train")[:4]
+    options = ScstOptions(reward=RewardOptions(cider=0.0, clip_score=2.0, clip_model=str(model)))
+    pictures = DecodedPictures({record.image_id: record.image for record in records}, decode_image)
+    ids, candidates = [records[2].image_id, records[0].image_id], [["a red circle", "a dog"], ["a blue square", "x"]]
+    values = CaptionReward(records, options, pictures).scores(ids, candidates, np.ones((2, 2), bool))
+    assert values["reward"] == pytest.approx(2.0 * values["clip_score"])
+    for number in range(2):
+        captions = {image_id: group[number] for image_id, group in zip(ids, candidates, strict=True)}
+        references = ReferenceSet({image_id: ["a picture"] for image_id in ids})
+        metric = ClipScore(ClipScoreOptions(model=str(model)), pictures=pictures)
+        alone = metric.statistics(CaptionSet(captions, references))[:, 0]
+        assert values["clip_score"][:, number] == pytest.approx(alone, rel=1e-5)
+
+
 def test_reward_is_the_weighted_sum_of_its_parts() -> None:
     options = ScstOptions(reward=RewardOptions(cider=2.0, bleu_4=0.5, length=0.1))
     ids, candidates = ["2", "0"], [["a red bus on a street", "bus"], ["a man rides a horse", ""]]
-    values = CaptionReward(PHOTOS, options, "cpu").scores(ids, candidates, np.ones((2, 2), bool))
+    values = CaptionReward(PHOTOS, options).scores(ids, candidates, np.ones((2, 2), bool))
     assert values.keys() == {"reward", "cider", "bleu_4", "length"}
     assert values["reward"] == pytest.approx(2 * values["cider"] + 0.5 * values["bleu_4"] - 0.1 * values["length"])
     # Mean words: (3 + 5) / 2 = 4 and (5 + 6) / 2 = 5.5.
