@@ -223,8 +223,7 @@ class Cider(CaptionMetric):
     options_class = CiderOptions
 
     def __init__(self, options: CiderOptions | None = None) -> None:
-        self._source = (options or CiderOptions()).document_frequencies
-        self._fixed = load_document_frequencies(self._source)
+        self._fixed = load_document_frequencies((options or CiderOptions()).document_frequencies)
         self._scorer: CiderScorer | None = None
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
@@ -236,8 +235,10 @@ class Cider(CaptionMetric):
 
     def signature(self) -> dict[str, Any]:
         """Return the source of the document frequencies and what identifies them."""
-        conditions: dict[str, Any] = {"variant": "CIDEr-D", "sigma": _SIGMA, "document_frequencies": self._source}
+        conditions: dict[str, Any] = {"variant": "CIDEr-D", "sigma": _SIGMA, "document_frequencies": "corpus"}
         if self._fixed is not None:
+            # Of a file the name alone: where it lies on this machine is nobody's business.
+            conditions["document_frequencies"] = self._fixed.source
             conditions |= {"df_images": self._fixed.n_images, "df_fingerprint": self._fixed.fingerprint()}
         return conditions
 

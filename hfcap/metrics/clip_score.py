@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hfcap.errors import UserError
+from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.pictures import DecodedPictures, FileBytes, Pictures, picture_files
 
@@ -171,8 +172,13 @@ class ClipScore(CaptionMetric):
         return np.stack((score, harmonic), axis=1)
 
     def signature(self) -> dict[str, Any]:
-        """Return model, prompt and precision."""
-        return {"model": self._options.model, "prompt": PROMPT, "precision": "float32", "scale": _SCALE}
+        """Return model (of a folder its name, and a hash of its weights), prompt and precision."""
+        folder = Path(self._options.model)
+        weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        model = {"model": folder.name if weights else self._options.model}
+        if weights:
+            model["weights"] = ",".join(sha256_of(path)[:16] for path in weights)
+        return {**model, "prompt": PROMPT, "precision": "float32", "scale": _SCALE}
 
 
 REGISTERED = ClipScore

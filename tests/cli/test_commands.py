@@ -295,7 +295,7 @@ def test_score_with_options_of_metrics(finished: RunDirectory, tmp_path: Path, h
     assert outcome.code == 0, outcome.err
     scores = json.loads(output.read_text())
     assert scores["metrics"]["clip_score"] is not None and scores["metrics"]["novel_captions"] is not None
-    assert scores["signature"]["metrics"]["cider"]["document_frequencies"] == str(finished.references("test"))
+    assert scores["signature"]["metrics"]["cider"]["document_frequencies"] == finished.references("test").name
 
 
 def test_list_metrics_says_what_each_is_and_its_options(hfcap: Hfcap) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,14 @@ def test_what_is_wrong_is_named(clip_folder: str, tmp_path: Path) -> None:
         _clip_score(clip_folder, broken).statistics(_captions())
     with pytest.raises(UserError, match="cannot be loaded"):
         _clip_score(str(tmp_path)).statistics(_captions())
+
+
+def test_signature_tells_models_apart_and_hides_where_they_lie(clip_folder: str, tmp_path: Path) -> None:
+    signature = _clip_score(clip_folder).signature()
+    assert signature["model"] == Path(clip_folder).name and len(signature["weights"]) == 16
+    shutil.copytree(clip_folder, tmp_path / signature["model"])
+    assert _clip_score(str(tmp_path / signature["model"])).signature() == signature
+    weights = tmp_path / signature["model"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert _clip_score(str(tmp_path / signature["model"])).signature() != signature
+    assert _clip_score("openai/clip-vit-base-patch32").signature()["model"] == "openai/clip-vit-base-patch32"

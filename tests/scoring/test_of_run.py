@@ -71,7 +71,8 @@ def test_clip_score_sees_the_runs_pictures_and_keeps_their_features(clip_folder:
     assert found["metrics"] == pytest.approx(expected.values, abs=1e-6)
     each = [row["clip_score"] for row in found["per_image"].values()]
     np.testing.assert_allclose(each, expected.per_image()["clip_score"], atol=1e-6)
-    assert found["signature"]["metrics"]["clip_score"]["model"] == clip_folder
+    assert found["signature"]["metrics"]["clip_score"]["model"] == Path(clip_folder).name
+    assert str(tmp_path) not in scoring.directory.scores("test").read_text()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.safetensors")}
     assert kept
     scoring.score(["test"], {})
@@ -111,7 +112,7 @@ def test_document_frequencies_of_a_file(tmp_path: Path) -> None:
         scoring = _scoring(_recipe(tmp_path, metrics=["cider"], document_frequencies=source))
         scoring.score(["test"], {})
         scores = read_json(scoring.directory.scores("test"), "scores")
-        assert scores["signature"]["metrics"]["cider"]["document_frequencies"] == source
+        assert scores["signature"]["metrics"]["cider"]["document_frequencies"] == Path(source).name
         values.append(scores["metrics"]["cider"])
     assert values[0] != values[1]
 
