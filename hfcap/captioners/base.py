@@ -79,6 +79,8 @@ class Captioner(ABC):
     """What is not possible with published models of this family -> the reason; keys: publish, adapter, pipeline."""
     trains_by_gradients: ClassVar[bool] = True
     """False for families that are fitted in one pass instead (captioners/fitted.py)."""
+    sees_one_picture: ClassVar[bool] = True
+    """False where pixel values are not (3, height, width), so that nobody can look at them."""
 
     def __init__(
         self,
@@ -233,6 +235,11 @@ class Captioner(ABC):
         return next(self.model.parameters()).device
 
     @property
+    def captions_from_pixels(self) -> bool:
+        """Whether plain transformers captions with this model from pixel values, and at most the prompt's tokens."""
+        return True
+
+    @property
     def caption_lead(self) -> str:
         """Text between prompt and caption: byte-level tokenizers write the space as part of the next word."""
         return " " if self.prompt.strip() else ""
@@ -293,7 +300,7 @@ class Captioner(ABC):
         self.model.save_pretrained(folder)
         # transformers notes where the parts were loaded from: folders of this machine, which would be published.
         config = folder / "config.json"
-        write_json(config, _without_places(read_json(config, "model configuration")))
+        write_json(config, without_places(read_json(config, "model configuration")))
         self.save_processor(folder)
 
     def save_processor(self, folder: Path) -> None:
@@ -313,9 +320,10 @@ class Captioner(ABC):
         self.prompt = notes.get("prompt", self.prompt)
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
+    """Return a model's configuration without the folders it was loaded from."""
     if isinstance(value, dict):
-        return {key: _without_places(inner) for key, inner in value.items() if key != "_name_or_path"}
+        return {key: without_places(inner) for key, inner in value.items() if key != "_name_or_path"}
     return value
 
 

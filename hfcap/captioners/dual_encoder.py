@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from transformers import AutoModel
+from transformers import AutoModel, CLIPProcessor
 
+from hfcap.captioners.base import without_places
 from hfcap.captioners.parts import from_pretrained, load_image_processor, load_tokenizer
 from hfcap.errors import UserError, WorkError
-from hfcap.files import write_bytes
+from hfcap.files import read_json, write_bytes, write_json
 from hfcap.progress import progress_bar
 
 TEXTS_PER_SHARD = 4096
@@ -81,6 +82,13 @@ class DualEncoder:
     def images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return unit vectors (B, D) float32 of processed pictures (B, 3, height, width)."""
         return unit_vectors(self.model.get_image_features(pixel_values=pixel_values.to(self.device))).cpu()
+
+    def save(self, folder: Path) -> None:
+        """Write the model with its processor, for AutoModel and AutoProcessor."""
+        self.model.save_pretrained(folder)
+        config = folder / "config.json"
+        write_json(config, without_places(read_json(config, "model configuration")))
+        CLIPProcessor(self.image_processor, self.tokenizer).save_pretrained(folder)
 
     def text_key(self) -> str:
         """Return 16 hexadecimal digits that change with the weights of the text encoder and its tokenizer."""

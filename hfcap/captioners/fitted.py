@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -44,6 +44,10 @@ class FittedCaptioner(Captioner):
     def fits_on_images(self) -> bool:
         """Whether `fit` looks at the training pictures, beside their captions."""
         return False
+
+    def fitted_facts(self) -> dict[str, Any]:
+        """Return what training_summary.json says beyond the usual, as JSON values; for the card."""
+        return {}
 
     @abstractmethod
     def fit(self, data: FittingData) -> None:

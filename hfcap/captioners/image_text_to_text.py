@@ -169,6 +169,11 @@ class ImageTextToText(Captioner):
             self.image_size = int(notes["image_size"])
             self.kind = type(self.kind)(self)
 
+    @property
+    def captions_from_pixels(self) -> bool:
+        """Only GIT reads pixel values alone; all others need the prompt that their processor makes."""
+        return isinstance(self.kind, Git) and not self.prompt.strip()
+
     # ---- tokens and pictures -----------------------------------------------------------------------------------
 
     @property

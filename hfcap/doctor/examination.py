@@ -118,7 +118,8 @@ class _Examination:
         captioner = build_captioner(recipe, train)
         report.tokens = examine_tokens(recipe, captioner, train, findings)
         sheet = self.folder / SHEET_FILE
-        report.pixels = examine_pixels(train, captioner.image_processor, sheet, findings)
+        if captioner.sees_one_picture:
+            report.pixels = examine_pixels(train, captioner.image_processor, sheet, findings)
         if not captioner.trains_by_gradients:
             return  # no labels, no loss, no training steps
         make_trainable(captioner, recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -167,7 +167,26 @@ def _run(known: CardInput) -> Safe:
         sentences.append(f"Training took {duration(facts['train_seconds'])}{on}{speed}{memory}.")
     if emissions := facts.get("co2_eq_emissions"):
         sentences.append(f"It emitted {emissions['grams']:.3g} g of CO2 equivalents ({escape(emissions['source'])}).")
-    return Safe(" ".join(sentences))
+    return Safe(" ".join(sentences) + _members(facts.get("members") or []))
+
+
+def _members(members: Sequence[dict[str, Any]]) -> str:
+    """Captioners that were put together, with the licence that each one's own card names."""
+    if not members:
+        return ""
+    rows = [
+        [
+            code(str(portable(str(member["name"])))),
+            code(str(member["captioner"])),
+            f"{member['weight']:g}",
+            code(str(member["revision"])) if member.get("revision") else "–",
+            escape(str(member["license"])) if member.get("license") else "not stated",
+        ]
+        for member in members
+    ]
+    return "\n\nMembers; their licences hold for their weights:\n\n" + table(
+        ["Member", "Captioner", "Weight", "Revision", "Licence"], rows
+    )
 
 
 def _hardware(known: CardInput) -> str:
@@ -183,6 +202,8 @@ def _flat(block: BaseModel, prefix: str) -> Iterable[tuple[str, Any, bool]]:
     """Yield (key, value, whether it is the default), nested blocks and mappings with dotted keys."""
     for name, info in type(block).model_fields.items():
         value = getattr(block, name)
+        if isinstance(value, list):
+            value = [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value]
         if isinstance(value, BaseModel):
             yield from _flat(value, f"{prefix}{name}.")
         else:

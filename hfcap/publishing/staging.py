@@ -56,7 +56,18 @@ PROCESSOR = (
 CODE = ("*.py",)
 """Modelling code of custom architectures; it stands beside the weights because the model was saved with it."""
 
-MODEL_PATTERNS = (*FULL_WEIGHTS, *ADAPTER_WEIGHTS, *CONFIGURATION, *ADAPTER_CONFIGURATION, *PROCESSOR, *CODE)
+PARTS = ("member_*", "reranker")
+"""Folders of models that a captioner is put together from; each is a whole model, copied by the same lists."""
+
+MODEL_PATTERNS = (
+    *FULL_WEIGHTS,
+    *ADAPTER_WEIGHTS,
+    *CONFIGURATION,
+    *ADAPTER_CONFIGURATION,
+    *PROCESSOR,
+    *CODE,
+    *(f"{part}/*" for part in PARTS),
+)
 """Names that belong to a published model; a stale one on the Hub would be loaded with the new files."""
 
 EVAL_RESULTS = ".eval_results/hfcap.yaml"
@@ -136,6 +147,9 @@ def _check_weights(known: CardInput) -> None:
         )
     if not folder.is_dir():
         raise UserError(f"{folder}: no trained model; run 'hfcap train' first")
+    note = folder / "hfcap.json"
+    if note.is_file() and (reason := read_json(note, "hfcap's note beside the weights").get("unpublishable")):
+        raise UserError(f"{folder}: cannot be published: {reason}")
     names = [path.name for path in folder.iterdir()]
     wanted = ADAPTER_WEIGHTS if known.is_adapter else FULL_WEIGHTS
     if not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in wanted):
@@ -155,8 +169,16 @@ def _copy_model(known: CardInput, folder: Path) -> None:
         if known.is_adapter
         else (*FULL_WEIGHTS, *CONFIGURATION, *PROCESSOR)
     )
-    for source in sorted(known.model.iterdir()):
-        if not any(fnmatch.fnmatch(source.name, pattern) for pattern in (*patterns, *CODE)) or not source.is_file():
+    _copy_files(known.model, folder, (*patterns, *CODE), known)
+    for part in sorted(known.model.iterdir()):
+        if part.is_dir() and any(fnmatch.fnmatch(part.name, pattern) for pattern in PARTS):
+            (folder / part.name).mkdir()
+            _copy_files(part, folder / part.name, (*FULL_WEIGHTS, *CONFIGURATION, *PROCESSOR, *CODE), known)
+
+
+def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], known: CardInput) -> None:
+    for source in sorted(source_folder.iterdir()):
+        if not any(fnmatch.fnmatch(source.name, pattern) for pattern in patterns) or not source.is_file():
             continue
         if source.is_symlink() and not source.resolve().is_relative_to(known.model.resolve()):
             raise UserError(f"{source}: a link to a file outside the model folder; put the file itself there")

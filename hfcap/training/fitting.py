@@ -89,4 +89,5 @@ def _summary(
         "encoder_frozen": captioner.keeps_features,
         "best_step": None,
         "best_metric": None,
+        **captioner.fitted_facts(),
     }
