@@ -13,6 +13,7 @@ from PIL import Image
 
 from hfcap.cli import app
 from hfcap.data.source import load_split
+from hfcap.recipe import ScstOptions
 from hfcap.recipe_loading import RecipeError, load_recipe
 from hfcap.registry import names
 
@@ -69,6 +70,18 @@ def test_the_recipe_of_the_documentation_loads(tmp_path: Path) -> None:
     lora = load_recipe(path, ["lora={}"]).lora
     assert lora is not None
     assert load_recipe(path, ["lora=null"]).lora is None
+
+
+def test_the_recipes_about_training_load(tmp_path: Path) -> None:
+    self_critical, augmentation = code_blocks(ROOT / "docs/training.md", "yaml")
+    path = tmp_path / "example.yaml"
+    path.write_text(self_critical, encoding="utf-8")
+    recipe = load_recipe(path)
+    # The page spells the defaults out.
+    assert recipe.scst == ScstOptions() and recipe.model.pretrained == "runs/my_pictures"
+    path.write_text(self_critical.split("scst:")[0] + augmentation, encoding="utf-8")
+    augment = load_recipe(path).augment
+    assert augment is not None and augment.changes_pictures and augment.word_dropout == 0.1
 
 
 def test_the_errors_of_the_documentation_are_the_real_ones(tmp_path: Path) -> None:
