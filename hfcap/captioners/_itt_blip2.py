@@ -67,9 +67,9 @@ class Blip2(Prefix):
         ).last_hidden_state
         return model.language_projection(read.to(model.language_projection.weight.dtype))
 
-    def run(self, **arguments: Any) -> torch.Tensor:
-        """Run the language model itself; BLIP-2's forward wants pixels."""
-        return self.model.language_model(**arguments, use_cache=False).logits
+    def language_model(self) -> Any:
+        """Return OPT itself; BLIP-2's forward wants pixels."""
+        return self.model.language_model
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as Blip2ForConditionalGeneration.generate does behind its Q-Former."""

@@ -60,18 +60,21 @@ class Florence2(Kind):
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
         ).last_hidden_state
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run encoder and decoder; cross-attention keys and values are computed once per image."""
         read = self._read(image_states)
         decoder = self.model.model.language_model.decoder
         with _restarting_positions(decoder, packed.position_ids):
-            hidden = decoder(
+            return decoder(
                 input_ids=packed.input_ids,
                 attention_mask=packed_attention_mask(packed.caption_index, read.dtype),
                 encoder_hidden_states=read,
                 use_cache=False,
             ).last_hidden_state
-        return self.model.lm_head(hidden)
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the language model's head of the states."""
+        return self.model.lm_head(states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as the model does, its encoder's output given; the second start token is forced as there."""

@@ -57,7 +57,7 @@ class Git(Kind):
         """Return the image encoder's last hidden state, before the projection."""
         return self.model.git.image_encoder(pixel_values).last_hidden_state
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the transformer over picture and packed words; positions count words only."""
         git = self.model.git
         prefix = git.visual_projection(image_states)
@@ -65,7 +65,11 @@ class Git(Kind):
         n_prefix = prefix.shape[1]
         mask = prefix_attention_mask(packed.caption_index, n_prefix, words.dtype, bidirectional=True)
         hidden = git.encoder(torch.cat([prefix.to(words.dtype), words], dim=1), attention_mask=mask, use_cache=False)
-        return self.model.output(hidden.last_hidden_state[:, n_prefix:])
+        return hidden.last_hidden_state[:, n_prefix:]
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return GIT's output layer of the states."""
+        return self.model.output(states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as the model does, its image encoder replaced by the states it gave before."""

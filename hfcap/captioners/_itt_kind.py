@@ -71,8 +71,12 @@ class Kind(ABC):
         """Return what the frozen part of the picture's path gives: pixels of B pictures -> (B, S, D)."""
 
     @abstractmethod
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Return (B, P, V) for packed captions behind the captioner's own prompt."""
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Return (B, P, H) for packed captions behind the captioner's own prompt, before the head."""
+
+    @abstractmethod
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return logits of decoder states: (..., H) -> (..., V)."""
 
     @abstractmethod
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:

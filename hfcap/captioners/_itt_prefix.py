@@ -109,8 +109,8 @@ class Prefix(Kind):
         """Return the additive mask over prefix and packed captions."""
         return prefix_attention_mask(caption_index, n_prefix, dtype)
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the language model over prefix and packed captions, or one caption per row."""
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the language model over prefix and packed captions; for unknown kinds logits of one caption per row."""
         prompt = self.prompt_inputs(self.captioner.prompt)
         prefix = self.embeddings(image_states, prompt)
         words = self.model.get_input_embeddings()(packed.input_ids)
@@ -119,16 +119,21 @@ class Prefix(Kind):
         batch, n_prefix, _ = prefix.shape
         at = self.positions(prompt, words.device)
         before = at[..., :-1].expand(*at.shape[:-2], batch, n_prefix)
-        return self.run(
+        hidden = self.language_model().base_model(
             inputs_embeds=torch.cat([prefix, words], dim=1),
             attention_mask=self.mask(packed.caption_index, n_prefix, words.dtype),
             position_ids=torch.cat([before, at[..., -1:] + packed.position_ids], dim=-1),
-            logits_to_keep=words.shape[1],
+            use_cache=False,
         )
+        return hidden.last_hidden_state[:, n_prefix:]
 
-    def run(self, **arguments: Any) -> torch.Tensor:
-        """Return logits of the language model, embeddings given."""
-        return self.model(**arguments, use_cache=False).logits
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the head of the states; those of unknown kinds are logits already."""
+        return self.language_model().get_output_embeddings()(states) if self.packs else states
+
+    def language_model(self) -> Any:
+        """Return the model whose base takes embeddings, and whose head makes logits."""
+        return self.model
 
     def _logits_in_rows(self, prefix: torch.Tensor, words: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         batch, n_prefix, width = prefix.shape
@@ -142,11 +147,12 @@ class Prefix(Kind):
         mask = torch.zeros(batch * per_image, n_prefix + longest, dtype=torch.long, device=words.device)
         mask[:, :n_prefix] = 1
         mask[rows, n_prefix + columns] = 1
-        logits = self.run(
+        logits = self.model(
             inputs_embeds=torch.cat([prefix.repeat_interleave(per_image, dim=0), captions], dim=1),
             attention_mask=mask,
             logits_to_keep=longest,
-        )
+            use_cache=False,
+        ).logits
         packed_logits = logits.new_zeros(*packed.input_ids.shape, logits.shape[-1])
         packed_logits[inside] = logits[rows, columns]
         return packed_logits

@@ -46,6 +46,12 @@ class PaliGemma(Prefix):
         """PaliGemma counts from 1."""
         return super().positions(prompt, device) + 1
 
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Cap the logits as Gemma 2 does, in PaliGemma 2."""
+        logits = super().head(states)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     def mask(self, caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype) -> torch.Tensor:
         """Let the prefix see all of itself, and the prompt's last token, which stands at the head of each caption.
 

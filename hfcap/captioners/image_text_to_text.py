@@ -223,7 +223,15 @@ class ImageTextToText(Captioner):
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run connector and language model over packed captions."""
-        return self.kind.logits(self._in_number_type(image_states), packed)
+        return self.head(self.decoder_states(image_states, packed))
+
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the same but the head."""
+        return self.kind.decoder_states(self._in_number_type(image_states), packed)
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run the head."""
+        return self.kind.head(states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate behind the captioner's own prompt, of which `input_ids` is the end."""
