@@ -68,7 +68,7 @@ def readable(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
         try:
             decode_image(record.image, draft_size=1)
         except UnreadableImageError as error:
-            problems.append(_printable(str(error)))
+            problems.append(printable(str(error)))
         else:
             kept.append(record)
     if not kept:
@@ -147,12 +147,12 @@ def _table(predictions: Sequence[Prediction]) -> Table:
     table = Table("picture", "caption")
     for prediction in predictions:
         # Text, not str: file names and captions may contain rich's markup.
-        table.add_row(Text(_printable(prediction.file_name)), Text("\n".join(map(_printable, prediction.candidates))))
+        table.add_row(Text(printable(prediction.file_name)), Text("\n".join(map(printable, prediction.candidates))))
     return table
 
 
-def _printable(text: str) -> str:
-    # Control characters in a file name would command the terminal.
+def printable(text: str) -> str:
+    """Replace what is no text: control characters in a file name would command the terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -161,10 +161,10 @@ def _csv(predictions: Sequence[Prediction]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file_name", "caption", "score"])
     for prediction in predictions:
-        writer.writerow([_inert(prediction.file_name), _inert(prediction.caption), prediction.score])
+        writer.writerow([inert(prediction.file_name), inert(prediction.caption), prediction.score])
     return text.getvalue()
 
 
-def _inert(text: str) -> str:
-    # A spreadsheet would run a cell that starts like a formula.
+def inert(text: str) -> str:
+    """Mark text that a spreadsheet would run, because it starts like a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -87,3 +87,46 @@ def ensemble(
         raise UserError(f"--weights {weights!r}: give numbers joined by commas, e.g. 1,1,0.5") from None
     fused = fuse_predictions(predictions, output, weights=numbers, document_frequencies=document_frequencies)
     say(f"Captions of {len(fused):,} pictures: {output}")
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="what the pictures shall show, e.g. 'two dogs on a beach'")],
+    target: Annotated[
+        str, typer.Argument(help="folder of pictures, COCO JSON file, Hub dataset, run directory or recipe file")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="CLIP or SigLIP, folder or Hub id; without it only captions are searched")
+    ] = None,
+    count: Annotated[int, typer.Option("-k", "--count", min=1, help="how many pictures")] = 10,
+    by: Annotated[
+        Literal["auto", "images", "captions", "both"], typer.Option(help="what is compared with the text")
+    ] = "auto",
+    split: Annotated[str | None, typer.Option(help="only this split; default: all")] = None,
+    images: Annotated[str | None, typer.Option(help="picture folder of a COCO file, if not 'images' beside it")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv, FILE.jsonl or FILE.html")] = None,
+    revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Find pictures by a text: by what they show, by the words of their captions, or by both."""
+    from hfcap.progress import console
+    from hfcap.search import OUTPUT_SUFFIXES, find, hit_table, load_collection, write_hits
+
+    if output is not None and output.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise UserError(f"{output}: give a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
+    records = load_collection(target, split, images)
+    encoder = None
+    if model is not None:
+        from hfcap.captioners.dual_encoder import DualEncoder
+        from hfcap.captioners.parts import quiet_loading
+
+        quiet_loading()
+        encoder = DualEncoder(model, "--model", revision, trust_remote_code)
+    hits = find(text, records, encoder=encoder, by=by, count=count, where=target)
+    if not hits:
+        say(f"No caption among {len(records):,} pictures has any of these words.")
+    elif output is None:
+        console.print(hit_table(hits, text))
+    if output is not None:
+        write_hits(hits, text, output)
+        say(f"{len(hits)} of {len(records):,} pictures: {output}")

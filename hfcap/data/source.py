@@ -38,7 +38,8 @@ class NoSuchSplitError(UserError):
     """The source has no pictures under this split name."""
 
     def __init__(self, where: str, split_name: str, existing: Iterable[str], remedy: str = "") -> None:
-        names = ", ".join(repr(name) for name in existing) or "none"
+        self.existing = tuple(existing)
+        names = ", ".join(map(repr, self.existing)) or "none"
         advice = f"; {remedy}" if remedy else ""
         super().__init__(f"{where}: no pictures in split {split_name!r} (splits that exist: {names}){advice}")
 

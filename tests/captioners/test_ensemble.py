@@ -22,8 +22,8 @@ from hfcap.metrics.consensus import Pool, ranked_by_consensus
 from hfcap.metrics.document_frequencies import count_document_frequencies
 from hfcap.metrics.tokenizer import tokenize
 from hfcap.recipe import GenerateOptions
+from tests.captioners.clip_folder import write_clip
 from tests.captioners.helpers import CORPUS, build, fit, pixel_values, random_picture
-from tests.clip_folder import write_clip
 from tests.metrics.random_captions import random_captions
 from tests.metrics.reference_cider import reference_cider
 

@@ -1,0 +1,111 @@
+"""Show what a search found: a table on screen, CSV, JSON lines, or a page with small pictures."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from hfcap.captioning import inert, printable
+from hfcap.data.images import UnreadableImageError, decode_image
+from hfcap.errors import UserError
+from hfcap.files import write_json_lines, write_text
+from hfcap.search.finding import Hit
+
+OUTPUT_SUFFIXES = (".csv", ".jsonl", ".html")
+_THUMBNAIL = 240
+
+_STYLE = """body { font: 16px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
+ol { display: grid; gap: 1.5em; grid-template-columns: repeat(auto-fill, minmax(15em, 1fr)) }
+ol { list-style: none; padding: 0 }
+img { display: block; max-width: 100%; border-radius: 4px } small { color: #555; overflow-wrap: anywhere }
+@media (prefers-color-scheme: dark) { body { background: #161616; color: #eee } small { color: #aaa } }"""
+
+
+def hit_table(hits: Sequence[Hit], query: str) -> Table:
+    """Return the table for the terminal."""
+    table = Table(title=Text(printable(f"Pictures of {query!r}")))
+    table.add_column("", justify="right")
+    for name in ("score", *_kinds(hits)):
+        table.add_column(name, justify="right")
+    table.add_column("picture", overflow="fold")
+    table.add_column("caption", overflow="fold")
+    for rank, hit in enumerate(hits, start=1):
+        numbers = [f"{hit.score:.3f}", *(f"{value:.3f}" for value in _values(hit, hits))]
+        # Text, not str: file names and captions may contain rich's markup.
+        table.add_row(str(rank), *numbers, Text(printable(hit.record.file_name)), Text(printable(hit.caption)))
+    return table
+
+
+def write_hits(hits: Sequence[Hit], query: str, path: Path) -> None:
+    """Write what was found as .csv, .jsonl or .html (with small copies of the pictures inside the file).
+
+    Raises:
+        UserError: the file name has another ending.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in OUTPUT_SUFFIXES:
+        raise UserError(f"{path}: give a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
+    if suffix == ".html":
+        write_text(path, _page(hits, query))
+        return
+    rows = [
+        {
+            "rank": rank,
+            "score": hit.score,
+            "cosine": hit.cosine,
+            "words": hit.words,
+            "image_id": hit.record.image_id,
+            "file_name": hit.record.file_name,
+            "caption": hit.caption,
+        }
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    if suffix == ".jsonl":
+        write_json_lines(path, rows)
+        return
+    text = io.StringIO()
+    names = ["rank", "score", "cosine", "words", "image_id", "file_name", "caption"]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: inert(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _kinds(hits: Sequence[Hit]) -> list[str]:
+    both = bool(hits) and hits[0].cosine is not None and hits[0].words is not None
+    return ["cosine", "words"] if both else []
+
+
+def _values(hit: Hit, hits: Sequence[Hit]) -> list[float]:
+    return [value for value in (hit.cosine, hit.words) if value is not None] if _kinds(hits) else []
+
+
+def _page(hits: Sequence[Hit], query: str) -> str:
+    title = html.escape(printable(f"Pictures of {query!r}"))
+    items = "\n".join(_item(hit) for hit in hits)
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n<style>{_STYLE}</style>\n'
+        f"<h1>{title}</h1>\n<ol>\n{items}\n</ol></html>\n"
+    )
+
+
+def _item(hit: Hit) -> str:
+    caption, name = html.escape(printable(hit.caption)), html.escape(printable(hit.record.file_name))
+    try:
+        picture = decode_image(hit.record.image, _THUMBNAIL)
+    except UnreadableImageError:
+        shown = "<em>cannot be read</em>"
+    else:
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=80)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        shown = f'<img alt="{caption}" src="data:image/jpeg;base64,{data}">'
+    return f"<li>{shown}{caption}<br><small>{hit.score:.3f} &middot; {name}</small></li>"
