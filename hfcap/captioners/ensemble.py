@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image
@@ -81,6 +81,9 @@ class Ensemble(FittedCaptioner):
     parts = ("members",)
     keeps_features = False
     sees_one_picture = False
+    publishing_limits: ClassVar = {
+        "pipeline": "its processor joins those of its members; the pipeline wants one model's"
+    }
     model_types = ("caption_ensemble",)
     card_facts = CardFacts(
         title="Ensemble",
