@@ -132,6 +132,19 @@ def test_saved_index_is_bit_equal_and_has_no_path_or_run_of_this_machine(tmp_pat
     assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_a_loaded_index_stays_in_its_file(tmp_path: Path) -> None:
+    fitted(random_groups(12, seed=6)).save(tmp_path / "model", GenerateOptions())
+    again = load_captioner(str(tmp_path / "model"))
+    address = again.model.vectors.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(number, 16) for number in line.split()[0].split("-"))
+        if first <= address < last:
+            assert line.endswith("model/model.safetensors")
+            return
+    raise AssertionError("the index is nowhere")
+
+
 # ---- captions by CLIP ------------------------------------------------------------------------------------------------
 
 
