@@ -62,6 +62,7 @@ def test_from_recipe_to_publishable_folder(family: str, tmp_path: Path) -> None:
     assert_same_tensors(published.model.state_dict(), load_captioner(str(run.path)).model.state_dict())
     card = run.card.read_text()
     assert "trust_remote_code=True" in card and "training curve" not in card
+    assert "fitted on" in card and "fine-tuned" not in card and "base_model_relation" not in card
     assert str(tmp_path) not in card + (run.model / "config.json").read_text()
     before = times(run.path, *MADE, *CAPTIONED, *SCORED)
     execute(recipe)

@@ -28,7 +28,7 @@ def rows_of(captions: dict[str, list[str]]) -> list[dict[str, Any]]:
 
 
 def test_consensus_of_three_files_is_that_of_a_plain_loop(tmp_path: Path) -> None:
-    members = [random_captions(20, seed)[1] for seed in (1, 2, 3)]
+    members = [random_captions(8, seed)[1] for seed in (1, 2, 3)]
     files = [write(tmp_path / f"{number}.jsonl", rows_of(member)) for number, member in enumerate(members)]
     training = {key: [caption, caption] for key, caption in random_captions(30, 9)[0].items() if caption}
     frequencies = tmp_path / "training.json"

@@ -70,7 +70,7 @@ class Retrieval(FittedCaptioner, OwnModelCaptioner):
         title="Retrieval",
         summary=(
             "Nothing is generated: the caption is one that a person wrote for a similar picture, found by nearest "
-            "neighbours in an image encoder's space."
+            "neighbours in an image encoder's space. The captions it was fitted to are part of the model."
         ),
         paper_title="Exploring Nearest Neighbor Approaches for Image Captioning",
         paper_url="https://arxiv.org/abs/1505.04467",

@@ -30,7 +30,10 @@ def summary(known: CardInput) -> Safe:
     bases = [hub_link(base["id"]) for base in known.base_models]
     if bases:
         verb = "fine-tuned with LoRA (merged)" if known.recipe.lora and not known.is_adapter else "fine-tuned"
+        verb = "built" if known.is_fitted else verb
         parts.append(f"{verb} from {' and '.join(bases)}")
+    elif known.is_fitted:
+        parts.append("fitted")
     elif known.environment and not known.started_from_weights:
         parts.append("trained from scratch")
     else:

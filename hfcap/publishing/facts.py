@@ -103,6 +103,11 @@ class CardInput:
         return not (self.environment or self.summary or self.scores or self.model.is_dir())
 
     @property
+    def is_fitted(self) -> bool:
+        """Whether the captioner was fitted in one pass: no weight was trained."""
+        return self.summary.get("method") == "fitted"
+
+    @property
     def started_from_weights(self) -> bool:
         """Whether any part of the captioner started from pretrained weights."""
         return bool(self.environment.get("base_models"))
@@ -259,7 +264,7 @@ def _missing(run: RunDirectory, known: CardInput) -> list[str]:
         (known.scores, f"scores/{known.split}.json: not written; run 'hfcap score {run.path}'"),
         (known.samples, f"{run.samples.name}: not written; run 'hfcap caption {run.path}'"),
         (
-            known.log or known.summary.get("method") == "fitted",
+            known.log or known.is_fitted,
             f"{run.log.name}: empty; the card has no training curve",
         ),
     ]

@@ -132,7 +132,8 @@ def generated_metadata(known: CardInput) -> dict[str, Any]:
         pipeline_tag="image-text-to-text",
         tags=list(dict.fromkeys([*tags, *publish.tags])),
         base_model=bases[0] if len(bases) == 1 else bases or None,
-        base_model_relation=("adapter" if known.is_adapter else "finetune") if bases else None,
+        # The Hub knows no word for what is built from models without training them.
+        base_model_relation=("adapter" if known.is_adapter else "finetune") if bases and not known.is_fitted else None,
         datasets=[publish.dataset] if publish.dataset and not is_machine_path(publish.dataset) else None,
         metrics=[_HUB_METRICS[name] for name in known.scores.get("metrics", {}) if name in _HUB_METRICS] or None,
         model_name=known.recipe.name,
