@@ -21,12 +21,12 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     BatchFeature,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils.generic import ModelOutput
 
@@ -170,7 +170,7 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
         if self.config.choice == "clip":
             self.reranker = AutoModel.from_pretrained(folder / RERANKER, trust_remote_code=True).eval()
             self.reranker_processor = AutoProcessor.from_pretrained(folder / RERANKER, trust_remote_code=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Write this model's own files; members are saved as models of their own."""
@@ -347,7 +347,7 @@ class EnsembleProcessor:
         names = [member["folder"] for member in values["members"]]
         names += [RERANKER] if values["choice"] == "clip" else []
         parts = [AutoProcessor.from_pretrained(folder / name, trust_remote_code=True).image_processor for name in names]
-        return cls(EnsembleImageProcessor(parts), AutoTokenizer.from_pretrained(folder))
+        return cls(EnsembleImageProcessor(parts), PreTrainedTokenizerFast.from_pretrained(folder))
 
     def save_pretrained(self, folder: Any) -> None:
         """Write the tokenizer and where AutoProcessor finds this class; members keep their own processors."""
