@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, say
+from hfcap.errors import UserError
 from hfcap.progress import console
 
 
@@ -119,3 +120,69 @@ def serve(
     from hfcap.hub_server.serve import serve as run_server
 
     run_server(open_hub(folder, host, port, accounts, owner), say)
+
+
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="folder to write; default: spaces/NAME")]
+
+
+@app.command("publish-space")
+def publish_space(
+    models: Annotated[list[str], typer.Argument(help="namespace/name of published models", show_default=False)],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="namespace/name of the Space")],
+    output: Output = None,
+    title: Annotated[str, typer.Option(help="shown above the page")] = "Image captions",
+    private: Annotated[bool, typer.Option("--private/--public")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write a Space that captions with published models side by side, and push it."""
+    from hfcap.app.space import stage_demo
+    from hfcap.publishing.hub import check_repo_id
+
+    check_repo_id(repo_id)
+    folder = output or Path("spaces") / repo_id.split("/")[1]
+    _push_space(stage_demo(models, folder, title, trust_remote_code), repo_id, private, dry_run)
+
+
+@app.command("publish-metric")
+def publish_metric(
+    metric: Annotated[str, typer.Argument(help="name of a metric, or caption_suite (hfcap list metrics)")],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="namespace/name of the Space")],
+    output: Output = None,
+    private: Annotated[bool, typer.Option("--private/--public")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder")] = False,
+) -> None:
+    """Write a metric as a Space for `evaluate.load("namespace/name")`, and push it."""
+    from hfcap.publishing.hub import check_repo_id
+    from hfcap.publishing.spaces import stage_metric
+
+    check_repo_id(repo_id)
+    if repo_id.split("/")[1] != metric:
+        raise UserError(f"--repo-id: evaluate finds a module by its name; publish as {repo_id.split('/')[0]}/{metric}")
+    _push_space(stage_metric(metric, output or Path("spaces") / metric), repo_id, private, dry_run)
+
+
+def _push_space(folder: Path, repo_id: str, private: bool, dry_run: bool) -> None:
+    from hfcap.publishing.push import push_folder
+
+    if dry_run:
+        say(f"Space: {folder}")
+        return
+    result = push_folder(folder, repo_id, private, kind="space")
+    done = f"Published {len(result.uploaded)} files" if result.uploaded else "Nothing to publish"
+    say(f"{done}: {result.url} (from {folder})")
+
+
+@app.command()
+def demo(
+    models: Annotated[list[str], typer.Argument(help="run directories, model folders or Hub ids", show_default=False)],
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="default: the first free one from 7860")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Open a page that captions pictures with several models side by side."""
+    from hfcap.app.demo import launch, load_models
+    from hfcap.captioners.parts import quiet_loading
+
+    quiet_loading()
+    launch(load_models(models, trust_remote_code), host, port)

@@ -37,10 +37,18 @@ class Remote:
 
 
 class Push:
-    """One staging folder on its way to one revision of one repository."""
+    """One staging folder on its way to one revision of one repository.
 
-    def __init__(self, api: HfApi, folder: Path, repo_id: str, revision: str, create_pr: bool, card: bytes) -> None:
+    Args:
+        kind: "model" or "space".
+        card: README.md, in place of the folder's.
+    """
+
+    def __init__(
+        self, api: HfApi, folder: Path, repo_id: str, revision: str, create_pr: bool, card: bytes, kind: str = "model"
+    ) -> None:
         self.api, self.folder, self.repo_id, self.revision, self.create_pr = api, folder, repo_id, revision, create_pr
+        self.kind = kind
         self.content: dict[str, bytes | Path] = {file.path: folder / file.path for file in staged_files(folder)}
         self.content["README.md"] = card
         self.ids = {path: content_ids(content) for path, content in self.content.items()}
@@ -49,9 +57,9 @@ class Push:
         """Return head and files of a revision."""
 
         def read() -> Remote:
-            head = self.api.model_info(self.repo_id, revision=revision).sha
+            head = self.api.repo_info(self.repo_id, revision=revision, repo_type=self.kind).sha
             assert head is not None
-            entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=head)
+            entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=head, repo_type=self.kind)
             files = {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
             return Remote(head, files)
 
@@ -63,11 +71,9 @@ class Push:
 
     def stale(self, remote: Remote) -> list[str]:
         """Return model files on the Hub that this model does not have; a loader would pick them up. Others stay."""
-        return sorted(
-            path
-            for path in remote.files
-            if path not in self.ids and any(fnmatch.fnmatch(path, pattern) for pattern in MODEL_PATTERNS)
-        )
+        patterns = MODEL_PATTERNS if self.kind == "model" else ()
+        others = [path for path in remote.files if path not in self.ids]
+        return sorted(path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in patterns))
 
     def commit(self) -> str:
         """Commit what differs and return the revision that holds it; a commit that is already there is found."""
@@ -101,13 +107,15 @@ class Push:
             revision=self.revision,
             create_pr=self.create_pr,
             parent_commit=head,
+            repo_type=self.kind,
         )
         return info.pr_revision or self.revision
 
     def _pull_request_with_content(self) -> str | None:
         """Return the newest pull request that already holds all staged files: an earlier try whose answer was lost."""
         refs = hub.with_retries(
-            lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True), f"reading {self.repo_id}"
+            lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True, repo_type=self.kind),
+            f"reading {self.repo_id}",
         )
         numbers = sorted((int(ref.ref.rsplit("/", 1)[-1]) for ref in refs.pull_requests or []), reverse=True)
         for number in numbers[:NEWEST_PULL_REQUESTS]:

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelInfo, get_token
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfcap.data.source import load_split
@@ -197,8 +197,12 @@ def push_folder(
     create_pr: bool = False,
     revision: str = DEFAULT_BRANCH,
     force: bool = False,
+    kind: str = "model",
 ) -> PublishResult:
     """Push a staging folder: create the repository if needed, commit what differs, check what the Hub then holds.
+
+    Args:
+        kind: "model" or "space".
 
     Raises:
         UserError, WorkError: as `publish`.
@@ -206,10 +210,13 @@ def push_folder(
     if not create_pr:
         check_may_publish(repo_id)
     api = HfApi()
-    _open_repository(api, repo_id, private, create_pr)
-    if not force:
-        _refuse_worse_scores(api, folder, repo_id, revision)
-    push = Push(api, folder, repo_id, revision, create_pr, _card_with_remote_sections(api, folder, repo_id, revision))
+    _open_repository(api, repo_id, private, create_pr, kind)
+    card = (folder / "README.md").read_bytes()
+    if kind == "model":
+        if not force:
+            _refuse_worse_scores(api, folder, repo_id, revision)
+        card = _card_with_remote_sections(api, card.decode("utf-8"), repo_id, revision)
+    push = Push(api, folder, repo_id, revision, create_pr, card, kind)
     before = push.read(revision)
     target = push.commit()
     after = push.read(target)
@@ -218,7 +225,7 @@ def push_folder(
             f"publishing {repo_id}: the Hub holds other content than was sent in {', '.join(different[:5])}; "
             "somebody else commits at the same time, or the upload was damaged: run the command again"
         )
-    url = f"{api.endpoint}/{repo_id}"
+    url = f"{api.endpoint}/{'spaces/' if kind == 'space' else ''}{repo_id}"
     if target.startswith("refs/pr/"):
         url += f"/discussions/{target.removeprefix('refs/pr/')}"
     return PublishResult(
@@ -233,23 +240,27 @@ def push_folder(
     )
 
 
-def _open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool) -> None:
+def _open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool, kind: str) -> None:
     """Make sure that the repository exists and is not more public than was asked for."""
     doing = f"opening {repo_id}"
 
-    def find() -> ModelInfo | None:
+    def is_private() -> bool | None:
         try:
-            return api.model_info(repo_id)
+            return bool(api.repo_info(repo_id, repo_type=kind).private)
         except RepositoryNotFoundError:
             return None
 
-    info = hub.with_retries(find, doing)
-    if info is None and create_pr:
+    def create() -> None:
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
+
+    found = hub.with_retries(is_private, doing)
+    if found is None and create_pr:
         raise UserError(f"{doing}: no such repository; publish once without --create-pr")
-    if info is None:
-        hub.with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"creating {repo_id}")
-        info = hub.with_retries(lambda: api.model_info(repo_id), doing)
-    if private and not info.private:
+    if found is None:
+        hub.with_retries(create, f"creating {repo_id}")
+        found = hub.with_retries(is_private, doing)
+    if private and not found:
         raise UserError(f"{doing}: the repository is public, and --private was asked for; make it private on its page")
 
 
@@ -266,9 +277,8 @@ def _download(api: HfApi, repo_id: str, path: str, revision: str) -> bytes | Non
     return hub.with_retries(read, f"reading {path} of {repo_id}")
 
 
-def _card_with_remote_sections(api: HfApi, folder: Path, repo_id: str, revision: str) -> bytes:
+def _card_with_remote_sections(api: HfApi, staged: str, repo_id: str, revision: str) -> bytes:
     """Return the staged card with sections that somebody wrote on the Hub's page since the last publication."""
-    staged = (folder / "README.md").read_text(encoding="utf-8")
     content = _download(api, repo_id, "README.md", revision)
     if content is None:
         return staged.encode()

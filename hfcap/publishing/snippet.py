@@ -9,19 +9,23 @@ from hfcap.errors import UserError
 from hfcap.files import read_json, read_text
 
 
+def _notes(model: Path) -> dict[str, str]:
+    """Return what hfcap noted beside the weights; empty for models of others."""
+    note = model / "hfcap.json"
+    values = read_json(note, "hfcap's note beside the weights") if note.is_file() else {}
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise UserError(f"{note}: must map names to texts")
+    return values
+
+
 def read_prompt(model: Path) -> str:
     """Return the caption prompt that hfcap noted beside the weights; empty where there is none."""
-    note = model / "hfcap.json"
-    prompt = read_json(note, "hfcap's note beside the weights").get("prompt", "") if note.is_file() else ""
-    if not isinstance(prompt, str):
-        raise UserError(f"{note}: prompt must be text")
-    return prompt.strip()
+    return _notes(model).get("prompt", "").strip()
 
 
 def brings_code(model: Path) -> bool:
     """Whether loading runs modelling code of the repository, or of the base model of an adapter."""
-    note = model / "hfcap.json"
-    if note.is_file() and read_json(note, "hfcap's note beside the weights").get("brings_code") == "true":
+    if _notes(model).get("brings_code") == "true":
         return True
     settings = "".join(read_text(path, "configuration of the model") for path in sorted(model.glob("*.json")))
     return '"auto_map"' in settings and any(model.glob("*.py"))
@@ -36,13 +40,16 @@ _WITHOUT_EFFECT = {
 }
 
 
-def decoding_arguments(model: Path) -> str:
-    """Return the keyword arguments of `generate` that give the captions that were scored, from generation_config.json.
+def decoding_settings(model: Path) -> dict[str, bool | int | float]:
+    """Return the settings of `generate` that give the captions that were scored, from generation_config.json.
 
-    They stand in the call because BLIP's `generate` does not read generation_config.json.
+    Raises:
+        UserError: one is no number.
     """
     path = model / "generation_config.json"
     values = read_json(path, "decoding defaults of the model") if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a JSON object")
     names = ["num_beams", "max_new_tokens", *_WITHOUT_EFFECT]
     if values.get("do_sample"):
         names += ["temperature", "top_k", "top_p"]
@@ -50,11 +57,15 @@ def decoding_arguments(model: Path) -> str:
     for name, value in chosen.items():
         if value is not None and not isinstance(value, (bool, int, float)):
             raise UserError(f"{path}: {name} must be a number, not {value!r}")
-    return "".join(
-        f", {name}={value!r}"
-        for name, value in chosen.items()
-        if value is not None and value != _WITHOUT_EFFECT.get(name)
-    )
+    return {name: value for name, value in chosen.items() if value is not None and value != _WITHOUT_EFFECT.get(name)}
+
+
+def decoding_arguments(model: Path) -> str:
+    """Return `decoding_settings` as keyword arguments.
+
+    They stand in the call because BLIP's `generate` does not read generation_config.json.
+    """
+    return "".join(f", {name}={value!r}" for name, value in decoding_settings(model).items())
 
 
 def _quoted(text: str) -> str:
@@ -69,6 +80,7 @@ def usage_code(
     model_type: str | None,
     base: tuple[str, str | None] | None = None,
     revision: str | None = None,
+    decoding: str | None = None,
 ) -> str:
     """Return Python source that prints a caption of photo.jpg.
 
@@ -78,7 +90,9 @@ def usage_code(
         has_code: the repository brings its own modelling code.
         base: Hub id and revision of the base model where the repository is a PEFT adapter.
         revision: of the repository itself, where it is not the newest of its main branch.
+        decoding: further arguments of `generate`, in place of the model's own (`decoding_arguments`).
     """
+    decoding = decoding_arguments(model) if decoding is None else decoding
     trust = ", trust_remote_code=True" if has_code else ""
     own = f", revision={_quoted(revision)}" if revision else ""
     lines = ["from PIL import Image", "from transformers import AutoModelForImageTextToText, AutoProcessor"]
@@ -97,18 +111,9 @@ def usage_code(
         f"processor = AutoProcessor.from_pretrained({_quoted(model_id)}{own}{trust})",
         "",
         f'image = Image.open("photo.jpg").convert("RGB"){_resizing(model)}',
-        *(
-            _lines_as_noted(model, decoding_arguments(model))
-            or _captioning_lines(read_prompt(model), decoding_arguments(model), model_type)
-        ),
+        *(_lines_as_noted(model, decoding) or _captioning_lines(read_prompt(model), decoding, model_type)),
     ]
     return "\n".join(lines)
-
-
-def _notes(model: Path) -> dict[str, str]:
-    note = model / "hfcap.json"
-    values = read_json(note, "hfcap's note beside the weights") if note.is_file() else {}
-    return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
 def _resizing(model: Path) -> str:

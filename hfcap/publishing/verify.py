@@ -11,22 +11,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub import get_token
 
 from hfcap.errors import UserError, WorkError
-from hfcap.files import read_json, read_text, write_bytes
+from hfcap.files import read_text, write_bytes
 from hfcap.publishing import hub
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.escaping import is_machine_path
 from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
-from hfcap.publishing.snippet import brings_code, usage_code
+from hfcap.publishing.published import PICKLES, PublishedModel, download_small
 
 TOLERATED_SHARE = 0.4
 """Of the run's own pictures: hfcap may have scored them from half-precision features and faster JPEG decoding."""
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +118,8 @@ def verify_all(
     with tempfile.TemporaryDirectory(prefix="hfcap-verify-") as temporary:
         examinations = []
         for number, (repo_id, revision) in enumerate(revisions.items()):
-            place, commit = _download_small(repo_id, revision, Path(temporary) / str(number))
-            examinations.append(_Examination(Report(repo_id, commit), place, pictures or {}))
+            model = download_small(repo_id, revision, Path(temporary) / str(number))
+            examinations.append(_Examination(Report(repo_id, str(model.revision)), model, pictures or {}))
         _examine(examinations, trust_remote_code)
     return [examination.report for examination in examinations]
 
@@ -133,43 +131,10 @@ def verify_folder(folder: Path, repo_id: str, pictures: Mapping[Path, str] | Non
         repo_id: where the folder will go; its card names it.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    place = _Place(folder, names, str(folder.resolve()), None, False)
-    examination = _Examination(Report(repo_id, "before the push"), place, pictures or {})
+    model = PublishedModel(folder, names, str(folder.resolve()), None, False)
+    examination = _Examination(Report(repo_id, "before the push"), model, pictures or {})
     _examine([examination], trust_remote_code=True)
     return examination.report
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What is examined.
-
-    Attributes:
-        files: folder with at least everything but the weights.
-        names: all files of the repository.
-        location: Hub id or folder that the code loads.
-        revision: commit that the code loads, for a Hub id.
-        closed: only somebody with a token can load it.
-    """
-
-    files: Path
-    names: Sequence[str]
-    location: str
-    revision: str | None
-    closed: bool
-
-
-def _download_small(repo_id: str, revision: str | None, folder: Path) -> tuple[_Place, str]:
-    """Fetch everything but the weights; returns it with the commit that the revision names now."""
-    info = hub.with_retries(lambda: HfApi().model_info(repo_id, revision=revision), f"reading {repo_id}")
-    commit = str(info.sha)
-    ignored = ["*.safetensors", "*.h5", "*.msgpack", "*.onnx", "*.gguf", *(f"*{suffix}" for suffix in _PICKLES)]
-    with hub.quiet_unless_terminal():
-        hub.with_retries(
-            lambda: snapshot_download(repo_id, revision=commit, local_dir=folder, ignore_patterns=ignored),
-            f"reading {repo_id}",
-        )
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    return _Place(folder, names, repo_id, commit, bool(info.private or info.gated)), commit
 
 
 @dataclass(slots=True)
@@ -183,7 +148,7 @@ class _Examination:
     """
 
     report: Report
-    place: _Place
+    model: PublishedModel
     pictures: Mapping[Path, str]
     recorded: Mapping[Path, str] = field(default_factory=dict)
     same: bool = True
@@ -199,7 +164,7 @@ def _examine(examinations: Sequence[_Examination], trust_remote_code: bool) -> N
         for number, examination in enumerate(examinations):
             if code := _prepare(examination, trust_remote_code):
                 job = Job(*code, [*(examination.recorded or drawn), *examination.pictures])
-                jobs[_needs_token(examination.place)][str(number)] = job
+                jobs[examination.model.needs_token][str(number)] = job
         results: dict[str, JobResult] = {}
         for closed, share in jobs.items():
             if share:
@@ -214,31 +179,32 @@ def _examine(examinations: Sequence[_Examination], trust_remote_code: bool) -> N
 
 def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, str] | None:
     """Make the checks that need no model; returns the code to run, None where none should be."""
-    report, place = examination.report, examination.place
-    if not _check_files(report, place):
+    report, model = examination.report, examination.model
+    if not _check_files(report, model):
         return None
-    _check_card(report, place.files)
-    has_code = brings_code(place.files)
+    _check_card(report, model.files)
+    try:
+        has_code = model.brings_code
+        if (model.files / RECORD).is_file():
+            record = read_record(model.files)
+            examination.recorded = {model.files / name: text for name, text in record["captions"].items()}
+            examination.same = record["deterministic"]
+        code = _code(report, model)
+    except UserError as error:
+        report.add("configuration", False, str(error).replace(f"{model.files}/", ""))
+        return None
     if has_code and not trust_remote_code:
         raise UserError(
             f"{report.repo_id}: brings its own modelling code, which would run on this machine; read it, then give "
             "--trust-remote-code"
         )
-    try:
-        if (place.files / RECORD).is_file():
-            record = read_record(place.files)
-            examination.recorded = {place.files / name: text for name, text in record["captions"].items()}
-            examination.same = record["deterministic"]
-        return _code(report, place, has_code)
-    except UserError as error:
-        report.add("configuration", False, str(error).replace(f"{place.files}/", ""))
-        return None
+    return code
 
 
-def _check_files(report: Report, place: _Place) -> bool:
-    names = place.names
+def _check_files(report: Report, model: PublishedModel) -> bool:
+    names = model.names
     weights = [name for name in names if name.endswith(".safetensors")]
-    pickles = [name for name in names if Path(name).suffix in _PICKLES]
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
     if not {"config.json", "adapter_config.json"}.intersection(names):
         return report.add("files", False, "neither config.json nor adapter_config.json: not a model of transformers")
     if not weights:
@@ -256,48 +222,28 @@ def _check_card(report: Report, repository: Path) -> None:
     report.add("card", not errors, "; ".join(errors) or "the Hub accepts its metadata")
 
 
-def _code(report: Report, place: _Place, has_code: bool) -> tuple[str, str] | None:
+def _code(report: Report, model: PublishedModel) -> tuple[str, str] | None:
     """Return the code in two parts: loading the model, captioning one picture; None where it must not run.
 
     The code is written anew from the repository's configuration: text that somebody else wrote into a card is never
     executed. A card that hfcap wrote must show it letter by letter.
     """
-    repository = place.files
-    config = _optional_json(repository / "config.json")
-    adapter = _optional_json(repository / "adapter_config.json")
-    base = None
-    if adapter:
-        base = (str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
-        if is_machine_path(base[0]) or base[0].count("/") > 1 or base[0] == "None":
-            report.add("base model", False, f"{base[0]!r} is nothing that others could load")
+    if model.base is not None:
+        base_id, revision = model.base
+        if is_machine_path(base_id) or base_id.count("/") > 1 or base_id == "None":
+            report.add("base model", False, f"{base_id!r} is nothing that others could load")
             return None
-        pinned = f"revision {base[1]}" if base[1] else "no revision is pinned, so it may change"
-        report.add("base model", True, f"{base[0]}, {pinned}")
-    arguments = (repository, has_code, config.get("model_type"), base)
-    card = repository / "README.md"
-    if (repository / RECORD).is_file():
-        if not card.is_file() or usage_code(report.repo_id, *arguments) not in read_text(card, "model card"):
+        pinned = f"revision {revision}" if revision else "no revision is pinned, so it may change"
+        report.add("base model", True, f"{base_id}, {pinned}")
+    card = model.files / "README.md"
+    if (model.files / RECORD).is_file():
+        if not card.is_file() or model.shown_code(report.repo_id) not in read_text(card, "model card"):
             report.add("code", False, "the card shows other code than hfcap writes for this model; publish it again")
             return None
         report.add("code", True, "the card shows what hfcap writes for this model")
     else:
         report.add("code", None, "not a repository of hfcap: the usual code of transformers was run, not the card's")
-    load, separator, caption = usage_code(place.location, *arguments, place.revision).partition("image = ")
-    return load, separator + caption
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    value = read_json(path, "configuration") if path.is_file() else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _needs_token(place: _Place) -> bool:
-    """Whether the repository, or the base of an adapter, is not open to strangers."""
-    base = _optional_json(place.files / "adapter_config.json").get("base_model_name_or_path")
-    if place.closed or not isinstance(base, str):
-        return place.closed
-    info = hub.with_retries(lambda: HfApi().model_info(base), f"reading the base model {base}")
-    return bool(info.private or info.gated)
+    return model.code()
 
 
 def _compare(examination: _Examination, printed: Mapping[Path, str]) -> None:

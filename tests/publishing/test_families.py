@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
-from PIL import Image
+from huggingface_hub import HfApi, snapshot_download
 from pydantic import ValidationError
 
 from hfcap import registry
+from hfcap.app.space import stage_demo
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
+from hfcap.publishing.pictures import drawn_pictures
 from hfcap.publishing.push import publish, push_folder
 from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import Report, verify_all
@@ -25,6 +26,9 @@ from hfcap.run_directory import RunDirectory
 from hfcap.stages import merged_model
 from tests.hub_server import Hub, running_hub
 from tests.publishing.run_builder import adapter_run, build_run
+
+# One fixture does the work of all tests here.
+pytestmark = pytest.mark.timeout(900)
 
 FAMILIES = registry.names("captioners")
 PUBLISHED = [(family, method) for family in FAMILIES for method in ("full", "adapter", "merged")]
@@ -54,6 +58,7 @@ class Published:
     hub: Hub
     reports: dict[str, Report]
     pipelines: dict[str, JobResult]
+    space: JobResult
 
 
 def publish_family(family: str, folder: Path) -> list[str]:
@@ -96,6 +101,17 @@ print(pipe.processor.decode(tokens[0], skip_special_tokens=True), end="|")
 """The pipeline's caption, and the one that the model gives without the pipeline."""
 
 
+SPACE = """
+import json, sys
+sys.path.insert(0, {space!r})
+from app import CAPTIONERS
+from interface import caption_with_all
+"""
+SPACE_CAPTIONS = """
+print(json.dumps(dict(zip(CAPTIONERS, caption_with_all(CAPTIONERS, "photo.jpg", 0, {})))))
+"""
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     folder = tmp_path_factory.mktemp("families")
@@ -104,11 +120,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         ids += others(folder)
         reports = verify_all(dict.fromkeys(ids), trust_remote_code=True)
         picture = folder / "photo.jpg"
-        Image.new("RGB", (40, 30), "red").save(picture)
+        picture.write_bytes(drawn_pictures()["ball.png"])
         full = [family for family in FAMILIES if f"alice/{family}-full" in ids and "pipeline" not in limits_of(family)]
         jobs = {name: Job(PIPELINE.format(repo_id=f"alice/{name}-full"), CAPTION, [picture]) for name in full}
-        pipelines = run_clean(jobs)
-        yield Published(hub, {report.repo_id: report for report in reports}, pipelines)
+        with_captions = [report.repo_id for report in reports if not report.failures and report.comparisons]
+        push_folder(stage_demo(with_captions, folder / "space", "Demo", True), "alice/demo", False, kind="space")
+        space = snapshot_download("alice/demo", repo_type="space", local_dir=folder / "downloaded")
+        jobs["space"] = Job(SPACE.format(space=space), SPACE_CAPTIONS, [picture])
+        results = run_clean(jobs)
+        yield Published(hub, {report.repo_id: report for report in reports}, results, results["space"])
 
 
 def others(folder: Path) -> list[str]:
@@ -171,6 +191,27 @@ def test_the_pipeline_of_transformers_captions_with_it(family: str, published: P
     assert result.error is None, result.error
     with_pipeline, without, _ = (text.strip() for text in result.captions[0].split("|"))
     assert with_pipeline == without
+
+
+def test_a_space_captions_with_all_of_them(published: Published) -> None:
+    assert published.space.error is None, published.space.error
+    recorded = {
+        report.repo_id: comparison.recorded
+        for report in published.reports.values()
+        if not report.failures
+        for comparison in report.comparisons
+        if comparison.picture == "ball.png"
+    }
+    shown = {repo_id: " ".join(text.split()) for repo_id, text in json.loads(published.space.captions[0]).items()}
+    assert shown == recorded and len(shown) >= 3 * 3
+    tree = published.hub.store.repository("alice/demo", "space").tree("main")
+    assert set(tree) - {".gitattributes"} == {
+        "README.md",
+        "app.py",
+        "interface.py",
+        "requirements.txt",
+        "written-by-hfcap.txt",
+    }
 
 
 def test_verification_notices_other_captions(published: Published) -> None:

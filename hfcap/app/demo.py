@@ -1,0 +1,66 @@
+"""`hfcap demo`: the page over models that hfcap can load, run directories and adapters included."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from hfcap.app import interface
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
+from hfcap.errors import MissingPackageError, UserError
+from hfcap.recipe import GenerateOptions
+
+
+class LoadedModel:
+    """A model of the demo: called with a picture and decoding arguments, it says a caption.
+
+    Args:
+        location: run directory, model folder or Hub id.
+    """
+
+    def __init__(self, location: str, trust_remote_code: bool = False) -> None:
+        self.defaults = generation_defaults(local_folder(location, None))
+        self.captioner: Captioner = load_captioner(location, trust_remote_code=trust_remote_code)
+        if torch.cuda.is_available():
+            self.captioner.model.to("cuda")
+
+    def __call__(self, picture: Image.Image, decoding: Mapping[str, Any]) -> str:
+        """Return the best caption.
+
+        Raises:
+            ValueError: decoding arguments that contradict one another.
+        """
+        try:
+            options = GenerateOptions(**{**self.defaults, **decoding, "num_return_sequences": 1})
+        except ValidationError as error:
+            raise ValueError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+        pixels = self.captioner.image_processor(images=picture, return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            states = self.captioner.encode(pixels.to(self.captioner.device))
+            return self.captioner.caption_states(states, options)[0][0].text
+
+
+def load_models(locations: Sequence[str], trust_remote_code: bool = False) -> dict[str, LoadedModel]:
+    """Load the models of a demo; the names are those given, each once.
+
+    Raises:
+        UserError: a model cannot be loaded, or gradio is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise MissingPackageError("gradio", "demo", "hfcap demo")
+    if len(set(locations)) < len(locations):
+        raise UserError("a model is given twice; name each model once")
+    return {location: LoadedModel(location, trust_remote_code) for location in locations}
+
+
+def launch(models: Mapping[str, LoadedModel], host: str, port: int | None) -> None:
+    """Serve the page until Ctrl-C; only this machine can reach it unless `host` says otherwise."""
+    first = next(iter(models.values()))
+    page = interface.build(models, first.defaults)
+    page.launch(server_name=host, server_port=port, share=False, max_file_size="20mb")

@@ -1,0 +1,104 @@
+"""The demo as a Space: it loads published models with the code of their cards and needs no hfcap."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hfcap.app import interface
+from hfcap.errors import UserError
+from hfcap.publishing import hub
+from hfcap.publishing.published import PublishedModel, download_small
+from hfcap.publishing.snippet import decoding_settings
+from hfcap.publishing.spaces import pinned_version, refuse_other_folder, space_card, write_space
+
+_APP = '''"""Captions of a picture by published models, side by side; written by `hfcap publish-space`."""
+
+{imports}
+
+{loaders}
+
+
+CAPTIONERS = {{
+{entries}
+}}
+
+if __name__ == "__main__":
+    build(CAPTIONERS, {defaults!r}).launch(max_file_size="20mb")
+'''
+
+
+def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_code: bool = False) -> Path:
+    """Write a Space that captions with published models; returns the folder.
+
+    Args:
+        model_ids: Hub ids; each is pinned to its present commit.
+        folder: is made, or written over if a Space was staged there before.
+        trust_remote_code: models may bring code, which the Space then runs.
+
+    Raises:
+        UserError: no such model, one brings code and trust_remote_code is off, or the folder holds something else.
+    """
+    refuse_other_folder(folder)
+    if len(set(model_ids)) < len(model_ids):
+        raise UserError("a model is given twice; name each model once")
+    for model_id in model_ids:
+        hub.check_repo_id(model_id, "the model")
+    with tempfile.TemporaryDirectory(prefix="hfcap-space-") as temporary:
+        models = [
+            download_small(model_id, None, Path(temporary) / str(number)) for number, model_id in enumerate(model_ids)
+        ]
+        for model in models:
+            if model.brings_code and not trust_remote_code:
+                raise UserError(
+                    f"{model.location}: brings its own modelling code, which the Space would run; read it, then give "
+                    "--trust-remote-code"
+                )
+        app = _app(models)
+    packages = ["pillow", "torch", "transformers", *(["peft"] if any(model.base for model in models) else [])]
+    listed = "".join(f"- [{model_id}](https://huggingface.co/{model_id})\n" for model_id in model_ids)
+    text = f"Upload a picture; each model writes a caption:\n\n{listed}\nStaged by `hfcap publish-space`."
+    write_space(
+        folder,
+        {
+            "app.py": app,
+            "interface.py": Path(interface.__file__).read_text(encoding="utf-8"),
+            "requirements.txt": "".join(f"{name}=={pinned_version(name)}\n" for name in packages),
+            "README.md": space_card(title, text, models=list(model_ids), tags=["image-captioning", "hfcap"]),
+        },
+    )
+    return folder
+
+
+def _app(models: Sequence[PublishedModel]) -> str:
+    imports, loaders, entries = {"from interface import build"}, [], []
+    for number, model in enumerate(models):
+        load, caption = model.code(decoding=", **{**own, **decoding}")
+        lines = load.strip().splitlines()
+        imports |= {line for line in lines if line.startswith("from ") and "PIL" not in line}
+        body = [line for line in lines if line and not line.startswith("from ")]
+        *steps, last = caption.replace('Image.open("photo.jpg").convert("RGB")', "image").strip().splitlines()
+        assert last.startswith("print(") and last.endswith(")"), last
+        loaders.append(
+            "\n".join(
+                [
+                    f"def load_{number}():",
+                    *(f"    {line}" for line in body),
+                    f"    own = {decoding_settings(model.files)!r}",
+                    "",
+                    "    def caption(image, decoding):",
+                    *(f"        {line}" for line in steps if line != "image = image"),
+                    f"        return {last[len('print(') : -1]}",
+                    "",
+                    "    return caption",
+                ]
+            )
+        )
+        entries.append(f"    {model.location!r}: load_{number}(),")
+    return _APP.format(
+        imports="\n".join(sorted(imports)),
+        loaders="\n\n\n".join(loaders),
+        entries="\n".join(entries),
+        defaults=decoding_settings(models[0].files),
+    )

@@ -1,0 +1,139 @@
+"""The demo's page: built with gradio where it is installed, and everywhere with a stand-in, and really called."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from hfcap.app import interface
+from hfcap.app.demo import LoadedModel, load_models
+from hfcap.errors import MissingPackageError, UserError
+from hfcap.publishing.pictures import drawn_pictures, read_record
+from hfcap.run_directory import RunDirectory
+from tests.publishing.run_builder import build_run
+
+
+class Part:
+    """Stands in for any of gradio's parts: remembers what it was made with and what its events call."""
+
+    made: list[Part] = []  # noqa: RUF012  # emptied by the fixture
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.arguments, self.options, self.events = arguments, options, {}  # type: ignore[var-annotated]
+        Part.made.append(self)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def click(self, run: Callable[..., Any], inputs: list[Part], outputs: list[Part], **_: Any) -> None:
+        self.events["run"] = (run, inputs, outputs)
+
+    upload = click
+
+
+class StandInError(Exception):
+    """Stands in for gradio.Error."""
+
+
+@pytest.fixture(params=["stand-in", "gradio"])
+def gradio(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    if request.param == "gradio":
+        yield pytest.importorskip("gradio")
+        return
+    module = types.ModuleType("gradio")
+    for name in ("Blocks", "Row", "Column", "Accordion", "Image", "Button", "Textbox", "Slider", "Checkbox", "Number"):
+        setattr(module, name, type(name, (Part,), {}))
+    module.Error = StandInError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gradio", module)
+    Part.made.clear()
+    yield module
+
+
+def handler_of(page: Any) -> Callable[..., Any]:
+    """The function that the button calls."""
+    if isinstance(page, Part):
+        return next(part.events["run"][0] for part in Part.made if part.events)
+    return next(function.fn for function in page.fns.values() if function.api_name == "caption")
+
+
+def echo(name: str) -> interface.Captioner:
+    def caption(picture: Image.Image, decoding: dict[str, Any]) -> str:
+        drawn = int(torch.randint(1000, (1,))) if decoding["do_sample"] else None
+        return f"{name} {picture.size} {picture.getpixel((0, 0))} {sorted(decoding.items())} {drawn}"
+
+    return caption
+
+
+def test_every_model_captions_the_uploaded_picture(gradio: Any, tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    Image.new("RGB", (5, 4), "red").save(path)
+    page = interface.build({"one": echo("one"), "two": echo("two")}, {"num_beams": 2, "unknown": 7})
+    run = handler_of(page)
+    captions = run(str(path), 4, 20, False, 0.5, 0.9, 0)
+    wanted = "(5, 4) (255, 0, 0) [('do_sample', False), ('max_new_tokens', 20), ('num_beams', 4)] None"
+    assert captions == [f"one {wanted}", f"two {wanted}"]
+    first = run(str(path), 1, 20, True, 0.5, 0.9, 3)
+    assert "('temperature', 0.5), ('top_p', 0.9)" in first[0]
+    assert run(str(path), 1, 20, True, 0.5, 0.9, 3) == first != run(str(path), 1, 20, True, 0.5, 0.9, 4)
+
+
+def test_mistakes_are_shown_on_the_page(gradio: Any, tmp_path: Path) -> None:
+    run = handler_of(interface.build({"one": echo("one")}, {}))
+    (tmp_path / "text.jpg").write_text("<script>alert(1)</script>")
+    for path, message in ((None, "Choose a picture"), (str(tmp_path / "text.jpg"), "not a picture")):
+        with pytest.raises(gradio.Error, match=message):
+            run(path, 1, 20, False, 1.0, 1.0, 0)
+
+
+def test_pictures_are_upright_and_large_ones_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4), "red").save(path, exif=exif)
+    assert interface.open_picture(str(path)).size == (4, 6)
+    monkeypatch.setattr(interface, "MAX_PIXELS", 20)
+    with pytest.raises(ValueError, match="more than 20 pixels"):
+        interface.open_picture(str(path))
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged"):
+        interface.open_picture(str(path))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return build_run(tmp_path_factory.mktemp("demo") / "run")
+
+
+def test_a_run_captions_in_the_demo_as_it_was_recorded(run: RunDirectory, tmp_path: Path) -> None:
+    model = LoadedModel(str(run.path))
+    recorded = read_record(run.path)["captions"]
+    for name, content in drawn_pictures().items():
+        (tmp_path / name).write_bytes(content)
+        defaults = {key: model.defaults[key] for key in ("num_beams", "max_new_tokens")}
+        (caption,) = interface.caption_with_all({"it": model}, str(tmp_path / name), 0, defaults)
+        assert caption == recorded[f"verification/{name}"]
+    with pytest.raises(ValueError, match="greater than 0"):
+        model(Image.new("RGB", (9, 9)), {"num_beams": 0})
+
+
+def test_what_the_command_needs(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(MissingPackageError, match=r"hfcap\[demo\]"):
+        load_models([str(run.path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(UserError, match="given twice"):
+        load_models([str(run.path)] * 2)
+    with pytest.raises(UserError, match="no such folder"):
+        load_models(["./nothing"])
