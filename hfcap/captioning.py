@@ -101,7 +101,7 @@ def caption_pictures(
     records = readable(find_pictures(inputs))
     torch.set_flush_denormal(True)
     folder = local_folder(model, revision)
-    options = _options({**generation_defaults(folder), **(overrides or {})})
+    options = decoding_options({**generation_defaults(folder), **(overrides or {})})
     captioner = load_captioner(model, revision, trust_remote_code)
     if torch.cuda.is_available():
         captioner.model.to("cuda")
@@ -115,7 +115,12 @@ def caption_pictures(
     return predictions
 
 
-def _options(values: dict[str, Any]) -> GenerateOptions:
+def decoding_options(values: dict[str, Any]) -> GenerateOptions:
+    """Check decoding options that a person gave.
+
+    Raises:
+        UserError: one is unknown or out of its range.
+    """
     try:
         return GenerateOptions(**values)
     except ValidationError as error:

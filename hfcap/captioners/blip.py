@@ -11,7 +11,8 @@ from torch import nn
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from hfcap.captioners.base import Captioner, CardFacts
-from hfcap.captioners.blip_attention import is_replaced, use_sdpa
+from hfcap.captioners.blip_attention import attention_probabilities, is_replaced, use_sdpa
+from hfcap.captioners.cross_attention import grid_maps, mean_of_last_half, square_grid
 from hfcap.captioners.parts import (
     load_image_processor,
     load_tokenizer,
@@ -167,6 +168,19 @@ class Blip(Captioner):
                 encoder_hidden_states=image_states[:, :1],
                 generation_config=config,
             )
+
+    @torch.no_grad()
+    def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the cross-attention of the last layers before each token."""
+        with attention_probabilities(self.model):
+            output = self.model.text_decoder(
+                input_ids=token_ids[:, :-1],
+                encoder_hidden_states=image_states,
+                output_attentions=True,
+                use_cache=False,
+            )
+        weights = mean_of_last_half(output.cross_attentions)
+        return grid_maps(weights, square_grid(image_states.shape[1]), self.card_facts.title)
 
 
 REGISTERED = Blip

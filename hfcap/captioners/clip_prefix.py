@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hfcap.captioners.base import BaseModel, CardFacts
+from hfcap.captioners.cross_attention import grid_maps, mean_of_last_half, self_attention
 from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
 from hfcap.captioners.modeling_image_encoder import position_offset
@@ -186,6 +187,22 @@ class ClipPrefix(OwnModelCaptioner):
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate from the prefix of encoded images."""
         return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+
+    @torch.no_grad()
+    def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the attention of the last layers to the prefix, where each position of that is one patch.
+
+        The rest of each row's attention goes to earlier words: a map's sum says how much the picture counted.
+        """
+        config = self.model.config
+        if config.mapper != "linear":
+            raise UserError(
+                f"a prefix made by mapper: {config.mapper} mixes all places of the picture; there is nothing to "
+                "draw; heat maps of this family need mapper: linear with vision_feature: patches"
+            )
+        inputs = self.model.language_inputs(image_states, token_ids[:, :-1])
+        weights = mean_of_last_half(self_attention(self.model.language_model, inputs))
+        return grid_maps(weights[config.vision_tokens :, : config.vision_tokens], config.vision_grid, "captioner")
 
 
 def _require_loadable(language_model: Any, options: ClipPrefixOptions) -> None:

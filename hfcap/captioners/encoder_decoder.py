@@ -9,11 +9,12 @@ from torch import nn
 from transformers import CLIPProcessor, GenerationConfig
 
 from hfcap.captioners.base import BaseModel
-from hfcap.captioners.cross_attention import last_layers_attention
+from hfcap.captioners.cross_attention import grid_maps, last_layers_attention
 from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.modeling_image_encoder import position_offset
-from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, grid_maps, vision_settings
+from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import packed_attention_mask
+from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
 from hfcap.schema import PackedCaptions
 
 
@@ -78,8 +79,22 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
         return head_logits(self.model.decoder, states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate from encoded images."""
-        return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+        """Generate from encoded images; beams share one copy of their image's keys and values."""
+        decoder = self.model.decoder
+        if not can_share(decoder):
+            return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + position_offset(decoder)
+        read = self.model.bridge(image_states)
+        with shared_attention(decoder):
+            return decoder.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                position_ids=positions.expand_as(input_ids),
+                past_key_values=image_cache(decoder, read),
+                # Only asked whether they are there: keys and values come from the cache.
+                encoder_hidden_states=read[:, :1],
+                generation_config=config,
+            )
 
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the cross-attention of the last layers before each token."""

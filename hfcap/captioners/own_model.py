@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,6 +10,7 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPProcessor
 
 from hfcap.captioners.base import BaseModel, Captioner
+from hfcap.captioners.cross_attention import square_grid
 from hfcap.captioners.modeling_image_encoder import encoder_from_config, image_states_from
 from hfcap.captioners.parts import (
     config_from_mapping,
@@ -141,30 +141,6 @@ def vision_settings(vision_model: Any, image_processor: Any, vision_feature: str
         "vision_tokens": states.shape[1],
         "vision_grid": list(grid) if grid is not None and vision_feature == "patches" else None,
     }
-
-
-def square_grid(n_states: int) -> tuple[int, int] | None:
-    """Return the sides of the square of patches among so many states; up to five in front of them may be special."""
-    for n_special in range(6):
-        side = round((n_states - n_special) ** 0.5)
-        if side > 0 and side * side == n_states - n_special:
-            return side, side
-    return None
-
-
-def grid_maps(weights: torch.Tensor, grid: Sequence[int] | None, title: str) -> torch.Tensor:
-    """Attention weights (T, S) -> (T, height, width) over the last states, which are places in the picture.
-
-    Raises:
-        UserError: the states are no grid (`grid` is None).
-    """
-    if grid is None:
-        raise UserError(
-            f"the image states of this {title} are no grid of places in the picture (a pooled vector, or a picture "
-            "that is not square); there is nothing to draw"
-        )
-    height, width = grid
-    return weights[:, -height * width :].unflatten(1, (height, width))
 
 
 def as_decoder(tokenizer: Any, values: dict[str, Any], key: str) -> Any:

@@ -9,7 +9,7 @@ have got with a copy of its own. The loop, the scores and the choice of beams st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -73,17 +73,22 @@ def can_share(decoder: Any) -> bool:
     return all(config._attn_implementation == "sdpa" for config in _configs(decoder))
 
 
-@contextmanager
-def shared_attention(decoder: Any) -> Iterator[None]:
+def shared_attention(decoder: Any) -> AbstractContextManager[None]:
     """Let a decoder read keys that the rows of an image share, for the length of the block."""
+    return attention_by(decoder, SHARED_SDPA)
+
+
+@contextmanager
+def attention_by(decoder: Any, implementation: str) -> Iterator[None]:
+    """Let a model attend by another of the library's implementations, for the length of the block."""
     previous = [(config, config._attn_implementation) for config in _configs(decoder)]
     for config, _ in previous:
-        config._attn_implementation = SHARED_SDPA
+        config._attn_implementation = implementation
     try:
         yield
     finally:
-        for config, implementation in previous:
-            config._attn_implementation = implementation
+        for config, implementation_before in previous:
+            config._attn_implementation = implementation_before
 
 
 def _configs(decoder: Any) -> list[Any]:

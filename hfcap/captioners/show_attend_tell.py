@@ -12,8 +12,9 @@ from torch import nn
 from transformers import CLIPProcessor, GenerationConfig
 
 from hfcap.captioners.base import BaseModel, CardFacts
+from hfcap.captioners.cross_attention import grid_maps
 from hfcap.captioners.modeling_show_attend_tell import ShowAttendTellConfig, ShowAttendTellForConditionalGeneration
-from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, grid_maps, vision_settings
+from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import TINY_CNN, train_tokenizer, wrap_texts
 from hfcap.recipe import NonNegativeFloat, PositiveInt, Share, TokenizerOptions
 from hfcap.schema import IGNORED_LABEL, PackedCaptions

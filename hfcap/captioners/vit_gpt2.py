@@ -22,6 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
+from hfcap.captioners.cross_attention import grid_maps, last_layers_attention, square_grid
 from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import as_decoder, load_as_decoder
@@ -234,6 +235,12 @@ class VitGpt2(Captioner):
                 encoder_outputs=BaseModelOutput(last_hidden_state=image_states[:, :1]),
                 **start,
             )
+
+    @torch.no_grad()
+    def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the cross-attention of the last layers before each token."""
+        weights = last_layers_attention(self.model.decoder, token_ids, self._projected(image_states))
+        return grid_maps(weights, square_grid(image_states.shape[1]), self.card_facts.title)
 
 
 def _require_states(config: Any, key: str, name: str) -> None:

@@ -130,3 +130,33 @@ def search(
     if output is not None:
         write_hits(hits, text, output)
         say(f"{len(hits)} of {len(records):,} pictures: {output}")
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="run directory, model folder or Hub id")],
+    image: Annotated[str, typer.Argument(help="one picture")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="FILE.png")],
+    prompt: Annotated[str | None, typer.Option(help="text that the caption starts with")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1)] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the Hub")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Draw where the captioner looked: one heat map per generated word."""
+    from hfcap.captioners.parts import quiet_loading
+    from hfcap.explain import explain_picture
+
+    quiet_loading()
+    given = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    found = explain_picture(
+        model,
+        image,
+        output,
+        overrides={name: value for name, value in given.items() if value is not None},
+        prompt=prompt,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    say(found.caption)
+    say(f"Heat maps: {output}")

@@ -86,6 +86,15 @@ def test_caption_a_folder_to_jsonl(finished: RunDirectory, pictures: Path, tmp_p
         assert row["candidates"] == [row["caption"]]
 
 
+def test_explain_draws_one_picture(finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap) -> None:
+    output = tmp_path / "maps.png"
+    outcome = hfcap("explain", finished.path, pictures / "one [red].jpg", "-o", output)
+    assert outcome.code == 0, outcome.err
+    assert str(output) in outcome.out
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert_refused(hfcap("explain", finished.path, pictures, "-o", output), "matches 2 pictures; give one")
+
+
 def by_transformers(captioner: Any, picture: Path, max_new_tokens: int = 6) -> str:
     """The caption plain transformers generates with the recipe's beams and length."""
     pixels = captioner.image_processor(images=decode_image(FileImage(picture)), return_tensors="pt")["pixel_values"]
