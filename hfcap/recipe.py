@@ -183,6 +183,9 @@ class ScstOptions(Block):
         "caption (Rennie et al. 2017)",
     )
     num_samples: PositiveInt = Field(5, description="sampled captions per image; at most generate.max_new_tokens long")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="of the distribution that is sampled and trained; below 1 after label smoothing"
+    )
     reward: RewardOptions = Field(default_factory=RewardOptions)
     document_frequencies: str = Field(
         "corpus", description="CIDEr-D: corpus (the training split), coco-train, coco-val, or a file"

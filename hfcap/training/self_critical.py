@@ -53,7 +53,8 @@ class SelfCritical(CrossEntropy):
     of samples, which makes the gradient the unbiased REINFORCE estimate: a sum over the words of a caption, a mean
     over captions.
 
-    Captions are drawn from the whole distribution (no top-k) in evaluation mode, as in generation. Their
+    Captions are drawn from the whole distribution (no top-k; sharpened by `temperature`, and then it is the sharpened
+    one that is trained) in evaluation mode, as in generation. Their
     log-probabilities come from one ordinary packed pass in training mode, so dropout acts on the update as it does in
     cross-entropy training (the reference implementation of Luo 2020 has dropout on in both). Random numbers are
     torch's global ones, which checkpoints hold: a resumed run draws the same captions.
@@ -80,6 +81,7 @@ class SelfCritical(CrossEntropy):
             num_beams=1,
             do_sample=True,
             top_k=0,
+            temperature=options.temperature,
             num_return_sequences=options.num_samples,
             max_new_tokens=max_new_tokens,
         )
@@ -106,7 +108,8 @@ class SelfCritical(CrossEntropy):
             self.captioner.pad_token_id,
             samples.ended.tolist(),
         ).to(states.device)
-        logits = self.captioner.logits(states, packed)
+        # The logits of the distribution that was sampled from.
+        logits = self.captioner.logits(states, packed) / self.options.temperature
         surprise = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), packed.labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
         ).view_as(packed.labels)
@@ -181,7 +184,7 @@ class SelfCritical(CrossEntropy):
         """Kullback-Leibler divergence from the start captioner, summed over the sampled words."""
         with torch.no_grad():
             start_states = states if batch.encoded else start.encode(batch.images)
-            start_logits = start.logits(start_states, packed)
+            start_logits = start.logits(start_states, packed) / self.options.temperature
         chosen = packed.labels != IGNORED_LABEL
         ours = logits[chosen].float().log_softmax(-1)
         theirs = start_logits[chosen].float().log_softmax(-1)

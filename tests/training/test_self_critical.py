@@ -54,13 +54,15 @@ class Recorder(SelfCritical):
         return samples
 
 
-def log_probability(captioner: Captioner, states: torch.Tensor, tokens: list[int], ended: bool) -> torch.Tensor:
+def log_probability(
+    captioner: Captioner, states: torch.Tensor, tokens: list[int], ended: bool, temperature: float
+) -> torch.Tensor:
     """One caption in one row, read off token by token."""
     start = captioner.start_token_ids()
     inputs = torch.tensor([[*start, *tokens]])
     positions = torch.arange(inputs.shape[1])[None]
     row = PackedCaptions(inputs, positions, torch.zeros_like(inputs), torch.full_like(inputs, IGNORED_LABEL))
-    table = captioner.logits(states, row)[0].log_softmax(-1)
+    table = (captioner.logits(states, row)[0] / temperature).log_softmax(-1)
     chosen = [*tokens, captioner.end_token_id] if ended else tokens
     return torch.stack([table[len(start) - 1 + place, token] for place, token in enumerate(chosen)]).sum()
 
@@ -79,7 +81,7 @@ def test_gradient_is_that_of_reinforce(captioner_name: str, baseline: Any, tmp_p
     captioner, batch, records = tiny_batch(captioner_name, tmp_path)
     rewards = np.random.default_rng(0).random((3, 4))
     greedy = np.array([[0.3], [0.9], [0.5]]) if baseline == "greedy" else None
-    options = ScstOptions(num_samples=4, baseline=baseline)
+    options = ScstOptions(num_samples=4, baseline=baseline, temperature=0.7 if baseline == "greedy" else 1.0)
     objective = Recorder(captioner, options, records, 7, rewards=rewards, greedy=greedy)
     torch.manual_seed(1)
     loss = objective.train()(batch) / objective.units(batch)
@@ -98,6 +100,7 @@ def test_gradient_is_that_of_reinforce(captioner_name: str, baseline: Any, tmp_p
                 states[image : image + 1],
                 samples.tokens[image][number],
                 bool(samples.ended[image, number]),
+                options.temperature,
             )
             expected = expected - (rewards[image, number] - compared) * log_p / 12
     expected.backward()
@@ -139,6 +142,9 @@ def test_samples_come_from_the_whole_distribution(tmp_path: Path) -> None:
     objective.train()(batch)
     firsts = {caption[0] for caption in objective.seen[0].tokens[0] if caption}
     assert len(firsts) > 60
+    cold = Recorder(captioner, ScstOptions(num_samples=150, temperature=0.01), records, 1)
+    cold.train()(batch)
+    assert len({caption[0] for caption in cold.seen[0].tokens[0] if caption}) < 15
 
 
 def test_sampling_leaves_modes_as_they_were_and_has_no_dropout(tmp_path: Path) -> None:
