@@ -51,9 +51,11 @@ def summary(known: CardInput) -> Safe:
 
 def _plan(known: CardInput) -> Safe:
     method = "with LoRA" if known.recipe.lora else "with all weights that are not frozen"
+    method = "in one pass, without training weights" if known.is_fitted else method
     start = "".join(f" from {hub_link(base['id'])}" for base in known.base_models)
+    verb = "fits" if known.is_fitted else "trains"
     return Safe(
-        f"**{escape(known.recipe.name)}** trains an image captioner, {escape(known.family.title)}{start}, {method}, on "
+        f"**{escape(known.recipe.name)}** {verb} an image captioner, {escape(known.family.title)}{start}, {method}, on "
         f"{dataset_link(known)}. {escape(known.family.summary)}"
     )
 

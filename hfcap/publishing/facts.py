@@ -19,7 +19,7 @@ from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from hfcap.captioners.base import CardFacts
+    from hfcap.captioners.base import Captioner, CardFacts
     from hfcap.data.source import Source
 
 N_SAMPLES = 6
@@ -105,7 +105,8 @@ class CardInput:
     @property
     def is_fitted(self) -> bool:
         """Whether the captioner was fitted in one pass: no weight was trained."""
-        return self.summary.get("method") == "fitted"
+        family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
+        return not family.trains_by_gradients
 
     @property
     def started_from_weights(self) -> bool:
