@@ -65,7 +65,9 @@ class Blip2(Prefix):
             encoder_hidden_states=image_states.to(queries.dtype),
             encoder_attention_mask=torch.ones(image_states.shape[:2], dtype=torch.long, device=image_states.device),
         ).last_hidden_state
-        return model.language_projection(read.to(model.language_projection.weight.dtype))
+        # The Q-Former stays in float32 in half-precision models. Quantised weights are whole numbers: not followed.
+        weight = model.language_projection.weight
+        return model.language_projection(read.to(weight.dtype) if weight.is_floating_point() else read)
 
     def language_model(self) -> Any:
         """Return OPT itself; BLIP-2's forward wants pixels."""

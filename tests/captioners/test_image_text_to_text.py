@@ -369,6 +369,27 @@ def test_quantization_settings_are_qlora_s() -> None:
         ImageTextToTextOptions(pretrained="x", quantization="3bit")
 
 
+class _QuantisedLinear(torch.nn.Module):
+    """A linear layer whose weight says int8, as bitsandbytes' layers do."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = [layer]
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.layer[0](inputs)
+
+
+def test_states_stay_numbers_in_front_of_quantised_layers() -> None:
+    captioner = itt("blip-2")
+    pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [1, 2])
+    with torch.no_grad():
+        expected = float(packed_loss(captioner, pixels, captions))
+        captioner.model.language_projection = _QuantisedLinear(captioner.model.language_projection)
+        assert float(packed_loss(captioner, pixels, captions)) == expected
+
+
 def test_number_type_of_the_weights(tmp_path: Path) -> None:
     build("image_text_to_text").save(tmp_path, GenerateOptions())
     for dtype in ("float32", "bfloat16"):
