@@ -57,10 +57,21 @@ class DataOptions(Block):
         5, description="at most so many captions of an image in one training step (a new draw each epoch); null = all"
     )
     max_caption_tokens: PositiveInt = Field(40, description="longer training captions are cut to so many tokens")
-    feature_store: Literal["auto", "off"] = Field(
-        "auto", description="auto: a frozen encoder runs once per picture and its output is kept on disk"
+    feature_store: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="a frozen encoder runs once per picture and its output is kept on disk: auto where that is "
+        "possible; on stops where it is not",
     )
     feature_store_folder: str | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, features/")
+    image_cache: bool = Field(
+        False, description="keep pictures at the captioner's size, uncompressed: later epochs need no decoding"
+    )
+    image_cache_folder: str | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, images/")
+
+    @property
+    def may_store_features(self) -> bool:
+        """Whether the output of an encoder that is not trained is kept."""
+        return self.feature_store != "off"
 
 
 class LoraOptions(Block):

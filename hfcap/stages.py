@@ -197,7 +197,7 @@ class Run:
             self._record_split(split, records)
         captioner = self._trained_captioner()
         frozen = read_json(self.directory.summary, "training summary")["encoder_frozen"]
-        stored = frozen and self.recipe.data.feature_store == "auto"
+        stored = frozen and self.recipe.data.may_store_features
         inputs = image_inputs(captioner, records, self.recipe, stored, self.accelerator)
         self._write_predictions(captioner, records, inputs, split)
         for baseline in self.recipe.score.baselines:

@@ -1,4 +1,4 @@
-"""Commands for datasets: hfcap data ..."""
+"""Commands for datasets (hfcap data ...) and for what is computed from their pictures once (hfcap features ...)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from hfcap.cli.common import app, say
+from hfcap.progress import console
 
 data_app = typer.Typer(help="Get datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+features_app = typer.Typer(help="Feature stores and image caches on this disk.", no_args_is_help=True)
+app.add_typer(features_app, name="features")
+
+StoreFolder = Annotated[
+    Path | None, typer.Option("--folder", help="default: HFCAP_CACHE or ~/.cache/hfcap, features/ and images/")
+]
 
 
 @data_app.command("coco")
@@ -23,3 +30,54 @@ def data_coco(
 
     download_coco(root, year)
     say(f"COCO {year}: {root}")
+
+
+@features_app.command("list")
+def features_list(folder: StoreFolder = None) -> None:
+    """List feature stores and image caches: encoder, pictures, size, last use."""
+    from datetime import datetime
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from hfcap.data.kept import kept_stores
+
+    stores = kept_stores(folder)
+    table = Table("key", "encoder", "per picture", "pictures", "size", "last used")
+    for store in stores:
+        shape = " x ".join(map(str, store.shape))
+        used = datetime.fromtimestamp(store.last_used).astimezone().strftime("%Y-%m-%d %H:%M")
+        row = [store.folder.name[:12], store.encoder, f"{shape} {store.dtype}", f"{store.n_pictures:,}"]
+        table.add_row(*map(Text, [*row, f"{store.n_bytes / 1e6:,.1f} MB", used]))
+    if stores:
+        console.print(table)
+    say(f"{len(stores)} stores, {sum(store.n_bytes for store in stores) / 1e9:.2f} GB")
+
+
+@features_app.command("prune")
+def features_prune(
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", min=0, help="delete what was not used for so many days")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="delete what this encoder made: part of its name, or the beginning of the key")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="delete all")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    folder: StoreFolder = None,
+) -> None:
+    """Delete feature stores and image caches; what a later run needs is computed again."""
+    from hfcap.data.kept import chosen_stores, kept_stores
+    from hfcap.data.row_store import RowStore
+
+    chosen = chosen_stores(kept_stores(folder), older_than, encoder, everything)
+    for store in chosen:
+        say(f"{store.folder}  {store.encoder}  {store.n_bytes / 1e6:,.1f} MB")
+    if not chosen:
+        say("Nothing to delete.")
+        return
+    if not yes:
+        typer.confirm(f"Delete {len(chosen)} of them? Runs that use them now would stop", abort=True)
+    for store in chosen:
+        RowStore(store.folder).delete()
+    say(f"Deleted {len(chosen)}, {sum(store.n_bytes for store in chosen) / 1e9:.2f} GB.")

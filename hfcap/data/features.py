@@ -154,4 +154,4 @@ class FeatureStore:
 
 def features_folder(folder: Path | None = None) -> Path:
     """Return where stores lie: the folder given, or `features` in the cache folder."""
-    return cache_folder() / "features" if folder is None else folder
+    return cache_folder() / "features" if folder is None else folder.expanduser()

@@ -17,7 +17,7 @@ from hfcap.errors import UserError
 from hfcap.files import cache_folder
 from hfcap.schema import CaptionedImage
 
-_LAYOUT = 1
+_LAYOUT = 2
 _BATCH = 32
 
 
@@ -63,7 +63,7 @@ def cached_pixels(
     wording = Wording(
         "Image cache: resizing",
         "the image cache",
-        "set data.feature_store_folder (or HFCAP_CACHE) to another disk, or data.image_cache: false",
+        "set data.image_cache_folder (or HFCAP_CACHE) to another disk, or data.image_cache: false",
     )
     filling = Filling(
         rows,

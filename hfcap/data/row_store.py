@@ -6,6 +6,7 @@ are found by the SHA-256 of the picture's encoded bytes; the shard's header list
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from hfcap.errors import WorkError
+from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json, write_bytes, write_json
 
 IMAGES_PER_SHARD = 512
@@ -29,7 +30,8 @@ SECONDS_PER_SHARD = 120.0
 """A shard ends at the first of the three limits: little memory, and little to do again after a kill."""
 
 _TENSOR = "states"
-_INFO, _USED = "encoder.json", "last_used"
+_INFO, _USED, _UNFINISHED = "encoder.json", "last_used", ".shard-*"
+_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +138,43 @@ class RowStore:
         write_json(self.folder / _INFO, {"encoder": encoder, "shape": shape, "dtype": dtype})
 
     def mark_used(self) -> None:
-        """Note that the store is used now."""
-        if self.folder.is_dir():
-            (self.folder / _USED).touch()
+        """Note that the store is used now, and remove what killed processes left half written."""
+        if not self.folder.is_dir():
+            return
+        (self.folder / _USED).touch()
+        for path in self.folder.glob(_UNFINISHED):
+            with contextlib.suppress(OSError):  # another process may be quicker
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
 
     def info(self) -> StoreInfo:
-        """Return size, content and last use.
-
-        Raises:
-            UserError: the note beside the shards is missing or damaged. WorkError: a shard is.
-        """
-        note = read_json(self.folder / _INFO, "note of a feature store")
-        shards = self._shards()
+        """Return size, content and last use; what cannot be read counts as unknown."""
+        note: Any = {}
+        with contextlib.suppress(UserError):
+            note = read_json(self.folder / _INFO, "note of a feature store")
+        note = note if isinstance(note, dict) else {}
+        shape = note.get("shape", ())
+        shards, n_pictures = self._shards(), 0
+        for path in shards:
+            with contextlib.suppress(WorkError):
+                n_pictures += len(_header(path))
         used = self.folder / _USED
         return StoreInfo(
             self.folder,
-            str(note.get("encoder", "?")),
-            tuple(note.get("shape", ())),
-            str(note.get("dtype", "float16")),
-            sum(len(_header(path)) for path in shards),
-            sum(path.stat().st_size for path in shards),
-            (used if used.exists() else self.folder / _INFO).stat().st_mtime,
+            str(note.get("encoder", "unknown")),
+            tuple(shape) if isinstance(shape, list) else (),
+            str(note.get("dtype", "unknown")),
+            n_pictures,
+            sum(path.stat().st_size for path in [*shards, *self.folder.glob(_UNFINISHED)]),
+            (used if used.exists() else self.folder).stat().st_mtime,
         )
+
+    def delete(self) -> None:
+        """Delete the store's own files, and the folder where nothing else is in it."""
+        for path in [*self._shards(), *self.folder.glob(_UNFINISHED), self.folder / _USED, self.folder / _INFO]:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something that is not ours
+            self.folder.rmdir()
 
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("shard-*.safetensors"))

@@ -40,7 +40,7 @@ def fit_stage(
     records, started = splits["train"], time.monotonic()
     inputs = None
     if captioner.fits_on_images:
-        stored = captioner.keeps_features and recipe.data.feature_store == "auto"
+        stored = captioner.keeps_features and recipe.data.may_store_features
         inputs = image_inputs(captioner, records, recipe, stored, accelerator)
     if accelerator.is_main_process:
         error_console.print(f"Fitting {recipe.captioner} to {len(records):,} pictures")

@@ -15,9 +15,11 @@ from hfcap.captioners.loading import describe_size
 from hfcap.captioners.lora import adapted_modules, save_adapter
 from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.features import FeatureStore, captioner_encoder
+from hfcap.data.image_cache import cached_pixels
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.environment import describe_environment
+from hfcap.errors import UserError
 from hfcap.files import folder_being_written, write_json
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.progress import error_console
@@ -50,20 +52,49 @@ def image_inputs(
     captioner: Captioner, records: Sequence[CaptionedImage], recipe: Recipe, stored: bool, accelerator: Any
 ) -> ImageInputs:
     """Pixels of the records, or with `stored` the frozen encoder's states from the feature store."""
-    if not stored:
-        return PixelInputs(records, captioner.image_processor)
-    folder = recipe.data.feature_store_folder
-    captioner.model.to(accelerator.device)
-    encoder = captioner_encoder(captioner, accelerator.mixed_precision)
-    store = FeatureStore(encoder, None if folder is None else Path(folder), accelerator)
-    return store.inputs(records, recipe.train.per_device_eval_batch_size, recipe.train.dataloader_num_workers)
+    data, workers = recipe.data, recipe.train.dataloader_num_workers
+    if stored:
+        captioner.model.to(accelerator.device)
+        encoder = captioner_encoder(captioner, accelerator.mixed_precision)
+        store = FeatureStore(encoder, _folder(data.feature_store_folder), accelerator)
+        return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
+    if data.image_cache:
+        if changes_pictures(recipe):
+            raise UserError(
+                "data.image_cache keeps resized pictures, but augment changes them before that; set it to false"
+            )
+        return cached_pixels(records, captioner.image_processor, _folder(data.image_cache_folder), accelerator, workers)
+    return PixelInputs(records, captioner.image_processor)
+
+
+def _folder(name: str | None) -> Path | None:
+    return None if name is None else Path(name).expanduser()
 
 
 def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
-    """Whether the encoder is frozen, sees the same pictures in each epoch, and its output may be kept."""
-    if recipe.augment is not None and recipe.augment.changes_pictures:
-        return False
-    return recipe.data.feature_store == "auto" and encoder_is_frozen(captioner)
+    """Whether the encoder is frozen, sees the same pictures in each epoch, and its output may be kept.
+
+    Raises:
+        UserError: data.feature_store is on, but pictures change or the encoder is trained.
+    """
+    demanded, frozen = recipe.data.feature_store == "on", encoder_is_frozen(captioner)
+    changing = changes_pictures(recipe)
+    if demanded and changing:
+        raise UserError(
+            "data.feature_store: on keeps one output per picture, but augment changes pictures in each epoch; take the "
+            "picture changes out of augment, or set data.feature_store: auto"
+        )
+    if demanded and not frozen:
+        raise UserError(
+            "data.feature_store: on needs an encoder that is not trained, but this recipe trains it; add vision to "
+            "train.freeze, or set data.feature_store: auto"
+        )
+    return recipe.data.may_store_features and frozen and not changing
+
+
+def changes_pictures(recipe: Recipe) -> bool:
+    """Whether the recipe's augmentation changes pictures, so that nothing computed from them can be kept."""
+    return recipe.augment is not None and recipe.augment.changes_pictures
 
 
 def train_dataset(
