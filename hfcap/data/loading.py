@@ -63,7 +63,7 @@ class PixelInputs:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return levels (3, height, width) uint8, or without a plan pixel values float32."""
-        return self.pixels(self.picture(index))
+        return self.processed(self.picture(index))
 
     def pixel_values(self, numbers: Sequence[int]) -> torch.Tensor:
         """Return these pictures as the captioner gets them, (B, 3, height, width) float32."""
@@ -73,7 +73,7 @@ class PixelInputs:
         """Return the decoded picture, RGB, upright."""
         return decode_image(self.records[index].image, self.draft_size)
 
-    def pixels(self, picture: Image) -> torch.Tensor:
+    def processed(self, picture: Image) -> torch.Tensor:
         """Return what `self[index]` gives for this picture."""
         if self.plan is not None:
             return self.plan.levels(picture)
