@@ -23,8 +23,8 @@ from hfcap.schema import PackedCaptions
 class Prefix(Kind):
     """Any model with `get_image_features` and a placeholder token for the picture.
 
-    This class alone serves models that hfcap has no file for: each caption gets a row of its own, which needs nothing
-    from the language model but a plain mask; the picture is still encoded once. Known kinds pack.
+    This class alone serves models that hfcap has no file for: each caption gets a row of its own in the model's own
+    forward, which knows its masks and positions; the picture is still encoded once. Known kinds pack.
     """
 
     speaks_chat = True
@@ -111,11 +111,11 @@ class Prefix(Kind):
 
     def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the language model over prefix and packed captions; for unknown kinds logits of one caption per row."""
+        if not self.packs:
+            return self._logits_in_rows(image_states, packed)
         prompt = self.prompt_inputs(self.captioner.prompt)
         prefix = self.embeddings(image_states, prompt)
         words = self.model.get_input_embeddings()(packed.input_ids)
-        if not self.packs:
-            return self._logits_in_rows(prefix, words, packed)
         batch, n_prefix, _ = prefix.shape
         at = self.positions(prompt, words.device)
         before = at[..., :-1].expand(*at.shape[:-2], batch, n_prefix)
@@ -135,26 +135,31 @@ class Prefix(Kind):
         """Return the model whose base takes embeddings, and whose head makes logits."""
         return self.model
 
-    def _logits_in_rows(self, prefix: torch.Tensor, words: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        batch, n_prefix, width = prefix.shape
+    def _logits_in_rows(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Give each caption a row of the model's own forward, which knows its masks and positions best."""
+        prompt, device = self.prompt_inputs(self.captioner.prompt), image_states.device
         inside = packed.caption_index >= 0
-        per_image = int(packed.caption_index.max()) + 1
-        longest = int(packed.position_ids.max()) + 1
-        first_row = torch.arange(batch, device=words.device)[:, None] * per_image
-        rows, columns = (first_row + packed.caption_index)[inside], packed.position_ids[inside]
-        captions = words.new_zeros(batch * per_image, longest, width)
-        captions[rows, columns] = words[inside]
-        mask = torch.zeros(batch * per_image, n_prefix + longest, dtype=torch.long, device=words.device)
+        per_image, longest = int(packed.caption_index.max()) + 1, int(packed.position_ids.max()) + 1
+        count, n_prefix = len(image_states) * per_image, len(prompt.input_ids) - 1
+        first_row = torch.arange(len(image_states), device=device)[:, None] * per_image
+        rows, columns = (first_row + packed.caption_index)[inside], n_prefix + packed.position_ids[inside]
+        ids = expand(prompt.input_ids[None], count, device)
+        ids = torch.cat([ids, ids.new_full((count, longest - 1), self.captioner.pad_token_id)], dim=1)
+        ids[rows, columns] = packed.input_ids[inside]
+        mask = torch.zeros_like(ids)
         mask[:, :n_prefix] = 1
-        mask[rows, n_prefix + columns] = 1
+        mask[rows, columns] = 1
+        features = self.project(image_states).repeat_interleave(per_image, dim=0)
         logits = self.model(
-            inputs_embeds=torch.cat([prefix.repeat_interleave(per_image, dim=0), captions], dim=1),
+            input_ids=ids,
             attention_mask=mask,
+            mm_encoder_outputs={"image": self.as_output(features)},
             logits_to_keep=longest,
             use_cache=False,
+            **{name: _for_rows(value, n_prefix + 1, ids) for name, value in prompt.extras.items()},
         ).logits
         packed_logits = logits.new_zeros(*packed.input_ids.shape, logits.shape[-1])
-        packed_logits[inside] = logits[rows, columns]
+        packed_logits[inside] = logits[rows, columns - n_prefix]
         return packed_logits
 
     # ---- generation --------------------------------------------------------------------------------------------
@@ -187,6 +192,14 @@ def without_prefix(output: Any, n_prefix: int) -> Any:
         return output[:, n_prefix:]
     output.sequences = output.sequences[:, n_prefix:]
     return output
+
+
+def _for_rows(value: torch.Tensor, n_prompt: int, ids: torch.Tensor) -> torch.Tensor:
+    """Repeat a processor's output for every row; what it says of each token, it says of captions as of the last one."""
+    rows = expand(value, len(ids), ids.device)
+    if value.shape != (1, n_prompt):
+        return rows
+    return torch.cat([rows, rows[:, -1:].expand(-1, ids.shape[1] - n_prompt)], dim=1)
 
 
 def _stacked(features: Any) -> torch.Tensor:

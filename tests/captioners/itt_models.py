@@ -13,6 +13,8 @@ from transformers import (
     BlipImageProcessor,
     CLIPImageProcessor,
     Florence2Processor,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
     Idefics3ImageProcessor,
     Idefics3Processor,
     LlavaProcessor,
@@ -204,6 +206,32 @@ def llava() -> tuple[Any, Any]:
     return model, processor
 
 
+def gemma3() -> tuple[Any, Any]:
+    """Gemma 3, for which hfcap has no file: the generic path."""
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    tokenizer = new_tokenizer(**names)
+    processor = Gemma3Processor(
+        Gemma3ImageProcessor(size=SIZE),
+        tokenizer,
+        image_seq_length=4,
+        chat_template=QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", names["boi_token"]),
+    )
+    model = _model(
+        "gemma3",
+        vision_config={"model_type": "siglip_vision_model", **LAYERS, "image_size": 32, "patch_size": 8},
+        text_config=_text(tokenizer, **LLAMA | {"model_type": "gemma3_text", "head_dim": 16}),
+        mm_tokens_per_image=4,
+        image_token_index=tokenizer.image_token_id,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+    )
+    with torch.no_grad():
+        # Otherwise the scaled embedding of the last word decides alone, and every picture is captioned alike.
+        model.get_input_embeddings().weight.mul_(0.1)
+        model.model.multi_modal_projector.mm_input_projection_weight.mul_(4)
+    return model, processor
+
+
 class QwenProcessor(Qwen2VLProcessor):
     """Qwen's processor without its video processor, which needs torchvision."""
 
@@ -258,6 +286,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "paligemma": paligemma,
     "idefics3": idefics3,
     "llava": llava,
+    "gemma3": gemma3,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
 }

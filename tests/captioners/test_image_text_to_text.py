@@ -88,7 +88,9 @@ def own_loss(captioner: ImageTextToText, image: int, caption: list[int]) -> torc
         labels = torch.cat([torch.tensor([[-100]]), reply], dim=1)
         return captioner.model(**inputs, decoder_input_ids=decoder_ids, labels=labels).loss * reply.numel()
     prompt = inputs.pop("input_ids")
-    for name, inside in (("attention_mask", 1), ("token_type_ids", 1), ("mm_token_type_ids", 0)):
+    # PaliGemma's type 1 is what is to be written, Gemma 3's the picture.
+    reply_type = int(captioner.model.config.model_type == "paligemma")
+    for name, inside in (("attention_mask", 1), ("token_type_ids", reply_type), ("mm_token_type_ids", 0)):
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.full_like(reply, inside)], dim=1)
     labels = torch.cat([torch.full_like(prompt, -100), reply], dim=1)
