@@ -150,8 +150,12 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _fingerprint(self, name: str) -> str:
+        """Hash what a stage and those before it depend on; keys at their defaults do not count.
+
+        Otherwise a new version of hfcap with one more key would take every finished run for another one's.
+        """
         upto = list(_DEPENDS_ON)[: list(_DEPENDS_ON).index(name) + 1]
-        values = [_part(self.recipe, stage_name) for stage_name in upto]
+        values = [_part(self.recipe, stage_name, exclude_defaults=True) for stage_name in upto]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     # ---- stages ------------------------------------------------------------------------------------------------
@@ -318,14 +322,15 @@ def most_frequent_caption(records: Sequence[CaptionedImage]) -> str:
     return counts.most_common(1)[0][0]
 
 
-def _part(recipe: Recipe, stage_name: str) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json")
+def _part(recipe: Recipe, stage_name: str, exclude_defaults: bool = False) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json", exclude_defaults=exclude_defaults)
     part: dict[str, Any] = {}
     for key in _DEPENDS_ON[stage_name]:
         value: Any = values
         for step in key.split("."):
-            value = value[step]
-        part[key] = value
+            value = value.get(step) if isinstance(value, dict) else None
+        if value is not None:
+            part[key] = value
     return part
 
 

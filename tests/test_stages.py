@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from hfcap import decoding
+from hfcap import decoding, stages
 from hfcap.captioners.loading import load_captioner
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_json, read_json_lines
@@ -56,6 +56,16 @@ def execute(recipe: Recipe, last: Any = "publish", force: bool = False) -> RunDi
     run = Run(recipe)
     run.execute(last, force)
     return run.directory
+
+
+def test_a_finished_run_stays_finished_when_recipes_gain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(tmp_path)
+    directory = execute(recipe, "train")
+    written = directory.summary.stat().st_mtime_ns
+    # As if the block `expect` were new, in a later version, and training depended on it.
+    monkeypatch.setitem(stages._DEPENDS_ON, "train", (*stages._DEPENDS_ON["train"], "expect", "publish.tags"))
+    execute(recipe, "train")
+    assert directory.summary.stat().st_mtime_ns == written
 
 
 def times(folder: Path, *patterns: str) -> dict[str, int]:
