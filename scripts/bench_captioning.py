@@ -1,0 +1,153 @@
+"""Images per second of captioning: hfcap against `model.generate`, in batches of the same size, with the same captions.
+
+    python scripts/bench_captioning.py [--size small] [--families blip vit_gpt2] [--beams 3] [--output F.json]
+
+Both sides get the same processed pictures and random weights and must say the same words. Random weights rarely end a
+caption, so that every picture runs to `--max-new-tokens`; 16 is where a batch of trained captions is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_models import (
+    END,
+    FAMILIES,
+    PAD,
+    START,
+    as_captioner,
+    build_model,
+    image_size,
+    machine,
+    matrix_speed,
+    peak_bytes,
+    prepare_process,
+    run_child,
+    word_tokenizer,
+)
+from rich.console import Console
+from rich.table import Table
+
+from hfcap.files import write_json
+from hfcap.recipe import GenerateOptions
+
+
+def lively(model: Any) -> None:
+    """Spread the logits: fresh weights make all words nearly alike, and rounding would then choose among them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and ("word_embeddings" in name or name.endswith("wte.weight")):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Caption `--batches` batches on one side, after one that warms up."""
+    model = build_model(options.family, options.size)
+    lively(model)
+    side = image_size(options.family, options.size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pixels = torch.randn(options.batch_size, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device)
+    values = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
+    model.eval().to(device)
+    # A captioner changes its model; the other side keeps the plain one.
+    captioner = as_captioner(options.family, model, options.size) if options.side == "hfcap" else None
+    tokenizer = word_tokenizer(model)
+
+    @torch.inference_mode()
+    def caption() -> list[str]:
+        if captioner is not None:
+            found = captioner.caption_states(captioner.encode(pixels), GenerateOptions(**values))
+            return [of_image[0].text for of_image in found]
+        # BLIP's own generate names the tokens; the others are told.
+        tokens = {} if options.family == "blip" else {"bos_token_id": START, "eos_token_id": END, "pad_token_id": PAD}
+        sequences = model.generate(pixel_values=pixels, **values, **tokens)
+        return [text.strip() for text in tokenizer.batch_decode(sequences, skip_special_tokens=True)]
+
+    seconds: list[float] = []
+    processor: list[float] = []
+    captions: list[str] = []
+    for _ in range(options.batches + 1):
+        started = time.perf_counter(), time.process_time()
+        captions = caption()
+        seconds.append(time.perf_counter() - started[0])
+        processor.append(time.process_time() - started[1])
+    return {
+        "seconds": seconds[1:],
+        "processor_seconds": processor[1:],
+        "captions": captions,
+        "peak_memory_bytes": peak_bytes(),
+    }
+
+
+def compare(options: argparse.Namespace, family: str) -> dict[str, Any]:
+    """Run both sides in turns, each in its own process."""
+    names = ("size", "threads", "batch_size", "batches", "beams", "max_new_tokens")
+    common = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    runs: dict[str, list[dict[str, Any]]] = {"generate": [], "hfcap": []}
+    for _ in range(options.rounds):
+        for side, found in runs.items():
+            found.append(run_child(__file__, [*common, "--family", family, "--side", side]))
+    row: dict[str, Any] = {"family": family, "batch_size": options.batch_size, "beams": options.beams}
+    for side, found in runs.items():
+        row[side] = {
+            "images_per_second": options.batch_size / statistics.median([s for run in found for s in run["seconds"]]),
+            "images_per_processor_second": options.batch_size
+            / statistics.median([s for run in found for s in run["processor_seconds"]]),
+            "peak_memory_bytes": max(run["peak_memory_bytes"] for run in found),
+            "runs": [{name: run[name] for name in ("seconds", "processor_seconds")} for run in found],
+        }
+    pairs = list(zip(runs["hfcap"][0]["captions"], runs["generate"][0]["captions"], strict=True))
+    row["same_captions"] = sum(ours == theirs for ours, theirs in pairs) / len(pairs)
+    row["different_captions"] = len({ours for ours, _ in pairs})
+    for name in ("images_per_second", "images_per_processor_second", "peak_memory_bytes"):
+        row[f"ratio_{name}"] = row["hfcap"][name] / row["generate"][name]
+    return row
+
+
+def main() -> None:
+    """Measure one side (child process), or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["true", "small"], default="true")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=1, help="batches that count, after one that warms up")
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=1, help="how often the two sides take turns")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--side", choices=["hfcap", "generate"], help=argparse.SUPPRESS)
+    parser.add_argument("--family", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    prepare_process(options.threads)
+    if options.side:
+        print(json.dumps(measure(options)))
+        return
+    table = Table("captioner", "generate images/s", "hfcap images/s", "ratio", "by processor time", "same captions")
+    result: dict[str, Any] = {"machine": machine(), "threads": options.threads, "size": options.size, "rows": []}
+    result |= {"max_new_tokens": options.max_new_tokens, "matrix_gflops": matrix_speed()}
+    for family in options.families:
+        row = compare(options, family)
+        result["rows"].append(row)
+        table.add_row(
+            family,
+            f"{row['generate']['images_per_second']:.2f}",
+            f"{row['hfcap']['images_per_second']:.2f}",
+            f"{row['ratio_images_per_second']:.2f}",
+            f"{row['ratio_images_per_processor_second']:.2f}",
+            f"{row['same_captions']:.0%}",
+        )
+        if options.output:
+            write_json(options.output, result)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Captions per second and peak memory of training: hfcap against transformers' Trainer with one row per caption.
+
+    python scripts/bench_training.py [--size small] [--families blip vit_gpt2] [--output bench_training.json]
+
+Both sides: the same random weights, 5 captions per image with COCO's lengths, the same captions per update, precision
+and optimiser, pictures already decoded. The Trainer's rows are padded to the longest of their batch and carry no label
+there. Cases: `full` trains all weights; `lora` trains LoRA on the decoder behind a frozen encoder, hfcap with a filled
+feature store (and, computed from the encoder's measured time, with the one-off encoding spread over 5 epochs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from bench_models import (
+    END,
+    FAMILIES,
+    PAD,
+    START,
+    as_captioner,
+    build_model,
+    image_size,
+    machine,
+    matrix_speed,
+    peak_bytes,
+    prepare_process,
+    random_captions,
+    run_child,
+)
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hfcap import registry
+from hfcap.captioners.lora import add_lora
+from hfcap.data.loading import BatchLoader, CaptionDataset, Collate, epoch_batches
+from hfcap.files import write_json
+from hfcap.recipe import LoraOptions, TrainOptions
+from hfcap.training.objectives import CrossEntropy
+from hfcap.training.optimization import build_optimizer, freeze_parts, frozen_modules, trained_parameters
+
+K = 5
+EPOCHS = 5
+LORA = LoraOptions()
+
+
+class RandomInputs:
+    """Pictures (or stored states in bfloat16, as the feature store keeps them) that need no decoding."""
+
+    plan = None
+
+    def __init__(self, count: int, shape: tuple[int, ...], encoded: bool) -> None:
+        self.encoded = encoded
+        self.count = count
+        self.values = torch.randn(4, *shape, dtype=torch.bfloat16 if encoded else torch.float32)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.values[index % 4]
+
+
+def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
+    """Train a few updates as hfcap's loop does."""
+    family, size = options.family, options.size
+    captioner = as_captioner(family, build_model(family, size), size)
+    side = image_size(family, size)
+    result: dict[str, Any] = {}
+    shape: tuple[int, ...] = (3, side, side)
+    if case == "lora":
+        add_lora(captioner, LORA)
+        with torch.inference_mode():
+            pictures = torch.randn(options.images, *shape)
+            shape = tuple(captioner.encode(pictures[:1]).shape[1:])
+            started = time.perf_counter()
+            captioner.encode(pictures)
+            result["encode_seconds_per_image"] = (time.perf_counter() - started) / options.images
+    train = TrainOptions(max_steps=1, per_device_train_batch_size=options.images)
+    freeze_parts(captioner, train)
+    n_images = options.images * options.accumulation * (options.steps + 1)
+    # Enough for length grouping to do what it does in training.
+    captions = random_captions(captioner.model, max(n_images, 16 * options.images), K)
+    inputs = RandomInputs(len(captions), shape, case == "lora")
+    collate = Collate([START], captioner.end_token_id, captioner.pad_token_id, inputs)
+    lengths = [sum(map(len, of_image)) for of_image in captions]
+    batches = epoch_batches(lengths, options.images, 0, 0)
+    loader = BatchLoader(CaptionDataset(inputs, captions, K, 0), collate, 0).load(batches, 0)
+
+    accelerator = Accelerator(mixed_precision=options.precision)
+    captioner.model.to(accelerator.device)
+    optimizer = build_optimizer(captioner, train)
+    plain = CrossEntropy(captioner, 0.0)
+    objective = accelerator.prepare(plain).train()
+    for module in frozen_modules(captioner):
+        module.eval()
+    parameters = list(trained_parameters(captioner.model).values())
+    clock = Clock()
+    for _ in range(options.steps + 1):
+        window = [next(loader).to(accelerator.device) for _ in range(options.accumulation)]
+        tokens = sum(map(plain.units, window))
+        for batch in window:
+            accelerator.backward(objective(batch) / tokens)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.tick()
+    return {**result, **clock.result(options)}
+
+
+class Clock(TrainerCallback):
+    """Wall and processor seconds of each update; the first one warms up."""
+
+    def __init__(self) -> None:
+        self.marks = [(time.perf_counter(), time.process_time())]
+
+    def tick(self) -> None:
+        """An update has ended."""
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Called by the Trainer."""
+        self.tick()
+
+    def result(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Seconds per update without the first, and peak memory."""
+        pairs = list(zip(self.marks[1:-1], self.marks[2:], strict=True))
+        return {
+            "seconds": [after[0] - before[0] for before, after in pairs],
+            "processor_seconds": [after[1] - before[1] for before, after in pairs],
+            "captions": options.images * options.accumulation * K,
+            "peak_memory_bytes": peak_bytes(),
+        }
+
+
+class Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """One caption per row, as a script for the Trainer prepares them."""
+
+    def __init__(self, captions: list[list[list[int]]], side: int) -> None:
+        self.rows = [(image, caption) for image, of_image in enumerate(captions) for caption in of_image]
+        self.pictures = torch.randn(4, 3, side, side)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, caption = self.rows[index]
+        return {"pixel_values": self.pictures[image % 4], "caption": caption}
+
+
+def row_collate(family: str) -> Any:
+    """Pad to the longest caption of the batch; padding carries no label. Models shift labels themselves."""
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pixels = torch.stack([row["pixel_values"] for row in rows])
+        ends = [torch.tensor([*row["caption"], END]) for row in rows]
+        if family == "vit_gpt2":  # puts its start token in front of the labels
+            return {"pixel_values": pixels, "labels": pad_sequence(ends, batch_first=True, padding_value=-100)}
+        ids = [torch.cat([torch.tensor([START]), row]) for row in ends]
+        padded = pad_sequence(ids, batch_first=True, padding_value=PAD)
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        labels = padded.masked_fill(mask == 0, -100)
+        labels[:, 0] = -100
+        return {"pixel_values": pixels, "input_ids": padded, "attention_mask": mask, "labels": labels}
+
+    return collate
+
+
+def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
+    """Train a few updates with transformers' Trainer."""
+    family, size = options.family, options.size
+    model = build_model(family, size)
+    if case == "lora":
+        lora = LoraConfig(
+            target_modules=registry.load("captioners", family).REGISTERED.lora_target_modules,
+            modules_to_save=["mapper"] if family == "clip_prefix" else None,
+            fan_in_fan_out=family != "blip",
+            **LORA.model_dump(include={"r", "lora_alpha", "lora_dropout"}),
+        )
+        model = get_peft_model(model, lora)
+    captions = random_captions(model, options.images * options.accumulation * (options.steps + 1), K)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=options.images * K,
+            gradient_accumulation_steps=options.accumulation,
+            max_steps=options.steps + 1,
+            learning_rate=5e-5,
+            max_grad_norm=1.0,
+            bf16=options.precision == "bf16",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=Rows(captions, image_size(family, size)),
+            data_collator=row_collate(family),
+            callbacks=[clock],
+        )
+        clock.marks = [(time.perf_counter(), time.process_time())]
+        trainer.train()
+    return clock.result(options)
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the updates of all runs of one side."""
+    captions = runs[0]["captions"]
+    seconds = [second for run in runs for second in run["seconds"]]
+    processor = [second for run in runs for second in run["processor_seconds"]]
+    return {
+        "captions_per_second": captions / statistics.median(seconds),
+        "captions_per_processor_second": captions / statistics.median(processor),
+        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
+        "runs": runs,
+    }
+
+
+def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, Any]:
+    """Run both sides in turns, each in its own process, and return what was measured with the ratios."""
+    images = options.images or (2 if case == "full" and family == "blip" else 4)
+    common = ["--size", options.size, "--family", family, "--case", case, "--threads", str(options.threads)]
+    common += ["--steps", str(options.steps), "--images", str(images), "--accumulation", str(options.accumulation)]
+    common += ["--precision", options.precision]
+    runs: dict[str, list[dict[str, Any]]] = {"trainer": [], "hfcap": []}
+    for _ in range(options.rounds):
+        for side, found in runs.items():
+            found.append(run_child(__file__, [*common, "--side", side]))
+    sides = {side: _summary(found) for side, found in runs.items()}
+    row: dict[str, Any] = {"family": family, "case": case, "captions_per_update": runs["hfcap"][0]["captions"], **sides}
+    ours, theirs = sides["hfcap"], sides["trainer"]
+    for name in ("captions_per_second", "captions_per_processor_second", "peak_memory_bytes"):
+        row[f"ratio_{name}"] = ours[name] / theirs[name]
+    if case == "lora":
+        encode = min(run["encode_seconds_per_image"] for run in runs["hfcap"])
+        per_caption = 1 / ours["captions_per_second"] + encode / (K * EPOCHS)
+        row["ratio_with_encoding_over_5_epochs"] = 1 / per_caption / theirs["captions_per_second"]
+    return row
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print the ratio table."""
+    table = Table("captioner", "case", "Trainer captions/s", "hfcap captions/s", "ratio", "by processor time", "memory")
+    for row in rows:
+        ours, theirs = row["hfcap"], row["trainer"]
+        table.add_row(
+            row["family"],
+            row["case"],
+            f"{theirs['captions_per_second']:.2f}",
+            f"{ours['captions_per_second']:.2f}",
+            f"{row['ratio_captions_per_second']:.2f}",
+            f"{row['ratio_captions_per_processor_second']:.2f}",
+            f"{ours['peak_memory_bytes'] / 2**30:.2f} / {theirs['peak_memory_bytes'] / 2**30:.2f} GiB",
+        )
+        if "ratio_with_encoding_over_5_epochs" in row:
+            table.add_row("", "with encoding, 5 epochs", "", "", f"{row['ratio_with_encoding_over_5_epochs']:.2f}")
+    console.print(table)
+
+
+def main() -> None:
+    """Measure one side (child process), or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["true", "small"], default="true")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--cases", nargs="+", choices=["full", "lora"], default=["full", "lora"])
+    parser.add_argument("--steps", type=int, default=2, help="updates that count, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the two sides take turns")
+    parser.add_argument("--images", type=int, help="images per micro-batch; each brings 5 captions")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per update, on both sides")
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--side", choices=["hfcap", "trainer"], help=argparse.SUPPRESS)
+    parser.add_argument("--family", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    prepare_process(options.threads)
+    if options.side:
+        measure = measure_ours if options.side == "hfcap" else measure_trainer
+        print(json.dumps(measure(options, options.case)))
+        return
+    console = Console()
+    result: dict[str, Any] = {"machine": machine(), "threads": options.threads, "size": options.size}
+    result |= {"precision": options.precision, "matrix_gflops_before": matrix_speed(), "rows": []}
+    for family in options.families:
+        for case in options.cases:
+            if case == "full" and family == "clip_prefix":
+                continue  # ClipCap's encoder stays frozen
+            result["rows"].append(compare(options, family, case))
+            result["matrix_gflops_after"] = matrix_speed()
+            if options.output:
+                write_json(options.output, result)
+    show(result["rows"], console)
+
+
+if __name__ == "__main__":
+    main()
