@@ -87,6 +87,9 @@ class LoraOptions(Block):
     bias: Literal["none", "all", "lora_only"] = "none"
     use_dora: bool = False
     use_rslora: bool = False
+    load_in_4bit: bool = Field(
+        False, description="QLoRA: the frozen layers in 4 bits (NF4) while training (bitsandbytes, CUDA GPU)"
+    )
     init_lora_weights: bool | Literal["gaussian", "pissa", "olora"] = True
 
 
@@ -113,7 +116,13 @@ class TrainOptions(Block):
     max_grad_norm: NonNegativeFloat = Field(1.0, description="0 switches clipping off")
     label_smoothing_factor: Share = 0.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | list[str] = Field(
+        False, description="true, or a list of parts whose activations are computed again instead of kept"
+    )
+    torch_compile: bool = Field(False, description="compile the model's layers; the first steps take minutes")
+    optim: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = Field(
+        "adamw_torch", description="the 8-bit ones keep a quarter of the optimiser's memory (bitsandbytes, CUDA GPU)"
+    )
     ema_decay: Share | None = Field(
         None, description="keep an exponential moving average of the weights and publish it"
     )

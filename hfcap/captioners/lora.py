@@ -7,11 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.quantization import quantize_linear_layers, require_bitsandbytes
 from hfcap.errors import UserError
 from hfcap.recipe import LoraOptions
 
@@ -53,17 +55,24 @@ def _endings(names: list[str]) -> str:
 def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
     """Inject LoRA layers into the captioner's model; everything else is frozen.
 
+    With `load_in_4bit` the adapted layers are quantised first; what is saved, the adapter, goes onto the full base.
     The family's randomly started modules (`lora_modules_to_save`) are trained in full beside the adapters.
     """
     names = adapted_modules(captioner, options)
     auto = options.target_modules == "auto"
     modules_to_save = sorted({*(options.modules_to_save or []), *captioner.lora_modules_to_save})
+    if options.load_in_4bit:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        bitsandbytes = require_bitsandbytes("lora.load_in_4bit", "true", "false", device)
+        # What is trained in full keeps its precision.
+        frozen = [name for name in names if not set(modules_to_save).intersection(name.split("."))]
+        quantize_linear_layers(captioner, frozen, bitsandbytes)
     config = LoraConfig(
         target_modules=captioner.lora_target_modules if auto else list(options.target_modules),
         modules_to_save=modules_to_save or None,
         # GPT-2's layers keep their weight transposed; PEFT would correct this by itself, with a warning for each.
         fan_in_fan_out=all(type(captioner.model.get_submodule(name)).__name__ == "Conv1D" for name in names),
-        **options.model_dump(exclude={"target_modules", "modules_to_save"}),
+        **options.model_dump(exclude={"target_modules", "modules_to_save", "load_in_4bit"}),
     )
     return get_peft_model(captioner.model, config)
 

@@ -15,6 +15,7 @@ from hfcap.captioners.lora import add_lora
 from hfcap.errors import UserError
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
+from hfcap.training.acceleration import checkpoint_layers
 from hfcap.training.optimization import freeze_parts
 
 
@@ -68,9 +69,5 @@ def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
     if recipe.lora is not None:
         peft_model = add_lora(captioner, recipe.lora)
     freeze_parts(captioner, recipe.train)
-    if recipe.train.gradient_checkpointing:
-        try:
-            captioner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        except ValueError as error:
-            raise UserError(f"train.gradient_checkpointing: {error}; set it to false") from error
+    checkpoint_layers(captioner, recipe.train.gradient_checkpointing)
     return TrainableCaptioner(captioner, peft_model)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.quantization import require_bitsandbytes
 from hfcap.errors import UserError
 from hfcap.recipe import TrainOptions
 
@@ -74,7 +75,21 @@ def parameter_groups(captioner: Captioner, options: TrainOptions) -> list[dict[s
 
 
 def build_optimizer(captioner: Captioner, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) over the trained weights."""
+    """AdamW (Loshchilov and Hutter 2019) over the trained weights; 8-bit states (Dettmers et al. 2022) if asked for.
+
+    Raises:
+        UserError: 8-bit states need bitsandbytes and a CUDA GPU.
+    """
+    if options.optim != "adamw_torch":
+        bitsandbytes = require_bitsandbytes("train.optim", options.optim, "adamw_torch", captioner.device)
+        name = {"adamw_bnb_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[options.optim]
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(
+            parameter_groups(captioner, options),
+            lr=options.learning_rate,
+            betas=(options.adam_beta1, options.adam_beta2),
+            eps=options.adam_epsilon,
+        )
+        return optimizer
     return torch.optim.AdamW(
         parameter_groups(captioner, options),
         lr=options.learning_rate,

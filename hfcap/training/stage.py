@@ -26,6 +26,7 @@ from hfcap.progress import error_console
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
+from hfcap.training.acceleration import compile_layers
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable
 from hfcap.training.checkpoint import Progress
 from hfcap.training.emissions import measured_emissions, total_emissions
@@ -172,6 +173,8 @@ def training_run(
     scores = _caption_values if options.metric_for_best_model == "cider" else None
     validator = Validator(captioner, validation, job, scores, accelerator, options.per_device_eval_batch_size)
     captioner.model.to(accelerator.device)
+    if options.torch_compile:
+        compile_layers(captioner.model)
     objective = _objective(recipe, captioner, splits["train"], accelerator)
     return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective)
 

@@ -1,0 +1,51 @@
+"""QLoRA (Dettmers et al. 2023, arXiv:2305.14314): the frozen linear layers of a decoder in 4 bits while LoRA trains."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfcap.captioners.base import Captioner
+from hfcap.errors import UserError
+
+
+def require_bitsandbytes(key: str, value: str, alternative: str, device: torch.device) -> Any:
+    """Return the module bitsandbytes.
+
+    Raises:
+        UserError: it is not installed, or the weights are not on a CUDA GPU.
+    """
+    if device.type != "cuda":
+        raise UserError(f"{key}: {value} needs a CUDA GPU, and training runs on {device.type}; set it to {alternative}")
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise UserError(
+            f"{key}: {value} needs bitsandbytes ({error}): pip install bitsandbytes, or set it to {alternative}"
+        ) from error
+
+
+def quantize_linear_layers(captioner: Captioner, names: list[str], bitsandbytes: Any) -> None:
+    """Put NF4 layers with double quantisation in place of the linear layers of these names; they stay frozen."""
+    for name in names:
+        parent = captioner.model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], _four_bits(captioner.model.get_submodule(name), bitsandbytes))
+
+
+def _four_bits(layer: Any, bitsandbytes: Any) -> nn.Module:
+    # GPT-2's Conv1D keeps its weight transposed.
+    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+    n_out, n_in = weight.shape
+    replacement: nn.Module = bitsandbytes.nn.Linear4bit(
+        n_in, n_out, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
+    )
+    # Quantised when it is moved to the GPU.
+    replacement.weight = bitsandbytes.nn.Params4bit(
+        weight.detach().contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True
+    )
+    if layer.bias is not None:
+        replacement.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return replacement
