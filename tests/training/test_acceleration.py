@@ -1,0 +1,103 @@
+"""Checkpointed and compiled layers, 8-bit optimisers, 4-bit layers: what they change and what they ask for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.lora import add_lora
+from hfcap.errors import UserError
+from hfcap.recipe import LoraOptions, TrainOptions
+from hfcap.recipe_loading import RecipeError
+from hfcap.training.acceleration import checkpoint_layers, compile_layers
+from hfcap.training.optimization import build_optimizer
+from tests.captioners.helpers import build, gradients, packed_loss, pixel_values, random_captions
+from tests.training.harness import tiny_recipe
+
+
+def _checkpointed(captioner: Captioner) -> dict[str, bool]:
+    return {
+        part: any(getattr(layer, "gradient_checkpointing", False) for module in modules for layer in module.modules())
+        for part, modules in captioner.part_modules().items()
+    }
+
+
+@pytest.mark.parametrize("family", ["blip", "vit_gpt2", "clip_prefix"])
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_only_the_parts_named_are_checkpointed(family: str, part: str) -> None:
+    captioner = build(family)
+    checkpoint_layers(captioner, [part])
+    assert [name for name, on in _checkpointed(captioner).items() if on] == [part]
+
+
+def test_a_part_without_layers_to_checkpoint_is_named() -> None:
+    with pytest.raises(UserError, match=r"gradient_checkpointing: part 'mapper' has no layers"):
+        checkpoint_layers(build("clip_prefix"), ["mapper"])
+
+
+def test_an_unknown_part_is_an_error_of_the_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no part 'visoin'.*vision"):
+        tiny_recipe("blip", tmp_path, gradient_checkpointing=["visoin"])
+
+
+def test_compiled_layers_give_the_same_loss_and_gradients() -> None:
+    captioner = build("blip")
+    pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [2, 1])
+    names = list(captioner.model.state_dict())
+    expected = packed_loss(captioner, pixels, captions)
+    expected.backward()
+    wanted = gradients(captioner.model)
+    # The tracing backend alone: code generation takes minutes and is torch's own business.
+    assert compile_layers(captioner.model, backend="aot_eager") == 4
+    found = packed_loss(captioner, pixels, captions)
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    for name, gradient in gradients(captioner.model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert list(captioner.model.state_dict()) == names
+
+
+def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(UserError, match=r"train.torch_compile: .*no C\+\+ compiler found.*set it to false"):
+        compile_layers(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_eight_bit_optimisers_ask_for_a_gpu(optim: Any) -> None:
+    with pytest.raises(UserError, match=rf"train.optim: {optim} needs a CUDA GPU.*set it to adamw_torch"):
+        build_optimizer(build("blip"), TrainOptions(max_steps=1, optim=optim))
+
+
+def test_eight_bit_optimisers_ask_for_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Captioner, "device", torch.device("cuda"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"train.optim: adamw_bnb_8bit needs bitsandbytes"):
+        build_optimizer(build("blip"), TrainOptions(max_steps=1, optim="adamw_bnb_8bit"))
+
+
+@pytest.mark.parametrize(("optim", "name"), [("adamw_bnb_8bit", "AdamW8bit"), ("paged_adamw_8bit", "PagedAdamW8bit")])
+def test_eight_bit_optimisers_get_the_recipes_groups(optim: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's AdamW in the place of bitsandbytes', which cannot run here."""
+    monkeypatch.setattr(Captioner, "device", torch.device("cuda"))
+    monkeypatch.setitem(
+        sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(**{name: torch.optim.AdamW}))
+    )
+    options = TrainOptions(max_steps=1, optim=optim, learning_rate=1e-3, learning_rates={"vision": 1e-5})
+    rates = {group["part"]: group["lr"] for group in build_optimizer(build("blip"), options).param_groups}
+    assert rates == {"vision": 1e-5, "text": 1e-3}
+
+
+def test_four_bit_layers_ask_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"lora.load_in_4bit: true needs a CUDA GPU"):
+        add_lora(build("blip"), LoraOptions(load_in_4bit=True))
