@@ -13,14 +13,23 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hfcap.errors import UserError
 
 _PATTERNS = {
-    "a Hugging Face token": re.compile(rb"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"),
+    "a Hugging Face token": re.compile(rb"(?:hf_|api_org_)[A-Za-z0-9]{30,}"),
     "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60,})"),
     "an AWS access key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a Google API key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}"),
+    "a GitLab, npm, PyPI or Stripe token": re.compile(
+        rb"\b(?:glpat-[\w-]{20,}|npm_[A-Za-z0-9]{36}|pypi-[\w-]{50,}|[sr]k_live_[A-Za-z0-9]{20,})"
+    ),
+    "a signed web token": re.compile(rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
+    "a signed web address": re.compile(
+        rb"(?i)[?&](?:token|sig|signature|x-amz-signature|access_?token|api_?key)=[\w%.+/-]{16,}"
+    ),
+    "a bearer token": re.compile(rb"(?i)authorization[\"']?\s*[:=]\s*[\"']?bearer\s+[\w.~+/-]{12,}"),
     "a Slack token": re.compile(rb"\bxox[abprs]-[0-9A-Za-z-]{10,}"),
     "an OpenAI or Anthropic key": re.compile(rb"\bsk-[A-Za-z0-9_-]{32,}"),
     "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
@@ -30,11 +39,14 @@ _PATTERNS = {
     ),
 }
 _PATHS = re.compile(
-    rb"(?<![\w.:/-])(?:/(?:home|Users|mnt|media|scratch|workspace|root|tmp|var)/[^\s\"'`,;)]{2,}|[A-Za-z]:\\\\?Users\\)"
+    rb"(?<![\w./-])(?:/(?:home|Users|mnt|media|scratch|workspace|root|tmp|var|nfs|lustre|gpfs|Volumes|kaggle|data|opt)"
+    rb"/[^\s\"'`,;)]{2,}|[A-Za-z]:(?:\\\\?|/)Users)|file://[^\s\"'`,;)]{2,}"
 )
 # A vocabulary holds fragments of any text; there only secrets that this machine really has are looked for.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
-_BINARY = {".png", ".model"}
+_BINARY = {".png", ".jpg", ".model"}
+LARGEST_HEADER = 100 * 2**20
+_FOLDER_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HFCAP_CACHE", "TORCH_HOME", "VIRTUAL_ENV")
 _SECRET_NAMES = re.compile(r"(?i)token|secret|password|passwd|api_?key|credential")
 
 
@@ -64,25 +76,49 @@ def known_secrets() -> list[bytes]:
 
 def machine_folders(*more: Path) -> list[bytes]:
     """Return folders of this machine that no file may name: home, temporary and working folder, and `more`."""
-    folders = {Path.home(), Path(tempfile.gettempdir()), Path.cwd(), *(path.resolve() for path in more)}
+    named = [Path(os.environ[name]) for name in _FOLDER_NAMES if os.environ.get(name)]
+    folders = {Path.home(), Path(tempfile.gettempdir()), Path.cwd(), *named, *(path.resolve() for path in more)}
     return [str(folder).encode() for folder in folders if len(folder.parts) > 2]
 
 
 def _text_of(path: Path) -> bytes:
-    if path.suffix != ".safetensors":
-        return path.read_bytes()
-    # The header of safetensors may carry free text; the tensors behind it are numbers.
-    with path.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(length))
-    return json.dumps(header.get("__metadata__", {}), ensure_ascii=False).encode()
+    """Return what is searched: the file, and for JSON also what its escapes spell.
+
+    Raises:
+        UserError: a file that is called safetensors and is none.
+    """
+    if path.suffix == ".safetensors":
+        return json.dumps(_header(path).get("__metadata__", {}), ensure_ascii=False).encode()
+    content = path.read_bytes()
+    if path.suffix in (".json", ".jsonl") and b"\\" in content:
+        # "\/home\/me" and "\u0068f_..." are the same text to whoever reads the JSON.
+        plain = content.replace(b"\\/", b"/")
+        content = re.sub(rb"\\u00([2-7][0-9a-fA-F])", lambda match: bytes.fromhex(match[1].decode()), plain)
+    return content
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Return the header of safetensors, the only part with free text; the tensors behind it are numbers."""
+    try:
+        with path.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length)) if length < LARGEST_HEADER else None
+        ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"] if header else []
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        header, ends = None, []
+    if not header or path.stat().st_size != 8 + length + max(ends, default=0):
+        raise UserError(f"{path.name}: is no complete safetensors file; save the model again")
+    return dict(header)
 
 
 def scan(folder: Path, private_folders: Iterable[Path] = ()) -> list[Finding]:
-    """Return all findings in the files below `folder`; pictures are not read."""
+    """Return all findings in the files below `folder`.
+
+    In pictures and vocabularies only what this machine really has is looked for: its secrets and its folders.
+    """
     secrets, folders = known_secrets(), machine_folders(*private_folders)
     findings: list[Finding] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _BINARY):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         content = _text_of(path)
 
@@ -95,7 +131,7 @@ def scan(folder: Path, private_folders: Iterable[Path] = ()) -> list[Finding]:
         for private in folders:
             if match := re.search(re.escape(private) + rb"(?![\w.-])", content):
                 add("a path of this machine", match.start())
-        if path.name in _VOCABULARIES:
+        if path.name in _VOCABULARIES or path.suffix in _BINARY:
             continue
         for kind, pattern in _PATTERNS.items():
             if match := pattern.search(content):

@@ -25,6 +25,7 @@ from hfcap.files import (
 )
 from hfcap.publishing import curve
 from hfcap.publishing.card import existing_card, render
+from hfcap.publishing.code_files import needed_code
 from hfcap.publishing.escaping import is_machine_path, portable
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.metadata import eval_results_file
@@ -177,9 +178,15 @@ def _copy_model(known: CardInput, folder: Path) -> None:
 
 
 def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], known: CardInput) -> None:
+    named = (*CONFIGURATION, *PROCESSOR)
+    code = needed_code(source_folder, [name for name in named if name.endswith("config.json")])
     for source in sorted(source_folder.iterdir()):
         if not any(fnmatch.fnmatch(source.name, pattern) for pattern in patterns) or not source.is_file():
             continue
+        if source.suffix == ".py" and source.name not in code:
+            continue
+        if not re.fullmatch(r"[\w.-]+", source.name, re.ASCII):
+            raise UserError(f"{source_folder}: {source.name!r} is no name for a published file; rename or delete it")
         if source.is_symlink() and not source.resolve().is_relative_to(known.model.resolve()):
             raise UserError(f"{source}: a link to a file outside the model folder; put the file itself there")
         target = folder / source.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,34 @@ def test_custom_architectures_bring_their_code(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", "clip_prefix")
     assert "modeling_clip_prefix.py" in {file.path for file in staged_files(quick_stage(run))}
     assert "trust_remote_code=True" in (run.publish / "README.md").read_text()
+
+
+def test_only_code_that_loading_needs_goes_along(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", "clip_prefix")
+    (run.model / "my_training_script.py").write_text("print('not for others')")
+    (run.model / "ti\nny.py").write_text("")
+    staged = {file.path for file in staged_files(quick_stage(run))}
+    assert {path for path in staged if path.endswith(".py")} == {"modeling_clip_prefix.py", "modeling_image_encoder.py"}
+    (run.model / "modeling_image_encoder.py").unlink()
+    with pytest.raises(UserError, match=r"modeling_image_encoder\.py: modelling code"):
+        quick_stage(run)
+
+
+def test_weights_that_are_no_safetensors_are_refused(run: RunDirectory) -> None:
+    weights = run.model / "model.safetensors"
+    content = weights.read_bytes()
+    for damaged in (
+        pickle.dumps({"a": 1}),
+        content[:-10],
+        content + b"x",
+        b"",
+        b"\xff" * 100,
+        b"\x02" + b"\0" * 7 + b"[]",
+    ):
+        weights.write_bytes(damaged)
+        with pytest.raises(UserError, match="no complete safetensors"):
+            quick_stage(run)
+    assert not run.publish.exists()
 
 
 def test_no_path_of_this_machine_in_any_file(run: RunDirectory) -> None:
@@ -146,6 +175,52 @@ def test_the_environments_own_secrets_are_found_and_redacted(tmp_path: Path, mon
     assert (finding.file, finding.line) == ("notes.md", 2)
     assert [found.file for found in scan(tmp_path)] == ["notes.md"]
     assert redact("key 0123456789abcdef0123456789abcdef") == "key [secret]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{"a": "\\/home\\/me\\/x"}'),
+        ("a.json", '{"a": "\\u0068f_' + "aB3" * 12 + '"}'),
+        ("a.py", "token='myhf_" + "aB3" * 12 + "'"),
+        ("a.md", "see file:///data/me/model"),
+        ("a.md", "PATH=/usr/bin:/home/me/bin"),
+        ("a.yaml", "root: C:/Users/me/pictures"),
+        ("a.md", "https://bucket.example/x.jpg?X-Amz-Signature=" + "0af3" * 10),
+        ("a.py", "headers = {'Authorization': 'Bearer abcdefghijklmnop'}"),
+        ("a.json", '{"api_key": "' + "x1" * 12 + '"}'),
+        ("a.md", "glpat-" + "a1B2" * 6),
+        ("a.md", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N"),
+        ("a.md", "-----BEGIN OPENSSH PRIVATE KEY-----"),
+        ("sub/a.txt", "ghp_" + "a1B2" * 9),
+    ],
+)
+def test_hostile_hiding_places_are_found(name: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    assert [(found.file, found.line) for found in scan(tmp_path)] == [(name, 1)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a man at home/work, 50/50, and/or a dog",
+        "https://huggingface.co/data/sets and https://example.org/home/page?id=12",
+        "the secret: a password is written on the wall",
+        "shf_ or hf_hub_download(repo_id)",
+        '{"special_tokens": ["<s>", "</s>"], "path": "path/to/pictures"}',
+    ],
+)
+def test_ordinary_text_is_no_finding(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(content)
+    assert scan(tmp_path) == []
+
+
+def test_this_machines_secrets_are_found_in_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "quite-a-secret-value")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\0tEXt quite-a-secret-value")
+    assert [found.file for found in scan(tmp_path)] == ["a.png"]
 
 
 def test_free_text_in_weights_is_scanned(tmp_path: Path) -> None:
