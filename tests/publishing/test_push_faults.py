@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import subprocess
+import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -140,3 +144,32 @@ def published_files(hub: Hub) -> set[str]:
     if not hub.store.list():
         return set()
     return set(hub.store.repository("alice/tiny").tree("main")) - {".gitattributes"}
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from hfcap.publishing.push import push_folder
+push_folder(Path(sys.argv[1]), "alice/tiny", private=False)
+"""
+
+
+@pytest.mark.parametrize("call", ["lfs_batch", "commit"])
+def test_a_killed_push_is_completed_by_the_next(call: str, staged: Path, hub: Hub, tmp_path: Path) -> None:
+    hub.slow_seconds = 5.0
+    hub.faults.add("slow", call)
+    environment = {**os.environ, **hub.environment(tmp_path / "home", hub.alice)}
+    with subprocess.Popen([sys.executable, "-c", PUSH, str(staged)], env=environment) as pushing:
+        while not hub.calls(call):
+            assert pushing.poll() is None
+            time.sleep(0.02)
+        pushing.kill()
+    assert published_files(hub) == set()
+    sent = hub.calls("lfs_upload")
+    push_folder(staged, "alice/tiny", private=False)
+    assert [c["title"] for c in hub.store.repository("alice/tiny").history("main")] == [
+        "Publish with hfcap",
+        "initial commit",
+    ]
+    if call == "commit":
+        assert hub.calls("lfs_upload") == sent
