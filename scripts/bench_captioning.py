@@ -39,12 +39,17 @@ from hfcap.recipe import GenerateOptions
 
 
 def lively(model: Any) -> None:
-    """Spread the logits: fresh weights make all words nearly alike, and rounding would then choose among them."""
+    """Enlarge the matrices, so that pictures matter and words differ clearly.
+
+    Fresh weights make all pictures and words nearly alike: every picture would get the same caption, or rounding would
+    choose among the words.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and ("word_embeddings" in name or name.endswith("wte.weight")):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                scale = 1.5 * parameter[0].numel() ** -0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
