@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hfcap.errors import UserError
 from hfcap.publishing.push import check_may_publish, publish, push_folder
@@ -159,3 +161,27 @@ def change_scores(run: RunDirectory, cider: float) -> None:
     scores = json.loads(run.scores("test").read_text())
     scores["metrics"]["cider"] = cider
     run.scores("test").write_text(json.dumps(scores))
+
+
+def test_a_hostile_run_publishes_harmlessly(hub: Hub, tmp_path: Path) -> None:
+    captions = [
+        "<script>alert(1)</script> <img src=x onerror=alert(1)>",
+        "---\nlicense: mit\n--- # heading",
+        "{{ 7 * 7 }} {% include '/etc/passwd' %} ${HOME}",
+        "[click](javascript:alert(1)) | cell | ![x](http://evil.example/x.png)",
+        "!!python/object/apply:os.system ['id']",
+        "name\u2028with \x1b[31m line\r\nbreaks",
+    ]
+    run = build_run(tmp_path / "run", captions=captions, publish={"dataset_name": "a\n---\nlicense: mit"})
+    rows = [json.loads(line) for line in run.predictions("test").read_text().splitlines()]
+    hostile = [{**row, "file_name": f"../../{number}\n---\n<b>.jpg"} for number, row in enumerate(rows)]
+    run.predictions("test").write_text("".join(json.dumps(row) + "\n" for row in hostile))
+    run.recipe.write_text(run.recipe.read_text().replace("/srv/nobody/pictures", "../../../etc"))
+    publish(run, "alice/tiny", verified=False)
+    repository = hub.store.repository("alice/tiny")
+    assert all(re.fullmatch(r"[\w./-]+", path) and ".." not in path for path in repository.tree("main"))
+    card = repository.content("main", "README.md").decode()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+    assert "<script" not in card and "<img" not in card and "{{ 7" not in card and "[click](" not in card
+    assert "../" not in repository.content("main", "recipe.yaml").decode()
+    assert "../" not in repository.content("main", "predictions/test.jsonl").decode()
