@@ -26,7 +26,7 @@ from hfcap.files import (
 from hfcap.publishing import curve
 from hfcap.publishing.card import existing_card, render
 from hfcap.publishing.code_files import needed_code
-from hfcap.publishing.escaping import is_machine_path, portable
+from hfcap.publishing.escaping import is_machine_path, one_line, portable
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.metadata import eval_results_file
 from hfcap.publishing.pictures import RECORD, copy_pictures, record_pictures
@@ -257,5 +257,5 @@ def _write_results(run: RunDirectory, known: CardInput, folder: Path) -> None:
         if run.predictions(name).is_file():
             rows = [row for _, row in read_json_lines(run.predictions(name), "predictions")]
             for row in rows:
-                row["file_name"] = portable(str(row.get("file_name", "")))
+                row["file_name"] = portable(one_line(str(row.get("file_name", ""))))
             write_json_lines(folder / "predictions" / f"{name}.jsonl", rows)
