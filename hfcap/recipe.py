@@ -279,6 +279,8 @@ class PublishOptions(Block):
     repo_id: str | None = Field(None, description="namespace/name; without it only --dry-run works")
     private: bool = False
     license: str | None = Field(None, description="Hub licence identifier of the published weights")
+    license_name: str | None = Field(None, description="the licence's own name, where license is other")
+    license_link: str | None = Field(None, description="where its text is, where license is other")
     language: str = "en"
     tags: list[str] = Field(default_factory=list)
     base_model: str | None = Field(None, description="Hub id of the base model, where the run used a local copy")
@@ -291,6 +293,12 @@ class PublishOptions(Block):
     eval_task_id: str | None = Field(
         None, description="task of the benchmark dataset (publish.dataset) that CIDEr-D is entered for in .eval_results"
     )
+
+    @model_validator(mode="after")
+    def _named_licence(self) -> Self:
+        if self.license == "other" and not self.license_name:
+            raise ValueError("license: other needs license_name (and license_link); the Hub refuses the card otherwise")
+        return self
 
     @field_validator("repo_id")
     @classmethod

@@ -128,6 +128,8 @@ def generated_metadata(known: CardInput) -> dict[str, Any]:
     data = ModelCardData(
         language=publish.language,
         license=licence_of(known),
+        license_name=publish.license_name,
+        license_link=publish.license_link,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         tags=list(dict.fromkeys([*tags, *publish.tags])),
@@ -158,7 +160,17 @@ def front_matter(known: CardInput, existing_card: str) -> str:
 
 
 def _own_keys(existing_card: str) -> dict[str, Any]:
-    generated = {"language", "license", "library_name", "pipeline_tag", "tags", "base_model", "base_model_relation"}
+    generated = {
+        "language",
+        "license",
+        "license_name",
+        "license_link",
+        "library_name",
+        "pipeline_tag",
+        "tags",
+        "base_model",
+        "base_model_relation",
+    }
     generated |= {"datasets", "metrics", "model-index", "model_name"}
     # Emissions that hfcap did not measure and examples of pictures elsewhere are the user's.
     try:
