@@ -1,13 +1,20 @@
-"""The shell scripts: what they say when they cannot work, and that they leave nothing behind then."""
+"""The scripts: what the shell ones say when they cannot work; the benchmark of picture loading on tiny pictures."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+
+from hfcap.errors import UserError
+from scripts import bench_images
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
@@ -62,3 +69,29 @@ def test_an_environment_with_an_old_python_is_refused(only_old_python: str, tmp_
     assert result.returncode == 2
     assert "is older than Python 3.11; set HFCAP_VENV to another folder" in result.stderr
     assert sorted(path.name for path in venv.rglob("*")) == ["bin", "python"]
+
+
+def test_the_documented_benchmark_of_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    [shown] = [line for line in page.splitlines() if line.startswith("python scripts/bench_images.py ")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HFCAP_CACHE", str(tmp_path / "cache"))
+    for number in range(4):
+        picture = Image.effect_noise((64 + number, 48), 60).convert("RGB")
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        picture.save(tmp_path / "pictures" / f"{number}.jpg")
+    threads = torch.get_num_threads()
+    # In this process: workers would each take seconds to start.
+    bench_images.main([*shlex.split(shown)[2:], "--workers", "0", "--repeats", "1"])
+    torch.set_num_threads(threads)
+    values = json.loads((tmp_path / "bench_images.json").read_text(encoding="utf-8"))
+    [row] = values["results"]
+    assert (row["processor"], row["photos"], row["first_size"]) == ("vit", 4, [64, 48])
+    assert set(row["ratios"]) == set(row["photos_per_second"]) > {"hfcap", "processor in a DataLoader"}
+    assert row["ratios"]["processor in a DataLoader"] == 1
+    assert 0 <= row["levels_apart"]["exact"]["mean"] < 0.6
+
+
+def test_the_benchmark_of_pictures_needs_photos(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no photos there"):
+        bench_images.main([str(tmp_path)])

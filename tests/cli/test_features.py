@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import time
 from pathlib import Path
 
@@ -99,3 +101,16 @@ def test_damaged_stores_can_be_listed_and_deleted(hfcap: Hfcap, stores: dict[str
     assert found.code == 0 and "unknown" in found.out
     assert hfcap("features", "prune", "--all", "--yes").code == 0
     assert not stores["old"].exists() and not stores["new"].exists()
+
+
+def test_the_documented_commands(hfcap: Hfcap, stores: dict[str, Path]) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/data.md"
+    shown = re.findall(r"^hfcap (features .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(shown) == 3
+    kept = []
+    for line in shown:
+        words = shlex.split(line, comments=True)
+        found = hfcap(*words, *[] if "--yes" in words or "list" in words else ["--yes"])
+        assert found.code == 0
+        kept.append({name for name, folder in stores.items() if folder.exists()})
+    assert kept == [{"old", "new", "images"}, {"new"}, set()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import tempfile
@@ -124,6 +125,48 @@ def test_too_few_pictures_for_a_drawn_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path, numbered(2))
     with pytest.raises(UserError, match=r"raise data\.validation_share or data\.test_share; the recipe's key"):
         load_split(options(tmp_path, test_share=0.0), "test")
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def place(file_name: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"0\0{file_name}".encode()).digest()[:8], "big") / 2**64
+
+
+@given(st.sets(st.from_regex(r"[a-z0-9]{1,12}\.jpg", fullmatch=True), min_size=3, max_size=40))
+def test_no_drawn_split_is_empty_and_only_pictures_that_fill_one_move(file_names: set[str]) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        write_jsonl(root, [{"file_name": name, "caption": "x"} for name in sorted(file_names)], pictures=False)
+        found = {split: names(load(options(root), split)) for split in SPLITS}
+    assert all(found.values()) and set.union(*found.values()) == file_names
+    assert sum(map(len, found.values())) == len(file_names)
+    thresholds = {"test": (0, 0.1), "validation": (0.1, 0.2), "train": (0.2, 1)}
+    drawn = {
+        split: {name for name in file_names if begin <= place(name) < end} for split, (begin, end) in thresholds.items()
+    }
+    for split in SPLITS:
+        if drawn[split]:
+            # One picture for each split that was empty may leave, and none may come.
+            assert found[split] <= drawn[split]
+        else:
+            assert len(found[split]) == 1
+    moved = sum(not drawn[split] for split in SPLITS)
+    assert sum(len(drawn[split] - found[split]) for split in SPLITS) == moved
+
+
+def test_an_empty_split_takes_the_nearest_training_picture(tmp_path: Path) -> None:
+    chosen = [row for row in numbered(60) if place(row["file_name"]) > 0.3][:20]
+    write_jsonl(tmp_path, chosen, pictures=False)
+    by_place = sorted((row["file_name"] for row in chosen), key=place)
+    assert names(load(options(tmp_path), "test")) == {by_place[0]}
+    assert names(load(options(tmp_path), "validation")) == {by_place[1]}
+    assert names(load(options(tmp_path), "train")) == set(by_place[2:])
+    # A share of 0 means that there is no such split.
+    assert names(load(options(tmp_path, test_share=0.0), "validation")) == {by_place[0]}
+    with pytest.raises(UserError):
+        load(options(tmp_path, test_share=0.0), "test")
 
 
 def test_shares_that_leave_nothing(tmp_path: Path) -> None:

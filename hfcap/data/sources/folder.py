@@ -8,7 +8,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,9 @@ _SPLIT_ALIASES = {
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "eval"),
 }
+_FEWEST_TO_MOVE = 3
+"""With fewer pictures there cannot be one in each split."""
+
 _CANONICAL = {alias: split for split, aliases in _SPLIT_ALIASES.items() for alias in aliases}
 
 
@@ -130,7 +134,7 @@ def load(options: FolderOptions, split_name: str) -> list[CaptionedImage]:
     """Return the records of one split, in the order of their first metadata line.
 
     Splits come from a `split` column, else from subfolders train, validation and test, else each picture's file name
-    decides by a hash, so that pictures added later don't move the others.
+    decides by a hash, so that pictures added later don't move the others (but for one that filled an empty split).
 
     Raises:
         NoSuchSplitError: no picture is in this split.
@@ -247,15 +251,38 @@ def _splits(root: Path, groups: dict[str, MetadataRow], options: FolderOptions) 
         raise UserError(f"{root}: {len(without):,} pictures without a split, while others have one: {listed(without)}")
     if options.validation_share + options.test_share >= 1:
         raise UserError("data.validation_share and data.test_share leave no pictures for training; lower them")
-    return {name: _drawn_split(name, options) for name in groups}
+    return _drawn_splits(groups, options)
 
 
-def _drawn_split(file_name: str, options: FolderOptions) -> str:
-    digest = hashlib.sha256(f"{options.split_seed}\0{file_name}".encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    if position < options.test_share:
-        return "test"
-    return "validation" if position < options.test_share + options.validation_share else "train"
+def _drawn_splits(file_names: Iterable[str], options: FolderOptions) -> dict[str, str]:
+    """Return the split of each picture, decided by the place of its file name's hash in the unit interval.
+
+    With few pictures a split may get none by chance. From three pictures on it then takes the training picture that
+    lies nearest to its interval (where training has one to spare, else another split's); all others stay.
+    """
+    test, validation = options.test_share, options.validation_share
+    intervals = {"test": (0.0, test), "validation": (test, test + validation), "train": (test + validation, 1.0)}
+    places = {name: _place(name, options.split_seed) for name in file_names}
+    splits = {
+        name: next(split for split, (_, end) in intervals.items() if place < end or split == "train")
+        for name, place in places.items()
+    }
+    if len(places) < _FEWEST_TO_MOVE:
+        return splits
+    for split, (begin, end) in intervals.items():
+        sizes = Counter(splits.values())
+        if sizes[split] or begin == end:
+            continue
+        spare = {donor for donor, size in sizes.items() if size > 1}
+        donors = {"train"} & spare or spare
+        near = {name: max(begin - places[name], places[name] - end) for name in places if splits[name] in donors}
+        splits[min(near, key=lambda name: (near[name], name))] = split
+    return splits
+
+
+def _place(file_name: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}\0{file_name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 REGISTERED = Source(
