@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_models import (
+from bench_models import (  # type: ignore[import-not-found]  # beside this script, which runs as a file
     END,
     FAMILIES,
     PAD,

@@ -42,7 +42,7 @@ from hfcap.captioners.vit_gpt2 import VitGpt2
 
 FAMILIES = ("blip", "vit_gpt2", "clip_prefix")
 START, END, PAD = 1, 2, 0
-COCO = Path(__file__).resolve().parents[1] / "shared" / "data" / "coco" / "captions.json"
+COCO = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco" / "captions.json"
 WORDS_OF_COCO = {
     **{7: 91, 8: 2071, 9: 2774, 10: 2717, 11: 1929, 12: 1249, 13: 697, 14: 388, 15: 224, 16: 138, 17: 95, 18: 63},
     **{19: 51, 20: 27, 21: 24, 22: 9, 23: 8, 24: 7, 25: 6, 26: 3},

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from bench_models import (
+from bench_models import (  # type: ignore[import-not-found]  # beside this script, which runs as a file
     END,
     FAMILIES,
     PAD,
