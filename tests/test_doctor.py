@@ -180,8 +180,8 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_padding_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pack(captions: Any, start: Sequence[int], end: int, pad: int) -> PackedCaptions:
-        packed = pack_captions(captions, start, end, pad)
+    def pack(captions: Any, start: Sequence[int], end: int, pad: int, **shown: Any) -> PackedCaptions:
+        packed = pack_captions(captions, start, end, pad, **shown)
         return replace(packed, labels=packed.labels.masked_fill(packed.caption_index < 0, pad))
 
     monkeypatch.setattr(loading, "pack_captions", pack)
@@ -193,8 +193,8 @@ def test_padding_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_end_token_not_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pack(captions: Any, start: Sequence[int], end: int, pad: int) -> PackedCaptions:
-        packed = pack_captions(captions, start, end, pad)
+    def pack(captions: Any, start: Sequence[int], end: int, pad: int, **shown: Any) -> PackedCaptions:
+        packed = pack_captions(captions, start, end, pad, **shown)
         return replace(packed, labels=packed.labels.masked_fill(packed.labels == end, -100))
 
     monkeypatch.setattr(loading, "pack_captions", pack)
@@ -203,8 +203,8 @@ def test_end_token_not_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_labels_not_shifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pack(captions: Any, start: Sequence[int], end: int, pad: int) -> PackedCaptions:
-        packed = pack_captions(captions, start, end, pad)
+    def pack(captions: Any, start: Sequence[int], end: int, pad: int, **shown: Any) -> PackedCaptions:
+        packed = pack_captions(captions, start, end, pad, **shown)
         return replace(packed, labels=packed.input_ids.masked_fill(packed.caption_index < 0, -100))
 
     monkeypatch.setattr(loading, "pack_captions", pack)

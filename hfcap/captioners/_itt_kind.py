@@ -99,6 +99,10 @@ class Kind(ABC):
     def check(self) -> None:  # noqa: B027  # most kinds refuse nothing
         """Raise a UserError where this very model cannot be trained or run."""
 
+    def positions_before_text(self) -> int:
+        """Return how many positions of the text model stand before every text."""
+        return 0
+
     def processor_notes(self) -> dict[str, str]:
         """Return what the card's code must know.
 

@@ -52,6 +52,10 @@ class Prefix(Kind):
         if int(self.prompt_inputs("").input_ids[-1]) == self.image_token_id():
             raise UserError(f"model.prompt: {name} needs text between picture and caption; give a prompt")
 
+    def positions_before_text(self) -> int:
+        """Return the length of prompt and picture, whose last token begins each text."""
+        return len(self.prompt_inputs(self.captioner.prompt).input_ids) - 1
+
     def image_token_id(self) -> int | None:
         """Token that stands for the picture."""
         config = self.model.config

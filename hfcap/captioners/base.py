@@ -197,6 +197,17 @@ class Captioner(ABC):
             "whose decoder reads the picture through attention"
         )
 
+    @property
+    def positions_before_text(self) -> int:
+        """Positions of the text model that stand before every text: those of a prefix, or of an offset."""
+        return 0
+
+    @property
+    def max_text_tokens(self) -> int | None:
+        """Tokens that the text model reads at most, start token and prompt included; None where it has no limit."""
+        limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return None if limit is None else int(limit) - self.positions_before_text
+
     def plain_start(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
         """Return the token that plain transformers starts a caption from, called as users of the published model do."""
         output = self.model.generate(pixel_values=pixel_values[:1], generation_config=config)

@@ -157,6 +157,11 @@ class ClipPrefix(OwnModelCaptioner):
         """The mapper starts from random weights (or is small): it is trained in full."""
         return ["mapper"]
 
+    @property
+    def positions_before_text(self) -> int:
+        """The prefix."""
+        return int(_prefix_positions(self.model.config))
+
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Image encoder, mapper and language model."""
         return {

@@ -55,6 +55,11 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
         names = {name.rsplit(".", 1)[-1] for name, _ in self.model.named_modules()}
         return sorted(names & {"bridge", "crossattention", "ln_cross_attn"})
 
+    @property
+    def positions_before_text(self) -> int:
+        """RoBERTa-like decoders leave their first positions unused."""
+        return position_offset(self.model.decoder)
+
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Encoder; bridge and decoder."""
         return {"vision": [self.model.vision_model], "text": [self.model.bridge, self.model.decoder]}

@@ -211,6 +211,11 @@ class ImageTextToText(Captioner):
         self.kind.adjust_generation(config)
         return config
 
+    @property
+    def positions_before_text(self) -> int:
+        """Prompt and picture, where they stand before every text in the same model."""
+        return self.kind.positions_before_text()
+
     # ---- the model ---------------------------------------------------------------------------------------------
 
     def part_modules(self) -> dict[str, list[nn.Module]]:

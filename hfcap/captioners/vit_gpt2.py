@@ -191,6 +191,11 @@ class VitGpt2(Captioner):
         names = {name.rsplit(".", 1)[-1] for name, _ in self.model.named_modules()}
         return sorted(names & {"crossattention", "ln_cross_attn", "encoder_attn", "enc_to_dec_proj"})
 
+    @property
+    def positions_before_text(self) -> int:
+        """RoBERTa-like decoders leave their first positions unused."""
+        return position_offset(self.model.decoder)
+
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Encoder; decoder with the projection between them where there is one."""
         projection = [self.model.enc_to_dec_proj] if hasattr(self.model, "enc_to_dec_proj") else []

@@ -15,6 +15,7 @@ from hfcap.doctor.findings import Findings
 from hfcap.doctor.labels import token_text
 from hfcap.recipe import Recipe
 from hfcap.schema import PackedCaptions
+from hfcap.training.build import text_without_room
 
 N_COMPARED_TOKENS = 4
 _TOLERANCE = {torch.float32: 1e-3}
@@ -197,6 +198,10 @@ def check_longest(recipe: Recipe, captioner: Captioner, batch: CaptionBatch, lon
     Args:
         longest: tokens of the longest training caption, not yet cut.
     """
+    without_room = text_without_room(captioner, recipe)
+    if without_room is not None:
+        findings.error(*without_room)
+        return False
     trained = min(longest, recipe.data.max_caption_tokens)
     length = max(trained, recipe.generate.max_new_tokens - 1)
     word = captioner.end_token_id

@@ -59,6 +59,44 @@ def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) ->
     return captioner
 
 
+def text_without_room(captioner: Captioner, recipe: Recipe) -> tuple[str, str, str] | None:
+    """Return key, problem and remedy where captions of the recipe's length would exceed the text model's positions.
+
+    Training reads start token, prompt and caption; generation reads all it has written but the last token.
+    """
+    limit = captioner.max_text_tokens
+    if limit is None:
+        return None
+    before, start = captioner.positions_before_text, len(captioner.start_token_ids())
+    lengths = {
+        "data.max_caption_tokens": recipe.data.max_caption_tokens,
+        "generate.max_new_tokens": recipe.generate.max_new_tokens - 1,
+    }
+    for key, length in lengths.items():
+        if start + length <= limit:
+            continue
+        longest = max(limit - start, 0) + (key == "generate.max_new_tokens")
+        problem = (
+            f"a caption of {length} tokens does not fit into the text model: it has {limit + before} positions, of "
+            f"which {before + start} are taken by prefix, start token and prompt"
+        )
+        remedy = "choose a text model with more positions" + (" or a shorter prefix" if before else "")
+        return key, problem, f"set {key} to at most {longest}, or {remedy}" if longest else remedy
+    return None
+
+
+def require_room_for_captions(captioner: Captioner, recipe: Recipe) -> None:
+    """Refuse a recipe whose captions may exceed the text model's positions, before anything is computed.
+
+    Raises:
+        UserError: names data.max_caption_tokens or generate.max_new_tokens, and what would fit.
+    """
+    found = text_without_room(captioner, recipe)
+    if found is not None:
+        key, problem, remedy = found
+        raise UserError(f"{key}: {problem}; {remedy}")
+
+
 def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
     """Add LoRA or freeze parts, and switch on gradient checkpointing, as the recipe says.
 

@@ -27,7 +27,7 @@ from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import compile_layers
-from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable
+from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
 from hfcap.training.checkpoint import Progress
 from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.loop import TrainingRun
@@ -184,6 +184,7 @@ def train_stage(
 ) -> None:
     """Train (or continue) and write model/, environment.json and training_summary.json."""
     captioner = build_captioner(recipe, splits["train"])
+    require_room_for_captions(captioner, recipe)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
