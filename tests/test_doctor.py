@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from hfcap import cli, registry
 from hfcap.captioners import blip
 from hfcap.data import loading
 from hfcap.data.images import FileImage
+from hfcap.data.kept import kept_stores
 from hfcap.data.packing import pack_captions
 from hfcap.data.source import load_split
 from hfcap.doctor import dataset, display, examination, labels, pixels
@@ -137,9 +139,38 @@ def test_feature_store_is_estimated_and_not_written(tmp_path: Path, monkeypatch:
     tiny = registry.load("captioners", "clip_prefix").REGISTERED.tiny()
     recipe = tiny_recipe(tmp_path, "clip_prefix", model=tiny, train={"freeze": ["vision"]})
     disk = report_of(recipe, healthy=True, steps=1)["cost"]["disk"]
-    assert disk["feature_store"] == (8 + 4 + 4) * 32 * 2  # one pooled vector of width 32 in half precision each
-    assert disk["feature_store_folder"].startswith(str(tmp_path / "cache" / "features"))
+    store = disk["feature_store"]
+    assert store["bytes"] == (8 + 4 + 4) * 32 * 2  # one pooled vector of width 32 in half precision each
+    assert store["folder"].startswith(str(tmp_path / "cache" / "features")) and disk["image_cache"] is None
     assert list((tmp_path / "cache").rglob("*.safetensors")) == []
+    Run(recipe).execute("train")
+    # Training keeps the pictures of train and validation; only those of the test are still lacking.
+    store = report_of(recipe, healthy=True, steps=1)["cost"]["disk"]["feature_store"]
+    assert (store["pictures"], store["bytes"]) == (4, 4 * 32 * 2)
+
+
+def test_image_cache_is_estimated_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFCAP_CACHE", str(tmp_path / "cache"))
+    recipe = tiny_recipe(tmp_path, data={"image_cache": True, "image_cache_folder": str(tmp_path / "kept")})
+    before = report_of(recipe, healthy=True, steps=1)["cost"]["disk"]
+    assert before["feature_store"] is None and not (tmp_path / "kept").exists()
+    Run(recipe).execute("train")
+    after = report_of(recipe, healthy=True, steps=1)["cost"]["disk"]["image_cache"]
+    [kept] = kept_stores(tmp_path / "kept")
+    assert str(kept.folder) == before["image_cache"]["folder"] == after["folder"]
+    assert before["image_cache"]["pictures"] == kept.n_pictures + after["pictures"] and after["pictures"] == 4
+    written = sum(path.stat().st_size for path in kept.folder.glob("*.safetensors"))
+    # Names and checksums come on top.
+    assert 0 < written - (before["image_cache"]["bytes"] - after["bytes"]) < 0.1 * written
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))
+    recipe = tiny_recipe(tmp_path, data={"image_cache": True, "image_cache_folder": str(tmp_path / "kept")})
+    report = report_of(recipe, healthy=False, steps=1)
+    run, cache = problems_of(report, "error")
+    assert run.startswith("output_dir: ") and "and data.image_cache_folder on the same disk 49.2 kB" in run
+    assert cache.startswith("data.image_cache_folder: 16 pictures") and "0 kB are free" in cache
 
 
 def test_costs_agree_with_a_real_run(tmp_path: Path) -> None:

@@ -57,9 +57,7 @@ def cached_pixels(
             f"data.image_cache: {type(image_processor).__name__} does more than resize, crop and normalise; "
             "set data.image_cache: false"
         )
-    shown = f"{plan.height} x {plan.width}, shortest edge {plan.shortest_edge}, filter {plan.resample}"
-    key = hashlib.sha256(f"{_LAYOUT} {PIL.__version__} {shown}".encode()).hexdigest()[:32]
-    rows = RowStore((cache_folder() / "images" if folder is None else folder) / key)
+    rows = cache_rows(plan, folder)
     wording = Wording(
         "Image cache: resizing",
         "the image cache",
@@ -69,8 +67,18 @@ def cached_pixels(
         rows,
         inputs,
         lambda levels: levels,
-        f"resized pictures, {shown}",
+        f"resized pictures, {_size(plan)}",
         wording,
         OneProcess() if accelerator is None else accelerator,
     )
     return CachedPixels(plan, StoredRows(filling.places(_BATCH, num_workers)))
+
+
+def cache_rows(plan: PixelPlan, folder: Path | None = None) -> RowStore:
+    """Return the store that pictures of this plan are kept in; nothing is made."""
+    key = hashlib.sha256(f"{_LAYOUT} {PIL.__version__} {_size(plan)}".encode()).hexdigest()[:32]
+    return RowStore((cache_folder() / "images" if folder is None else folder) / key)
+
+
+def _size(plan: PixelPlan) -> str:
+    return f"{plan.height} x {plan.width}, shortest edge {plan.shortest_edge}, filter {plan.resample}"

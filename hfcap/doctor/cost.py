@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.loading import epoch_batches
+from hfcap.doctor.disk import Disk, disk_needs
 from hfcap.doctor.findings import Findings
 from hfcap.doctor.measurement import Measurement, memory_of
 from hfcap.doctor.weights import WeightFacts
 from hfcap.recipe import Recipe
+from hfcap.schema import CaptionedImage
 
 _ADAM_BYTES = 8
 _FLOAT_BYTES = 4
@@ -69,19 +68,6 @@ class Time:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """Bytes on disk. `feature_store_folder` is None without a feature store."""
-
-    checkpoint: int
-    checkpoints: int
-    model: int
-    feature_store: int
-    feature_store_folder: str | None
-    run_free: int
-    feature_store_free: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Cost:
     """Everything the recipe needs on this machine."""
 
@@ -119,11 +105,11 @@ def estimate_cost(
     weights: WeightFacts,
     schedule: Schedule,
     measured: Measurement,
-    n_pictures: Mapping[str, int],
+    splits: Mapping[str, Sequence[CaptionedImage]],
     accelerator: Any,
     findings: Findings,
 ) -> Cost:
-    """Scale what was measured up to the recipe; `n_pictures` counts the pictures of each split that the run reads."""
+    """Scale what was measured up to the recipe; `splits` are those that the run reads."""
     float_bytes = weights.trained * _FLOAT_BYTES
     memory = Memory(
         weights=weights.weight_bytes,
@@ -133,17 +119,18 @@ def estimate_cost(
         activations=measured.activation_bytes,
         available=memory_of(accelerator.device),
     )
-    cost = Cost(
-        schedule,
-        memory,
-        _time(recipe, schedule, measured, n_pictures),
-        _disk(recipe, captioner, weights, measured, sum(n_pictures.values()), accelerator),
-    )
+    everything = [record for records in splits.values() for record in records]
+    disk = disk_needs(recipe, captioner, weights, measured.state_bytes_per_picture, everything, accelerator)
+    counts = {name: len(records) for name, records in splits.items()}
+    to_encode = disk.feature_store.pictures if disk.feature_store is not None else 0
+    cost = Cost(schedule, memory, _time(recipe, schedule, measured, counts, to_encode), disk)
     _report(recipe, cost, measured, findings)
     return cost
 
 
-def _time(recipe: Recipe, schedule: Schedule, measured: Measurement, n_pictures: Mapping[str, int]) -> Time:
+def _time(
+    recipe: Recipe, schedule: Schedule, measured: Measurement, n_pictures: Mapping[str, int], to_encode: int
+) -> Time:
     options = recipe.train
     stored = measured.state_bytes_per_picture > 0
     loading = measured.load_seconds / max(1, options.dataloader_num_workers)
@@ -162,72 +149,35 @@ def _time(recipe: Recipe, schedule: Schedule, measured: Measurement, n_pictures:
     validation = schedule.validations * n_pictures["validation"] * with_loading(measured.forward_seconds)
     if options.metric_for_best_model == "cider":
         validation += schedule.validations * n_pictures["validation"] * with_loading(measured.caption_seconds)
-    encoded = sum(n_pictures.values()) if stored else 0
     per_encoded = max(measured.encode_seconds, loading) if on_gpu else measured.encode_seconds + measured.load_seconds
     return Time(
-        encoding=encoded * per_encoded,
+        encoding=to_encode * per_encoded,
         training=pictures * with_loading(measured.step_seconds) + schedule.updates * measured.update_seconds,
         validation=validation,
         captioning=captioning + blank * scored * (measured.caption_seconds + measured.encode_seconds),
     )
 
 
-def _disk(
-    recipe: Recipe,
-    captioner: Captioner,
-    weights: WeightFacts,
-    measured: Measurement,
-    n_pictures: int,
-    accelerator: Any,
-) -> Disk:
-    options = recipe.train
-    copies = 1 if options.ema_decay is None else 2
-    checkpoint = weights.trained * (_FLOAT_BYTES * copies + _ADAM_BYTES) + weights.buffer_bytes
-    lora = recipe.lora is not None
-    # A LoRA run on a captioner put together here also keeps the captioner itself and, to publish, the merged one.
-    kept = 2 * weights.weight_bytes if captioner.assembled else 0
-    model = weights.trained * _FLOAT_BYTES + kept if lora else weights.weight_bytes
-    stored = measured.state_bytes_per_picture > 0
-    folder = recipe.data.feature_store_folder
-    store = None
-    if stored:
-        encoder = captioner_encoder(captioner, accelerator.mixed_precision)
-        store = FeatureStore(encoder, None if folder is None else Path(folder), accelerator).folder
-    return Disk(
-        checkpoint=checkpoint,
-        # The newest ones, the best one, and one being written before an old one goes.
-        checkpoints=checkpoint * (options.save_total_limit + 2),
-        model=model,
-        feature_store=n_pictures * measured.state_bytes_per_picture,
-        feature_store_folder=None if store is None else str(store),
-        run_free=_free(Path(recipe.output_dir)),
-        feature_store_free=None if store is None else _free(store),
-    )
-
-
-def _free(folder: Path) -> int:
-    existing = folder.absolute()
-    while not existing.is_dir():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
-
-
 def _report(recipe: Recipe, cost: Cost, measured: Measurement, findings: Findings) -> None:
     memory, disk = cost.memory, cost.disk
     report_memory(recipe, memory, findings)
-    if disk.checkpoints + disk.model > disk.run_free:
+    store = disk.store
+    beside = store.bytes if store is not None and disk.shared else 0
+    if disk.checkpoints + disk.model + beside > disk.run_free:
         findings.error(
             "output_dir",
-            f"checkpoints and model need up to {gigabytes(disk.checkpoints + disk.model)}, but only "
-            f"{gigabytes(disk.run_free)} are free",
+            f"checkpoints and model need up to {gigabytes(disk.checkpoints + disk.model)}"
+            + (f" and {store.key} on the same disk {gigabytes(beside)}" if store is not None and beside else "")
+            + f", but only {gigabytes(disk.run_free)} are free",
             "choose another disk with output_dir, or a lower train.save_total_limit",
         )
-    if disk.feature_store_free is not None and disk.feature_store > disk.feature_store_free:
+    if store is not None and store.bytes > store.free:
+        off = "data.feature_store: off" if disk.feature_store is not None else "data.image_cache: false"
         findings.error(
-            "data.feature_store_folder",
-            f"the feature store needs up to {gigabytes(disk.feature_store)}, but only "
-            f"{gigabytes(disk.feature_store_free)} are free",
-            "choose another disk with data.feature_store_folder, or set data.feature_store: off",
+            store.key,
+            f"{store.pictures:,} pictures that are not kept yet need {gigabytes(store.bytes)}, but only "
+            f"{gigabytes(store.free)} are free",
+            f"choose another disk with {store.key}, or set {off}",
         )
     if not all(map(math.isfinite, measured.losses)):
         findings.error(

@@ -213,10 +213,11 @@ def _cost_lines(measured: Measurement, cost: Cost) -> Iterator[str]:
         f"disk: checkpoints up to {gigabytes(disk.checkpoints)} ({gigabytes(disk.checkpoint)} each), model "
         f"{gigabytes(disk.model)}; {gigabytes(disk.run_free)} free"
     )
-    if disk.feature_store_folder is None:
-        yield "feature store: not used (the encoder is trained, or data.feature_store is off)"
-    else:
-        yield f"feature store: {gigabytes(disk.feature_store)} in {disk.feature_store_folder}"
+    if disk.store is None:
+        yield "feature store: not used (the encoder is trained, or data.feature_store is off); image cache: not used"
+        return
+    name, store = "feature store" if disk.feature_store is not None else "image cache", disk.store
+    yield f"{name}: {gigabytes(store.bytes)} more for {store.pictures:,} pictures that it lacks, in {store.folder}"
 
 
 def duration(seconds: float) -> str:

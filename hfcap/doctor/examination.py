@@ -175,9 +175,8 @@ class _Examination:
             )
             return
         _report_untrained(report.measured.without_gradient, captioner, findings)
-        counts = {name: len(records) for name, records in splits.items()}
         report.cost = estimate_cost(
-            recipe, captioner, report.weights, schedule, report.measured, counts, accelerator, findings
+            recipe, captioner, report.weights, schedule, report.measured, splits, accelerator, findings
         )
 
     def _accelerator(self) -> Any:
