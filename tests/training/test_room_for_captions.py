@@ -70,6 +70,20 @@ def _size(captioner: Any) -> tuple[int, int]:
     return size["height"], size["width"]
 
 
+def test_positions_that_start_behind_the_padding_index(tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    decoder = {"model_type": "roberta", **shape, "max_position_embeddings": 64}
+    recipe = recipe_of("vit_gpt2", tmp_path, decoder_config=decoder)
+    captioner = build_captioner(recipe, load_split(recipe.data, "train"))
+    limit = captioner.max_text_tokens
+    assert limit == 64 - captioner.positions_before_text and captioner.positions_before_text > 0
+    states = captioner.encode(torch.zeros(1, 3, *_size(captioner)))
+    special = (captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id)
+    captioner.logits(states, pack_captions([[[5] * (limit - 1)]], *special))
+    with pytest.raises((IndexError, RuntimeError)):
+        captioner.logits(states, pack_captions([[[5] * limit]], *special))
+
+
 def test_a_recurrent_decoder_has_no_limit(tmp_path: Path) -> None:
     recipe = recipe_of("show_attend_tell", tmp_path, 10_000, 10_000)
     captioner = build_captioner(recipe, load_split(recipe.data, "train"))
