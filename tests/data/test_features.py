@@ -19,6 +19,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.data import row_store
 from hfcap.data.features import FeatureStore, StoredStates, captioner_encoder, embedding_encoder
 from hfcap.data.images import FileImage
+from hfcap.data.loading import PixelInputs
 from hfcap.errors import WorkError
 from hfcap.schema import CaptionedImage
 from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
@@ -58,10 +59,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
 
 
 def _direct(captioner: Captioner, records: Sequence[CaptionedImage]) -> torch.Tensor:
-    pictures = [Image.open(record.image.describe()) for record in records]
+    """What the encoder says of the pixels that training gets (tests/data/test_pixels.py: those of the processor)."""
     captioner.model.eval()
     with torch.no_grad():
-        return captioner.encode(captioner.image_processor(pictures, return_tensors="pt")["pixel_values"])
+        return captioner.encode(PixelInputs(records, captioner.image_processor).pixel_values(range(len(records))))
 
 
 def _stacked(states: StoredStates) -> torch.Tensor:

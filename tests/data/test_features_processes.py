@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from hfcap.captioners.base import Captioner
 from hfcap.data.features import FeatureStore, captioner_encoder
+from hfcap.data.images import FileImage
+from hfcap.data.loading import PixelInputs
+from hfcap.schema import CaptionedImage
 from tests.captioners.helpers import build, write_picture
 from tests.data import fill_store
 
@@ -39,10 +41,11 @@ def environment() -> dict[str, str]:
 
 
 def expected_states(captioner: Captioner, pictures: Path) -> torch.Tensor:
-    opened = [Image.open(path) for path in sorted(pictures.glob("*.png"))]
+    paths = sorted(pictures.glob("*.png"))
+    records = [CaptionedImage(path.stem, path.name, ("x",), FileImage(path)) for path in paths]
     captioner.model.eval()
     with torch.no_grad():
-        return captioner.encode(captioner.image_processor(opened, return_tensors="pt")["pixel_values"])
+        return captioner.encode(PixelInputs(records, captioner.image_processor).pixel_values(range(len(records))))
 
 
 def test_a_killed_process_leaves_whole_shards_and_the_next_goes_on(
