@@ -61,8 +61,3 @@ def pack_captions(
         for field, fill in enumerate(fills)
     ]
     return PackedCaptions(*columns)
-
-
-def packed_length(n_caption_tokens: Sequence[int], n_start_tokens: int) -> int:
-    """Length of the row that captions of these lengths give."""
-    return sum(n_caption_tokens) + len(n_caption_tokens) * n_start_tokens

@@ -21,7 +21,6 @@ from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives import CrossEntropy
 
 MAX_COUNTED_BATCHES = 100
-N_SHOWN_PICTURES = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     environment = _object(run.environment, "environment of the run")
     summary = _object(run.summary, "training summary")
     split = recipe.score.split
-    scores = _scores(run, split, recipe)
+    scores = _scores(run, split)
     baselines = {
         name: _object(run.scores(f"{split}.{name}"), "scores of a baseline") for name in recipe.score.baselines
     }
@@ -195,7 +195,7 @@ def _object(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def _scores(run: RunDirectory, split: str, recipe: Recipe) -> dict[str, Any]:
+def _scores(run: RunDirectory, split: str) -> dict[str, Any]:
     scores = _object(run.scores(split), "scores")
     for name, value in scores.get("metrics", {}).items():
         if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):

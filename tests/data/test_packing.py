@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfcap.captioners.parts import packed_attention_mask, prefix_attention_mask
-from hfcap.data.packing import pack_captions, packed_length
+from hfcap.data.packing import pack_captions
 from hfcap.schema import IGNORED_LABEL
 
 START, PROMPT, END, PAD = 1, [7, 8], 2, 0
@@ -47,7 +47,7 @@ def test_supervised_tokens_are_counted_exactly(captions: list[list[list[int]]], 
 @given(CAPTIONS, STARTS)
 def test_rows_are_as_short_as_can_be(captions: list[list[list[int]]], start: list[int]) -> None:
     packed = pack_captions(captions, start, END, PAD)
-    longest = max(packed_length([len(caption) for caption in of_image], len(start)) for of_image in captions)
+    longest = max(sum(len(start) + len(caption) for caption in of_image) for of_image in captions)
     shapes = {tuple(t.shape) for t in (packed.input_ids, packed.position_ids, packed.caption_index, packed.labels)}
     assert shapes == {(len(captions), max(1, longest))}
     assert packed.input_ids.dtype == packed.labels.dtype == torch.int64
