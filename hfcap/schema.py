@@ -12,6 +12,10 @@ IGNORED_LABEL = -100
 """Label of positions that never count in a loss: prompt, padding, image tokens (torch's ignore_index)."""
 
 
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow's other decoders (EPS, PSD, FITS, ...) are never tried: more code that strangers' bytes would reach."""
+
+
 class ImageBytes(Protocol):
     """Where the encoded bytes of one picture come from; small and picklable, so that workers can receive it."""
 

@@ -15,6 +15,9 @@ Captioner = Callable[[Image.Image, dict[str, Any]], str]
 """From an RGB picture and keyword arguments of `generate` to a caption."""
 
 MAX_PIXELS = 100_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded, as everywhere in hfcap: Pillow would hand an uploaded EPS to Ghostscript."""
+
 ADVICE = "Choose a picture first."
 
 
@@ -25,7 +28,7 @@ def open_picture(path: str) -> Image.Image:
         ValueError: not a picture that can be read, or a very large one.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as opened:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"more than {MAX_PIXELS:,} pixels; save the picture smaller")

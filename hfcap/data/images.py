@@ -16,10 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hfcap.errors import UserError
-from hfcap.schema import ImageBytes
-
-ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow's other decoders (EPS, PSD, FITS, ...) are never tried: more code that strangers' bytes would reach."""
+from hfcap.schema import PICTURE_FORMATS, ImageBytes
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """File name endings, in lower case, by which a folder's pictures are found."""
@@ -139,14 +136,14 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
             the scales 1, 1/2, 1/4, 1/8 that still gives it (several times faster); other formats ignore it.
 
     Raises:
-        UnreadableImageError: missing, damaged, truncated, of a format not in ALLOWED_FORMATS, or too large.
+        UnreadableImageError: missing, damaged, truncated, of a format not in PICTURE_FORMATS, or too large.
     """
     encoded = image.read()
     name = image.describe()
     if len(encoded) > MAX_IMAGE_BYTES:
         raise UnreadableImageError(f"{name}: {len(encoded):,} bytes, more than the limit {MAX_IMAGE_BYTES:,}")
     try:
-        with Image.open(io.BytesIO(encoded), formats=ALLOWED_FORMATS) as opened:
+        with Image.open(io.BytesIO(encoded), formats=PICTURE_FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
@@ -156,7 +153,7 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
             opened.load()
             return _upright(_as_rgb(opened), _orientation(opened))
     except UnidentifiedImageError:
-        allowed = ", ".join(ALLOWED_FORMATS)
+        allowed = ", ".join(PICTURE_FORMATS)
         raise UnreadableImageError(f"{name}: damaged, or not a picture in one of the formats {allowed}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImageError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hfcap.errors import UserError
 from hfcap.progress import track
-from hfcap.schema import ImageBytes
+from hfcap.schema import PICTURE_FORMATS, ImageBytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +64,7 @@ def plain_decode(image: ImageBytes) -> Image:
     """Decode a picture with Pillow alone; `hfcap.data.images.decode_image` bounds sizes and turns upright as well."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(image.read())) as picture:
+    with Image.open(io.BytesIO(image.read()), formats=PICTURE_FORMATS) as picture:
         return picture.convert("RGB")
 
 

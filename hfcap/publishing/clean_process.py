@@ -15,7 +15,7 @@ from typing import Any
 from hfcap.errors import WorkError
 from hfcap.files import read_json
 from hfcap.progress import progress_bar
-from hfcap.publishing.secrets import redact
+from hfcap.publishing.secrets import names_secret, redact
 
 TIMEOUT_SECONDS = 3600
 
@@ -43,9 +43,6 @@ for name, job in json.load(sys.stdin).items():
 _DROPPED = (
     "PYTHONPATH",
     "PYTHONHOME",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HF_TOKEN_PATH",
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
     "TRANSFORMERS_CACHE",
@@ -109,7 +106,8 @@ def run_clean(jobs: Mapping[str, Job], token: str | None = None) -> dict[str, Jo
 
 
 def _environment(cache: Path, token: str | None) -> dict[str, str]:
-    values = {name: value for name, value in os.environ.items() if name not in _DROPPED}
+    # A repository's own code may run there: it gets no secret of whoever verifies it, whatever service it is for.
+    values = {name: value for name, value in os.environ.items() if name not in _DROPPED and not names_secret(name)}
     values |= {"HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return values | ({"HF_TOKEN": token} if token else {})
 

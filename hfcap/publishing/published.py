@@ -64,8 +64,9 @@ class PublishedModel:
         code = usage_code(
             self.location, self.files, self.brings_code, self._model_type(), self.base, self.revision, decoding
         )
-        load, separator, caption = code.partition("image = ")
-        return load, separator + caption
+        # With the line break: a hostile name in the code may hold the words, but never a line break (JSON escapes it).
+        load, _, caption = code.partition("\nimage = ")
+        return f"{load}\n", f"image = {caption}"
 
     def _model_type(self) -> str | None:
         return self._json("config.json").get("model_type")

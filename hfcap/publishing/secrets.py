@@ -47,7 +47,7 @@ _VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "add
 _BINARY = {".png", ".jpg", ".model"}
 LARGEST_HEADER = 100 * 2**20
 _FOLDER_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HFCAP_CACHE", "TORCH_HOME", "VIRTUAL_ENV")
-_SECRET_NAMES = re.compile(r"(?i)token|secret|password|passwd|api_?key|credential")
+_SECRET_NAMES = re.compile(r"(?i)token|secret|password|passwd|(?:api|access|private)_?key|credential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,16 @@ class Finding:
         return f"{self.file}, line {self.line}: {self.kind}"
 
 
+def names_secret(variable: str) -> bool:
+    """Whether an environment variable holds a secret, judged by its name."""
+    return _SECRET_NAMES.search(variable) is not None
+
+
 def known_secrets() -> list[bytes]:
     """Return the values of this machine that no file may hold: the Hub token and secret environment variables."""
     from huggingface_hub import get_token
 
-    values = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value) >= 12}
+    values = {value for name, value in os.environ.items() if names_secret(name) and len(value) >= 12}
     # Variables such as HF_TOKEN_PATH name a file; that is caught as a path where it matters.
     values = {value for value in values if not value.startswith(("/", "~"))}
     if token := get_token():

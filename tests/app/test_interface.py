@@ -18,6 +18,7 @@ from hfcap.app.demo import LoadedModel, load_models
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.publishing.pictures import drawn_pictures, read_record
 from hfcap.run_directory import RunDirectory
+from hfcap.schema import PICTURE_FORMATS
 from tests.publishing.run_builder import build_run
 
 
@@ -109,6 +110,15 @@ def test_pictures_are_upright_and_large_ones_refused(tmp_path: Path, monkeypatch
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="damaged"):
         interface.open_picture(str(path))
+
+
+def test_only_the_usual_formats_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "page.jpg"
+    Image.new("RGB", (6, 4), "red").save(path, format="EPS")
+    with pytest.raises(ValueError, match="not a picture"):
+        interface.open_picture(str(path))
+    # The page is copied into Spaces without hfcap, so it cannot import them.
+    assert interface.FORMATS == PICTURE_FORMATS
 
 
 @pytest.fixture(scope="module")
