@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch import nn
 
@@ -86,10 +87,17 @@ def save_adapter(peft_model: Any, base_location: str, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def load_adapter(captioner: Captioner, folder: Path | str, trainable: bool = False) -> PeftModel:
-    """Put a saved adapter onto a captioner that holds the base weights."""
+def load_adapter(captioner: Captioner, folder: Path | str) -> PeftModel:
+    """Put a saved adapter onto a captioner that holds the base weights.
+
+    Raises:
+        UserError: no adapter as safetensors, or it fits another model.
+    """
+    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
+        # PEFT would read adapter_model.bin, a pickle, or ask the Hub for a repository of this name.
+        raise UserError(f"{folder}: holds no {SAFETENSORS_WEIGHTS_NAME}; save the adapter with safetensors")
     try:
-        return PeftModel.from_pretrained(captioner.model, str(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(captioner.model, str(folder))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the adapter does not fit its base model: {str(error).splitlines()[0]}") from error
 

@@ -21,7 +21,11 @@ TIMEOUT_SECONDS = 3600
 
 _RUNNER = """
 import contextlib, io, json, pathlib, sys, traceback
+import torch
 sys.modules["hfcap"] = None
+def refuse(*_, **__):
+    raise RuntimeError("its weights are a pickle, which can run code; only safetensors are loaded here")
+torch.load = refuse
 results = {}
 for name, job in json.load(sys.stdin).items():
     names, captions, error = {"__name__": "card"}, [], None
@@ -38,7 +42,11 @@ for name, job in json.load(sys.stdin).items():
     results[name] = {"captions": captions, "error": error}
     pathlib.Path("results.json").write_text(json.dumps(results))
 """
-"""Runs each job's code: what loads the model once, what captions photo.jpg for each picture."""
+"""Runs each job's code: what loads the model once, what captions photo.jpg for each picture.
+
+Without torch.load: transformers and PEFT fall back to pickles where a repository, or the base of an adapter, has no
+safetensors by the name they look for.
+"""
 
 _DROPPED = (
     "PYTHONPATH",

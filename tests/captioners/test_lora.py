@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size, load_captioner, save_merged
@@ -168,6 +169,16 @@ def test_damaged_adapter(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"not weights at all")
     with pytest.raises(UserError, match="the adapter does not fit"):
         load_captioner(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_that_is_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    captioner = build("clip_prefix")
+    save_adapter(add_lora(captioner, LoraOptions(r=2)), "x", tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    torch.save(load_file(weights), tmp_path / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        load_adapter(build("clip_prefix"), tmp_path)
 
 
 def test_adapter_of_another_captioner(tmp_path: Path) -> None:

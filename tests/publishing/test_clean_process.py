@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from hfcap.files import write_json
 from hfcap.publishing.clean_process import Job, run_clean
@@ -31,3 +32,10 @@ def test_names_from_a_repository_stay_inside_their_quotes(base: str, tmp_path: P
     compile(load, "load", "exec")
     compile(caption, "caption", "exec")
     assert caption.startswith('image = Image.open("photo.jpg")')
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    load = f"import torch; torch.load({str(tmp_path / 'pytorch_model.bin')!r}, weights_only=True)"
+    error = run_clean({"job": Job(load, "", [])})["job"].error
+    assert error is not None and "only safetensors are loaded here" in error
