@@ -16,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from bench_metrics import held_out  # type: ignore[import-not-found]  # beside this script, which runs as a file
 
 TOLERANCE = 1e-9
 
@@ -34,19 +34,10 @@ def _peak_megabytes(process: int | str) -> float:
 
 def _coco(n_images: int) -> tuple[list[str], list[list[str]]]:
     """Tokenised candidates and references of the first images."""
-    import pycocoevalcap
-
     from hfcap.metrics.base import CaptionSet, ReferenceSet
 
-    jar = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
-    with zipfile.ZipFile(jar) as archive:
-        rows = json.loads(archive.read("coco/annotations/captions_val2014.json"))["annotations"]
-    groups: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        groups[str(row["image_id"])].append(row["caption"])
-    chosen = list(groups)[:n_images]
-    references = ReferenceSet({key: groups[key][1:] for key in chosen})
-    captions = CaptionSet({key: groups[key][0] for key in chosen}, references)
+    candidates, references = held_out(n_images)
+    captions = CaptionSet(candidates, ReferenceSet(references))
     return captions.tokenized_candidates, captions.tokenized_references
 
 

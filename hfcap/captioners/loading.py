@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +143,17 @@ def describe_size(captioner: Captioner) -> dict[str, int]:
 
 
 def generation_defaults(folder: Path) -> dict[str, Any]:
-    """Return the decoding defaults saved beside a model, those that a recipe's `generate` block knows."""
+    """Return the decoding defaults saved beside a model, those that a recipe's `generate` block knows.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path, "decoding defaults of the model")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: decoding defaults must be a JSON object")
     known = set(GenerateOptions.model_fields)
     return {name: value for name, value in values.items() if name in known and value is not None}
 

@@ -9,8 +9,12 @@ import torch
 SIZE, LONGEST = 32, 24
 
 
-def write_clip(folder: Path, seed: int = 2) -> str:
-    """Write model, image processor and tokenizer; the vectors of its common space have 12 numbers."""
+def write_clip(folder: Path, seed: int = 2, spread: float | None = 0.5) -> str:
+    """Write model, image processor and tokenizer; the vectors of its common space have 12 numbers.
+
+    Args:
+        spread: deviation of the weights, large enough that vectors differ; None leaves them as transformers draws them.
+    """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
@@ -33,10 +37,11 @@ def write_clip(folder: Path, seed: int = 2) -> str:
     )
     torch.manual_seed(seed)
     model = CLIPModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.copy_(torch.randn(parameter.shape) * 0.5)
+    if spread is not None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    parameter.copy_(torch.randn(parameter.shape) * spread)
     model.save_pretrained(folder)
     image_processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)

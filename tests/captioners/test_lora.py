@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.loading import describe_size, load_captioner, save_merged
+from hfcap.captioners.loading import describe_size, generation_defaults, load_captioner, save_merged
 from hfcap.captioners.lora import adapted_modules, add_lora, load_adapter, save_adapter
 from hfcap.errors import UserError
 from hfcap.files import write_json
@@ -229,3 +229,10 @@ def test_listed_targets_are_adapted_and_counted(family: str) -> None:
     assert 0 < size["trainable_parameters"] == expected < size["parameters"]
     adapted = {name.split(".lora_A")[0] for name, _ in captioner.model.named_parameters() if ".lora_A" in name}
     assert adapted == {target}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_damaged_decoding_defaults_are_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"generation_config\.json"):
+        generation_defaults(tmp_path)

@@ -24,9 +24,9 @@ from hfcap.files import read_json_lines
 from hfcap.metrics.suite import metric_class
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from tests.captioners.clip_folder import write_clip
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
 from tests.data.pictures import write_jpeg
-from tests.metrics.tiny_clip import save_tiny_clip
 from tests.training.harness import Result, assert_same_tensors
 
 
@@ -290,7 +290,7 @@ def test_score_with_options_of_metrics(finished: RunDirectory, tmp_path: Path, h
     for row in rows:
         write_jpeg(folder / row["file_name"], "red")
     options = {
-        "clip_score.model": save_tiny_clip(tmp_path / "clip"),
+        "clip_score.model": write_clip(tmp_path / "clip"),
         "clip_score.images": folder,
         "diversity.training_captions": finished.references("test"),
         "cider.document_frequencies": finished.references("test"),

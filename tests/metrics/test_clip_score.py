@@ -17,7 +17,7 @@ from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.clip_score import ClipScore
 from hfcap.metrics.pictures import DecodedPictures, Pictures, picture_files, plain_decode
 from hfcap.metrics.suite import build_metric
-from tests.metrics.tiny_clip import LONGEST, save_tiny_clip
+from tests.captioners.clip_folder import LONGEST, write_clip
 
 torch = pytest.importorskip("torch")
 
@@ -43,7 +43,8 @@ def _picture(seed: int) -> _Picture:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+    # One negative similarity among positive ones, so that both sides of the maximum are tried.
+    return write_clip(tmp_path_factory.mktemp("clip"), seed=3, spread=None)
 
 
 _CANDIDATES = {"1": "a dog", "2": "two cats sleep", "3": "a very long caption that does not fit in so few positions"}

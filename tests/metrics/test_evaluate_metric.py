@@ -12,9 +12,9 @@ from hfcap.errors import UserError
 from hfcap.metrics import evaluate_metric
 from hfcap.metrics.evaluate_metric import evaluate_folder, evaluate_sources
 from hfcap.metrics.suite import CaptionSuite
+from tests.captioners.clip_folder import write_clip
 from tests.data.pictures import write_jpeg
 from tests.metrics.random_captions import random_captions
-from tests.metrics.tiny_clip import save_tiny_clip
 
 CORE = ("bleu", "rouge_l", "cider")
 
@@ -155,7 +155,7 @@ def test_clip_score_loads_with_a_folder_of_pictures(tmp_path: Path) -> None:
     for image_id in (1, 2):
         write_jpeg(tmp_path / "pictures" / f"{image_id}.jpg", "red")
     metric = _load(
-        "clip_score", tmp_path, model=save_tiny_clip(tmp_path / "clip"), images=tmp_path / "pictures", device="cpu"
+        "clip_score", tmp_path, model=write_clip(tmp_path / "clip"), images=tmp_path / "pictures", device="cpu"
     )
     found = metric.compute(predictions=["a dog", "a cat"], references=[["a dog"], ["a cat"]], image_ids=[1, 2])
     assert set(found) == {"clip_score", "ref_clip_score"} and all(0 <= value <= 2.5 for value in found.values())

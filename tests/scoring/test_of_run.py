@@ -20,7 +20,7 @@ from hfcap.recipe_loading import recipe_from_mapping
 from hfcap.run_directory import RunDirectory
 from hfcap.scoring.of_run import RunScoring
 from hfcap.stages import Run
-from tests.metrics.tiny_clip import save_tiny_clip
+from tests.captioners.clip_folder import write_clip
 from tests.training.harness import forget_accelerator, recipe_values
 
 CAPTIONS = ["a red square", "a big ball", "a red square", "two cats", "nothing"]
@@ -28,7 +28,7 @@ CAPTIONS = ["a red square", "a big ball", "a red square", "two cats", "nothing"]
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(autouse=True)
