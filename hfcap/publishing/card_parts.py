@@ -93,11 +93,11 @@ def printed(known: CardInput) -> Safe | None:
 
 
 def sample_table(samples: list[Sample]) -> Safe | None:
-    """Return captions beside one human caption each."""
+    """Return captions beside one reference each."""
     if not samples:
         return None
     scored = any(sample.score is not None for sample in samples)
-    header = ["Picture", "Caption", "A human wrote"] + (["CIDEr-D"] if scored else [])
+    header = ["Picture", "Caption", "Reference"] + (["CIDEr-D"] if scored else [])
     rows = []
     for sample in samples:
         name = portable(sample.file_name)
