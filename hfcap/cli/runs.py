@@ -62,7 +62,9 @@ def list_entries(
     from hfcap.recipe_loading import find_recipes
     from hfcap.registry import names
 
-    for one in (kind,) if kind else ("captioners", "sources", "metrics", "recipes"):
+    # outside a checkout there are no recipes to list: asked for everything, that is no error
+    everything = ["captioners", "sources", "metrics", *(["recipes"] if Path("recipes").is_dir() else [])]
+    for one in [kind] if kind else everything:
         entries = [str(path) for path in find_recipes(Path("recipes"))] if one == "recipes" else names(one)
         if kind is None:
             console.print(one, style="bold")

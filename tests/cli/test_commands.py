@@ -265,6 +265,13 @@ def test_list(hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(title in everything for title in ("captioners", "recipes", "metrics", "sources", "blip"))
 
 
+def test_list_of_everything_outside_a_checkout(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    everything = hfcap("list")
+    assert everything.code == 0 and everything.err == "" and "blip" in everything.out
+    assert_refused(hfcap("list", "recipes"), "recipes: no such folder of recipes")
+
+
 def test_recipe_schema_accepts_a_recipe_and_refuses_a_typing_error(tmp_path: Path, hfcap: Hfcap) -> None:
     schema = json.loads(hfcap("recipe-schema").out)
     path = write_recipe(tmp_path)
