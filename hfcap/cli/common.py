@@ -41,8 +41,9 @@ def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
 
 
 def say(text: str) -> None:
-    """Print a result as it is: paths are neither wrapped nor read as markup."""
-    console.print(text, markup=False, soft_wrap=True)
+    """Print a result as it is: paths are neither wrapped nor read as markup; strangers' text commands no terminal."""
+    kept = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    console.print(kept, markup=False, soft_wrap=True)
 
 
 def execute(target: str, overrides: list[str] | None, last: StageName, force: bool = False) -> Run:

@@ -288,7 +288,7 @@ def _card_with_remote_sections(api: HfApi, staged: str, repo_id: str, revision: 
 
 
 def _refuse_worse_scores(api: HfApi, folder: Path, repo_id: str, revision: str) -> None:
-    """Raise where the Hub's scores, measured under the same split and signature, are better than the staged ones."""
+    """Raise where the Hub's scores, on as many pictures of the same split, are better than the staged ones."""
     for path in sorted(folder.glob("scores/*.json")):
         if path.stem.count(".") > 0:
             continue  # a baseline
@@ -299,6 +299,8 @@ def _refuse_worse_scores(api: HfApi, folder: Path, repo_id: str, revision: str) 
             old = json.loads(content)
         except ValueError:
             continue
+        if not isinstance(old, dict) or not isinstance(old.get("metrics"), dict):
+            continue  # no scores of ours
         new = read_json(path, "scores")
         pair = [scores.get("metrics", {}).get("cider") for scores in (old, new)]
         same = old.get("n_images") == new.get("n_images")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hfcap.cli.common import say
 from tests.cli.command_line import Hfcap, Outcome, assert_nothing_half_written, assert_refused, write_recipe
 from tests.data.pictures import write_jpeg
 
@@ -236,3 +237,8 @@ def test_score_with_resources_that_are_not_there(
     outcome = hfcap("score", predictions, references, "--metrics", metric, *given)
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert all(fragment in outcome.err for fragment in fragments), outcome.err
+
+
+def test_text_of_strangers_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a [red]dog[/red]\x1b[31m\x07\u202e b\nc")
+    assert capsys.readouterr().out == "a [red]dog[/red]\ufffd[31m\ufffd\ufffd b\nc\n"

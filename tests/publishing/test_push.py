@@ -98,6 +98,15 @@ def test_worse_scores_do_not_replace_better_ones(run: RunDirectory, hub: Hub) ->
     assert published["metrics"]["cider"] == 0.9
 
 
+@pytest.mark.parametrize("content", [b"[1, 2]", b'{"metrics": 5}', b"no JSON"])
+def test_a_score_file_that_is_none_of_ours_stops_nothing(run: RunDirectory, hub: Hub, content: bytes) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("alice/tiny")
+    HfApi().upload_file(path_or_fileobj=content, path_in_repo="scores/test.json", repo_id="alice/tiny")
+    assert "scores/test.json" in publish(run, "alice/tiny", verified=False).uploaded
+
+
 def test_stale_weights_go_and_other_peoples_files_stay(run: RunDirectory, hub: Hub) -> None:
     from huggingface_hub import HfApi
 
