@@ -46,6 +46,7 @@ from hfcap.captioners.lora import add_lora
 from hfcap.data.loading import BatchLoader, CaptionDataset, Collate, epoch_batches
 from hfcap.files import write_json
 from hfcap.recipe import LoraOptions, TrainOptions
+from hfcap.training.acceleration import use_cheap_layers
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import build_optimizer, freeze_parts, frozen_modules, trained_parameters
 
@@ -88,6 +89,7 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
             result["encode_seconds_per_image"] = (time.perf_counter() - started) / options.images
     train = TrainOptions(max_steps=1, per_device_train_batch_size=options.images)
     freeze_parts(captioner, train)
+    use_cheap_layers(captioner.model)
     n_images = options.images * options.accumulation * (options.steps + 1)
     # Enough for length grouping to do what it does in training.
     captions = random_captions(captioner.model, max(n_images, 16 * options.images), K)

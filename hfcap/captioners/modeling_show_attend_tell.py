@@ -28,6 +28,8 @@ class ShowAttendTellConfig(PreTrainedConfig):
         hidden_size: H. embedding_size: E. attention_size: A.
         dropout: on word embeddings and before the head.
         attention_penalty: lambda of the paper's equation 14, the weight of the doubly stochastic regulariser.
+        feature_norm: whether a layer norm stands before the decoder. CNNs end in sparse positive features; without it
+            they saturate the gates before the words are learnt.
     """
 
     model_type = "show_attend_tell"
@@ -46,6 +48,7 @@ class ShowAttendTellConfig(PreTrainedConfig):
         attention_size: int = 512,
         dropout: float = 0.5,
         attention_penalty: float = 1.0,
+        feature_norm: bool = True,
         **kwargs: Any,
     ) -> None:
         self.vision_config = as_config(vision_config)
@@ -60,6 +63,7 @@ class ShowAttendTellConfig(PreTrainedConfig):
         self.attention_size = attention_size
         self.dropout = dropout
         self.attention_penalty = attention_penalty
+        self.feature_norm = feature_norm
         super().__init__(**kwargs)
 
 
@@ -184,6 +188,7 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
     def __init__(self, config: ShowAttendTellConfig) -> None:
         super().__init__(config)
         self.gradient_checkpointing = False
+        self.feature_norm = nn.LayerNorm(config.vision_width) if config.feature_norm else nn.Identity()
         self.cell = LstmCell(config) if config.cell == "lstm" else GruCell(config)
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
         self.embedding_dropout = nn.Dropout(config.dropout)
@@ -199,7 +204,8 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
+            # As large as a cell of the normed feature map: smaller words are lost beside it in the gates.
+            nn.init.normal_(module.weight, std=1.0)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -213,6 +219,11 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """Return the head."""
         return self.head
+
+    def cells(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Image states as the encoder gives them -> what the decoder looks at, both (B, S, D)."""
+        cells: torch.Tensor = self.feature_norm(image_states)
+        return cells
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, T) -> (B, T, E)."""
@@ -228,7 +239,7 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
         """Run the recurrence.
 
         Args:
-            image_states: (B, S, D).
+            image_states: `cells` of the encoder's output, (B, S, D).
             words: for each step `cell.words(embedded)` of the rows that go on, (B, K, 4H or 3H); K may fall from step
                 to step, then the last rows of each image end.
             state: (B, K, ...) to continue from; by default computed from the mean image state (section 3.1.2).
@@ -270,7 +281,7 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Read tokens (B, T), one row per image; `attentions` of the output are the weights (B, T, S)."""
+        """Read tokens (B, T), one row per image; `image_states` are its `cells`, `attentions` the weights (B, T, S)."""
         embedded = self.embed(input_ids)
         words = self.cell.words(embedded)
         state = None if past_key_values is None else past_key_values.value[:, None]
@@ -324,7 +335,7 @@ class ShowAttendTellForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_states = self.encode(pixel_values)
         if input_ids is None:
             input_ids = start_ids(self.config, image_states)
-        output = self.decoder(input_ids=input_ids, image_states=image_states)
+        output = self.decoder(input_ids=input_ids, image_states=self.decoder.cells(image_states))
         if labels is not None:
             logits = output.logits[:, :-1].flatten(0, 1).float()
             output.loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
@@ -343,10 +354,11 @@ class ShowAttendTellForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
         if image_states is None:
             image_states = self.encode(pixel_values)
+        cells = self.decoder.cells(image_states)
         return self.decoder.generate(
             input_ids=start_ids(self.config, image_states, input_ids),
-            image_states=image_states,
-            image_keys=self.decoder.attention.image(image_states),
+            image_states=cells,
+            image_keys=self.decoder.attention.image(cells),
             generation_config=self.generation_config if generation_config is None else generation_config,
             **kwargs,
         )

@@ -31,6 +31,7 @@ class ShowAttendTellOptions(VisionOptions):
     attention_penalty: NonNegativeFloat = Field(
         1.0, description="weight of the doubly stochastic regulariser; 0 switches it off"
     )
+    feature_norm: bool = Field(True, description="layer norm on the feature map; false = the paper's raw features")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -76,7 +77,7 @@ class ShowAttendTell(OwnModelCaptioner):
         config = ShowAttendTellConfig(
             **vision_settings(vision_model, image_processor, "patches"),
             **options.model_dump(include={"cell", "hidden_size", "embedding_size", "attention_size"}),
-            **options.model_dump(include={"dropout", "attention_penalty"}),
+            **options.model_dump(include={"dropout", "attention_penalty", "feature_norm"}),
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -127,7 +128,7 @@ class ShowAttendTell(OwnModelCaptioner):
         decoder = self.model.decoder
         rows = CaptionRows.of(packed)
         embedded = decoder.embed(packed.input_ids)
-        steps = decoder.run(image_states, rows.to_steps(decoder.cell.words(embedded)))
+        steps = decoder.run(decoder.cells(image_states), rows.to_steps(decoder.cell.words(embedded)))
         states = decoder.output_mlp(embedded, rows.to_packed(steps.hidden), rows.to_packed(steps.context))
         return states, rows.to_packed(steps.weights)
 
@@ -138,7 +139,8 @@ class ShowAttendTell(OwnModelCaptioner):
     @torch.no_grad()
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the soft attention before each token; each map sums to 1."""
-        output = self.model.decoder(input_ids=token_ids[:, :-1], image_states=image_states)
+        cells = self.model.decoder.cells(image_states)
+        output = self.model.decoder(input_ids=token_ids[:, :-1], image_states=cells)
         return grid_maps(output.attentions[0][0], self.model.config.vision_grid, self.card_facts.title)
 
 

@@ -15,7 +15,7 @@ from hfcap.captioners.lora import add_lora
 from hfcap.errors import UserError
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
-from hfcap.training.acceleration import checkpoint_layers
+from hfcap.training.acceleration import checkpoint_layers, use_cheap_layers
 from hfcap.training.optimization import freeze_parts
 
 
@@ -98,7 +98,7 @@ def require_room_for_captions(captioner: Captioner, recipe: Recipe) -> None:
 
 
 def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
-    """Add LoRA or freeze parts, and switch on gradient checkpointing, as the recipe says.
+    """Add LoRA or freeze parts, and switch on gradient checkpointing, as the recipe says; layers become cheap ones.
 
     Raises:
         UserError: nothing is left to train, or the model cannot do gradient checkpointing.
@@ -107,5 +107,6 @@ def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
     if recipe.lora is not None:
         peft_model = add_lora(captioner, recipe.lora)
     freeze_parts(captioner, recipe.train)
+    use_cheap_layers(captioner.model)
     checkpoint_layers(captioner, recipe.train.gradient_checkpointing)
     return TrainableCaptioner(captioner, peft_model)

@@ -21,6 +21,11 @@ class PlainCaption:
     def __init__(self, captioner: Any, cells: torch.Tensor, start: list[int], caption: list[int]) -> None:
         decoder = captioner.model.decoder
         self.decoder = decoder
+        # Section 3.1.1 has raw features; the norm on them is ours.
+        if captioner.model.config.feature_norm:
+            centred = cells - cells.mean(1, keepdim=True)
+            scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+            cells = scaled * decoder.feature_norm.weight + decoder.feature_norm.bias
         self.is_lstm = captioner.model.config.cell == "lstm"
         width = captioner.model.config.hidden_size
         first = torch.tanh(decoder.initial_state(cells.mean(0)))

@@ -25,9 +25,10 @@ from tests.captioners.plain_show_attend_tell import PlainCaption
 COUNTS = (3, 1, 2)
 
 
-@pytest.fixture(scope="module", params=["lstm", "gru"])
+@pytest.fixture(scope="module", params=[("lstm", True), ("gru", True), ("lstm", False)], ids=["lstm", "gru", "raw"])
 def captioner(request: pytest.FixtureRequest) -> Any:
-    return build("show_attend_tell", cell=request.param)
+    cell, feature_norm = request.param
+    return build("show_attend_tell", cell=cell, feature_norm=feature_norm)
 
 
 def plain_captions(captioner: Any, states: torch.Tensor, captions: list[list[list[int]]]) -> list[PlainCaption]:
@@ -133,7 +134,8 @@ def naive_beam_search(captioner: Any, states: torch.Tensor, n_beams: int, length
     for _ in range(length):
         longer = []
         for words, score in beams:
-            logits = captioner.model.decoder(input_ids=torch.tensor([words]), image_states=states).logits[0, -1]
+            cells = captioner.model.decoder.cells(states)
+            logits = captioner.model.decoder(input_ids=torch.tensor([words]), image_states=cells).logits[0, -1]
             logarithms = logits.log_softmax(-1)
             logarithms[captioner.end_token_id] = -torch.inf
             values, tokens = logarithms.topk(2 * n_beams)

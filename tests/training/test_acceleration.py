@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.lora import add_lora
 from hfcap.errors import UserError
 from hfcap.recipe import LoraOptions, TrainOptions
 from hfcap.recipe_loading import RecipeError
-from hfcap.training.acceleration import checkpoint_layers, compile_layers
+from hfcap.training.acceleration import CheapDropout, checkpoint_layers, compile_layers, use_cheap_layers
 from hfcap.training.optimization import build_optimizer
 from tests.captioners.helpers import build, gradients, packed_loss, pixel_values, random_captions
 from tests.training.harness import tiny_recipe
@@ -101,3 +103,56 @@ def test_four_bit_layers_ask_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"lora.load_in_4bit: true needs a CUDA GPU"):
         add_lora(build("blip"), LoraOptions(load_in_4bit=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cheap_dropout_keeps_each_value_alone_with_its_probability(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    layer = CheapDropout(0.3).train()
+    found = torch.stack([layer(torch.ones(7, 101, 3, dtype=dtype)) for _ in range(400)]).float()
+    kept = found != 0
+    torch.testing.assert_close(found[kept], torch.full_like(found[kept], 1 / 0.7), rtol=5e-3, atol=0)
+    # 848,400 draws: five standard deviations are 0.0025. Neighbours share a draw of the generator: no correlation.
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.0025)
+    flat = kept.view(-1)
+    for distance in range(1, 9):
+        both = float((flat[:-distance] & flat[distance:]).float().mean())
+        assert both == pytest.approx(0.49, abs=0.003)
+    # The same place in two batches is drawn anew: no value is kept or dropped always.
+    assert 0.55 < float(kept.float().mean(0).min()) < float(kept.float().mean(0).max()) < 0.85
+
+
+def test_cheap_dropout_scales_the_gradient_as_it_scales_the_value_and_rests_in_evaluation() -> None:
+    torch.manual_seed(3)
+    values = torch.randn(5, 9, requires_grad=True)
+    layer = CheapDropout(0.5)
+    out = layer.train()(values)
+    out.sum().backward()
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad * values.detach(), out.detach())
+    assert set(values.grad.unique().tolist()) == {0.0, 2.0}
+    assert layer.eval()(values) is values
+    assert torch.equal(CheapDropout(1.0).train()(values), torch.zeros(5, 9))
+    assert CheapDropout(0.0).train()(values) is not None
+
+
+@pytest.mark.parametrize("family", ["vit_gpt2", "clip_prefix"])
+def test_cheap_layers_give_the_same_loss_and_gradients(family: str) -> None:
+    captioner = build(family)
+    add_lora(captioner, LoraOptions(r=2, lora_alpha=4, lora_dropout=0.1))
+    captioner.model.eval()
+    names = list(captioner.model.state_dict())
+    pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [2, 1])
+    expected = packed_loss(captioner, pixels, captions)
+    expected.backward()
+    wanted = gradients(captioner.model)
+    use_cheap_layers(captioner.model)
+    kinds = [type(module) for module in captioner.model.modules()]
+    assert nn.Dropout not in kinds and NewGELUActivation not in kinds
+    assert CheapDropout in kinds and GELUTanh in kinds
+    assert list(captioner.model.state_dict()) == names
+    found = packed_loss(captioner, pixels, captions)
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    for name, gradient in gradients(captioner.model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
