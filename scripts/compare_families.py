@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of training for each family")
     parser.add_argument("--families", nargs="+", choices=names, default=names)
     parser.add_argument("--output", type=Path, default=Path("runs/families"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     torch.set_flush_denormal(True)
     contest = Contest(options.captions, options.vision, options.minutes, options.output, options.overrides)
     for family in options.families:

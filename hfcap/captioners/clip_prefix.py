@@ -30,6 +30,7 @@ from hfcap.captioners.parts import (
     train_tokenizer,
     wrap_texts,
 )
+from hfcap.captioners.shared_prefix import SharedPrefix
 from hfcap.errors import UserError
 from hfcap.recipe import PositiveInt, Share, TokenizerOptions
 from hfcap.schema import PackedCaptions
@@ -190,8 +191,23 @@ class ClipPrefix(OwnModelCaptioner):
         return head_logits(self.model.language_model, states)
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate from the prefix of encoded images."""
-        return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+        """Generate from the prefix of encoded images; all rows of an image share one copy of it."""
+        language_model = self.model.language_model
+        embeddings = self.model.get_input_embeddings().weight
+        prefix = None
+        # From embeddings, as the published model generates, `generate` forbids repetitions in the new words alone.
+        if config.repetition_penalty in (None, 1.0) and not config.no_repeat_ngram_size:
+            prefix = SharedPrefix.read(language_model, self.model.mapper(image_states).to(embeddings.dtype))
+        if prefix is None:
+            return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+        positions = torch.arange(prefix.length, prefix.length + input_ids.shape[1], device=input_ids.device)
+        with prefix.in_front_of(language_model):
+            return language_model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                position_ids=positions.expand_as(input_ids),
+                generation_config=config,
+            )
 
     @torch.no_grad()
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
