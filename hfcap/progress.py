@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +20,16 @@ from rich.progress import (
 
 Item = TypeVar("Item")
 
-console = Console(highlight=False)
-"""Results go to standard output."""
+_ANY_WIDTH = 10_000
+
+
+def _width(stream: TextIO) -> int | None:
+    """None lets rich ask the terminal; a file or pipe has no width to which anything must be cut (COLUMNS sets one)."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else _ANY_WIDTH
+
+
+console = Console(highlight=False, width=_width(sys.stdout))
+"""Results go to standard output; tables are cut to a terminal's width, and whole in a file or pipe."""
 
 error_console = Console(stderr=True, highlight=False)
 """Progress, warnings and errors go to standard error."""

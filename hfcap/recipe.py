@@ -7,7 +7,7 @@ subclass of `ModelOptions` or `DataOptions` in its own file.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
@@ -38,6 +38,9 @@ class ModelOptions(Block):
     trust_remote_code: bool = Field(False, description="run code that comes with the base model; only if you trust it")
     prompt: str = Field("", description="text that starts every caption, in training and in generation")
     tokenizer: TokenizerOptions | None = Field(None, description="train a tokenizer on the training captions")
+
+    freezing_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that, once set, leave nothing to train but LoRA's weights."""
 
 
 class DataOptions(Block):

@@ -180,7 +180,7 @@ def _checked(values: dict[str, Any], findings: Findings) -> Recipe:
             values[name] = {}
     if family:
         _check_parts(values.get("train"), tuple(family.parts), findings)
-        _check_method(values, family.trains_by_gradients, findings)
+        _check_method(values, family, findings)
     _check_metrics(values.get("score"), findings)
     checked = _validated(shape, values, findings)
     problems = findings.messages()
@@ -217,11 +217,16 @@ def _check_parts(train: Any, parts: tuple[str, ...], findings: Findings) -> None
                 findings.add(path, f"this captioner has no part {name!r}{registry.did_you_mean(name, parts)}")
 
 
-def _check_method(values: dict[str, Any], trains_by_gradients: bool, findings: Findings) -> None:
+def _check_method(values: dict[str, Any], family: Any, findings: Findings) -> None:
     for block in ("lora", "scst", "augment"):
-        if not trains_by_gradients and values.get(block) is not None:
+        if not family.trains_by_gradients and values.get(block) is not None:
             problem = f"captioner {values['captioner']} trains no weights; remove this block ({block}: null)"
             findings.add((block,), problem)
+    model = values.get("model")
+    for key in family.options_class.freezing_keys if values.get("lora") is None else ():
+        if isinstance(model, dict) and model.get(key) is not None:
+            problem = f"{model[key]} leaves only LoRA to train; add the block 'lora: {{}}', or set this key to null"
+            findings.add(("model", key), problem)
 
 
 def _check_metrics(score: Any, findings: Findings) -> None:
@@ -239,10 +244,11 @@ def _check_metrics(score: Any, findings: Findings) -> None:
 
 
 def _check_metric_options(options: dict[Any, Any], metrics: Sequence[Any], path: KeyPath, findings: Findings) -> None:
+    remedy = "score.metrics, or remove its options" if path else "--metrics, or leave its --option out"
     for name, given in options.items():
         metric = _entry("metrics", name, (*path, name), findings)
         if metric is not None and name not in metrics:
-            findings.add((*path, name), f"{name} is not among the metrics; add it there")
+            findings.add((*path, name), f"this metric is not computed; add {name} to {remedy}")
         if metric is not None and isinstance(given, dict):
             _validated(metric.options_class, copy.deepcopy(given), findings, (*path, name))
 

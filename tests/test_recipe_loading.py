@@ -339,9 +339,17 @@ def test_wrong_options_of_metrics_are_all_named(tmp_path: Path) -> None:
         f"trial.yaml:{first + 7}: score.metric_options.chair.instances: must be text or a list or a block of keys, "
         "not 5",
         f"trial.yaml:{first + 8}: score.metric_options.spise: unknown metric 'spise'; did you mean 'spice'?",
-        f"trial.yaml:{first + 9}: score.metric_options.spice: spice is not among the metrics; add it there",
+        f"trial.yaml:{first + 9}: score.metric_options.spice: this metric is not computed; add spice to "
+        "score.metrics, or remove its options",
         f"trial.yaml:{first + 10}: score.metric_options.cider: must be a block of keys, not 5",
     ]
+
+
+def test_quantised_weights_need_lora(tmp_path: Path) -> None:
+    text = GOOD.replace("blip", "image_text_to_text").replace("some/model}", "some/model, quantization: 4bit}")
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith("trial.yaml:3: model.quantization: 4bit leaves only LoRA to train; add the block 'lora")
+    assert load_recipe(write(tmp_path, text + "lora: {}\n")).lora is not None
 
 
 def test_schema_knows_the_options_of_metrics() -> None:

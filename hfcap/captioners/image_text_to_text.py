@@ -6,7 +6,7 @@ What differs between kinds of models stands in `_itt_*.py`; this file chooses th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -50,6 +50,8 @@ class ImageTextToTextOptions(ModelOptions):
     image_size: PositiveInt | None = Field(
         None, description="side of the square that pictures are resized to, for models that take any size (Qwen-VL)"
     )
+
+    freezing_keys: ClassVar[tuple[str, ...]] = ("quantization",)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -86,13 +86,20 @@ def compare(
     """Compare runs, score files or (with --references) prediction files: intervals and paired differences."""
     from hfcap.comparison import compare as compare_systems
     from hfcap.comparison import write_leaderboard
+    from hfcap.metrics.caption_files import each_once, warn_on_terminal
     from hfcap.scoring import score_files
 
     score_one = None
     if references is not None:
-        what = _scoring(metrics, document_frequencies, option)
+        # The human captions are read for each system, and what is to be said of them is the same.
         score_one = partial(
-            score_files, references=references, split=split, n_resamples=0, allow_missing=allow_missing, **what
+            score_files,
+            references=references,
+            split=split,
+            n_resamples=0,
+            allow_missing=allow_missing,
+            warn=each_once(warn_on_terminal),
+            **_scoring(metrics, document_frequencies, option),
         )
     comparison = compare_systems(systems, score=score_one, split=split, n_resamples=n_resamples, seed=seed)
     console.print(comparison)

@@ -17,6 +17,9 @@ from hfcap.metrics.bootstrap import percentile_intervals, resampled_sums, weight
 
 _SWAPS_AT_ONCE = 250_000
 _ROUNDING = 1e-12
+_SHOWN = 5e-5
+_SHOWN_PLAIN = 5e-3
+"""Half of the last digit of a difference as it is shown: x 100 with two decimals; counts and lengths as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class PairedDifference:
         difference: on the raw scale.
         interval: (lower, upper) of the paired bootstrap.
         p_value: of the two-sided permutation test; the chance of a difference this large if the systems were equal.
+            1 for a difference that is shown as 0.00, such as one that is only BLEU's smoothing.
     """
 
     difference: float
@@ -126,12 +130,21 @@ def paired_differences(
         intervals = percentile_intervals(columns, confidence_level)
         results.append(
             {
-                output: PairedDifference(float(observed[position]), intervals[output], float(p_value[position]))
+                output: PairedDifference(
+                    float(observed[position]),
+                    intervals[output],
+                    1.0 if _is_nothing(pair.metric, output, observed[position]) else float(p_value[position]),
+                )
                 for position, output in enumerate(pair.metric.outputs)
                 if output in intervals and np.isfinite(observed[position])
             }
         )
     return results
+
+
+def _is_nothing(metric: CaptionMetric, output: str, difference: float) -> bool:
+    """Whether a difference is shown as 0.00: without a 4-gram match BLEU-4 is its smoothing, exact to the last bit."""
+    return abs(difference) < (_SHOWN_PLAIN if output in metric.plain_outputs else _SHOWN)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -143,10 +143,13 @@ def read_system(path: Path, split: str | None = None, score: ScorePredictions | 
 
 
 def _report_of_file(path: Path, score: ScorePredictions | None) -> ScoreReport:
+    if not path.exists():
+        kinds = "a score file or " + ("a prediction file" if score else "(with --references) a prediction file")
+        raise UserError(f"{path}: no such file or folder; give a run directory, {kinds}")
     if path.is_file() and not is_score_file(path):
         if score is None:
             raise UserError(
-                f"{path}: no score file; to compare prediction files, give their human captions (references)"
+                f"{path}: no score file; to compare prediction files, give their human captions (--references FILE)"
             )
         return score(path)
     return read_scores(path)

@@ -40,15 +40,21 @@ def chosen_stores(
         older_than_days: not used for so long. encoder: part of the encoder's name, or the beginning of the key.
 
     Raises:
-        UserError: no condition is given, or `everything` beside others.
+        UserError: no condition is given, or `everything` beside others, or no store is of this encoder.
     """
     conditions = [value for value in (older_than_days, encoder) if value is not None]
     if everything == bool(conditions):
         raise UserError("say what to delete: --older-than DAYS, --encoder NAME (or both), or --all alone")
+    if encoder is not None and stores and not any(_is_of(store, encoder) for store in stores):
+        there = "\n".join(f"  {store.folder.name[:12]}  {store.encoder}" for store in stores)
+        raise UserError(f"--encoder {encoder!r}: nothing here was made by such an encoder; there are:\n{there}")
     latest = time.time() - (older_than_days or 0.0) * _SECONDS_PER_DAY
     return [
         store
         for store in stores
-        if (older_than_days is None or store.last_used < latest)
-        and (encoder is None or encoder.lower() in store.encoder.lower() or store.folder.name.startswith(encoder))
+        if (older_than_days is None or store.last_used < latest) and (encoder is None or _is_of(store, encoder))
     ]
+
+
+def _is_of(store: StoreInfo, encoder: str) -> bool:
+    return encoder.lower() in store.encoder.lower() or store.folder.name.startswith(encoder)

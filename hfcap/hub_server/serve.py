@@ -55,11 +55,17 @@ def open_hub(folder: Path, host: str, port: int, accounts: Path | None, owner: s
     tokens = read_accounts(accounts) if accounts else {}
     if not tokens and not _is_loopback(host):
         raise UserError(f"--host {host}: anyone in reach could change this Hub; give --accounts FILE as well")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _MARK).is_file()):
+    if folder.is_dir() != folder.exists() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / _MARK).is_file()
+    ):
         raise UserError(f"{folder}: holds something else than a Hub; give a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _MARK).is_file():
-        write_json(folder / _MARK, {"format": 1, "is": "a folder of 'hfcap hub serve'"})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / _MARK).is_file():
+            write_json(folder / _MARK, {"format": 1, "is": "a folder of 'hfcap hub serve'"})
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder}: cannot be made or written ({reason}); give a folder of your own") from None
     try:
         return HubServer(folder, tokens, owner, (host, port))
     except (OSError, OverflowError) as error:
@@ -86,6 +92,11 @@ def serve(server: HubServer, say: Callable[[str], None]) -> None:
     except Timeout:
         server.server_close()
         raise UserError(f"{server.store.root}: another 'hfcap hub serve' uses this folder") from None
+    except OSError as error:
+        server.server_close()
+        raise UserError(
+            f"{server.store.root}: cannot be written ({error.strerror}); give a folder of your own"
+        ) from None
     token = "" if server.tokens else " HF_TOKEN=any-text"
     say(f"Hub over {server.store.root} at {server.endpoint}; Ctrl-C stops it. Before using it in another terminal:")
     say(f"  export HF_ENDPOINT={server.endpoint} HF_HUB_DISABLE_XET=1{token}")

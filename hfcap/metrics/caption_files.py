@@ -26,6 +26,18 @@ def warn_on_terminal(message: str) -> None:
     error_console.print(f"warning: {message}", markup=False, style="yellow", soft_wrap=True)
 
 
+def each_once(warn: Warn) -> Warn:
+    """Return a `warn` that passes a message on the first time only, for the same files read again and again."""
+    said: set[str] = set()
+
+    def pass_on(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            warn(message)
+
+    return pass_on
+
+
 class _Row(NamedTuple):
     """One (image id, captions) of a file; `where` finds it again."""
 

@@ -147,8 +147,9 @@ def evaluate_folder(name: str) -> Path:
     Raises:
         UserError: there is no such metric.
     """
-    if name != _SUITE:
-        registry.load("metrics", name)
+    known = (*registry.names("metrics"), _SUITE)
+    if name not in known:
+        raise UserError(f"unknown metric {name!r}{registry.did_you_mean(name, known)}")
     return _FOLDER / name
 
 

@@ -93,6 +93,8 @@ def test_explain_draws_one_picture(finished: RunDirectory, pictures: Path, tmp_p
     assert str(output) in outcome.out
     assert output.read_bytes().startswith(b"\x89PNG")
     assert_refused(hfcap("explain", finished.path, pictures, "-o", output), "matches 2 pictures; give one")
+    # The picture is looked at before the model, which may have to be fetched.
+    assert_refused(hfcap("explain", "no/model", pictures / "notes.txt", "-o", output), "notes.txt")
 
 
 def by_transformers(captioner: Any, picture: Path, max_new_tokens: int = 6) -> str:
@@ -336,3 +338,7 @@ def test_compare_prediction_files(finished: RunDirectory, tmp_path: Path, hfcap:
     assert board["settings"] == {"n_resamples": 100, "seed": 4, "confidence_level": 0.95}
     assert {system["name"] for system in board["systems"]} == {"test", "test.blank_images"}
     assert board["outputs"] == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"]
+    # Both systems are scored against the same few human captions.
+    assert outcome.err.count("warning: only") == 1
+    missing = hfcap("compare", tmp_path / "gone.jsonl", "--references", finished.references("test"))
+    assert_refused(missing, "gone.jsonl: no such file or folder", "a prediction file")

@@ -47,6 +47,13 @@ def test_list(hfcap: Hfcap, stores: dict[str, Path]) -> None:
     assert "3 stores" in found.out
 
 
+def test_list_is_whole_without_a_terminal(hfcap: Hfcap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFCAP_CACHE", str(tmp_path))
+    encoder = "models/" + "a_very_long_name_of_an_encoder/" * 8
+    make_store(tmp_path / "features", "a" * 32, encoder, 1, 1)
+    assert encoder in hfcap("features", "list").out
+
+
 def test_list_of_another_folder(hfcap: Hfcap, stores: dict[str, Path], tmp_path: Path) -> None:
     assert "1 stores" in hfcap("features", "list", "--folder", str(tmp_path / "images")).out
     assert_refused(hfcap("features", "list", "--folder", str(tmp_path / "nowhere")), "nowhere", "no such folder")
@@ -60,6 +67,7 @@ def test_list_of_another_folder(hfcap: Hfcap, stores: dict[str, Path], tmp_path:
         (["--encoder", "aaaa"], {"old"}),
         (["--older-than", "30", "--encoder", "blip"], {"old"}),
         (["--older-than", "50"], set()),
+        (["--older-than", "50", "--encoder", "blip"], set()),
         (["--all"], {"old", "new", "images"}),
     ],
 )
@@ -80,6 +88,17 @@ def test_prune_asks_and_takes_no_for_an_answer(hfcap: Hfcap, stores: dict[str, P
 def test_prune_wants_to_know_what(hfcap: Hfcap, stores: dict[str, Path], conditions: list[str]) -> None:
     assert_refused(hfcap("features", "prune", *conditions), "--older-than DAYS", "--all")
     assert all(folder.exists() for folder in stores.values())
+
+
+def test_prune_of_an_encoder_that_is_not_there(hfcap: Hfcap, stores: dict[str, Path]) -> None:
+    found = hfcap("features", "prune", "--encoder", "openai/clipp", "--yes")
+    assert_refused(found, "--encoder 'openai/clipp'", "bbbbbbbbbbbb  openai/clip", "BlipFor", "resized pictures")
+    assert all(folder.exists() for folder in stores.values())
+
+
+def test_prune_where_nothing_is_kept(hfcap: Hfcap, tmp_path: Path) -> None:
+    found = hfcap("features", "prune", "--encoder", "clip", "--folder", tmp_path)
+    assert found.code == 0 and "Nothing to delete" in found.out
 
 
 def test_prune_touches_nothing_else(hfcap: Hfcap, stores: dict[str, Path], tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_score_with_wrong_options_names_all_of_them(tmp_path: Path, hfcap: Hfcap
         "--option 'clip_score.modl=x': clip_score.modl: unknown key; did you mean 'model'?",
         "--option 'spice.memory_gigabytes=x': spice.memory_gigabytes: must be a whole number, not \"x\"",
         "--option 'bleu.x=1': bleu.x: unknown key; there is none",
-        "chair is not among the metrics; add it there",
+        "--option 'chair.instances=f': chair: this metric is not computed; add chair to --metrics, or leave its",
         "unknown metric 'cidre'; did you mean 'cider'",
         "--option 'plain': write metric.option=value",
     )

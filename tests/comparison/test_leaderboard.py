@@ -127,7 +127,9 @@ def test_wrong_paths_are_refused(scored: Scored, run_directory: Scored, tmp_path
         compare([path, path])
     with pytest.raises(UserError, match="nothing to compare"):
         compare([])
-    with pytest.raises(UserError, match="not found"):
+    with pytest.raises(
+        UserError, match=r"none\.json: no such file or folder; give a run directory, a score file or \(wi"
+    ):
         compare([tmp_path / "none.json"])
     with pytest.raises(UserError, match="not a run directory"):
         compare([tmp_path])

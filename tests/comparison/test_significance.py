@@ -34,6 +34,15 @@ def test_equal_systems_do_not_differ() -> None:
     assert found["rouge_l"].interval == (0.0, 0.0)
 
 
+def test_smoothing_alone_is_no_difference() -> None:
+    """Without a 4-gram match BLEU-4 is its smoothing, which depends on the lengths and on nothing that was said."""
+    first = np.tile([2.0, 1.0, 0.0, 0.0, 6.0, 5.0, 4.0, 3.0, 6.0, 6.0], (300, 1))
+    second = np.tile([2.0, 1.0, 0.0, 0.0, 9.0, 8.0, 7.0, 6.0, 9.0, 6.0], (300, 1))
+    (found,) = paired_differences([Pair(Bleu(), first, second)], n_resamples=500)
+    assert 0 < found["bleu_4"].difference < 5e-5 and found["bleu_4"].p_value == 1.0
+    assert found["bleu_1"].difference > 5e-5 and found["bleu_1"].p_value < 0.01
+
+
 def test_p_values_are_never_zero() -> None:
     scores = _scores(3)
     (found,) = paired_permutation([Pair(RougeL(), scores + 1.0, scores)], n_resamples=999)

@@ -209,6 +209,12 @@ def test_what_is_refused_at_the_start(tmp_path: Path, server: HubServer) -> None
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/hub", "/proc/hub"])
+def test_an_impossible_folder(folder: str) -> None:
+    with pytest.raises(UserError, match=rf"^{folder}: .*give a (new or empty folder|folder of your own)$"):
+        open_hub(Path(folder), "127.0.0.1", 0, None, "local")
+
+
 def test_the_command_serves_and_stops_cleanly(tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     command = [sys.executable, "-m", "hfcap", "hub", "serve", str(folder), "--port", "0"]

@@ -54,6 +54,8 @@ def test_what_is_refused(hub: Hub, tmp_path: Path) -> None:
             stage(tmp_path / "mine")
     with pytest.raises(UserError, match="did you mean 'cider'"):
         stage_metric("cidre", tmp_path / "new")
+    with pytest.raises(UserError, match="'caption_suite'"):
+        stage_metric("everything", tmp_path / "new")
     with pytest.raises(UserError, match="no such repository"):
         stage_demo(["alice/none"], tmp_path / "new", "Demo")
     with pytest.raises(UserError, match=r"the model: .*namespace"):
