@@ -209,6 +209,9 @@ class ScstOptions(Block):
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0, description="of the distribution that is sampled and trained; below 1 after label smoothing"
     )
+    dropout: bool = Field(
+        False, description="dropout in the update; off, what is made more likely is exactly what was sampled"
+    )
     reward: RewardOptions = Field(default_factory=RewardOptions)
     document_frequencies: str = Field(
         "corpus", description="CIDEr-D: corpus (the training split), coco-train, coco-val, or a file"
@@ -363,6 +366,11 @@ class Recipe(Block):
             )
         if self.train.label_smoothing_factor:
             raise ValueError("scst: has no labels to smooth; leave train.label_smoothing_factor out")
+        if self.train.gradient_checkpointing and not self.scst.dropout:
+            raise ValueError(
+                "scst: without dropout layers are in evaluation mode, in which they keep everything; set scst.dropout: "
+                "true, or train.gradient_checkpointing: false"
+            )
         augment = self.augment
         if augment is None:
             return self

@@ -54,10 +54,9 @@ class SelfCritical(CrossEntropy):
     over captions.
 
     Captions are drawn from the whole distribution (no top-k; sharpened by `temperature`, and then it is the sharpened
-    one that is trained) in evaluation mode, as in generation. Their
-    log-probabilities come from one ordinary packed pass in training mode, so dropout acts on the update as it does in
-    cross-entropy training (the reference implementation of Luo 2020 has dropout on in both). Random numbers are
-    torch's global ones, which checkpoints hold: a resumed run draws the same captions.
+    one that is trained) in evaluation mode, as in generation. Their log-probabilities come from one ordinary packed
+    pass, in evaluation mode too unless `dropout` is set (the reference implementation of Luo 2020 has dropout on in
+    both). Random numbers are torch's global ones, which checkpoints hold: a resumed run draws the same captions.
 
     Args:
         records: the training split, in the order of the numbers in a batch.
@@ -108,8 +107,9 @@ class SelfCritical(CrossEntropy):
             self.captioner.pad_token_id,
             samples.ended.tolist(),
         ).to(states.device)
-        # The logits of the distribution that was sampled from.
-        logits = self.captioner.logits(states, packed) / self.options.temperature
+        with contextlib.nullcontext() if self.options.dropout else _evaluating(self.model):
+            # The logits of the distribution that was sampled from.
+            logits = self.captioner.logits(states, packed) / self.options.temperature
         surprise = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), packed.labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
         ).view_as(packed.labels)

@@ -19,6 +19,7 @@ from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
 from hfcap.metrics.pictures import DecodedPictures
 from hfcap.recipe import RewardOptions, ScstOptions
+from hfcap.recipe_loading import RecipeError, load_recipe
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.build import build_captioner
 from hfcap.training.reward import CaptionReward
@@ -159,6 +160,23 @@ def test_sampling_leaves_modes_as_they_were_and_has_no_dropout(tmp_path: Path) -
     assert not any(module.training for module in frozen.modules())
     others = [module for module in captioner.model.modules() if module not in set(frozen.modules())]
     assert all(module.training for module in others)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_acts_on_the_update_only_where_asked(dropout: bool, tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(dropout=dropout), records, 3).train()
+    modes: list[bool] = []
+    logits = captioner.logits
+    captioner.logits = lambda *a: modes.extend(m.training for m in captioner.model.decoder.modules()) or logits(*a)  # type: ignore
+    objective(batch)
+    assert set(modes) == {dropout}
+    assert captioner.model.decoder.training
+
+
+def test_checkpointed_layers_need_the_training_mode(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"scst: without dropout .*train\.gradient_checkpointing: false"):
+        load_recipe(Path("recipes/clip_prefix/flickr8k_scst.yaml"), ["train.gradient_checkpointing=true"])
 
 
 def test_gradients_reach_every_weight_under_autocast(tmp_path: Path) -> None:
