@@ -15,6 +15,8 @@ from hfcap.progress import console, error_console
 
 __all__ = ["app", "main"]
 
+_STOPPED = 130
+
 
 def _show_version(value: bool) -> None:
     if value:
@@ -41,4 +43,10 @@ def main() -> None:
         sys.exit(1)
     except StoppedError as error:
         error_console.print(str(error), style="yellow", markup=False, soft_wrap=True)
-        sys.exit(130)
+        sys.exit(_STOPPED)
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into this code without a word.
+        if stop.code == _STOPPED:
+            said = "stopped; no file is half-written, and the same command goes on from what is finished"
+            error_console.print(said, style="yellow", soft_wrap=True)
+        raise

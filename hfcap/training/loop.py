@@ -134,6 +134,8 @@ class TrainingRun:
                     self._validate_and_save()
                     if self._done():
                         break
+            # While the last checkpoint was written: the stages after training shall not begin either.
+            self._stop_if(self._stop_wanted())
         self._finish()
         return self.progress
 
@@ -266,11 +268,18 @@ class TrainingRun:
         if due or at_end:
             improved = self._validate()
         save_due = step % self.options.save_steps == 0 if self.options.save_steps else due
-        # One process need not wait for the others to hear of the signal.
-        stop = self._stop_agreed or (self._stop_requested and self.accelerator.num_processes == 1)
+        stop = self._stop_wanted()
         if save_due or improved or self._done() or stop:
             self._save()
-        if stop:
+        self._stop_if(stop)
+
+    def _stop_wanted(self) -> bool:
+        # One process need not wait for the others to hear of the signal.
+        return self._stop_agreed or (self._stop_requested and self.accelerator.num_processes == 1)
+
+    def _stop_if(self, wanted: bool) -> None:
+        if wanted:
+            step = self.progress.step
             raise StoppedError(f"stopped at step {step} of {self.total_steps}; the same command continues there")
 
     def _validate(self) -> bool:

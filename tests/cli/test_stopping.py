@@ -1,0 +1,93 @@
+"""Ctrl-C in every stage: exit code 130, one line, nothing half-written, and the same command finishes the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfcap import decoding, files
+from hfcap.comparison import leaderboard
+from hfcap.data.row_store import RowStore
+from hfcap.publishing import card, staging
+from hfcap.scoring import score
+from hfcap.training import stage
+from tests.cli.command_line import Hfcap, Outcome, write_recipe
+from tests.cli.test_features import make_store
+
+Stop = Callable[[Any, str], None]
+
+
+@pytest.fixture
+def stop_in(monkeypatch: pytest.MonkeyPatch) -> Stop:
+    """Let Ctrl-C come when a function has done its work for the first time."""
+
+    def patch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def interrupted(*arguments: Any, **keywords: Any) -> Any:
+            result = original(*arguments, **keywords)
+            setattr(owner, name, original)
+            os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+        monkeypatch.setattr(owner, name, interrupted)
+
+    return patch
+
+
+def assert_stopped(outcome: Outcome, folder: Path) -> None:
+    assert outcome.code == 130, outcome
+    assert "Traceback" not in outcome.err
+    assert outcome.err.splitlines()[-1].startswith(("stopped; no file is half-written", "stopped at step 2 of 2; the"))
+    assert outcome.err.count("stopped") == 1
+    assert [path.name for path in folder.rglob(".*")] == []
+
+
+def test_every_stage_of_a_run(tmp_path: Path, hfcap: Hfcap, stop_in: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFCAP_CACHE", str(tmp_path / "cache"))
+    scenes = {"source": "scenes", "n_train": 7, "n_validation": 4, "n_test": 5, "image_size": 32, "feature_store": "on"}
+    recipe, run = write_recipe(tmp_path, data=scenes, train={"freeze": ["vision"]}), tmp_path / "runs" / "tiny"
+    for owner, name, lacking in (
+        (RowStore, "write_shard", "checkpoints"),
+        (files, "_flush_to_disk", "model"),  # the last checkpoint
+        (stage, "_save_model", "predictions"),
+        (decoding, "_finished_ids", "predictions/test.jsonl"),
+        (score, "resampled_values", "scores/test.json"),
+        (card, "render", "README.md"),
+        (staging, "_copy_model", "publish"),
+    ):
+        stop_in(owner, name)
+        assert_stopped(hfcap("run", recipe), tmp_path)
+        assert not (run / lacking).exists(), name
+    finished = hfcap("run", recipe)
+    assert finished.code == 0, finished.err
+    assert (run / "publish" / "README.md").is_file()
+
+
+def test_what_makes_one_file(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> None:
+    (tmp_path / "a.json").write_text('{"1": "a dog", "2": "one cat"}')
+    (tmp_path / "b.json").write_text('{"1": "a dog runs", "2": "cat"}')
+    (tmp_path / "r.json").write_text('{"1": ["a dog"], "2": ["two cats"]}')
+    a, b, references, output = (tmp_path / name for name in ("a.json", "b.json", "r.json", "out.json"))
+    for owner, name, command in (
+        (score, "resampled_values", ["score", a, references]),
+        (leaderboard, "paired_differences", ["compare", a, b, "--references", references]),
+    ):
+        stop_in(owner, name)
+        assert_stopped(hfcap(*command, "-o", output), tmp_path)
+        assert not output.exists()
+
+
+def test_features_prune_goes_on_with_the_next_store(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> None:
+    for key in "ab":
+        make_store(tmp_path, key * 32, "an encoder", 1, 1)
+    stop_in(RowStore, "delete")
+    assert_stopped(hfcap("features", "prune", "--all", "--yes", "--folder", tmp_path), tmp_path)
+    assert "1 stores" in hfcap("features", "list", "--folder", tmp_path).out
+    assert hfcap("features", "prune", "--all", "--yes", "--folder", tmp_path).code == 0
+    assert list(tmp_path.iterdir()) == []
