@@ -99,7 +99,8 @@ def serve(server: HubServer, say: Callable[[str], None]) -> None:
         ) from None
     token = "" if server.tokens else " HF_TOKEN=any-text"
     say(f"Hub over {server.store.root} at {server.endpoint}; Ctrl-C stops it. Before using it in another terminal:")
-    say(f"  export HF_ENDPOINT={server.endpoint} HF_HUB_DISABLE_XET=1{token}")
+    say(f"  export HF_ENDPOINT={server.endpoint}{token}")
+    say("  export HF_HUB_DISABLE_XET=1   # for uploads by other programs than hfcap: this Hub speaks Git LFS, not Xet")
     if not server.tokens:
         say(f"Every token is accepted and stands for the account {server.owner!r}: publish as {server.owner}/name.")
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -100,15 +100,16 @@ class Push:
 
     def _send(self, different: list[str], stale: list[str], head: str) -> str:
         operations = [CommitOperationAdd(path, self.content[path]) for path in different]
-        info = self.api.create_commit(
-            self.repo_id,
-            [*operations, *(CommitOperationDelete(path) for path in stale)],
-            commit_message="Publish with hfcap",
-            revision=self.revision,
-            create_pr=self.create_pr,
-            parent_commit=head,
-            repo_type=self.kind,
-        )
+        with hub.large_files_as_the_hub_takes_them(self.repo_id, self.kind, self.revision):
+            info = self.api.create_commit(
+                self.repo_id,
+                [*operations, *(CommitOperationDelete(path) for path in stale)],
+                commit_message="Publish with hfcap",
+                revision=self.revision,
+                create_pr=self.create_pr,
+                parent_commit=head,
+                repo_type=self.kind,
+            )
         return info.pr_revision or self.revision
 
     def _pull_request_with_content(self) -> str | None:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import TypeVar
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, get_session
+from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,7 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import hf_raise_for_status, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hfcap.errors import UserError, WorkError
@@ -35,9 +36,35 @@ TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of the HTTP library under huggingface_hub (httpx or its successors, by version), and status errors."""
+    """Exceptions of the HTTP library under huggingface_hub (httpx or its successors, by version), and status errors.
+
+    hf_xet, which carries large files, raises Python's own ConnectionError.
+    """
     library = importlib.import_module(type(get_session()).__module__.split(".")[0])
-    return (HfHubHTTPError, library.HTTPError)
+    return (HfHubHTTPError, library.HTTPError, ConnectionError)
+
+
+@contextlib.contextmanager
+def large_files_as_the_hub_takes_them(repo_id: str, kind: str, revision: str) -> Iterator[None]:
+    """Send large files by Git LFS where the Hub has no Xet storage (`hfcap hub serve`, mirrors).
+
+    huggingface_hub 2.4 takes Xet wherever hf_xet is installed and asks the Hub nothing: uploads to a Hub without it
+    end at status 404 for the address of the write token.
+
+    Args:
+        repo_id, revision: exist, so that status 404 can only mean that there is no such address.
+    """
+    chosen = constants.HF_HUB_DISABLE_XET
+    if not chosen:
+        address = f"{HfApi().endpoint}/api/{kind}s/{repo_id}/xet-write-token/{quote(revision, safe='')}"
+        answer = with_retries(
+            lambda: get_session().get(address, headers=build_hf_headers()), f"asking how {repo_id} takes large files"
+        )
+        constants.HF_HUB_DISABLE_XET = answer.status_code == HTTPStatus.NOT_FOUND
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = chosen
 
 
 @contextlib.contextmanager

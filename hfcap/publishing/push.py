@@ -210,7 +210,21 @@ def push_folder(
     if not create_pr:
         check_may_publish(repo_id)
     api = HfApi()
-    _open_repository(api, repo_id, private, create_pr, kind)
+    is_new = _open_repository(api, repo_id, private, create_pr, kind)
+    try:
+        return _push(api, folder, repo_id, create_pr, revision, force, kind)
+    except (UserError, WorkError) as error:
+        if not is_new:
+            raise
+        raise type(error)(
+            f"{error}\n{repo_id} was made for this and may still be empty: run the command again, or remove it with "
+            f"'hf repos delete {repo_id}{'' if kind == 'model' else f' --repo-type {kind}'}'"
+        ) from error
+
+
+def _push(
+    api: HfApi, folder: Path, repo_id: str, create_pr: bool, revision: str, force: bool, kind: str
+) -> PublishResult:
     card = (folder / "README.md").read_bytes()
     if kind == "model":
         if not force:
@@ -240,8 +254,8 @@ def push_folder(
     )
 
 
-def _open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool, kind: str) -> None:
-    """Make sure that the repository exists and is not more public than was asked for."""
+def _open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool, kind: str) -> bool:
+    """Make sure that the repository exists and is not more public than was asked for; returns whether it was made."""
     doing = f"opening {repo_id}"
 
     def is_private() -> bool | None:
@@ -257,11 +271,13 @@ def _open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool, k
     found = hub.with_retries(is_private, doing)
     if found is None and create_pr:
         raise UserError(f"{doing}: no such repository; publish once without --create-pr")
-    if found is None:
+    is_new = found is None
+    if is_new:
         hub.with_retries(create, f"creating {repo_id}")
         found = hub.with_retries(is_private, doing)
     if private and not found:
         raise UserError(f"{doing}: the repository is public, and --private was asked for; make it private on its page")
+    return is_new
 
 
 def _download(api: HfApi, repo_id: str, path: str, revision: str) -> bytes | None:

@@ -223,7 +223,7 @@ def test_the_command_serves_and_stops_cleanly(tmp_path: Path) -> None:
         assert first.stdout is not None and first.stderr is not None
         said = [first.stdout.readline() for _ in range(3)]
         endpoint = next(word for word in said[0].split() if word.startswith("http")).rstrip(";")
-        assert f"HF_ENDPOINT={endpoint} HF_HUB_DISABLE_XET=1" in said[1]
+        assert f"HF_ENDPOINT={endpoint}" in said[1] and "HF_HUB_DISABLE_XET=1" in said[2]
         host, port = endpoint.removeprefix("http://").split(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=20)
         connection.request("GET", "/api/whoami-v2")

@@ -12,6 +12,8 @@ import traceback
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils._runtime import is_xet_available
 
 from hfcap.errors import UserError, WorkError
 from hfcap.publishing.push import push_folder
@@ -173,3 +175,32 @@ def test_a_killed_push_is_completed_by_the_next(call: str, staged: Path, hub: Hu
     ]
     if call == "commit":
         assert hub.calls("lfs_upload") == sent
+
+
+def test_a_hub_without_xet_needs_no_variable(staged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    assert is_xet_available()
+    push_folder(staged, "alice/tiny", private=False)
+    assert "model.safetensors" in published_files(hub)
+    assert constants.HF_HUB_DISABLE_XET is False
+
+
+def test_a_failed_first_publication_says_what_it_left(staged: Path, hub: Hub) -> None:
+    left = r"alice/tiny was made for this.*'hf repos delete alice/tiny'"
+    hub.faults.add("503", "commit", FOR_EVER)
+    with pytest.raises(WorkError, match=rf"(?s)the Hub answered 503.*{left}"):
+        push_folder(staged, "alice/tiny", private=False)
+    with pytest.raises(WorkError) as again:
+        push_folder(staged, "alice/tiny", private=False)
+    assert "was made for this" not in str(again.value)
+
+
+def test_a_connection_that_xet_loses_is_no_mistake_of_ours(
+    staged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionError("Network error")
+
+    monkeypatch.setattr(HfApi, "create_commit", lost)
+    with pytest.raises(WorkError, match="the connection failed"):
+        push_folder(staged, "alice/tiny", private=False)
