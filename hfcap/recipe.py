@@ -91,7 +91,7 @@ class LoraOptions(Block):
     use_dora: bool = False
     use_rslora: bool = False
     load_in_4bit: bool = Field(
-        False, description="QLoRA: the frozen layers in 4 bits (NF4) while training (bitsandbytes, CUDA GPU)"
+        False, description="QLoRA: the frozen layers in 4 bits (NF4) while training (bitsandbytes; CUDA GPU or CPU)"
     )
     init_lora_weights: bool | Literal["gaussian", "pissa", "olora"] = True
 
@@ -124,7 +124,8 @@ class TrainOptions(Block):
     )
     torch_compile: bool = Field(False, description="compile the model's layers; the first steps take minutes")
     optim: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = Field(
-        "adamw_torch", description="the 8-bit ones keep a quarter of the optimiser's memory (bitsandbytes, CUDA GPU)"
+        "adamw_torch",
+        description="the 8-bit ones keep a quarter of the optimiser's memory (bitsandbytes; CUDA GPU or CPU)",
     )
     ema_decay: Share | None = Field(
         None, description="keep an exponential moving average of the weights and publish it"

@@ -28,13 +28,13 @@ def load_model(
         quantization: 4bit or 8bit (QLoRA, Dettmers et al. 2023, arXiv:2305.14314): frozen weights for LoRA.
 
     Raises:
-        UserError: nothing to load there, or quantisation without a GPU or without bitsandbytes.
+        UserError: nothing to load there, or quantisation without bitsandbytes.
     """
     arguments: dict[str, Any] = {"dtype": "auto" if dtype is None else getattr(torch, dtype)}
     if quantization is not None:
         _require_quantization(quantization)
         arguments["quantization_config"] = quantization_config(quantization, dtype)
-        arguments["device_map"] = {"": torch.cuda.current_device()}
+        arguments["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     if trust_remote_code:
         arguments["trust_remote_code"] = True
     model = whole_model(AutoModelForImageTextToText, location, revision, MODEL_TYPES, **arguments)
@@ -59,15 +59,10 @@ def quantization_config(quantization: str, dtype: str | None) -> BitsAndBytesCon
 
 
 def _require_quantization(quantization: str) -> None:
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"model.quantization: {quantization} needs an NVIDIA GPU, and none is found here; set it to null and "
-            "model.dtype to bfloat16"
-        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"model.quantization: {quantization} needs the package bitsandbytes: pip install bitsandbytes, or set it "
-            "to null"
+            f"model.quantization: {quantization} needs the package bitsandbytes: pip install 'bitsandbytes>=0.50', or "
+            "set it to null and model.dtype to bfloat16"
         )
 
 

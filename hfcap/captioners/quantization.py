@@ -16,15 +16,17 @@ def require_bitsandbytes(key: str, value: str, alternative: str, device: torch.d
     """Return the module bitsandbytes.
 
     Raises:
-        UserError: it is not installed, or the weights are not on a CUDA GPU.
+        UserError: it is not installed, or the weights are neither on a CUDA GPU nor on a CPU.
     """
-    if device.type != "cuda":
-        raise UserError(f"{key}: {value} needs a CUDA GPU, and training runs on {device.type}; set it to {alternative}")
+    if device.type not in ("cuda", "cpu"):
+        raise UserError(
+            f"{key}: {value} needs a CUDA GPU or a CPU, and training runs on {device.type}; set it to {alternative}"
+        )
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise UserError(
-            f"{key}: {value} needs bitsandbytes ({error}): pip install bitsandbytes, or set it to {alternative}"
+            f"{key}: {value} needs bitsandbytes ({error}): pip install 'bitsandbytes>=0.50', or set it to {alternative}"
         ) from error
 
 
@@ -42,10 +44,12 @@ def _four_bits(layer: Any, bitsandbytes: Any) -> nn.Module:
     replacement: nn.Module = bitsandbytes.nn.Linear4bit(
         n_in, n_out, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
     )
-    # Quantised when it is moved to the GPU.
     replacement.weight = bitsandbytes.nn.Params4bit(
         weight.detach().contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True
     )
     if layer.bias is not None:
         replacement.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-    return replacement
+    # bitsandbytes quantises when weights are moved to the device they are trained on.
+    return (
+        replacement.to(weight.device) if weight.device.type == "cpu" and not torch.cuda.is_available() else replacement
+    )

@@ -181,7 +181,8 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     tensors = {}
     for name, parameter in trained_parameters(model).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}|{key}"] = value
+            # bitsandbytes counts steps in plain integers, torch in float32 tensors.
+            tensors[f"{name}|{key}"] = torch.tensor(value) if isinstance(value, int) else value
     return tensors
 
 
@@ -190,8 +191,9 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     for key, value in _read_tensors(path).items():
         name, entry = key.rsplit("|", 1)
         parameter = parameters[name]
+        is_integer = value.ndim == 0 and value.dtype == torch.int64
         # Step counters of the fused optimiser live on the parameter's device too.
-        optimizer.state[parameter][entry] = value.to(parameter.device)
+        optimizer.state[parameter][entry] = int(value) if is_integer else value.to(parameter.device)
 
 
 def _save_random_state(path: Path) -> None:

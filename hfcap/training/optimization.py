@@ -78,7 +78,7 @@ def build_optimizer(captioner: Captioner, options: TrainOptions) -> torch.optim.
     """AdamW (Loshchilov and Hutter 2019) over the trained weights; 8-bit states (Dettmers et al. 2022) if asked for.
 
     Raises:
-        UserError: 8-bit states need bitsandbytes and a CUDA GPU.
+        UserError: 8-bit states need bitsandbytes.
     """
     if options.optim != "adamw_torch":
         bitsandbytes = require_bitsandbytes("train.optim", options.optim, "adamw_torch", captioner.device)

@@ -34,6 +34,14 @@ from tests.captioners.helpers import (
 from tests.captioners.itt_models import IMAGE_SIZES, MODELS, QwenProcessor, itt
 
 ALL = ["git", *MODELS]
+_WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+WIDE_GIT = {
+    "model_type": "git",
+    "vision_config": {**_WIDE, "image_size": 32, "patch_size": 16},
+    **_WIDE,
+    "max_position_embeddings": 64,
+}
+"""Rows of whole blocks of 64 values, as bitsandbytes' CPU kernel wants them."""
 COUNTS = (3, 1, 2)
 ONE_PER_ROW = ["grouped"]
 """Not a kind: LLaVA treated as a model that hfcap has no file for."""
@@ -349,17 +357,34 @@ def test_other_model_types_are_not_built_from_a_config() -> None:
         build("image_text_to_text", from_config={"model_type": "llava"})
 
 
-@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_quantization_without_a_gpu(quantization: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_quantization_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     build("image_text_to_text").save(tmp_path, GenerateOptions())
-    options = ImageTextToTextOptions(pretrained=str(tmp_path), quantization=quantization)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=rf"model\.quantization: {quantization} needs an NVIDIA GPU.*dtype"):
-        ImageTextToText.build(options, CORPUS)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = ImageTextToTextOptions(pretrained=str(tmp_path), quantization="4bit")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install bitsandbytes"):
+    with pytest.raises(UserError, match=r"pip install 'bitsandbytes>=0.50', or set it to null and model.dtype"):
         ImageTextToText.build(options, CORPUS)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_models_take_lora(quantization: Any, tmp_path: Path) -> None:
+    """With the real bitsandbytes, on whatever device is there."""
+    pytest.importorskip("bitsandbytes")
+    git = build("image_text_to_text", from_config=WIDE_GIT)
+    pixels, captions = pixel_values(git, 2), random_captions(git, [2, 1])
+    plain = float(packed_loss(git, pixels, captions).detach())
+    git.save(tmp_path, GenerateOptions())
+    captioner = ImageTextToText.build(
+        ImageTextToTextOptions(pretrained=str(tmp_path), quantization=quantization), CORPUS
+    )
+    kinds = {type(module).__name__ for module in captioner.model.modules()}
+    assert {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[quantization] in kinds
+    add_lora(captioner, LoraOptions(r=2, lora_alpha=4))
+    captioner.model.eval()
+    loss = packed_loss(captioner, pixels.to(captioner.device), captions)
+    assert float(loss.detach()) == pytest.approx(plain, rel=0.03)
+    loss.backward()
+    trained = [weight for weight in captioner.model.parameters() if weight.requires_grad]
+    assert trained and any(weight.grad is not None and bool(weight.grad.any()) for weight in trained)
 
 
 def test_quantization_settings_are_qlora_s() -> None:

@@ -75,8 +75,9 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit"])
-def test_eight_bit_optimisers_ask_for_a_gpu(optim: Any) -> None:
-    with pytest.raises(UserError, match=rf"train.optim: {optim} needs a CUDA GPU.*set it to adamw_torch"):
+def test_eight_bit_optimisers_ask_for_a_device_that_can(optim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Captioner, "device", torch.device("mps"))
+    with pytest.raises(UserError, match=rf"train.optim: {optim} needs a CUDA GPU or a CPU.*mps; set it to adamw_torch"):
         build_optimizer(build("blip"), TrainOptions(max_steps=1, optim=optim))
 
 
@@ -89,7 +90,7 @@ def test_eight_bit_optimisers_ask_for_bitsandbytes(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("optim", "name"), [("adamw_bnb_8bit", "AdamW8bit"), ("paged_adamw_8bit", "PagedAdamW8bit")])
 def test_eight_bit_optimisers_get_the_recipes_groups(optim: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch's AdamW in the place of bitsandbytes', which cannot run here."""
+    """With torch's AdamW in the place of bitsandbytes'; test_quantization.py has the real one."""
     monkeypatch.setattr(Captioner, "device", torch.device("cuda"))
     monkeypatch.setitem(
         sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(**{name: torch.optim.AdamW}))
@@ -99,9 +100,9 @@ def test_eight_bit_optimisers_get_the_recipes_groups(optim: Any, name: str, monk
     assert rates == {"vision": 1e-5, "text": 1e-3}
 
 
-def test_four_bit_layers_ask_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"lora.load_in_4bit: true needs a CUDA GPU"):
+def test_four_bit_layers_ask_for_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"lora.load_in_4bit: true needs bitsandbytes .*bitsandbytes>=0.50"):
         add_lora(build("blip"), LoraOptions(load_in_4bit=True))
 
 

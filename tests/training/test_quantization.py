@@ -1,0 +1,91 @@
+"""QLoRA and 8-bit Adam with the real bitsandbytes, on the CPU: trained, stopped, resumed, saved, loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.lora import adapted_modules, add_lora
+from hfcap.recipe import GenerateOptions, LoraOptions
+from hfcap.recipe_loading import recipe_from_mapping
+from tests.captioners.helpers import build, packed_loss, pixel_values, random_captions
+from tests.training.harness import recipe_values, tiny_model, train
+from tests.training.test_resume import assert_same_end, stop_and_continue
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+WIDTH = 64
+"""bitsandbytes quantises blocks of 64 values, and its CPU kernel wants whole blocks in each row."""
+
+
+def wide(family: str) -> dict[str, Any]:
+    """The tiny captioner's model block with a text half of whole blocks."""
+    model = tiny_model(family, dropout=0.0)
+    if family == "blip":
+        model["from_config"]["text_config"] |= {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
+        model["from_config"]["vision_config"] |= {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
+    else:
+        model["decoder_config"] |= {"n_embd": WIDTH}
+        model["encoder_config"] |= {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
+    return model
+
+
+@pytest.mark.parametrize("family", ["vit_gpt2", "blip"])
+def test_frozen_layers_are_in_four_bits_and_only_the_adapter_trains(family: str) -> None:
+    """GPT-2's transposed layers and BERT's plain ones."""
+    captioner = build(family, **wide(family))
+    pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [2, 1])
+    plain = float(packed_loss(captioner, pixels, captions).detach())
+    options = LoraOptions(r=2, lora_alpha=4, load_in_4bit=True)
+    names = adapted_modules(captioner, options)
+    saved = set(captioner.lora_modules_to_save)
+    add_lora(captioner, options)
+    captioner.model.eval()
+    quantised = [m for m in captioner.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(quantised) == sum(not saved.intersection(name.split(".")) for name in names) > 0
+    assert all(layer.weight.dtype == torch.uint8 for layer in quantised)
+    loss = packed_loss(captioner, pixels, captions)
+    # Four bits are coarse, and on random weights nearly everything cancels out.
+    assert float(loss.detach()) == pytest.approx(plain, rel=0.02)
+    loss.backward()
+    trained = {name for name, weight in captioner.model.named_parameters() if weight.requires_grad}
+    assert trained and all("lora_" in name or "modules_to_save" in name for name in trained)
+    assert all(
+        weight.grad is not None and bool(weight.grad.isfinite().all())
+        for name, weight in captioner.model.named_parameters()
+        if "lora_B" in name
+    )
+
+
+def test_qlora_resumes_exactly_and_its_adapter_goes_onto_the_full_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def values(folder: Path, **train: Any) -> Any:
+        recipe = recipe_values("vit_gpt2", folder, "lora", **train)
+        recipe["model"] = wide("vit_gpt2")
+        recipe["lora"]["load_in_4bit"] = True
+        return recipe_from_mapping(recipe, "test")
+
+    monkeypatch.setattr("tests.training.test_resume.tiny_recipe", lambda name, folder, **options: values(folder))
+    whole = train(values(tmp_path / "whole"))
+    resumed = stop_and_continue(tmp_path / "cut", 3, monkeypatch, "vit_gpt2")
+    assert_same_end(resumed, whole)
+    assert whole.losses[0] != whole.losses[-1]
+    captioner = load_captioner(str(whole.run.model))
+    assert not any(isinstance(m, bitsandbytes.nn.Linear4bit) for m in captioner.model.modules())
+    states = captioner.encode(pixel_values(captioner, 2))
+    assert len(captioner.caption_states(states, GenerateOptions(num_beams=2, max_new_tokens=4))) == 2
+
+
+def test_eight_bit_adam_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(recipe_from_mapping(recipe_values("blip", tmp_path / "whole", optim="adamw_bnb_8bit"), "test"))
+    resumed = stop_and_continue(tmp_path / "cut", 3, monkeypatch, "blip", optim="adamw_bnb_8bit")
+    assert_same_end(resumed, whole)
+    kinds = {tensor.dtype for tensor in load_file(whole.checkpoint(4) / "optimizer.safetensors").values()}
+    # Tensors of fewer than 4,096 values keep float32 states.
+    assert {torch.uint8, torch.float32} <= kinds
