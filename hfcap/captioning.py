@@ -37,6 +37,8 @@ def find_pictures(inputs: Sequence[str]) -> list[CaptionedImage]:
     """
     paths: dict[Path, str] = {}
     for text in inputs:
+        if "://" in text:
+            raise UserError(f"{text}: pictures are not fetched from the web; save it and give the file")
         found = list(_expand(text))
         if not found:
             endings = " ".join(sorted(IMAGE_SUFFIXES))
@@ -124,7 +126,10 @@ def decoding_options(values: dict[str, Any]) -> GenerateOptions:
     try:
         return GenerateOptions(**values)
     except ValidationError as error:
-        problems = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
+        problems = [
+            ": ".join([*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+            for problem in error.errors()
+        ]
         raise UserError(f"decoding options: {'; '.join(problems)}") from None
 
 

@@ -105,6 +105,23 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
+def check_can_write(path: Path, folder: bool) -> None:
+    """Check before long work that a file (or with `folder`, files in a folder) can be written at `path`.
+
+    Raises:
+        UserError: `path` is of the other kind, its place is no folder, or nothing may be written there.
+    """
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(
+            f"{path}: is a {'file' if folder else 'folder'}; give the name of a {'folder' if folder else 'file'}"
+        )
+    place = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise UserError(f"{path}: cannot be written, because {place} is no folder; give another name")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: nothing may be written in {place}; give another place")
+
+
 @contextlib.contextmanager
 def folder_being_written(target: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` when the block ends without an exception.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hfcap.cli.common import Force, TrustRemoteCode, app, execute, say
+from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, say
 from hfcap.errors import UserError
 
 
@@ -15,7 +15,7 @@ from hfcap.errors import UserError
 def caption(
     model: Annotated[str, typer.Argument(help="run directory, model folder, Hub id, or a recipe file")],
     inputs: Annotated[list[str] | None, typer.Argument(help="pictures: files, folders, patterns")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.jsonl or FILE.csv")] = None,
+    output: Annotated[Path | None, output_file("FILE.jsonl or FILE.csv")] = None,
     prompt: Annotated[str | None, typer.Option(help="text that every caption starts with")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1)] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
@@ -72,7 +72,7 @@ def caption(
 @app.command()
 def ensemble(
     predictions: Annotated[list[Path], typer.Argument(help="predictions/<split>.jsonl of several captioners")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="FILE.jsonl")],
+    output: Annotated[Path, output_file("FILE.jsonl")],
     weights: Annotated[str | None, typer.Option(help="one number a file, joined by commas; default: all equal")] = None,
     document_frequencies: Annotated[
         str, typer.Option(help="n-gram weights: corpus (the candidates), coco-train, coco-val, or a file of captions")
@@ -104,7 +104,7 @@ def search(
     ] = "auto",
     split: Annotated[str | None, typer.Option(help="only this split; default: all")] = None,
     images: Annotated[str | None, typer.Option(help="picture folder of a COCO file, if not 'images' beside it")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv, FILE.jsonl or FILE.html")] = None,
+    output: Annotated[Path | None, output_file("FILE.csv, FILE.jsonl or FILE.html")] = None,
     revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -136,7 +136,7 @@ def search(
 def explain(
     model: Annotated[str, typer.Argument(help="run directory, model folder or Hub id")],
     image: Annotated[str, typer.Argument(help="one picture")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="FILE.png")],
+    output: Annotated[Path, output_file("FILE.png")],
     prompt: Annotated[str | None, typer.Option(help="text that the caption starts with")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1)] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,

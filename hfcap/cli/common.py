@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hfcap.errors import UserError
+from hfcap.files import check_can_write
 from hfcap.progress import console
 
 if TYPE_CHECKING:
@@ -29,12 +32,33 @@ TrustRemoteCode = Annotated[
 ]
 
 
+def _checked_output(folder: bool) -> Callable[[Path | None], Path | None]:
+    def check(path: Path | None) -> Path | None:
+        if path is not None:
+            check_can_write(path, folder)
+        return path
+
+    return check
+
+
+def output_file(help_text: str) -> Any:
+    """`-o FILE`, refused before any work where no file can be written."""
+    return typer.Option("-o", "--output", help=help_text, callback=_checked_output(folder=False))
+
+
+def output_folder(help_text: str) -> Any:
+    """`-o FOLDER`, refused before any work where no folder can be written."""
+    return typer.Option("-o", "--output", help=help_text, callback=_checked_output(folder=True))
+
+
 def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
     """Load a recipe file, or the recipe of a run directory."""
     from hfcap.recipe_loading import load_recipe
     from hfcap.run_directory import RunDirectory
 
     path = Path(target)
+    if not path.exists():
+        raise UserError(f"{target}: no such recipe file or run directory")
     if path.is_dir():
         path = RunDirectory.existing(path).recipe
     return load_recipe(path, overrides or [])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, say
+from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, output_folder, say
 from hfcap.errors import UserError
 from hfcap.progress import console
 
@@ -91,7 +91,7 @@ def verify(
 @app.command()
 def merge(
     adapter: Annotated[str, typer.Argument(help="run directory or adapter folder")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    output: Annotated[Path, output_folder("folder to write")],
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Fold a LoRA adapter into its base model and save a plain model folder."""
@@ -122,7 +122,7 @@ def serve(
     run_server(open_hub(folder, host, port, accounts, owner), say)
 
 
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="folder to write; default: spaces/NAME")]
+Output = Annotated[Path | None, output_folder("folder to write; default: spaces/NAME")]
 
 
 @app.command("publish-space")

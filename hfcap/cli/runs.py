@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hfcap.cli.common import Force, Overrides, RecipeOrRun, app, execute, recipe_of, say
+from hfcap.cli.common import Force, Overrides, RecipeOrRun, app, execute, output_folder, recipe_of, say
 from hfcap.progress import console
 
 
@@ -38,9 +38,7 @@ def train(recipe: RecipeOrRun, overrides: Overrides = None, force: Force = False
 def doctor(
     recipe: RecipeOrRun,
     overrides: Overrides = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="folder for doctor.json and contact_sheet.png")
-    ] = None,
+    output: Annotated[Path | None, output_folder("folder for doctor.json and contact_sheet.png")] = None,
     steps: Annotated[int, typer.Option(min=0, help="training steps to measure; 0 = no memory and time estimate")] = 3,
 ) -> None:
     """Check labels, data, LoRA targets, memory and time of a recipe before any training; exit code 1 if wrong."""

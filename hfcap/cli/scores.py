@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcap.cli.common import Force, app, execute, say
+from hfcap.cli.common import Force, app, execute, output_file, output_folder, say
+from hfcap.errors import UserError
 from hfcap.progress import console
 
 Metrics = Annotated[str, typer.Option(help="comma-separated; see 'hfcap list metrics'")]
@@ -38,7 +39,7 @@ def score(
     metrics: Metrics = "bleu,rouge_l,cider",
     document_frequencies: DocumentFrequencies = "corpus",
     option: MetricOption = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="score file to write")] = None,
+    output: Annotated[Path | None, output_file("score file to write")] = None,
     split: Annotated[str | None, typer.Option(help="which images of a reference file with splits")] = None,
     n_resamples: Annotated[int, typer.Option(min=0, help="bootstrap resamples for the intervals; 0 = none")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -46,6 +47,8 @@ def score(
     force: Force = False,
 ) -> None:
     """Score any caption file against human captions; with one argument, a run."""
+    if references is None and predictions.suffix in (".json", ".jsonl", ".csv"):
+        raise UserError(f"{predictions}: give the human captions after it, as in: hfcap score {predictions} REFERENCES")
     if references is None:
         done = execute(str(predictions), None, "score", force)
         if done.accelerator.is_main_process:
@@ -77,7 +80,7 @@ def compare(
     metrics: Metrics = "bleu,rouge_l,cider",
     document_frequencies: DocumentFrequencies = "corpus",
     option: MetricOption = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder for the leaderboard")] = None,
+    output: Annotated[Path | None, output_folder("folder for the leaderboard")] = None,
     split: Annotated[str | None, typer.Option(help="which split of runs and of the human captions")] = None,
     n_resamples: Annotated[int, typer.Option(min=100, help="of the bootstrap and the permutation test")] = 10_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,

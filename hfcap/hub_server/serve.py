@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from hfcap.errors import UserError
 from hfcap.files import read_text, write_json
 from hfcap.hub_server.server import HubServer, User
+from hfcap.hub_server.store import is_name
 
 _MARK = "hub.json"
 
@@ -55,6 +56,8 @@ def open_hub(folder: Path, host: str, port: int, accounts: Path | None, owner: s
     tokens = read_accounts(accounts) if accounts else {}
     if not tokens and not _is_loopback(host):
         raise UserError(f"--host {host}: anyone in reach could change this Hub; give --accounts FILE as well")
+    if not is_name(owner):
+        raise UserError(f"--owner {owner!r}: not a name for an account; use letters, digits, '-', '_' and '.'")
     if folder.is_dir() != folder.exists() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / _MARK).is_file()
     ):

@@ -32,6 +32,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REF = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[^\x00-\x20~^:?*\[\\\x7f/.-][^\x00-\x20~^:?*\[\\\x7f]{0,200}")
 
 
+def is_name(text: str) -> bool:
+    """Whether an account or repository may have this name."""
+    return _NAME.fullmatch(text) is not None
+
+
 class HubError(Exception):
     """A refusal: HTTP status, the Hub's X-Error-Code and its message."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hfcap import registry
 from hfcap.captioning import find_pictures
-from hfcap.data.images import FileImage
+from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.recipe import DataOptions
@@ -52,6 +52,8 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
         return _whole("hub", split, dataset=target)
     if not path.exists() and not has_magic(target):
         raise UserError(f"{target}: no such folder, file, recipe or run directory (a Hub dataset is namespace/name)")
+    if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise UserError(f"{target}: neither a picture, nor a COCO .json file, nor a recipe")
     return find_pictures([target])
 
 

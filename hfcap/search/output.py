@@ -107,5 +107,5 @@ def _item(hit: Hit) -> str:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=80)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        shown = f'<img alt="{caption}" src="data:image/jpeg;base64,{data}">'
+        shown = f'<img alt="{caption or name}" src="data:image/jpeg;base64,{data}">'
     return f"<li>{shown}{caption}<br><small>{hit.score:.3f} &middot; {name}</small></li>"

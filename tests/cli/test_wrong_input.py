@@ -242,3 +242,47 @@ def test_score_with_resources_that_are_not_there(
 def test_text_of_strangers_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     say("a [red]dog[/red]\x1b[31m\x07\u202e b\nc")
     assert capsys.readouterr().out == "a [red]dog[/red]\ufffd[31m\ufffd\ufffd b\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "problem"),
+    [
+        ("caption no/model {0}/p.png", "here/f.jsonl", "here is no folder"),
+        ("caption no/model {0}/p.png", "there", "is a folder; give the name of a file"),
+        ("ensemble {0}/a.json {0}/b.json", "here/f.jsonl", "here is no folder"),
+        ("search dog {0}", "here/hits.html", "here is no folder"),
+        ("explain no/model {0}/p.png", "here/f.png", "here is no folder"),
+        ("score {0}/a.json {0}/r.json", "there", "is a folder"),
+        ("compare {0}/a.json", "here", "is a file; give the name of a folder"),
+        ("merge {0}/run", "here/merged", "here is no folder"),
+        ("doctor {0}/recipe.yaml", "here", "is a file"),
+        ("publish-metric cider --repo-id a/cider --dry-run", "here/x", "here is no folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_known_before_the_work(
+    command: str, output: str, problem: str, tmp_path: Path, hfcap: Hfcap
+) -> None:
+    (tmp_path / "here").write_text("mine")
+    (tmp_path / "there").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert_refused(hfcap(*command.format(tmp_path).split(), "-o", tmp_path / output), str(tmp_path / output), problem)
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "here").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "fragments"),
+    [
+        ("run gone.yaml", ["gone.yaml: no such recipe file or run directory"]),
+        ("score gone", ["gone: no such recipe file or run directory"]),
+        ("score captions.json", ["give the human captions after it", "hfcap score captions.json REFERENCES"]),
+        ("caption no/model https://a.b/c.jpg", ["https://a.b/c.jpg", "not fetched from the web"]),
+        ("search dog {0}/notes.txt", ["notes.txt: neither a picture, nor a COCO .json file, nor a recipe"]),
+        ("verify noslash", ["'noslash' lacks the namespace"]),
+        ("merge {0}", ["is not a LoRA adapter"]),
+    ],
+)
+def test_what_strangers_try(command: str, fragments: list[str], tmp_path: Path, hfcap: Hfcap) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    words = command.format(tmp_path).split()
+    written = ["-o", str(tmp_path / "out")] if words[0] == "merge" else []
+    assert_refused(hfcap(*words, *written), *fragments)

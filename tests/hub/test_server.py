@@ -209,6 +209,12 @@ def test_what_is_refused_at_the_start(tmp_path: Path, server: HubServer) -> None
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.txt"]
 
 
+def test_an_owner_that_can_own_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--owner 'a b': not a name"):
+        open_hub(tmp_path / "hub", "127.0.0.1", 0, None, "a b")
+    assert not (tmp_path / "hub").exists()
+
+
 @pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/hub", "/proc/hub"])
 def test_an_impossible_folder(folder: str) -> None:
     with pytest.raises(UserError, match=rf"^{folder}: .*give a (new or empty folder|folder of your own)$"):
