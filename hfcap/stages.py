@@ -280,11 +280,12 @@ class Run:
     def _publish(self, force: bool) -> None:
         if not self.accelerator.is_main_process:
             return
-        model = merged_model(self.directory, wanted=False)
+        trust = self.recipe.model.trust_remote_code
+        model = merged_model(self.directory, wanted=False, trust_remote_code=trust)
         if self.recipe.publish.repo_id is not None:
-            console.print(str(publish(self.directory, model=model)), markup=False)
+            console.print(str(publish(self.directory, model=model, trust_remote_code=trust)), markup=False)
         else:
-            stage(self.directory, model=model)
+            stage(self.directory, model=model, trust_remote_code=trust)
 
     # ---- what the person sees at the end -------------------------------------------------------------------------
 
@@ -298,7 +299,7 @@ class Run:
         console.print(score_table(reports, f"Scores x 100 on {count:,} {options.split} pictures"))
 
 
-def merged_model(directory: RunDirectory, wanted: bool) -> Path | None:
+def merged_model(directory: RunDirectory, wanted: bool, trust_remote_code: bool) -> Path | None:
     """Return a folder with merged weights where a run must or should publish them, else None.
 
     An adapter on a captioner that was put together in the run itself has no base model that anyone else could load,
@@ -311,8 +312,7 @@ def merged_model(directory: RunDirectory, wanted: bool) -> Path | None:
     if not wanted and not directory.base_model.is_dir():
         return None
     if not directory.merged_model.is_dir():
-        trust = load_recipe(directory.recipe).model.trust_remote_code
-        save_merged(str(directory.path), directory.merged_model, trust)
+        save_merged(str(directory.path), directory.merged_model, trust_remote_code)
     return directory.merged_model
 
 

@@ -50,6 +50,8 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
             download_small(model_id, None, Path(temporary) / str(number)) for number, model_id in enumerate(model_ids)
         ]
         for model in models:
+            if not any(name.endswith(".safetensors") for name in model.names):
+                raise UserError(f"{model.location}: has no weights as safetensors; the Space would load a pickle")
             if model.brings_code and not trust_remote_code:
                 raise UserError(
                     f"{model.location}: brings its own modelling code, which the Space would run; read it, then give "
@@ -74,7 +76,7 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
 def _app(models: Sequence[PublishedModel]) -> str:
     imports, loaders, entries = {"from interface import build"}, [], []
     for number, model in enumerate(models):
-        load, caption = model.code(decoding=", **{**own, **decoding}")
+        load, caption = model.code(decoding=", **{**own, **decoding}", only_safetensors=True)
         lines = load.strip().splitlines()
         imports |= {line for line in lines if line.startswith("from ") and "PIL" not in line}
         body = [line for line in lines if line and not line.startswith("from ")]

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from pydantic import ValidationError
 from transformers import PreTrainedConfig
 
 from hfcap import registry
@@ -162,14 +163,18 @@ def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> 
     """Fold an adapter (run directory, folder or Hub id) into its base model and save a plain model folder.
 
     Raises:
-        UserError: there is no adapter, or `output` is a folder that holds something else.
+        UserError: there is no adapter, its decoding defaults are wrong, or `output` holds something else.
     """
     folder = local_folder(adapter, None)
     if not (folder / _ADAPTER_CONFIG).is_file():
         raise UserError(f"{adapter}: is not a LoRA adapter (no adapter_config.json); there is nothing to merge")
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; choose a new folder")
+    try:
+        options = GenerateOptions(**generation_defaults(folder))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UserError(f"{folder / 'generation_config.json'}: {problems}; correct it, then merge again") from None
     captioner = load_captioner(adapter, trust_remote_code=trust_remote_code)
-    options = GenerateOptions(**generation_defaults(folder))
     with folder_being_written(output) as temporary:
         captioner.save(temporary, options)

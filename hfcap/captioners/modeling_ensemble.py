@@ -164,7 +164,7 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
     def load_members(self, folder: Path) -> None:
         """Load every member and what it needs to write captions from the folders beside this model's own files."""
         for member in self.config.members:
-            place = folder / member["folder"]
+            place = folder / checked_name(member["folder"])
             self.members.append(AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=True).eval())
             self.member_processors.append(AutoProcessor.from_pretrained(place, trust_remote_code=True))
         if self.config.choice == "clip":
@@ -296,6 +296,13 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
         return self.generate(pixel_values, return_dict_in_generate=True)
 
 
+def checked_name(name: Any) -> str:
+    """Return the name of a member's folder; another one could lead to code outside of what the user trusts."""
+    if not isinstance(name, str) or not re.fullmatch(r"member_[0-9]+", name):
+        raise ValueError(f"config.json names a member folder {name!r}; expected member_<number>")
+    return name
+
+
 def whole_folder(location: Any, revision: str | None = None, token: Any = None) -> Path:
     """Return the folder that holds the ensemble with its members: a local one, or a snapshot of the repository."""
     if Path(location).is_dir():
@@ -344,7 +351,7 @@ class EnsembleProcessor:
         """Load the processors of all members from a folder or repository."""
         folder = whole_folder(location, revision, token)
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = [member["folder"] for member in values["members"]]
+        names = [checked_name(member["folder"]) for member in values["members"]]
         names += [RERANKER] if values["choice"] == "clip" else []
         parts = [AutoProcessor.from_pretrained(folder / name, trust_remote_code=True).image_processor for name in names]
         return cls(EnsembleImageProcessor(parts), PreTrainedTokenizerFast.from_pretrained(folder))

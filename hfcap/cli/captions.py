@@ -31,7 +31,7 @@ def caption(
 ) -> None:
     """Caption pictures with a trained captioner; without pictures, the scored split of a run."""
     if not inputs:
-        done = execute(model, None, "caption", force)
+        done = execute(model, None, "caption", force, trust_remote_code)
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return

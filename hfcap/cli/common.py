@@ -70,12 +70,28 @@ def say(text: str) -> None:
     console.print(kept, markup=False, soft_wrap=True)
 
 
-def execute(target: str, overrides: list[str] | None, last: StageName, force: bool = False) -> Run:
-    """Bring a recipe or run directory up to a stage."""
+def execute(
+    target: str,
+    overrides: list[str] | None,
+    last: StageName,
+    force: bool = False,
+    trust_remote_code: bool = False,
+) -> Run:
+    """Bring a recipe or run directory up to a stage.
+
+    Raises:
+        UserError: a run directory, which somebody else may have made, allows itself to run code that came with it.
+    """
     from hfcap.captioners.parts import quiet_loading
     from hfcap.stages import Run
 
     quiet_loading()
-    run = Run(recipe_of(target, overrides))
+    recipe = recipe_of(target, overrides)
+    if Path(target).is_dir() and recipe.model.trust_remote_code and not trust_remote_code:
+        raise UserError(
+            f"{target}: model.trust_remote_code of its recipe lets code that came with a model run on this machine; "
+            "give --trust-remote-code if the run is yours or you trust its author"
+        )
+    run = Run(recipe)
     run.execute(last, force)
     return run

@@ -18,6 +18,7 @@ def card(
     check: Annotated[
         bool, typer.Option("--check", help="only list facts that the card lacks; exit code 1 if any")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write the model card of a run."""
     if check:
@@ -31,7 +32,7 @@ def card(
             raise typer.Exit(1)
         console.print("The card has every fact.")
         return
-    done = execute(recipe, None, "card", force=True)
+    done = execute(recipe, None, "card", force=True, trust_remote_code=trust_remote_code)
     if done.accelerator.is_main_process:
         say(f"Card: {done.directory.card}")
 
@@ -49,6 +50,7 @@ def publish(
     skip_verification: Annotated[
         bool, typer.Option("--skip-verification", help="do not prove that it loads and captions as recorded")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Stage a run, push it to the Hub, and prove that a stranger can use it."""
     from hfcap.captioners.parts import quiet_loading
@@ -66,8 +68,9 @@ def publish(
         dry_run=dry_run,
         revision=revision,
         force=force,
-        model=merged_model(directory, wanted=merged),
+        model=merged_model(directory, merged, trust_remote_code),
         verified=not skip_verification,
+        trust_remote_code=trust_remote_code,
     )
     say(str(result))
 

@@ -9,14 +9,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from hfcap.cli.common import Force, Overrides, RecipeOrRun, app, execute, output_folder, recipe_of, say
+from hfcap.cli.common import (
+    Force,
+    Overrides,
+    RecipeOrRun,
+    TrustRemoteCode,
+    app,
+    execute,
+    output_folder,
+    recipe_of,
+    say,
+)
 from hfcap.progress import console
 
 
 @app.command()
-def run(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
+def run(recipe: RecipeOrRun, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False) -> None:
     """Do every stage: train, caption, score, write the card, publish. Finished stages are skipped."""
-    done = execute(recipe, overrides, "publish")
+    done = execute(recipe, overrides, "publish", trust_remote_code=trust_remote_code)
     if done.accelerator.is_main_process:
         done.print_scores()
         say(f"Run directory: {done.directory.path}")
@@ -27,9 +37,14 @@ def run(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: RecipeOrRun, overrides: Overrides = None, force: Force = False) -> None:
+def train(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
     """Train, or continue training, up to the finished model."""
-    done = execute(recipe, overrides, "train", force)
+    done = execute(recipe, overrides, "train", force, trust_remote_code)
     if done.accelerator.is_main_process:
         say(f"Model: {done.directory.model}")
 

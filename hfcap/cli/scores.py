@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcap.cli.common import Force, app, execute, output_file, output_folder, say
+from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, output_folder, say
 from hfcap.errors import UserError
 from hfcap.progress import console
 
@@ -45,12 +45,13 @@ def score(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     allow_missing: AllowMissing = False,
     force: Force = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score any caption file against human captions; with one argument, a run."""
     if references is None and predictions.suffix in (".json", ".jsonl", ".csv"):
         raise UserError(f"{predictions}: give the human captions after it, as in: hfcap score {predictions} REFERENCES")
     if references is None:
-        done = execute(str(predictions), None, "score", force)
+        done = execute(str(predictions), None, "score", force, trust_remote_code)
         if done.accelerator.is_main_process:
             done.print_scores()
         return

@@ -1,4 +1,4 @@
-"""Which Python files of a model folder loading needs: those that its configuration names, and what they import."""
+"""Which Python files of a model folder loading needs, and which of them somebody else than hfcap may have written."""
 
 from __future__ import annotations
 
@@ -31,6 +31,28 @@ def needed_code(folder: Path, configurations: Iterable[str]) -> set[str]:
         if path.name not in found:
             found.add(path.name)
             waiting += _relative_imports(path)
+    return found
+
+
+def foreign_code(folder: Path, known: Iterable[Path]) -> list[str]:
+    """Return the code that loading a staged model would run and that is none of the `known` files, byte for byte.
+
+    Args:
+        folder: staged model; parts of it lie in folders of their own.
+        known: modelling files whose authors the user trusts already, because they are installed here.
+    """
+    contents = {path.read_bytes() for path in known}
+    found = [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*.py"))
+        if path.read_bytes() not in contents
+    ]
+    for path in sorted(folder.rglob("*.json")):
+        references = _references(read_json(path, "configuration")) if path.name.endswith("config.json") else ()
+        # "repository--module.Class": transformers fetches that code from the Hub.
+        found += [
+            f"{reference} ({path.relative_to(folder).as_posix()})" for reference in references if "--" in reference
+        ]
     return found
 
 

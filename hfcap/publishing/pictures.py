@@ -90,7 +90,7 @@ def _caption(captioner: Captioner, content: bytes, options: GenerateOptions) -> 
     import torch
     from PIL import Image
 
-    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).convert("RGB")
     pixels = captioner.image_processor(images=image, return_tensors="pt")["pixel_values"].to(captioner.device)
     with torch.inference_mode():
         states = captioner.encode(pixels)

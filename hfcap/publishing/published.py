@@ -59,10 +59,17 @@ class PublishedModel:
         """Return the code that hfcap's card shows for this model."""
         return usage_code(repo_id, self.files, self.brings_code, self._model_type(), self.base)
 
-    def code(self, decoding: str | None = None) -> tuple[str, str]:
+    def code(self, decoding: str | None = None, only_safetensors: bool = False) -> tuple[str, str]:
         """Return the code that loads exactly this commit, and the code that captions photo.jpg (see `usage_code`)."""
         code = usage_code(
-            self.location, self.files, self.brings_code, self._model_type(), self.base, self.revision, decoding
+            self.location,
+            self.files,
+            self.brings_code,
+            self._model_type(),
+            self.base,
+            self.revision,
+            decoding,
+            only_safetensors,
         )
         # With the line break: a hostile name in the code may hold the words, but never a line break (JSON escapes it).
         load, _, caption = code.partition("\nimage = ")

@@ -10,13 +10,16 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+from hfcap import captioners, registry
 from hfcap.data.source import load_split
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json, write_json
 from hfcap.publishing import hub
+from hfcap.publishing.code_files import foreign_code
 from hfcap.publishing.commit import Push
 from hfcap.publishing.facts import hub_base_models
 from hfcap.publishing.sections import merge_sections, split_front_matter
+from hfcap.publishing.snippet import brings_code
 from hfcap.publishing.staging import StagedFile, stage, staged_files
 from hfcap.publishing.verify import Comparison, verify, verify_folder
 from hfcap.recipe import Recipe
@@ -84,6 +87,7 @@ def publish(
     force: bool = False,
     model: Path | None = None,
     verified: bool = True,
+    trust_remote_code: bool = False,
 ) -> PublishResult:
     """Stage a run, push it to the Hub and prove that a stranger can use it (see verify.py).
 
@@ -97,6 +101,7 @@ def publish(
         force: replace a published model whose scores are better.
         model: folder with merged weights, if not run.model.
         verified: before and after the push, load and caption in a clean process; off only where the user says so.
+        trust_remote_code: verifying may run modelling code of the run directory that is not hfcap's own.
 
     Raises:
         UserError: not signed in, no permission, wrong names, a secret in a file, better scores on the Hub.
@@ -111,11 +116,13 @@ def publish(
         hub.check_repo_id(repo_id)
     if not dry_run:
         pin_base_model(run, recipe, model)
-    folder = stage(run, model, repo_id)
+    folder = stage(run, model, repo_id, trust_remote_code=trust_remote_code)
     branch = revision or DEFAULT_BRANCH
     result = PublishResult(repo_id or run.path.name, branch, folder, staged_files(folder), dry_run=True)
     if dry_run or repo_id is None:
         return result
+    if verified and not trust_remote_code:
+        _refuse_foreign_code(folder, recipe.captioner)
     if not create_pr:
         check_may_publish(repo_id)
     wants_private = options.private if private is None else private
@@ -129,6 +136,20 @@ def publish(
         report = verify(repo_id, result.commit, pictures, trust_remote_code=True)
     report.require()
     return replace(result, comparisons=report.comparisons)
+
+
+def _refuse_foreign_code(folder: Path, captioner: str) -> None:
+    """Raise where verifying a staged model would run code of others: whoever made the run wrote its recipe, too."""
+    own = registry.load("captioners", captioner).__file__
+    places = {Path(captioners.__path__[0]), Path(own or "").parent}
+    found = foreign_code(folder, [path for place in places for path in place.glob("modeling_*.py")])
+    if (folder / "adapter_config.json").is_file() and brings_code(folder):
+        found.append("the code of the adapter's base model")
+    if found:
+        raise UserError(
+            f"{folder}: verifying runs code on this machine that is not of this version of hfcap: "
+            f"{', '.join(found[:5])}; read it, then give --trust-remote-code, or --skip-verification to run nothing"
+        )
 
 
 def pin_base_model(run: RunDirectory, recipe: Recipe, model: Path | None) -> None:

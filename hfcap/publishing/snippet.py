@@ -81,6 +81,7 @@ def usage_code(
     base: tuple[str, str | None] | None = None,
     revision: str | None = None,
     decoding: str | None = None,
+    only_safetensors: bool = False,
 ) -> str:
     """Return Python source that prints a caption of photo.jpg.
 
@@ -91,20 +92,22 @@ def usage_code(
         base: Hub id and revision of the base model where the repository is a PEFT adapter.
         revision: of the repository itself, where it is not the newest of its main branch.
         decoding: further arguments of `generate`, in place of the model's own (`decoding_arguments`).
+        only_safetensors: fail rather than fall back to pickles; a card leaves that to transformers.
     """
     decoding = decoding_arguments(model) if decoding is None else decoding
     trust = ", trust_remote_code=True" if has_code else ""
+    weights = ", use_safetensors=True" if only_safetensors else ""
     own = f", revision={_quoted(revision)}" if revision else ""
     lines = ["from PIL import Image", "from transformers import AutoModelForImageTextToText, AutoProcessor"]
     if base is None:
-        lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({_quoted(model_id)}{own}{trust})"]
+        lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({_quoted(model_id)}{own}{trust}{weights})"]
     else:
         base_id, base_revision = base
         pin = f", revision={_quoted(base_revision)}" if base_revision else ""
         lines.insert(0, "from peft import PeftModel")
         lines += [
             "",
-            f"base = AutoModelForImageTextToText.from_pretrained({_quoted(base_id)}{pin}{trust})",
+            f"base = AutoModelForImageTextToText.from_pretrained({_quoted(base_id)}{pin}{trust}{weights})",
             f"model = PeftModel.from_pretrained(base, {_quoted(model_id)}{own})",
         ]
     lines += [

@@ -85,7 +85,13 @@ class StagedFile:
     size: int
 
 
-def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = None, verifiable: bool = True) -> Path:
+def stage(
+    run: RunDirectory,
+    model: Path | None = None,
+    repo_id: str | None = None,
+    verifiable: bool = True,
+    trust_remote_code: bool = False,
+) -> Path:
     """Write run.publish anew and return it; an earlier one stays until the new one is complete and checked.
 
     Args:
@@ -93,13 +99,14 @@ def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = No
         repo_id: where it goes, if not to the recipe's publish.repo_id; the card's code names it.
         verifiable: with pictures and the model's captions of them, which `verify` compares; a run that has none yet
             loads its model and records them.
+        trust_remote_code: that loading may run code that came with the model.
 
     Raises:
         UserError: no weights, a pickle in their place, an adapter without a base on the Hub, a secret in a file.
     """
     if verifiable and not (run.path / RECORD).is_file():
         _check_weights(read_card_input(run, repo_id, model))
-        _record_drawn_pictures(run, model)
+        _record_drawn_pictures(run, model, trust_remote_code)
     known = read_card_input(run, repo_id, model)
     _check_weights(known)
     with folder_being_written(run.publish) as folder:
@@ -117,11 +124,11 @@ def stage(run: RunDirectory, model: Path | None = None, repo_id: str | None = No
     return run.publish
 
 
-def _record_drawn_pictures(run: RunDirectory, model: Path | None) -> None:
+def _record_drawn_pictures(run: RunDirectory, model: Path | None, trust_remote_code: bool) -> None:
     from hfcap.captioners.loading import load_captioner
 
     recipe = load_recipe(run.recipe)
-    captioner = load_captioner(str(model or run.path), trust_remote_code=recipe.model.trust_remote_code)
+    captioner = load_captioner(str(model or run.path), trust_remote_code=trust_remote_code)
     record_pictures(run, captioner, recipe.generate, samples=[])
 
 

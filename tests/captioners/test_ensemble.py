@@ -15,7 +15,13 @@ from transformers import AutoModel, AutoProcessor
 
 from hfcap.captioners.ensemble import Ensemble, EnsembleOptions
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.modeling_ensemble import expected_ciders, ngram_counts, pooled
+from hfcap.captioners.modeling_ensemble import (
+    EnsembleForImageCaptioning,
+    EnsembleProcessor,
+    expected_ciders,
+    ngram_counts,
+    pooled,
+)
 from hfcap.captioners.retrieval import Retrieval
 from hfcap.errors import UserError
 from hfcap.metrics.consensus import Pool, ranked_by_consensus
@@ -208,6 +214,9 @@ def test_a_member_folder_outside_is_refused(members: list[str], tmp_path: Path) 
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"names a member folder '\.\./elsewhere'"):
         load_captioner(str(tmp_path / "model"))
+    for published in (EnsembleForImageCaptioning, EnsembleProcessor):
+        with pytest.raises(ValueError, match=r"names a member folder '\.\./elsewhere'"):
+            published.from_pretrained(str(tmp_path / "model"))
 
 
 def test_a_prompt_is_refused(members: list[str]) -> None:

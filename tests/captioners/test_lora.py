@@ -236,3 +236,11 @@ def test_damaged_decoding_defaults_are_named(content: str, tmp_path: Path) -> No
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(UserError, match=r"generation_config\.json"):
         generation_defaults(tmp_path)
+
+
+def test_merging_names_wrong_decoding_defaults(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.adapter, tmp_path / "adapter")
+    (tmp_path / "adapter" / "generation_config.json").write_text('{"num_beams": 0}')
+    with pytest.raises(UserError, match=r"generation_config\.json: num_beams: .*greater than"):
+        save_merged(str(tmp_path / "adapter"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

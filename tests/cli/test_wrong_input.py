@@ -53,6 +53,16 @@ def test_a_folder_that_is_no_run_directory(command: str, tmp_path: Path, hfcap: 
     assert_refused(hfcap(command, tmp_path), str(tmp_path), "recipe.yaml")
 
 
+@pytest.mark.parametrize("command", ["run", "train", "caption", "score", "card"])
+def test_a_run_directory_does_not_trust_itself(command: str, tmp_path: Path, hfcap: Hfcap) -> None:
+    run = tmp_path / "downloaded"
+    run.mkdir()
+    recipe = write_recipe(tmp_path, model={"trust_remote_code": True})
+    recipe.rename(run / "recipe.yaml")
+    assert_refused(hfcap(command, run), str(run), "model.trust_remote_code", "--trust-remote-code")
+    assert_nothing_half_written(tmp_path)
+
+
 def picture_folder(folder: Path, **last: Any) -> Path:
     """Twelve captioned pictures; the keywords change the last one's metadata."""
     rows: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hfcap.errors import UserError
-from hfcap.publishing.push import check_may_publish, publish, push_folder
+from hfcap.publishing.push import _refuse_foreign_code, check_may_publish, publish, push_folder
 from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import verify
 from hfcap.run_directory import RunDirectory
@@ -164,6 +164,50 @@ def test_verification_runs_a_repositorys_own_code_only_if_trusted(hub: Hub, tmp_
     push_folder(stage(build_run(tmp_path / "run", "clip_prefix")), "alice/tiny", private=False)
     with pytest.raises(UserError, match="--trust-remote-code"):
         verify("alice/tiny")
+
+
+def test_a_strangers_run_runs_no_code_of_its_own_unless_trusted(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_run(tmp_path / "run", "clip_prefix", model={"trust_remote_code": True})
+    monkeypatch.chdir(tmp_path)
+    verified = []
+
+    def verification(*_: object) -> None:
+        verified.append(True)
+        raise InterruptedError
+
+    monkeypatch.setattr("hfcap.publishing.push.verify_folder", verification)
+
+    def reaches_verification(trust_remote_code: bool = False) -> bool:
+        with pytest.raises((InterruptedError, UserError)) as outcome:
+            publish(run, "alice/tiny", trust_remote_code=trust_remote_code)
+        refused = isinstance(outcome.value, UserError)
+        assert not refused or "give --trust-remote-code" in str(outcome.value)
+        return not refused
+
+    assert reaches_verification()  # hfcap's own modelling code
+    code = run.model / "modeling_clip_prefix.py"
+    original = code.read_text()
+    code.write_text(f"open('owned', 'w')\n{original}")
+    assert not reaches_verification()
+    assert reaches_verification(trust_remote_code=True)
+    code.write_text(original)
+    config = json.loads((run.model / "config.json").read_text())
+    config["auto_map"]["AutoConfig"] = f"mallory/code--{config['auto_map']['AutoConfig']}"
+    (run.model / "config.json").write_text(json.dumps(config))
+    assert not reaches_verification()
+    assert len(verified) == 2 and not (tmp_path / "owned").exists() and hub.calls("create_repo") == 0
+
+
+def test_code_of_an_adapters_base_counts_as_somebody_elses(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "staged"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "mallory/base"}')
+    _refuse_foreign_code(folder, "blip")
+    (folder / "hfcap.json").write_text('{"brings_code": "true"}')
+    with pytest.raises(UserError, match="the code of the adapter's base model"):
+        _refuse_foreign_code(folder, "blip")
 
 
 def change_scores(run: RunDirectory, cider: float) -> None:

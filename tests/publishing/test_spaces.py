@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import evaluate
 import pytest
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 from hfcap import registry
 from hfcap.app.space import stage_demo
@@ -14,6 +15,8 @@ from hfcap.errors import UserError
 from hfcap.hub_server.card_rules import check_card
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.spaces import stage_metric
+from hfcap.publishing.staging import stage
+from hfcap.run_directory import RunDirectory
 from tests.hub_server import Hub
 
 
@@ -49,9 +52,9 @@ def test_a_published_metric_computes(hub: Hub, tmp_path: Path) -> None:
 def test_what_is_refused(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    for stage in (lambda folder: stage_metric("cider", folder), lambda folder: stage_demo(["a/b"], folder, "Demo")):
+    for write in (lambda folder: stage_metric("cider", folder), lambda folder: stage_demo(["a/b"], folder, "Demo")):
         with pytest.raises(UserError, match="something else than a staged Space"):
-            stage(tmp_path / "mine")
+            write(tmp_path / "mine")
     with pytest.raises(UserError, match="did you mean 'cider'"):
         stage_metric("cidre", tmp_path / "new")
     with pytest.raises(UserError, match="'caption_suite'"):
@@ -63,3 +66,17 @@ def test_what_is_refused(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="given twice"):
         stage_demo(["a/b", "a/b"], tmp_path / "new", "Demo")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_demo_loads_safetensors_only(hub: Hub, run: RunDirectory, tmp_path: Path) -> None:
+    folder = stage(run, verifiable=False)
+    push_folder(folder, "alice/tiny", private=False)
+    app = (stage_demo(["alice/tiny"], tmp_path / "space", "Demo") / "app.py").read_text()
+    assert re.search(
+        r'model = AutoModelForImageTextToText\.from_pretrained\("alice/tiny", .*use_safetensors=True\)', app
+    )
+    api = HfApi()
+    api.delete_file("model.safetensors", "alice/tiny")
+    api.upload_file(path_or_fileobj=b"no", path_in_repo="pytorch_model.bin", repo_id="alice/tiny")
+    with pytest.raises(UserError, match="alice/tiny: has no weights as safetensors"):
+        stage_demo(["alice/tiny"], tmp_path / "other", "Demo")
