@@ -23,8 +23,8 @@ _THUMBNAIL = 240
 
 _STYLE = """body { font: 16px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
 ol { display: grid; gap: 1.5em; grid-template-columns: repeat(auto-fill, minmax(15em, 1fr)) }
-ol { list-style: none; padding: 0 }
-img { display: block; max-width: 100%; border-radius: 4px } small { color: #555; overflow-wrap: anywhere }
+ol { list-style: none; padding: 0 } li, h1 { overflow-wrap: anywhere }
+img { display: block; max-width: 100%; border-radius: 4px } small { color: #555 }
 @media (prefers-color-scheme: dark) { body { background: #161616; color: #eee } small { color: #aaa } }"""
 
 
@@ -91,7 +91,9 @@ def _page(hits: Sequence[Hit], query: str) -> str:
     title = html.escape(printable(f"Pictures of {query!r}"))
     items = "\n".join(_item(hit) for hit in hits)
     return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n<style>{_STYLE}</style>\n'
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n"
         f"<h1>{title}</h1>\n<ol>\n{items}\n</ol></html>\n"
     )
 
@@ -108,4 +110,4 @@ def _item(hit: Hit) -> str:
         picture.save(buffer, "JPEG", quality=80)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         shown = f'<img alt="{caption or name}" src="data:image/jpeg;base64,{data}">'
-    return f"<li>{shown}{caption}<br><small>{hit.score:.3f} &middot; {name}</small></li>"
+    return f'<li>{shown}<span dir="auto">{caption}</span><br><small>{hit.score:.3f} &middot; {name}</small></li>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -183,7 +184,12 @@ def test_files(tmp_path: Path) -> None:
     assert [row["rank"] for _, row in read_json_lines(tmp_path / "hits.jsonl", "hits")] == [1, 2]
     page = (tmp_path / "hits.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2
+    assert 'name="viewport"' in page  # else telephones show it in the size of stamps
     assert "<b>many" not in page and "&lt;b&gt;many" in page and "<script" not in page
+    bare = find("many", records([["many"]]), where="here")[0]
+    bare = dataclasses.replace(bare, caption="", record=dataclasses.replace(bare.record, file_name='"><b>.jpg'))
+    write_hits([bare], "x", tmp_path / "hits.html")
+    assert 'alt="&quot;&gt;&lt;b&gt;.jpg"' in (tmp_path / "hits.html").read_text()
     with pytest.raises(UserError, match=r"ends in \.csv or \.jsonl or \.html"):
         write_hits(hits, "x", tmp_path / "hits.txt")
 
