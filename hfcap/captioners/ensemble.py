@@ -31,6 +31,7 @@ from hfcap.captioners.modeling_ensemble import (
     ngram_counts,
     ngram_key,
 )
+from hfcap.captioners.own_model import TokensOfConfig
 from hfcap.captioners.parts import TINY_VIT, load_tokenizer, train_tokenizer, whole_model
 from hfcap.errors import UserError
 from hfcap.progress import track
@@ -74,7 +75,7 @@ class EnsembleOptions(ModelOptions):
         return self
 
 
-class Ensemble(FittedCaptioner):
+class Ensemble(FittedCaptioner, TokensOfConfig):
     """An EnsembleForImageCaptioning over captioners of any family. Part: members."""
 
     options_class = EnsembleOptions
@@ -193,21 +194,6 @@ class Ensemble(FittedCaptioner):
             "candidates": 2,
             "tokenizer": {"vocab_size": 400, "lowercase": False},
         }
-
-    @property
-    def start_token_id(self) -> int:
-        """Start token that stands before every chosen caption."""
-        return int(self.model.config.bos_token_id)
-
-    @property
-    def end_token_id(self) -> int:
-        """End token behind every chosen caption."""
-        return int(self.model.config.eos_token_id)
-
-    @property
-    def pad_token_id(self) -> int:
-        """The tokenizer's pad token."""
-        return int(self.model.config.pad_token_id)
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Members and reranker."""

@@ -37,7 +37,26 @@ class VisionOptions(ModelOptions):
     vision_revision: str | None = None
 
 
-class OwnModelCaptioner(Captioner):
+class TokensOfConfig(Captioner):
+    """A captioner whose special tokens are those of its model's config."""
+
+    @property
+    def start_token_id(self) -> int:
+        """bos_token_id of the model's config."""
+        return int(self.model.config.bos_token_id)
+
+    @property
+    def end_token_id(self) -> int:
+        """eos_token_id of the model's config."""
+        return int(self.model.config.eos_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """pad_token_id of the model's config."""
+        return int(self.model.config.pad_token_id)
+
+
+class OwnModelCaptioner(TokensOfConfig):
     """A captioner whose model has `vision_model`, `encode`, `generate` and the ids of special tokens in its config."""
 
     model_class: ClassVar[Any]
@@ -66,21 +85,6 @@ class OwnModelCaptioner(Captioner):
         tokenizer = load_tokenizer(location, "model.pretrained", revision, trust_remote_code)
         image_processor = load_image_processor(location, "model.pretrained", revision, trust_remote_code)
         return cls(model, CLIPProcessor(image_processor, tokenizer))
-
-    @property
-    def start_token_id(self) -> int:
-        """bos_token_id of the model's config."""
-        return int(self.model.config.bos_token_id)
-
-    @property
-    def end_token_id(self) -> int:
-        """eos_token_id of the model's config."""
-        return int(self.model.config.eos_token_id)
-
-    @property
-    def pad_token_id(self) -> int:
-        """pad_token_id of the model's config."""
-        return int(self.model.config.pad_token_id)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return pooled vector or patches of the image encoder, before anything that reads them."""
