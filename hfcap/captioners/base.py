@@ -97,6 +97,11 @@ class Captioner(ABC):
         self.assembled = assembled
         """True when no repository holds these weights as a whole (parts put together, or built from a config)."""
 
+    @classmethod
+    def effective_decoding(cls, options: Any, generate: GenerateOptions) -> GenerateOptions | None:
+        """Return what a recipe's `model` and `generate` blocks come to, for the card; None where nothing is decoded."""
+        return generate
+
     # ---- what a family must say -------------------------------------------------------------------------------
 
     @classmethod

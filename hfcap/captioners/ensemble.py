@@ -152,6 +152,11 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
         return captioner
 
     @classmethod
+    def effective_decoding(cls, options: EnsembleOptions, generate: GenerateOptions) -> GenerateOptions:
+        """Return how each member decodes."""
+        return _for_members(generate, options.candidates)
+
+    @classmethod
     def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
         """Load a saved ensemble with its members; members with own code need `trust_remote_code`."""
         model = whole_model(EnsembleForImageCaptioning, location, revision, with_members=False)
@@ -219,8 +224,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
         if prompt is not None and prompt.strip():
             raise UserError("prompt: an ensemble takes none; its members have their own prompts")
         count = self.model.config.candidates
-        beams = 1 if options.do_sample else max(options.num_beams, count)
-        for_members = options.model_copy(update={"num_beams": beams, "num_return_sequences": count})
+        for_members = _for_members(options, count)
         proposals: list[list[list[str]]] = [[] for _ in range(len(image_states))]
         parts = self.model.pixels_of_parts(image_states[:, 0])
         for member, pixels in zip(self.members, parts, strict=False):
@@ -278,6 +282,12 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
             member.save(folder / facts["folder"], options)
         if self.reranker is not None:
             self.reranker.save(folder / RERANKER)
+
+
+def _for_members(options: GenerateOptions, candidates: int) -> GenerateOptions:
+    """Each member proposes so many captions, by at least so many beams."""
+    beams = 1 if options.do_sample else max(options.num_beams, candidates)
+    return options.model_copy(update={"num_beams": beams, "num_return_sequences": candidates})
 
 
 def _load_member(member: MemberOptions, trust_remote_code: bool) -> Captioner:

@@ -21,7 +21,7 @@ from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_v
 from hfcap.captioners.parts import TINY_VIT, train_tokenizer, vision_tower, wrap_texts
 from hfcap.captioners.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
 from hfcap.errors import UserError
-from hfcap.recipe import PositiveInt, TokenizerOptions
+from hfcap.recipe import GenerateOptions, PositiveInt, TokenizerOptions
 
 
 class RetrievalOptions(VisionOptions):
@@ -81,6 +81,14 @@ class Retrieval(FittedCaptioner, OwnModelCaptioner):
   year    = {2015}
 }""",
     )
+
+    @classmethod
+    def effective_decoding(cls, options: Any, generate: GenerateOptions) -> None:
+        """Nothing is decoded: captions are looked up."""
+
+    def notes(self) -> dict[str, str]:
+        """Return the notes of `Captioner.notes`, and that decoding settings have no effect."""
+        return super().notes() | {"decodes": "false"}
 
     text_encoder: DualEncoder | None = None
     corpus: Path | None = None

@@ -8,6 +8,7 @@ from hfcap.publishing.card_text import count, dataset_link, shown_number, table
 from hfcap.publishing.escaping import Safe, code, escape
 from hfcap.publishing.facts import CardInput
 from hfcap.publishing.metadata import METRIC_NAMES, compact_signature, metric_name
+from hfcap.recipe import GenerateOptions
 
 FEW_IMAGES = 100
 """Below so many pictures CIDEr's document frequencies say little."""
@@ -20,13 +21,9 @@ def evaluation(known: CardInput) -> dict[str, Any] | None:
     metrics = known.scores.get("metrics", {})
     if not metrics:
         return _target(known)
-    generate = known.recipe.generate
-    decoding = f"{generate.num_beams} beams" if generate.num_beams > 1 else "greedy decoding"
-    if generate.do_sample:
-        decoding = f"sampling (temperature {generate.temperature:g}, top-p {generate.top_p:g}, seed {generate.seed})"
     conditions = Safe(
         f"{dataset_link(known)}, split {code(known.split_name)}, {count(known.scores['n_images'])} pictures; "
-        f"{decoding}, at most {generate.max_new_tokens} new tokens. Values are times 100, as in papers"
+        f"{_decoding(known.decoding)}. Values are times 100, as in papers"
         + (", with bootstrap intervals." if known.scores.get("intervals") else ".")
     )
     signature = compact_signature(known.scores.get("signature", {}))
@@ -36,6 +33,15 @@ def evaluation(known: CardInput) -> dict[str, Any] | None:
         "notes": _score_notes(known),
         "signature": code(signature) if signature else None,
     }
+
+
+def _decoding(options: GenerateOptions | None) -> str:
+    if options is None:
+        return "captions are looked up, so no decoding settings apply"
+    how = f"{options.num_beams} beams" if options.num_beams > 1 else "greedy decoding"
+    if options.do_sample:
+        how = f"sampling (temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed})"
+    return f"{how}, at most {options.max_new_tokens} new tokens"
 
 
 def _target(known: CardInput) -> dict[str, Any] | None:

@@ -224,11 +224,16 @@ def _leaves(key: str, value: Any) -> Iterable[tuple[str, Any]]:
         yield key, value
 
 
+_BLOCKS = ("train", "lora", "model", "generate", "data")
+_TRAIN_KEYS_OF_FITTED = ("train.per_device_eval_batch_size", "train.dataloader_num_workers", "train.seed")
+"""Of the keys of `train`, those that captioners without gradients heed."""
+
+
 def _settings(known: CardInput) -> tuple[Safe | None, Safe]:
     """Tables of the settings that differ from the defaults, and of all; keys without effect are left out."""
     recipe = known.recipe
     rows: list[tuple[str, Any, bool]] = []
-    for name in ("train", "lora", "model", "generate", "data"):
+    for name in ("train", "lora", "model", "data") if known.decoding is None else _BLOCKS:
         block = getattr(recipe, name)
         if isinstance(block, BaseModel):
             rows += _flat(block, f"{name}.")
@@ -237,7 +242,8 @@ def _settings(known: CardInput) -> tuple[Safe | None, Safe]:
         without_effect |= {f"generate.{name}" for name in ("temperature", "top_k", "top_p", "seed")}
     changed, cells = [], []
     for key, value, is_default in rows:
-        if key in without_effect:
+        of_gradients = known.is_fitted and key.startswith("train.") and key not in _TRAIN_KEYS_OF_FITTED
+        if key in without_effect or of_gradients:
             continue
         shown = portable(value)
         cell = [code(key), code(str(shown))]
@@ -256,9 +262,10 @@ def limits(known: CardInput) -> list[Safe]:
     """Return what users of any captioner must know, and what this run's facts add."""
     train = known.environment.get("datasets", {}).get("train", {})
     seen = f" ({count(train['n_images'])} pictures)" if train.get("n_images") else ""
+    than = " than the numbers above" if known.scores else ""
     lines = [
         f"The model writes captions in the manner of its training data{seen}, with that data's gaps, habits and "
-        "prejudices; on other kinds of pictures expect worse captions than the numbers above.",
+        f"prejudices; on other kinds of pictures expect worse captions{than}.",
         "Captions can name objects, counts, colours or people that are not in the picture. Have a person check them "
         "where an error does harm.",
         "Not meant for identifying people, for judging persons, or for medical, legal or safety decisions.",

@@ -14,7 +14,7 @@ from hfcap.files import read_json, read_json_lines
 from hfcap.publishing.escaping import is_machine_path
 from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
 from hfcap.publishing.snippet import brings_code
-from hfcap.recipe import Recipe
+from hfcap.recipe import GenerateOptions, Recipe
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 
@@ -107,6 +107,12 @@ class CardInput:
         """Whether the captioner was fitted in one pass: no weight was trained."""
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
         return not family.trains_by_gradients
+
+    @property
+    def decoding(self) -> GenerateOptions | None:
+        """How captions are decoded; None where the captioner decodes nothing."""
+        family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
+        return family.effective_decoding(self.recipe.model, self.recipe.generate)
 
     @property
     def started_from_weights(self) -> bool:

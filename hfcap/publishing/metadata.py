@@ -59,7 +59,9 @@ def compact_signature(signature: dict[str, Any]) -> str:
 
 
 def _decoding(known: CardInput) -> dict[str, Any]:
-    values = known.recipe.generate.model_dump()
+    if known.decoding is None:
+        return {}
+    values = known.decoding.model_dump()
     keys = ["num_beams", "max_new_tokens", "min_new_tokens", "length_penalty"]
     return {key: values[key] for key in keys + (["temperature", "top_p", "seed"] if values["do_sample"] else [])}
 
@@ -71,7 +73,7 @@ def _dataset_type(known: CardInput) -> str:
 
 
 def _eval_results(known: CardInput) -> list[EvalResult]:
-    arguments: dict[str, Any] = {"decoding": _decoding(known)}
+    arguments: dict[str, Any] = {"decoding": decoding} if (decoding := _decoding(known)) else {}
     if known.scores.get("n_images"):
         arguments["n_images"] = int(known.scores["n_images"])
     if signature := compact_signature(known.scores.get("signature", {})):

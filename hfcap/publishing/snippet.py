@@ -65,6 +65,8 @@ def decoding_arguments(model: Path) -> str:
 
     They stand in the call because BLIP's `generate` does not read generation_config.json.
     """
+    if _notes(model).get("decodes") == "false":
+        return ""
     return "".join(f", {name}={value!r}" for name, value in decoding_settings(model).items())
 
 

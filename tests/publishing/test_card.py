@@ -21,8 +21,17 @@ from hfcap.publishing.card import missing_facts, render_card, write_card
 from hfcap.publishing.facts import read_card_input
 from hfcap.publishing.metadata import eval_results_file
 from hfcap.publishing.sections import MARK, split_front_matter
+from hfcap.recipe_loading import dump_recipe, recipe_from_mapping
 from hfcap.run_directory import RunDirectory
-from tests.publishing.run_builder import CAPTIONS, ENVIRONMENT, SUMMARY, build_run, write_json
+from tests.publishing.run_builder import (
+    CAPTIONS,
+    ENVIRONMENT,
+    SUMMARY,
+    build_run,
+    recipe_values,
+    write_json,
+    write_records,
+)
 
 HOSTILE = [
     "<script>alert(1)</script> a dog",
@@ -299,3 +308,21 @@ def test_damaged_files_are_named(run: RunDirectory) -> None:
     rewrite(run.scores("test"), metrics={"cider": 1.0})
     with pytest.raises(UserError, match=r"samples\.json: must be a list"):
         render_card(run)
+
+
+def test_cards_speak_of_beams_only_where_there_are_any(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", "retrieval", generate={"num_beams": 7})
+    card = render_card(run)
+    assert "captions are looked up, so no decoding settings apply" in card
+    assert "beams" not in card and "generate." not in card and "train.learning_rate" not in card
+
+
+def test_an_ensemble_decodes_by_as_many_beams_as_its_members_use(tmp_path: Path) -> None:
+    values = recipe_values("ensemble", generate={"num_beams": 1})
+    values["model"]["candidates"] = 6
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.recipe.write_text(dump_recipe(recipe_from_mapping(values, "test")))
+    write_records(run, CAPTIONS)
+    card = render_card(run)
+    assert "; 6 beams, at most 8 new tokens" in card and "num_beams: 6" in card
