@@ -13,6 +13,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from hfcap.captioners.base import Captioner, CardFacts
 from hfcap.captioners.blip_attention import attention_probabilities, is_replaced, use_sdpa
 from hfcap.captioners.cross_attention import grid_maps, mean_of_last_half, square_grid
+from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.parts import (
     load_image_processor,
     load_tokenizer,
@@ -167,6 +168,7 @@ class Blip(Captioner):
                 # Only asked whether it is there: keys and values come from the cache.
                 encoder_hidden_states=image_states[:, :1],
                 generation_config=config,
+                **leaving(config),
             )
 
     @torch.no_grad()

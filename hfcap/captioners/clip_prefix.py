@@ -17,6 +17,7 @@ from transformers import (
 from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.cross_attention import grid_maps, mean_of_last_half, self_attention
 from hfcap.captioners.language_head import body_states, head_logits
+from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
 from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
@@ -207,6 +208,7 @@ class ClipPrefix(OwnModelCaptioner):
                 attention_mask=torch.ones_like(input_ids),
                 position_ids=positions.expand_as(input_ids),
                 generation_config=config,
+                **leaving(config, prefix.keep),
             )
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from transformers import CLIPProcessor, GenerationConfig
 from hfcap.captioners.base import BaseModel
 from hfcap.captioners.cross_attention import grid_maps, last_layers_attention
 from hfcap.captioners.language_head import body_states, head_logits
+from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import packed_attention_mask
@@ -99,6 +100,7 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
                 # Only asked whether they are there: keys and values come from the cache.
                 encoder_hidden_states=read[:, :1],
                 generation_config=config,
+                **leaving(config),
             )
 
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

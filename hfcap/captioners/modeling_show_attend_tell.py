@@ -174,6 +174,10 @@ class RecurrentState:
         """Let row i continue the former row `beam_idx[i]`."""
         self.value = self.value.index_select(0, beam_idx.to(self.value.device))
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Go on with these rows."""
+        self.reorder_cache(indices)
+
 
 class AttendTellDecoder(PreTrainedModel, GenerationMixin):
     """Attention, recurrent cell and deep output; `generate` runs here, on encoded pictures."""

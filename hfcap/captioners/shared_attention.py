@@ -54,6 +54,13 @@ class ImageCache(EncoderDecoderCache):
         """Reorder what was generated; beams change places within their image, whose keys stay."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Go on with these rows, which are all rows of some images."""
+        layers = self.cross_attention_cache.layers
+        n_rows = self.self_attention_cache.layers[0].keys.shape[0] // layers[0].keys.shape[0]
+        self.self_attention_cache.batch_select_indices(indices)
+        self.cross_attention_cache.batch_select_indices(indices[::n_rows] // n_rows)
+
 
 def image_cache(decoder: Any, image_states: torch.Tensor) -> ImageCache:
     """Project image states (B, S, D) to the keys and values of every layer of a decoder, once.

@@ -73,6 +73,10 @@ class SharedPrefix:
         complete = sorted(layers) == list(range(language_model.config.get_text_config().num_hidden_layers))
         return cls(layers, prefix.shape[1]) if complete and plain else None
 
+    def keep(self, images: torch.Tensor) -> None:
+        """Go on with some of the images, given by their places."""
+        self._layers = {number: (keys[images], values[images]) for number, (keys, values) in self._layers.items()}
+
     @contextmanager
     def in_front_of(self, language_model: Any) -> Iterator[None]:
         """Let a language model attend to the prefix and its text, for the length of the block."""

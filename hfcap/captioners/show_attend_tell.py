@@ -13,6 +13,7 @@ from transformers import CLIPProcessor, GenerationConfig
 
 from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.cross_attention import grid_maps
+from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.modeling_show_attend_tell import ShowAttendTellConfig, ShowAttendTellForConditionalGeneration
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import TINY_CNN, train_tokenizer, wrap_texts
@@ -134,7 +135,9 @@ class ShowAttendTell(OwnModelCaptioner):
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate from encoded images."""
-        return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+        return self.model.generate(
+            image_states=image_states, input_ids=input_ids, generation_config=config, **leaving(config)
+        )
 
     @torch.no_grad()
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

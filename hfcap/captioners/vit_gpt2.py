@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
 from hfcap.captioners.cross_attention import grid_maps, last_layers_attention, square_grid
 from hfcap.captioners.language_head import body_states, head_logits
+from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import as_decoder, load_as_decoder
 from hfcap.captioners.parts import (
@@ -238,6 +239,7 @@ class VitGpt2(Captioner):
                 past_key_values=image_cache(decoder, self._projected(image_states)),
                 # Only asked whether they are there: keys and values come from the cache.
                 encoder_outputs=BaseModelOutput(last_hidden_state=image_states[:, :1]),
+                **leaving(config),
                 **start,
             )
 

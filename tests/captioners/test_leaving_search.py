@@ -1,0 +1,108 @@
+"""Finished images leave the batch: the captions, scores and samples are those of transformers' own search."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from hfcap.captioners import leaving_search
+from hfcap.captioners.base import Captioner
+from hfcap.recipe import GenerateOptions
+from tests.captioners.helpers import build, pixel_values
+
+FAMILIES = ("blip", "clip_prefix", "vit_gpt2", "cnn_transformer", "show_attend_tell")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def captioner(request: pytest.FixtureRequest) -> Captioner:
+    """A tiny captioner whose captions end after a few words, some sooner than others."""
+    torch.manual_seed(11)
+    built = build(request.param)
+    head = next(
+        module
+        for name, module in reversed(list(built.model.named_modules()))
+        if getattr(module, "weight", None) is not None and len(module.weight) == len(built.tokenizer)
+    )
+
+    direction = 20 * torch.randn(head.weight.shape[1])
+
+    def end_now_and_then(_: Any, inputs: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+        chance = (inputs[0] @ direction).sin()
+        logits[..., built.end_token_id] = logits.amax(-1) + 2 * chance - 0.7
+        return logits
+
+    head.register_forward_hook(end_now_and_then)
+    return built
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1},
+    "beams": {"num_beams": 3},
+    "n-best": {"num_beams": 4, "num_return_sequences": 4},
+    "short preferred": {"num_beams": 3, "length_penalty": -1.0},
+    "long preferred": {"num_beams": 3, "length_penalty": 2.0},
+    "constraints": {"num_beams": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "min_new_tokens": 2},
+    "samples": {"num_beams": 1, "do_sample": True, "top_k": 0, "num_return_sequences": 3},
+}
+
+
+def _search(captioner: Captioner, options: GenerateOptions, early: bool, count: int = 9) -> Any:
+    """Sequences and scores of generate, each row up to its end."""
+    states = captioner.encode(pixel_values(captioner, count)).detach()
+    config = captioner.generation_config(options)
+    config.return_dict_in_generate, config.output_scores = True, options.num_beams > 1
+    config.early_stopping = early
+    torch.manual_seed(5)
+    start = torch.full((count, 1), captioner.start_token_id)
+    output = captioner.generate(states, start, config)
+    # transformers fills up with the end token where the padding token is number 0.
+    rows = [row[1:] for row in output.sequences.tolist()]
+    end = captioner.end_token_id
+    return [row[: row.index(end)] if end in row else row for row in rows], getattr(output, "sequences_scores", None)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sequences_and_scores_are_those_of_transformers(
+    captioner: Captioner, name: str, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = GenerateOptions(**OPTIONS[name], max_new_tokens=12)
+    found, scores = _search(captioner, options, early)
+    monkeypatch.setattr(sys.modules[_home(captioner)], "leaving", lambda *_: {})
+    expected, expected_scores = _search(captioner, options, early)
+    assert found == expected
+    assert len({len(row) for row in found}) > 1
+    if options.num_beams > 1:
+        torch.testing.assert_close(scores, expected_scores, rtol=1e-3, atol=1e-4)
+
+
+def _home(captioner: Captioner) -> str:
+    """The module whose `generate` it is."""
+    return next(kind.__module__ for kind in type(captioner).__mro__ if "generate" in vars(kind))
+
+
+@pytest.mark.parametrize("name", ["greedy", "beams", "samples"])
+def test_images_do_leave(captioner: Captioner, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison above would say nothing if every image stayed to the end."""
+    sizes: list[int] = []
+    logits = leaving_search._Batch.logits
+
+    def counted(batch: Any, ids: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch.images))
+        assert len(ids) == len(batch.images) * batch.n_rows
+        return logits(batch, ids)
+
+    monkeypatch.setattr(leaving_search._Batch, "logits", counted)
+    _search(captioner, GenerateOptions(**OPTIONS[name], max_new_tokens=40), early=False)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 9 > sizes[-1]
+
+
+def test_sampled_beams_stay_with_transformers() -> None:
+    captioner = build("vit_gpt2")
+    config = captioner.generation_config(GenerateOptions(num_beams=2, do_sample=True, max_new_tokens=4))
+    assert leaving_search.leaving(config) == {}
+    assert len(_search(captioner, GenerateOptions(num_beams=2, do_sample=True, max_new_tokens=4), False, 3)[0]) == 3
