@@ -299,7 +299,7 @@ class Run:
         console.print(score_table(reports, f"Scores x 100 on {count:,} {options.split} pictures"))
 
 
-def merged_model(directory: RunDirectory, wanted: bool, trust_remote_code: bool) -> Path | None:
+def merged_model(directory: RunDirectory, wanted: bool, trust_remote_code: bool = False) -> Path | None:
     """Return a folder with merged weights where a run must or should publish them, else None.
 
     An adapter on a captioner that was put together in the run itself has no base model that anyone else could load,
