@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from hfcap.captioners._itt_kind import expand
 from hfcap.captioners._itt_prefix import Prefix, without_prefix
 from hfcap.captioners.parts import require_positions
+from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 
 
@@ -84,5 +85,6 @@ class Blip2(Prefix):
             inputs_embeds=torch.cat([prefix, self.model.get_input_embeddings()(input_ids)], dim=1),
             attention_mask=torch.ones_like(ids),
             generation_config=config,
+            **without_steps(config),
         )
         return without_prefix(output, before.shape[1])

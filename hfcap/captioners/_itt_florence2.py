@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners._itt_kind import Kind
 from hfcap.captioners.parts import packed_attention_mask
+from hfcap.captioners.step_scores import without_steps
 from hfcap.schema import PackedCaptions
 
 
@@ -84,6 +85,7 @@ class Florence2(Kind):
             attention_mask=torch.ones(read.shape[:2], dtype=torch.long, device=read.device),
             decoder_input_ids=input_ids[:, :1],
             generation_config=config,
+            **without_steps(config),
         )
         return _without_forced_step(output)
 

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners._itt_kind import Kind
 from hfcap.captioners.parts import prefix_attention_mask, wrap_texts
+from hfcap.captioners.step_scores import without_steps
 from hfcap.schema import PackedCaptions
 
 
@@ -80,6 +81,7 @@ class Git(Kind):
                 # Four dimensions, as of a picture: GIT takes five for a film.
                 pixel_values=image_states[:, None],
                 generation_config=config,
+                **without_steps(config),
             )
 
 

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hfcap.captioners._itt_kind import Kind, PromptInputs, expand
 from hfcap.captioners.parts import prefix_attention_mask
+from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
 
@@ -180,6 +181,7 @@ class Prefix(Kind):
             attention_mask=torch.ones_like(ids),
             mm_encoder_outputs={"image": self.as_output(features)},
             generation_config=config,
+            **without_steps(config),
             **{name: expand(value, batch, device) for name, value in prompt.extras.items()},
         )
         return without_prefix(output, before.shape[1])

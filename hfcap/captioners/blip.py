@@ -24,6 +24,7 @@ from hfcap.captioners.parts import (
     wrap_texts,
 )
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
+from hfcap.captioners.step_scores import without_steps
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
@@ -160,7 +161,9 @@ class Blip(Captioner):
         decoder = self.model.text_decoder
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         if not (is_replaced(decoder) or can_share(decoder)):
-            return decoder.generate(**inputs, encoder_hidden_states=image_states, generation_config=config)
+            return decoder.generate(
+                **inputs, encoder_hidden_states=image_states, generation_config=config, **without_steps(config)
+            )
         with shared_attention(decoder):
             return decoder.generate(
                 **inputs,

@@ -32,6 +32,7 @@ from hfcap.captioners.parts import (
     wrap_texts,
 )
 from hfcap.captioners.shared_prefix import SharedPrefix
+from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 from hfcap.recipe import PositiveInt, Share, TokenizerOptions
 from hfcap.schema import PackedCaptions
@@ -200,7 +201,9 @@ class ClipPrefix(OwnModelCaptioner):
         if config.repetition_penalty in (None, 1.0) and not config.no_repeat_ngram_size:
             prefix = SharedPrefix.read(language_model, self.model.mapper(image_states).to(embeddings.dtype))
         if prefix is None:
-            return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+            return self.model.generate(
+                image_states=image_states, input_ids=input_ids, generation_config=config, **without_steps(config)
+            )
         positions = torch.arange(prefix.length, prefix.length + input_ids.shape[1], device=input_ids.device)
         with prefix.in_front_of(language_model):
             return language_model.generate(

@@ -16,6 +16,7 @@ from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.parts import packed_attention_mask
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
+from hfcap.captioners.step_scores import without_steps
 from hfcap.schema import PackedCaptions
 
 
@@ -88,7 +89,9 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
         """Generate from encoded images; beams share one copy of their image's keys and values."""
         decoder = self.model.decoder
         if not can_share(decoder):
-            return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+            return self.model.generate(
+                image_states=image_states, input_ids=input_ids, generation_config=config, **without_steps(config)
+            )
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + position_offset(decoder)
         read = self.model.bridge(image_states)
         with shared_attention(decoder):

@@ -41,6 +41,7 @@ from hfcap.captioners.parts import (
     wrap_texts,
 )
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
+from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
@@ -233,7 +234,8 @@ class VitGpt2(Captioner):
         decoder = self.model.decoder
         start: dict[str, Any] = {"decoder_input_ids": input_ids, "generation_config": config}
         if not can_share(decoder):
-            return self.model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=image_states), **start)
+            encoded = BaseModelOutput(last_hidden_state=image_states)
+            return self.model.generate(encoder_outputs=encoded, **start, **without_steps(config))
         with shared_attention(decoder):
             return self.model.generate(
                 past_key_values=image_cache(decoder, self._projected(image_states)),
