@@ -28,8 +28,8 @@ class ShowAttendTellConfig(PreTrainedConfig):
         hidden_size: H. embedding_size: E. attention_size: A.
         dropout: on word embeddings and before the head.
         attention_penalty: lambda of the paper's equation 14, the weight of the doubly stochastic regulariser.
-        feature_norm: whether a layer norm stands before the decoder. CNNs end in sparse positive features; without it
-            they saturate the gates before the words are learnt.
+        feature_norm: whether a layer norm stands before the decoder. CNNs end in sparse positive features of any
+            scale.
     """
 
     model_type = "show_attend_tell"
