@@ -31,12 +31,15 @@ class FoundCaptions:
 
 
 def leaving(config: GenerationConfig, leave: Callable[[torch.Tensor], None] | None = None) -> dict[str, Any]:
-    """Arguments of `generate` that let finished images leave; none for sampled beams, which only transformers does.
+    """Arguments of `generate` that let finished images leave; none where only transformers' own search will do.
+
+    That is so for sampled beams, for a plain tensor as the answer, and for the logits of every step.
 
     Args:
         leave: told which of the A images stay, (A',) int64, whenever some leave: for what is kept outside the cache.
     """
-    if config.do_sample and config.num_beams > 1:
+    wants_own_output = not config.return_dict_in_generate or config.output_logits
+    if wants_own_output or (config.do_sample and config.num_beams > 1):
         return {}
     return {"custom_generate": leaving_search, "leave": leave}
 
