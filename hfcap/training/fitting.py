@@ -20,7 +20,7 @@ from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.training.build import build_captioner
-from hfcap.training.records import peak_memory_bytes
+from hfcap.training.records import peak_memory_bytes, restart_peak_memory
 from hfcap.training.stage import image_inputs
 
 
@@ -31,6 +31,7 @@ def fit_stage(
 
     A killed run continues: pictures are in the feature store, and the family keeps its own unfinished work.
     """
+    restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
     assert isinstance(captioner, FittedCaptioner)
     captioner.model.requires_grad_(False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -11,6 +13,10 @@ from typing import Any
 import torch
 
 from hfcap.files import write_json_lines
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_PEAK = Path("/proc/self/clear_refs")
+"""Linux: writing 5 sets VmHWM, the peak in _STATUS, back to what is resident now."""
 
 
 class TrainingLog:
@@ -38,9 +44,27 @@ class TrainingLog:
         self.accelerator.log(numbers, step=row["step"])
 
 
+def restart_peak_memory(device: torch.device) -> None:
+    """Count peak memory from now on: earlier work of this process, or of the one that started it, is not training's.
+
+    Only CUDA and Linux can; elsewhere the peak stays that of the whole process.
+    """
+    if device.type == "cuda":
+        torch.cuda.init()  # before it there are no statistics, which is an error
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR_PEAK.exists():
+        # A container may forbid it: then the peak is that of the whole process, too.
+        with contextlib.suppress(OSError):
+            _CLEAR_PEAK.write_text("5", encoding="ascii")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the GPU's allocator, or of this process on CPU."""
+    """Peak memory since `restart_peak_memory`: of the GPU's allocator, or resident memory of this process on CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    # Linux starts getrusage's peak at that of the process that started this one; VmHWM (in kB) is our own.
+    own = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text(encoding="utf-8")) if _STATUS.exists() else None
+    if own is not None:
+        return int(own[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

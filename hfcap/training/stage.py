@@ -33,7 +33,7 @@ from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import encoder_is_frozen
-from hfcap.training.records import peak_memory_bytes
+from hfcap.training.records import peak_memory_bytes, restart_peak_memory
 from hfcap.training.reward import StoredPictures
 from hfcap.training.self_critical import SelfCritical
 from hfcap.training.synonyms import synonym_table
@@ -183,6 +183,7 @@ def train_stage(
     recipe: Recipe, run: RunDirectory, splits: Mapping[str, Sequence[CaptionedImage]], accelerator: Any
 ) -> None:
     """Train (or continue) and write model/, environment.json and training_summary.json."""
+    restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe)
     if recipe.lora is not None:
