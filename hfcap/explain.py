@@ -28,6 +28,8 @@ from hfcap.recipe import GenerateOptions
 
 _COLUMNS = 5
 _PANEL_INCHES = 2.1
+_BRIGHT_FROM_MEANS = 3
+"""A place is shown in its full colours from this many times the mean attention of the word's places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +160,18 @@ def draw(explanation: Explanation) -> bytes:
 
 def _draw_word(axis: Axes, word: WordMap, picture: np.ndarray[Any, Any]) -> None:
     height, width = picture.shape[:2]
-    peak = float(word.heat.max())
-    heat = Image.fromarray((word.heat / max(peak, 1e-12)).astype(np.float32))
+    peak, mean = float(word.heat.max()), float(word.heat.mean())
+    # Attention that is almost the same everywhere stays dim: against its own peak it would look like a finding.
+    brightest = max(peak, _BRIGHT_FROM_MEANS * mean, 1e-12)
+    heat = Image.fromarray((word.heat / brightest).astype(np.float32))
     smooth = np.asarray(heat.resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
     grey = picture.mean(axis=2, keepdims=True)
     # Unseen places: dark and grey; seen ones: in their own colours, so that one sees what was looked at.
     shown = smooth[..., None]
     axis.imshow((shown * picture + (1 - shown) * (0.25 * grey)).clip(0, 1))
-    axis.contour(smooth, levels=[0.5], colors="#ffb000", linewidths=1.2)
-    _title(axis, word.word, f"peak {peak:.0%}")
+    if smooth.max() > 0.5 > smooth.min():
+        axis.contour(smooth, levels=[0.5], colors="#ffb000", linewidths=1.2)
+    _title(axis, word.word, f"peak {peak:.1%}, mean {mean:.1%}")
 
 
 def _title(axis: Axes, text: str, note: str) -> None:

@@ -112,6 +112,22 @@ def test_drawing_is_the_same_each_time_and_brightest_where_attention_is() -> Non
     assert bright > 2 * dark
 
 
+def _colours(heat: list[list[float]]) -> np.ndarray[Any, Any]:
+    word = WordMap("cat", np.array(heat))
+    content = draw(Explanation("cat", [word], np.full((40, 40, 3), 0.8)))
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    return pixels[40:300, pixels.shape[1] // 2 + 20 : -20].reshape(-1, 3)
+
+
+def test_attention_to_everything_alike_is_no_finding() -> None:
+    """A little more than even is neither lit up nor outlined; the same places with most of the attention are."""
+    weak, strong = _colours([[0.28, 0.24], [0.24, 0.24]]), _colours([[0.91, 0.03], [0.03, 0.03]])
+    orange = [((colours[:, 0] - colours[:, 2]) > 100).sum() for colours in (weak, strong)]
+    assert orange[0] == 0 and orange[1] > 100
+    lit = [(colours.min(axis=1) > 180).mean() for colours in (weak, strong)]
+    assert lit[1] > lit[0] + 0.1
+
+
 def test_more_words_make_more_rows_and_hostile_words_are_drawn() -> None:
     short, long = (Image.open(io.BytesIO(draw(_explanation(*["cat"] * count)))).size for count in (4, 5))
     assert short[0] == long[0] and long[1] > 1.8 * short[1]
