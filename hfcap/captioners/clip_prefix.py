@@ -31,7 +31,7 @@ from hfcap.captioners.parts import (
     train_tokenizer,
     wrap_texts,
 )
-from hfcap.captioners.shared_prefix import SharedPrefix
+from hfcap.captioners.shared_prefix import SharedPrefix, looks_back
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 from hfcap.recipe import PositiveInt, Share, TokenizerOptions
@@ -198,20 +198,15 @@ class ClipPrefix(OwnModelCaptioner):
         embeddings = self.model.get_input_embeddings().weight
         prefix = None
         # From embeddings, as the published model generates, `generate` forbids repetitions in the new words alone.
-        if config.repetition_penalty in (None, 1.0) and not config.no_repeat_ngram_size:
+        if not looks_back(config):
             prefix = SharedPrefix.read(language_model, self.model.mapper(image_states).to(embeddings.dtype))
         if prefix is None:
             return self.model.generate(
                 image_states=image_states, input_ids=input_ids, generation_config=config, **without_steps(config)
             )
-        positions = torch.arange(prefix.length, prefix.length + input_ids.shape[1], device=input_ids.device)
         with prefix.in_front_of(language_model):
             return language_model.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                position_ids=positions.expand_as(input_ids),
-                generation_config=config,
-                **leaving(config, prefix.keep),
+                **prefix.inputs(input_ids), generation_config=config, **leaving(config, prefix.keep)
             )
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -27,6 +27,11 @@ _NEUTRAL = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "cac
 
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Layer number -> keys and values of the prefix, (B, heads, N, D)."""
+
+
+def looks_back(config: GenerationConfig) -> bool:
+    """Whether generation forbids repetitions: of what, depends on how the published model is given prefix and text."""
+    return config.repetition_penalty not in (None, 1.0) or bool(config.no_repeat_ngram_size)
 
 
 class SharedPrefix:
@@ -76,6 +81,15 @@ class SharedPrefix:
     def keep(self, images: torch.Tensor) -> None:
         """Go on with some of the images, given by their places."""
         self._layers = {number: (keys[images], values[images]) for number, (keys, values) in self._layers.items()}
+
+    def inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Arguments of `generate` for text (B, T) behind the prefix."""
+        positions = torch.arange(self.length, self.length + input_ids.shape[1], device=input_ids.device)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "position_ids": positions.expand_as(input_ids),
+        }
 
     @contextmanager
     def in_front_of(self, language_model: Any) -> Iterator[None]:

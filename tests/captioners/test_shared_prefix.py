@@ -11,6 +11,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.shared_prefix import SharedPrefix
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import PROMPT, build, pixel_values
+from tests.captioners.itt_models import itt
 
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
@@ -112,3 +113,33 @@ def test_attention_is_the_model_s_own_again_afterwards(captioner: Captioner) -> 
     before = [config._attn_implementation for config in configs]
     captioner.caption_states(captioner.encode(pixel_values(captioner, 1)).detach(), GenerateOptions(max_new_tokens=2))
     assert [config._attn_implementation for config in configs] == before == ["sdpa"]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_blip2_captions_are_those_with_a_copy_of_queries_and_prompt_for_every_row(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = itt("blip-2")
+    options = GenerateOptions(**OPTIONS[name], max_new_tokens=9)
+    states = captioner.encode(pixel_values(captioner, 4)).detach()
+    torch.manual_seed(5)
+    found = captioner.caption_states(states, options)
+    monkeypatch.setattr(SharedPrefix, "read", lambda language_model, prefix: None)
+    torch.manual_seed(5)
+    expected = captioner.caption_states(states, options)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [one.text for one in ours] == [one.text for one in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.score == (None if other.score is None else pytest.approx(other.score, rel=1e-5))
+
+
+def test_blip2_reads_queries_and_prompt_once_per_image() -> None:
+    captioner = itt("blip-2")
+    rows: list[int] = []
+    handle = captioner.model.language_model.model.decoder.layers[0].register_forward_pre_hook(
+        lambda _, inputs, named: rows.append(len(inputs[0] if inputs else named["hidden_states"])), with_kwargs=True
+    )
+    states = captioner.encode(pixel_values(captioner, 2)).detach()
+    captioner.caption_states(states, GenerateOptions(num_beams=3, max_new_tokens=3, min_new_tokens=3))
+    handle.remove()
+    assert rows == [2, 6, 6, 6]

@@ -51,11 +51,13 @@ def _generate(captioner: Captioner, num_beams: int) -> Any:
 def test_scores_of_captions_stay_and_those_of_steps_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     user = {**KINDS, **SHARING}[name]
     captioner = itt(name) if name in KINDS else build(name)
-    if name in SHARING:
-        # The way of decoders whose attention cannot be shared.
-        monkeypatch.setattr(shared_prefix if name == "clip_prefix" else user, "can_share", lambda decoder: False)
-        if name == "blip":
-            monkeypatch.setattr(user, "is_replaced", lambda decoder: False)
+    # The way of decoders whose attention cannot be shared.
+    if name in ("clip_prefix", "blip-2"):
+        monkeypatch.setattr(shared_prefix, "can_share", lambda decoder: False)
+    elif name in SHARING:
+        monkeypatch.setattr(user, "can_share", lambda decoder: False)
+    if name == "blip":
+        monkeypatch.setattr(user, "is_replaced", lambda decoder: False)
     found = _generate(captioner, 2)
     monkeypatch.setattr(user, "without_steps", lambda config: {})
     expected = _generate(captioner, 2)
