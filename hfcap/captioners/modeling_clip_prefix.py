@@ -11,13 +11,18 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
-    GenerationMixin,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_image_encoder import LinearMapper, as_config, image_states_from, new_vision_model, start_ids
+from .modeling_image_encoder import (
+    ImageCaptioner,
+    LinearMapper,
+    as_config,
+    new_vision_model,
+    next_token_loss,
+    start_ids,
+)
 
 
 class ClipPrefixConfig(PreTrainedConfig):
@@ -127,15 +132,12 @@ def build_mapper(config: ClipPrefixConfig, text_width: int) -> nn.Module:
     return LinearMapper(config.vision_width, config.vision_tokens, text_width, config.mapper_dropout)
 
 
-class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class ClipPrefixForConditionalGeneration(ImageCaptioner):
     """A prefix captioner for `AutoModelForImageTextToText`; `generate(pixel_values=...)` captions."""
 
     config_class = ClipPrefixConfig
     base_model_prefix = "clip_prefix"
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
+    text_model_name = "language_model"
 
     def __init__(self, config: ClipPrefixConfig, vision_model: Any = None, language_model: Any = None) -> None:
         super().__init__(config)
@@ -144,10 +146,7 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
             AutoModelForCausalLM.from_config(config.text_config) if language_model is None else language_model
         )
         self.mapper = build_mapper(config, self.language_model.get_input_embeddings().embedding_dim)
-        self._tied_weights_keys = {
-            f"language_model.{target}": f"language_model.{source}"
-            for target, source in (getattr(self.language_model, "_tied_weights_keys", None) or {}).items()
-        }
+        self._tied_weights_keys = self.tied_text_weights()
         self.post_init()
 
     @torch.no_grad()
@@ -158,22 +157,6 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.constants, std=0.02)
         elif isinstance(module, LinearMapper):
             nn.init.normal_(module.position, std=0.02)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the language model's word embeddings."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the language model's word embeddings."""
-        self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the language model's head."""
-        return self.language_model.get_output_embeddings()
-
-    def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """(B, 3, height, width) -> image states (B, S, D)."""
-        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
 
     def forward(
         self,
@@ -190,21 +173,13 @@ class ClipPrefixForConditionalGeneration(PreTrainedModel, GenerationMixin):
         `attention_mask` is (B, T) over the text, or already additive (B, 1, N + T, N + T) over prefix and text; then
         `position_ids` (B, T) count from 0 per caption.
         """
-        if image_states is None:
-            image_states = self.encode(pixel_values)
-        if input_ids is None:
-            input_ids = start_ids(self.config, image_states)
+        image_states, input_ids = self.states_and_text(pixel_values, image_states, input_ids)
         outputs = self.language_model(
             **self.language_inputs(image_states, input_ids, attention_mask, position_ids),
             use_cache=False,
             logits_to_keep=input_ids.shape[1],
         )
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(
-                outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits)
+        return CausalLMOutputWithPast(loss=next_token_loss(outputs.logits, labels), logits=outputs.logits)
 
     def language_inputs(
         self,

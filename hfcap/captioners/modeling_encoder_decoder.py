@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .modeling_image_encoder import (
+    ImageCaptioner,
     LinearMapper,
     as_config,
-    image_states_from,
     new_vision_model,
+    next_token_loss,
     position_offset,
     start_ids,
 )
@@ -59,15 +60,11 @@ class EncoderDecoderConfig(PreTrainedConfig):
         return self.text_config if self.text_config is not None else self
 
 
-class EncoderDecoderModel(PreTrainedModel, GenerationMixin):
+class EncoderDecoderModel(ImageCaptioner):
     """Encoder, bridge (projection, learned positions, norm) and decoder; `generate(pixel_values=...)` captions."""
 
     config_class: Any = EncoderDecoderConfig
     base_model_prefix = "encoder_decoder"
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
 
     def __init__(self, config: EncoderDecoderConfig, vision_model: Any = None, decoder: Any = None) -> None:
         super().__init__(config)
@@ -75,10 +72,7 @@ class EncoderDecoderModel(PreTrainedModel, GenerationMixin):
         self.decoder: Any = AutoModelForCausalLM.from_config(config.text_config) if decoder is None else decoder
         width = self.decoder.get_input_embeddings().embedding_dim
         self.bridge = LinearMapper(config.vision_width, config.vision_tokens, width, config.bridge_dropout)
-        self._tied_weights_keys = {
-            f"decoder.{target}": f"decoder.{source}"
-            for target, source in (getattr(self.decoder, "_tied_weights_keys", None) or {}).items()
-        }
+        self._tied_weights_keys = self.tied_text_weights()
         self.post_init()
 
     @torch.no_grad()
@@ -86,22 +80,6 @@ class EncoderDecoderModel(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, LinearMapper):
             nn.init.normal_(module.position, std=0.02)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's word embeddings."""
-        return self.decoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's word embeddings."""
-        self.decoder.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the decoder's head."""
-        return self.decoder.get_output_embeddings()
-
-    def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """(B, 3, height, width) -> image states (B, S, D)."""
-        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
 
     def forward(
         self,
@@ -113,22 +91,14 @@ class EncoderDecoderModel(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V), and the loss when `labels` (B, T) are given; `attention_mask` is (B, T)."""
-        if image_states is None:
-            image_states = self.encode(pixel_values)
-        if input_ids is None:
-            input_ids = start_ids(self.config, image_states)
+        image_states, input_ids = self.states_and_text(pixel_values, image_states, input_ids)
         outputs = self.decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=self.bridge(image_states),
             use_cache=False,
         )
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(
-                outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits)
+        return CausalLMOutputWithPast(loss=next_token_loss(outputs.logits, labels), logits=outputs.logits)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens

@@ -1,7 +1,7 @@
-"""What the published models share: an image encoder (of transformers, or one with its own code), tokens, positions.
+"""What the published models share: an image encoder (of transformers, or one with its own code), text behind it.
 
 This file is published beside the weights and runs without hfcap: it imports only torch and transformers. Shapes:
-B images, S image states, D encoder width, H text width, T text positions.
+B images, S image states, D encoder width, H text width, T text positions, V vocabulary.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
@@ -94,6 +94,59 @@ def start_ids(config: Any, image_states: torch.Tensor, input_ids: torch.Tensor |
     if bool((input_ids[:, :1] != start).any()):
         return torch.cat([start, input_ids.to(start)], dim=1)
     return input_ids
+
+
+class ImageCaptioner(PreTrainedModel, GenerationMixin):
+    """An image encoder, `vision_model`, in front of a text model: what is the same for all of them.
+
+    Attributes:
+        text_model_name: attribute that holds the text model; its word embeddings and head are those of the captioner.
+    """
+
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    text_model_name = "decoder"
+    vision_model: Any
+
+    def get_input_embeddings(self) -> Any:
+        """Return the text model's word embeddings."""
+        return getattr(self, self.text_model_name).get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text model's word embeddings."""
+        getattr(self, self.text_model_name).set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> Any:
+        """Return the text model's head."""
+        return getattr(self, self.text_model_name).get_output_embeddings()
+
+    def tied_text_weights(self) -> dict[str, str]:
+        """Return which weights the text model shares, under the names that they have here."""
+        name = self.text_model_name
+        tied = getattr(getattr(self, name), "_tied_weights_keys", None) or {}
+        return {f"{name}.{target}": f"{name}.{source}" for target, source in tied.items()}
+
+    def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """(B, 3, height, width) -> image states (B, S, D)."""
+        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
+
+    def states_and_text(
+        self, pixel_values: torch.Tensor | None, image_states: torch.Tensor | None, input_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image states (B, S, D), encoded unless they are given, and text (B, T), by default the start token."""
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        return image_states, start_ids(self.config, image_states) if input_ids is None else input_ids
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
+    """Mean cross-entropy of logits (B, T, V) with the labels (B, T) one position on; -100 does not count."""
+    if labels is None:
+        return None
+    flat = logits[:, :-1].flatten(0, 1).float()
+    return nn.functional.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def position_offset(language_model: Any) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_image_encoder import as_config, image_states_from, new_vision_model, start_ids
+from .modeling_image_encoder import ImageCaptioner, as_config, new_vision_model, next_token_loss, start_ids
 
 
 class ShowAttendTellConfig(PreTrainedConfig):
@@ -188,6 +188,7 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _is_stateful = True
+    _input_embed_layer = "embedding"
 
     def __init__(self, config: ShowAttendTellConfig) -> None:
         super().__init__(config)
@@ -215,10 +216,6 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         # The cache is a RecurrentState, which forward makes.
         return False
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        return self.embedding
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the head."""
@@ -298,33 +295,17 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
         )
 
 
-class ShowAttendTellForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class ShowAttendTellForConditionalGeneration(ImageCaptioner):
     """A Show-Attend-Tell captioner for `AutoModelForImageTextToText`; `generate(pixel_values=...)` captions."""
 
     config_class = ShowAttendTellConfig
     base_model_prefix = "show_attend_tell"
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
 
     def __init__(self, config: ShowAttendTellConfig, vision_model: Any = None) -> None:
         super().__init__(config)
         self.vision_model = new_vision_model(config) if vision_model is None else vision_model
         self.decoder: Any = AttendTellDecoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        return self.decoder.embedding
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the head."""
-        return self.decoder.head
-
-    def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """(B, 3, height, width) -> image states (B, S, D)."""
-        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
 
     def forward(
         self,
@@ -335,14 +316,9 @@ class ShowAttendTellForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V), and the cross-entropy when `labels` (B, T) are given (without the regulariser)."""
-        if image_states is None:
-            image_states = self.encode(pixel_values)
-        if input_ids is None:
-            input_ids = start_ids(self.config, image_states)
+        image_states, input_ids = self.states_and_text(pixel_values, image_states, input_ids)
         output = self.decoder(input_ids=input_ids, image_states=self.decoder.cells(image_states))
-        if labels is not None:
-            logits = output.logits[:, :-1].flatten(0, 1).float()
-            output.loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+        output.loss = next_token_loss(output.logits, labels)
         return output
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from hfcap.captioners.base import SIDECAR, Captioner
 from hfcap.captioners.loading import generation_defaults, load_captioner
@@ -251,3 +252,16 @@ def test_model_that_hfcap_did_not_write_is_recognised(saved: tuple[Captioner, Pa
     again = load_captioner(str(tmp_path))
     assert type(again) is type(captioner)
     assert again.prompt == ""
+
+
+@pytest.mark.parametrize("family", ["clip_prefix", "cnn_transformer", "image_transformer", "show_attend_tell"])
+def test_replaced_word_embeddings_are_those_of_the_text_model(family: str) -> None:
+    captioner = build(family)
+    words = captioner.model.get_input_embeddings()
+    other = nn.Embedding(words.num_embeddings, words.embedding_dim)
+    with torch.no_grad():
+        before = captioner.model(pixel_values=pixel_values(captioner, 1)).logits
+        captioner.model.set_input_embeddings(other)
+        after = captioner.model(pixel_values=pixel_values(captioner, 1)).logits
+    assert captioner.model.get_input_embeddings() is other
+    assert float((after - before).abs().max()) > 1e-3
