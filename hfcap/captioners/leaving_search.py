@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 _NEVER = -1e9
 _LEAVING_SHARE = 8
@@ -52,12 +52,16 @@ def leaving_search(
     generation_config: GenerationConfig,
     leave: Callable[[torch.Tensor], None] | None = None,
     **model_kwargs: Any,
-) -> FoundCaptions:
-    """Generate from prepared inputs, as `generate(custom_generate=leaving_search)` calls it."""
+) -> FoundCaptions | torch.Tensor:
+    """Generate from prepared inputs, as `generate(custom_generate=leaving_search)` calls it.
+
+    Returns the sequences alone where the configuration does not say `return_dict_in_generate`.
+    """
     n_rows = generation_config.num_beams if generation_config.num_beams > 1 else generation_config.num_return_sequences
     batch = _Batch(model, model_kwargs, n_rows, len(input_ids) // n_rows, leave)
     search = _beam_search if generation_config.num_beams > 1 else _one_by_one
-    return search(batch, input_ids, logits_processor, stopping_criteria, generation_config)
+    found = search(batch, input_ids, logits_processor, stopping_criteria, generation_config)
+    return found if generation_config.return_dict_in_generate else found.sequences
 
 
 class _Batch:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from hfcap.captioners import leaving_search
 from hfcap.captioners.base import Captioner
@@ -84,7 +85,7 @@ def _home(captioner: Captioner) -> str:
     return next(kind.__module__ for kind in type(captioner).__mro__ if "generate" in vars(kind))
 
 
-@pytest.mark.parametrize("name", ["greedy", "beams", "samples"])
+@pytest.mark.parametrize("name", ["greedy", "beams"])
 def test_images_do_leave(captioner: Captioner, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above would say nothing if every image stayed to the end."""
     sizes: list[int] = []
@@ -99,6 +100,38 @@ def test_images_do_leave(captioner: Captioner, name: str, monkeypatch: pytest.Mo
     _search(captioner, GenerateOptions(**OPTIONS[name], max_new_tokens=40), early=False)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 9 > sizes[-1]
+
+
+def test_images_leave_when_all_their_samples_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four images end after their second token; samples of the last one are drawn as in the whole batch."""
+    kept: list[list[int]] = []
+    monkeypatch.setattr(leaving_search._Batch, "logits", lambda batch, ids: torch.zeros(len(ids), 7))
+    monkeypatch.setattr(leaving_search._Batch, "keep", lambda batch, staying: kept.append(staying.tolist()))
+    config = GenerationConfig(max_length=6, do_sample=True, num_beams=1, num_return_sequences=2)
+    config.return_dict_in_generate = True
+    config._pad_token_tensor = config._eos_token_tensor = torch.tensor([0])
+    ends = iter([[False] * 8, [True] * 6 + [False] * 2, [False] * 2, [True] * 2])
+    torch.manual_seed(1)
+    found = leaving_search.leaving_search(
+        None,
+        torch.ones(8, 1, dtype=torch.int64),
+        lambda ids, logits: logits,
+        lambda *_: torch.tensor(next(ends)),
+        config,
+    )
+    torch.manual_seed(1)
+    drawn = torch.stack([torch.multinomial(torch.full((8, 7), 1 / 7), 1)[:, 0] for _ in range(4)], dim=1)
+    assert kept == [[3]]
+    assert found.sequences[:6].tolist() == [[1, *row, 0, 0] for row in drawn[:6, :2].tolist()]
+    assert found.sequences[6:, 1:].tolist() == drawn[6:].tolist()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_sequences_alone_are_given_where_no_more_is_asked(captioner: Captioner, beams: int) -> None:
+    config = captioner.generation_config(GenerateOptions(num_beams=beams, max_new_tokens=3))
+    states = captioner.encode(pixel_values(captioner, 2)).detach()
+    found = captioner.generate(states, torch.full((2, 1), captioner.start_token_id), config)
+    assert isinstance(found, torch.Tensor) and len(found) == 2
 
 
 def test_sampled_beams_stay_with_transformers() -> None:
