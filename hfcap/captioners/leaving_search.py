@@ -17,6 +17,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils.generic import ModelOutput
 
+from hfcap.captioners.step_scores import without_steps
+
 _NEVER = -1e9
 _LEAVING_SHARE = 8
 """Images leave when at least an eighth of the batch has ended: each leaving copies what stays."""
@@ -31,16 +33,15 @@ class FoundCaptions:
 
 
 def leaving(config: GenerationConfig, leave: Callable[[torch.Tensor], None] | None = None) -> dict[str, Any]:
-    """Arguments of `generate` that let finished images leave; none where only transformers' own search will do.
+    """Arguments of `generate` that let finished images leave.
 
-    That is so for sampled beams, for a plain tensor as the answer, and for the logits of every step.
+    Sampled beams, and the logits of every step, are left to transformers' own search.
 
     Args:
         leave: told which of the A images stay, (A',) int64, whenever some leave: for what is kept outside the cache.
     """
-    wants_own_output = not config.return_dict_in_generate or config.output_logits
-    if wants_own_output or (config.do_sample and config.num_beams > 1):
-        return {}
+    if config.output_logits or (config.do_sample and config.num_beams > 1):
+        return without_steps(config) if config.output_scores else {}
     return {"custom_generate": leaving_search, "leave": leave}
 
 

@@ -121,6 +121,7 @@ def test_images_leave_when_all_their_samples_have_ended(monkeypatch: pytest.Monk
     )
     torch.manual_seed(1)
     drawn = torch.stack([torch.multinomial(torch.full((8, 7), 1 / 7), 1)[:, 0] for _ in range(4)], dim=1)
+    assert isinstance(found, leaving_search.FoundCaptions)
     assert kept == [[3]]
     assert found.sequences[:6].tolist() == [[1, *row, 0, 0] for row in drawn[:6, :2].tolist()]
     assert found.sequences[6:, 1:].tolist() == drawn[6:].tolist()
@@ -137,5 +138,6 @@ def test_sequences_alone_are_given_where_no_more_is_asked(captioner: Captioner, 
 def test_sampled_beams_stay_with_transformers() -> None:
     captioner = build("vit_gpt2")
     config = captioner.generation_config(GenerateOptions(num_beams=2, do_sample=True, max_new_tokens=4))
-    assert leaving_search.leaving(config) == {}
+    config.return_dict_in_generate = config.output_scores = True
+    assert list(leaving_search.leaving(config)) == ["stopping_criteria"]
     assert len(_search(captioner, GenerateOptions(num_beams=2, do_sample=True, max_new_tokens=4), False, 3)[0]) == 3
