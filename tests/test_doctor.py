@@ -34,8 +34,7 @@ from hfcap.recipe_loading import dump_recipe, recipe_from_mapping
 from hfcap.schema import CaptionedImage, PackedCaptions
 from hfcap.stages import Run
 from hfcap.training.objectives import CrossEntropy
-
-FAMILIES = ("blip", "clip_prefix", "vit_gpt2")
+from tests.training.harness import FAMILIES, SOME_FAMILIES
 
 
 def tiny_recipe(folder: Path, family: str = "blip", **blocks: Any) -> Recipe:
@@ -117,7 +116,7 @@ def test_taught_tokens_spell_the_captions(family: str, tmp_path: Path) -> None:
         assert sorted(texts) == sorted(caption.lower().replace(" ", "") + "<end>" for caption in captions[name])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_lora(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny_recipe(tmp_path, family, lora={"r": 2}, train={"freeze": ["vision"]})
     report = report_of(recipe, healthy=True, steps=1)

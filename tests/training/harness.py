@@ -26,20 +26,39 @@ from hfcap.training.checkpoint import checkpoint_path, checkpoint_steps
 from hfcap.training.records import TrainingLog
 from hfcap.training.stage import train_stage
 
-FAMILIES = ("blip", "clip_prefix", "vit_gpt2")
 METHODS = ("full", "lora")
+
+
+def _family(captioner: str) -> Any:
+    return registry.load("captioners", captioner).REGISTERED
+
+
+FAMILIES = tuple(name for name in registry.names("captioners") if _family(name).trains_by_gradients)
+"""All families that train by gradients, as the registry knows them."""
+SOME_FAMILIES = ("blip", "clip_prefix", "vit_gpt2")
+"""Cross-attention of its own, a prefix, a joined decoder: for slow tests of the loop rather than of a family."""
+
+_VISION = ("vision_config", "encoder_config")
+_DROPOUTS = {
+    "n_embd": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "hidden_size": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "decoder_layers": ("dropout",),
+}
+"""A key by which GPT-2's, BERT's and our own architectures are known -> how they call their dropouts."""
 
 
 def tiny_model(captioner: str, dropout: float = 0.1) -> dict[str, Any]:
     """The family's tiny captioner with this dropout in its text half."""
-    model: dict[str, Any] = registry.load("captioners", captioner).REGISTERED.tiny()
-    if captioner == "blip":
-        text = model["from_config"]["text_config"]
-        text |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    else:
-        text = model["decoder_config" if captioner == "vit_gpt2" else "language_model_config"]
-        text |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    return model
+    family = _family(captioner)
+    model: dict[str, Any] = family.tiny()
+    blocks = [model]
+    while blocks:
+        block = blocks.pop()
+        blocks += [inner for key, inner in block.items() if isinstance(inner, dict) and key not in _VISION]
+        if block is not model:
+            known = [names for sign, names in _DROPOUTS.items() if sign in block]
+            block.update({name: dropout for names in known for name in names})
+    return model | {key: dropout for key in family.options_class.model_fields if "dropout" in key}
 
 
 def recipe_values(

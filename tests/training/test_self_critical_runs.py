@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -16,10 +17,12 @@ from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.files import read_json, write_text
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import RecipeError, dump_recipe, recipe_from_mapping
+from hfcap.registry import names
 from hfcap.run_directory import RunDirectory
 from hfcap.stages import Run
 from hfcap.training.records import TrainingLog
 from tests.training.harness import (
+    FAMILIES,
     METHODS,
     Result,
     assert_same_tensors,
@@ -74,6 +77,31 @@ def test_resume_is_exact(earlier: Path, method: str, tmp_path: Path, monkeypatch
     if method == "full":
         moved = whole.model_weights()
         assert any(not moved[name].equal(start[name]) for name in moved if name in start)
+
+
+@pytest.mark.parametrize("captioner", FAMILIES)
+def test_every_family_continues_with_rewards(captioner: str, tmp_path: Path) -> None:
+    """Two updates from a run of the same family: adapters move, all others stay, and the log says what was earned."""
+    start = train(tiny_recipe(captioner, tmp_path / "start", max_steps=1))
+    write_text(start.run.recipe, dump_recipe(tiny_recipe(captioner, tmp_path / "start", max_steps=1)))
+    options: dict[str, Any] = {"metric_for_best_model": "cider", "max_steps": 2, "learning_rate": 1e-2}
+    values = recipe_values(captioner, tmp_path / "scst", "lora", **options)
+    values |= {"model": {"pretrained": str(start.run.path)}, "scst": SCST}
+    result = train(recipe_from_mapping(values, "test"))
+    rows = [row for row in result.rows if "reward" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(math.isfinite(row[name]) for row in rows for name in ("loss", "reward", "cider", "grad_norm"))
+    moved = result.model_weights()
+    second = [tensor for name, tensor in moved.items() if "lora_B" in name]
+    # LoRA's second matrices start from zero.
+    assert second and any(float(tensor.abs().max()) > 0 for tensor in second)
+
+
+@pytest.mark.parametrize("captioner", sorted(set(names("captioners")) - set(FAMILIES)))
+def test_families_without_gradients_refuse_rewards(captioner: str, tmp_path: Path) -> None:
+    values = recipe_values(captioner, tmp_path, metric_for_best_model="cider")
+    with pytest.raises(RecipeError, match=rf"scst: captioner {captioner} trains no weights; remove this block"):
+        recipe_from_mapping({**values, "scst": SCST}, "test")
 
 
 def test_a_row_that_a_stop_cut_in_two_is_the_same(
