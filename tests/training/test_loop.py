@@ -42,7 +42,7 @@ def test_sixteen_scenes_are_learnt_in_full_and_then_others_with_lora(captioner: 
     )
     adapted = train(recipe_from_mapping({**values, "model": {"pretrained": str(full.run.model)}}, "test"))
     assert adapted.losses[0] < 0.7 * full.losses[0]  # it starts from what full training left
-    assert adapted.losses[-1] < 0.8 * adapted.losses[0]
+    assert adapted.losses[-1] < 0.9 * adapted.losses[0]
     summary = adapted.summary
     assert summary["method"] == "lora" and summary["trainable_parameters"] < 0.2 * summary["parameters"]
 
