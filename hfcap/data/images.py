@@ -174,7 +174,8 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
         with_alpha = picture.convert("RGBA")
         white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, with_alpha).convert("RGB")
-    return picture.convert("RGB")
+    # Pillow would copy a picture that is RGB already.
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -82,7 +82,14 @@ class PixelPlan:
             torch.tensor(values, dtype=torch.float32).view(3, 1, 1).to(levels.device)
             for values in (self.scale, self.offset)
         )
-        return levels.float().mul_(scale).add_(offset)
+        values = torch.empty(levels.shape, dtype=torch.float32, device=levels.device)
+        # On a CPU picture by picture: one stays in the cache for all steps, a batch does not (five times faster).
+        parts = (
+            zip(values, levels, strict=True) if levels.device.type == "cpu" and levels.ndim == 4 else [(values, levels)]
+        )
+        for value, level in parts:
+            value.copy_(level).mul_(scale).add_(offset)
+        return values
 
 
 def _levels(picture: Image.Image) -> torch.Tensor:
