@@ -6,9 +6,10 @@
 CAPTIONS.json is a COCO-style file with splits beside its photos (Flickr8k, for example), FOLDER an image encoder for
 the families that stand on a pretrained one, which stays frozen. The recipes are recipes/FAMILY/flickr8k_scratch.yaml.
 Each family first makes a few updates, which show how long one takes (and fill the feature store); the number of updates
-that fit into the minutes is kept in OUTPUT/plan.json. Then `hfcap run` trains, captions and scores. What is finished
-is not done again, so a stopped comparison goes on where it was. The table is printed and written to OUTPUT/families.md
-and families.json; `hfcap compare OUTPUT/*` tests the differences.
+that fit into the minutes is kept in OUTPUT/plan.json, and the table's training images/s are those of this first look.
+Then `hfcap run` trains, captions and scores. What is finished is not done again, so a stopped comparison goes on where
+it was. The table is printed and written to OUTPUT/families.md and families.json; `hfcap compare OUTPUT/*` tests the
+differences.
 """
 
 from __future__ import annotations
@@ -99,6 +100,11 @@ class Contest:
             write_json(plan_file, plan)
         return int(plan["updates"][family])
 
+    def pace(self, recipe: Recipe, updates: int) -> float:
+        """Images per second of the first look, which all families had in the same way."""
+        train = recipe.train
+        return updates * train.per_device_train_batch_size * train.gradient_accumulation_steps / (60 * self.minutes)
+
     def hfcap(self, command: str, family: str, *more: str) -> None:
         """Run a command of hfcap in a process of its own: its memory ends with it.
 
@@ -112,8 +118,10 @@ class Contest:
     def row(self, family: str) -> dict[str, Any]:
         """Train, caption and score one family; return its row of the table."""
         more: list[str] = []
+        updates = None
         if registry.load("captioners", self.recipe(family)[2].captioner).REGISTERED.trains_by_gradients:
-            more = [f"train.max_steps={self.updates(family)}", "train.num_train_epochs=null"]
+            updates = self.updates(family)
+            more = [f"train.max_steps={updates}", "train.num_train_epochs=null"]
         self.hfcap("run", family, *more)
         recipe = self.recipe(family, *more)[2]
         directory = RunDirectory(self.output / family)
@@ -127,7 +135,7 @@ class Contest:
             "bleu_4": scores["metrics"]["bleu_4"],
             **{name: summary.get(name) for name in ("parameters", "trainable_parameters", "epochs")},
             "minutes": (summary.get("train_seconds") or 0.0) / 60,
-            "images_per_second": summary.get("images_per_second"),
+            "images_per_second": summary.get("images_per_second") if updates is None else self.pace(recipe, updates),
             "captioning_images_per_second": captioning_speed(recipe, directory),
         }
 

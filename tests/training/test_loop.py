@@ -33,16 +33,18 @@ from tests.training.harness import (
 def test_sixteen_scenes_are_learnt_in_full_and_then_others_with_lora(captioner: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dropout": 0.0, "per_device_train_batch_size": 16, "max_steps": 60, "eval_steps": 60}
     scenes = {"n_train": 16}
-    full = train(tiny_recipe(captioner, tmp_path / "full", data=scenes, learning_rate=1e-2, **options))
-    # About as good as guessing among 400 tokens; fresh embeddings of a recurrent decoder are louder than others.
-    assert 0.9 < full.losses[0] / math.log(400) < 1.5
-    assert full.losses[-1] < 0.6 * full.losses[0]
+    start = recipe_values(captioner, tmp_path / "full", data=scenes, learning_rate=1e-2, **options)
+    if captioner == "show_attend_tell":
+        start["model"]["attention_penalty"] = 0.0  # a part of the loss that has nothing to do with words
+    full = train(recipe_from_mapping(start, "test"))
+    assert full.losses[0] == pytest.approx(math.log(400), rel=0.1)  # as good as guessing
+    assert full.losses[-1] < 0.4 * full.losses[0]
     values = recipe_values(
         captioner, tmp_path / "lora", "lora", data={**scenes, "seed": 1}, learning_rate=2e-2, **options
     )
     adapted = train(recipe_from_mapping({**values, "model": {"pretrained": str(full.run.model)}}, "test"))
     assert adapted.losses[0] < 0.7 * full.losses[0]  # it starts from what full training left
-    assert adapted.losses[-1] < 0.9 * adapted.losses[0]
+    assert adapted.losses[-1] < 0.8 * adapted.losses[0]
     summary = adapted.summary
     assert summary["method"] == "lora" and summary["trainable_parameters"] < 0.2 * summary["parameters"]
 
