@@ -60,7 +60,8 @@ def test_header(path: Path) -> None:
     assert [word for word in HEADER if not re.search(rf"^# {word} +\S", header, re.MULTILINE)] == []
     recipe = load_recipe(path)
     reproduced = recipe.expect is not None and recipe.expect.reproduced
-    assert reproduced or "not yet reproduced here" in header.lower()
+    measured = re.search(r"^# Published: none[^\n]*\. Here, .*\d", header, re.MULTILINE)
+    assert reproduced or measured or "not yet reproduced here" in header.lower()
     assert f"hfcap run {name_of(path)}" in header
     if recipe.expect and "expect" in header:
         assert recipe.expect.source

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,11 +49,16 @@ def test_list(hfcap: Hfcap, stores: dict[str, Path]) -> None:
     assert "3 stores" in found.out
 
 
-def test_list_is_whole_without_a_terminal(hfcap: Hfcap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HFCAP_CACHE", str(tmp_path))
+def test_list_is_whole_without_a_terminal(tmp_path: Path) -> None:
+    """In a process of its own: pytest's workers set COLUMNS, which counts."""
     encoder = "models/" + "a_very_long_name_of_an_encoder/" * 8
     make_store(tmp_path / "features", "a" * 32, encoder, 1, 1)
-    assert encoder in hfcap("features", "list").out
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-m", "hfcap", "features", "list"]
+    listed = subprocess.run(
+        command, env=environment | {"HFCAP_CACHE": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert encoder in listed.stdout
 
 
 def test_list_of_another_folder(hfcap: Hfcap, stores: dict[str, Path], tmp_path: Path) -> None:

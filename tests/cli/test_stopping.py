@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ from tests.cli.command_line import Hfcap, Outcome, write_recipe
 from tests.cli.test_features import make_store
 
 Stop = Callable[[Any, str], None]
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """A shell's background jobs begin with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
