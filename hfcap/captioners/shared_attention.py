@@ -56,8 +56,9 @@ class ImageCache(EncoderDecoderCache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Go on with these rows, which are all rows of some images."""
-        layers = self.cross_attention_cache.layers
-        n_rows = self.self_attention_cache.layers[0].keys.shape[0] // layers[0].keys.shape[0]
+        generated: Any = self.self_attention_cache.layers[0]
+        of_images: Any = self.cross_attention_cache.layers[0]
+        n_rows = len(generated.keys) // len(of_images.keys)
         self.self_attention_cache.batch_select_indices(indices)
         self.cross_attention_cache.batch_select_indices(indices[::n_rows] // n_rows)
 
