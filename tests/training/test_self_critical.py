@@ -176,7 +176,9 @@ def test_dropout_acts_on_the_update_only_where_asked(dropout: bool, tmp_path: Pa
 
 def test_checkpointed_layers_need_the_training_mode(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"scst: without dropout .*train\.gradient_checkpointing: false"):
-        load_recipe(Path("recipes/clip_prefix/flickr8k_scst.yaml"), ["train.gradient_checkpointing=true"])
+        load_recipe(
+            Path("recipes/clip_prefix/flickr8k_scst.yaml"), ["train.gradient_checkpointing=true", "scst.dropout=false"]
+        )
 
 
 def test_gradients_reach_every_weight_under_autocast(tmp_path: Path) -> None:
