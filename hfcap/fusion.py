@@ -1,4 +1,4 @@
-"""Late fusion of prediction files: the caption that agrees most with the candidates of all captioners."""
+"""Late fusion of prediction files: the caption that agrees most with the candidates of all captioners, or of one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def fuse_predictions(
     """Write predictions whose captions are the consensus of several captioners, and return them.
 
     Args:
-        predictions: files of the same images, best with n-best candidates (predictions/<split>.jsonl).
+        predictions: files of the same images, best with many sampled captions each (predictions/<split>.jsonl); one
+            file is enough where it has three candidates of an image or more.
         output: .jsonl, rows as in predictions/<split>.jsonl; `score` is the expected CIDEr-D.
         weights: one for each file; None = equal.
         document_frequencies: as CIDEr-D takes them; "corpus" counts in the candidates themselves.
@@ -45,15 +46,18 @@ def fuse_predictions(
     """
     if output.suffix.lower() != ".jsonl":
         raise UserError(f"{output}: give a name that ends in .jsonl")
-    if len(predictions) < 2:
-        raise UserError("an ensemble needs at least two prediction files")
     chosen = [1.0] * len(predictions) if weights is None else list(weights)
     if len(chosen) != len(predictions) or not all(0 < weight < float("inf") for weight in chosen):
         raise UserError(f"weights: give one positive number for each of the {len(predictions)} files, not {chosen}")
     members = [read_candidates(path, warn) for path in predictions]
     _require_same_images(predictions, members)
     if sum(max(len(found.captions) for found in member.values()) for member in members) < 3:
-        warn("two single captions cannot outvote each other: the first file's captions are kept; give n-best lists")
+        if len(members) == 1:
+            raise UserError(
+                f"{predictions[0]}: nothing to choose from with fewer than three captions a picture; give more files, "
+                "or many samples: hfcap caption --sample --num-return-sequences 32"
+            )
+        warn("two single captions cannot outvote each other: the first file's captions are kept; give many candidates")
     if document_frequencies == "corpus" and len(members[0]) < _FEW_POOLS:
         warn(
             f"only {len(members[0])} images: n-gram weights counted in so few candidates are rough; "

@@ -89,9 +89,19 @@ def test_wrong_input(tmp_path: Path, second: list[dict[str, Any]], arguments: di
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_one_file_and_other_endings_are_refused(tmp_path: Path) -> None:
+def test_one_captioner_agrees_with_itself_and_every_sample_counts(tmp_path: Path) -> None:
+    samples = ["a dog runs", "a dog runs", "a black dog runs", "a cat sleeps on a chair"]
+    first = write(tmp_path / "first.jsonl", rows_of({"1": samples[::-1], "2": ["a bus", "a tram", "two trams"]}))
+    fused = fuse_predictions([first], tmp_path / "out.jsonl", warn=lambda text: None)
+    assert fused[0].caption == "a dog runs" and len(fused[0].candidates) == 3
+    documents = [samples, ["a bus", "a tram", "two trams"]]
+    expected = sum(reference_cider("a dog runs", [other], documents) for other in samples) / 4
+    assert fused[0].score == pytest.approx(expected, abs=1e-9)
+
+
+def test_nothing_to_choose_from_and_other_endings_are_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "first.jsonl", rows_of(GOOD))
-    with pytest.raises(UserError, match="at least two prediction files"):
+    with pytest.raises(UserError, match=r"first\.jsonl: nothing to choose from.*--num-return-sequences"):
         fuse_predictions([first], tmp_path / "out.jsonl")
     with pytest.raises(UserError, match=r"ends in \.jsonl"):
         fuse_predictions([first, first], tmp_path / "out.csv")

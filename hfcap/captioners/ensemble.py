@@ -55,7 +55,11 @@ class EnsembleOptions(ModelOptions):
     """Keys of `model`: the members, how much they propose, and what chooses."""
 
     members: list[MemberOptions] | None = Field(None, description="two or more trained captioners")
-    candidates: PositiveInt = Field(5, description="captions that each member proposes, by at least so many beams")
+    candidates: PositiveInt = Field(
+        5,
+        description="captions that each member proposes, by at least so many beams, or as samples: with "
+        "generate.do_sample 32 are better than 5",
+    )
     choice: Literal["consensus", "clip"] = Field(
         "consensus", description="consensus: most similar to all candidates by CIDEr-D; clip: nearest to the picture"
     )
@@ -285,7 +289,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
 
 
 def _for_members(options: GenerateOptions, candidates: int) -> GenerateOptions:
-    """Each member proposes so many captions, by at least so many beams."""
+    """Each member proposes so many captions, by at least so many beams or as samples."""
     beams = 1 if options.do_sample else max(options.num_beams, candidates)
     return options.model_copy(update={"num_beams": beams, "num_return_sequences": candidates})
 

@@ -84,28 +84,34 @@ def ngram_key(ngram: tuple[str, ...]) -> int:
 
 
 def expected_ciders(captions: list[str], weights: list[float], idf: dict[tuple[str, ...], float]) -> list[float]:
-    """Return the weighted mean CIDEr-D of each caption to all captions of its pool, itself among them."""
-    vectors = []
-    for caption in captions:
-        weighted = {ngram: count * idf[ngram] for ngram, count in ngram_counts(caption).items()}
-        norms = [
-            math.sqrt(sum(value**2 for ngram, value in weighted.items() if len(ngram) == order)) for order in _ORDERS
-        ]
-        bigrams = sum(count for ngram, count in ngram_counts(caption).items() if len(ngram) == 2)
-        vectors.append((weighted, norms, bigrams))
-    found = []
-    for ours, our_norms, our_bigrams in vectors:
-        total = 0.0
-        for (theirs, their_norms, their_bigrams), weight in zip(vectors, weights, strict=True):
-            similarity = sum(
-                min(value, theirs[ngram]) * theirs[ngram] / (our_norms[len(ngram) - 1] * their_norms[len(ngram) - 1])
-                for ngram, value in ours.items()
-                if value > 0 and ngram in theirs
-            )
-            penalty = math.exp(-((our_bigrams - their_bigrams) ** 2) / (2 * _SIGMA**2))
-            total += weight * similarity * penalty * 10.0 / len(_ORDERS)
-        found.append(total / sum(weights))
-    return found
+    """Return the weighted mean CIDEr-D of each of C captions to all captions of its pool, itself among them.
+
+    The clipped product min(a, b) b of counts a and b is the sum over t = 1, 2, ... of [a >= t] times [b >= t] b: with
+    one column for every n-gram and t, all pairs are one matrix product, (C, columns) by (columns, C).
+    """
+    columns: dict[tuple[tuple[str, ...], int], int] = {}
+    rows, places, ours, theirs, bigrams = [], [], [], [], []
+    for row, caption in enumerate(captions):
+        counts = ngram_counts(caption)
+        squares = [0.0] * (len(_ORDERS) + 1)
+        for ngram, count in counts.items():
+            squares[len(ngram)] += (count * idf[ngram]) ** 2
+        for ngram, count in counts.items():
+            share = idf[ngram] / math.sqrt(squares[len(ngram)]) if squares[len(ngram)] else 0.0
+            for level in range(count):
+                places.append(columns.setdefault((ngram, level), len(columns)))
+                ours.append(share)
+                theirs.append(share * count)
+            rows.extend([row] * count)
+        bigrams.append(float(sum(count for ngram, count in counts.items() if len(ngram) == 2)))
+    filled = torch.zeros(2, len(captions), len(columns), dtype=torch.float64)
+    filled[:, rows, places] = torch.tensor([ours, theirs], dtype=torch.float64)
+    lengths = torch.tensor(bigrams, dtype=torch.float64)
+    penalty = torch.exp(-((lengths[:, None] - lengths) ** 2) / (2 * _SIGMA**2))
+    mass = torch.tensor(weights, dtype=torch.float64)
+    similarity = (filled[0] @ filled[1].T) * penalty * (10.0 / len(_ORDERS))
+    expected: list[float] = (similarity @ mass / mass.sum()).tolist()
+    return expected
 
 
 def pooled(proposals: list[list[str]], weights: list[float]) -> tuple[list[str], list[float]]:

@@ -248,8 +248,9 @@ class RetrievalForImageCaptioning(PreTrainedModel, GenerationMixin):
         rows, scores = [], []
         for captions, values in self.candidates(image_states, count):
             for place in range(count):
-                # A small index may hold fewer different captions than were asked for: the last one is repeated.
-                number = min(place, len(captions) - 1)
+                # A small index may hold fewer different captions than were asked for: the list starts again, so that
+                # where captions are counted no one weighs more than a round.
+                number = place % len(captions)
                 first, last = self.token_starts[captions[number]], self.token_starts[captions[number] + 1]
                 rows.append(self.token_ids[first:last].long())
                 scores.append(values[number])

@@ -71,14 +71,17 @@ def caption(
 
 @app.command()
 def ensemble(
-    predictions: Annotated[list[Path], typer.Argument(help="predictions/<split>.jsonl of several captioners")],
+    predictions: Annotated[list[Path], typer.Argument(help="predictions/<split>.jsonl of captioners")],
     output: Annotated[Path, output_file("FILE.jsonl")],
     weights: Annotated[str | None, typer.Option(help="one number a file, joined by commas; default: all equal")] = None,
     document_frequencies: Annotated[
         str, typer.Option(help="n-gram weights: corpus (the candidates), coco-train, coco-val, or a file of captions")
     ] = "corpus",
 ) -> None:
-    """Choose for each picture the caption that agrees most with those of all captioners (CIDEr-D consensus)."""
+    """Choose for each picture the caption that agrees most with those of all captioners (CIDEr-D consensus).
+
+    Many sampled captions per picture in every file (hfcap caption --sample --num-return-sequences 32) choose best.
+    """
     from hfcap.fusion import fuse_predictions
 
     try:

@@ -58,14 +58,18 @@ def ensemble(members: list[str], weights: tuple[float, ...] = (1, 1, 1), **optio
 DOCUMENTS = list(random_captions(30, seed=4)[1].values())
 
 
-def alone(members: list[str], count: int) -> list[list[list[str]]]:
+SAMPLING = GenerateOptions(do_sample=True, num_beams=1, num_return_sequences=24, temperature=0.3, max_new_tokens=2)
+"""Short captions of little chance: many of the samples are alike."""
+
+
+def alone(members: list[str], count: int, options: GenerateOptions = OPTIONS) -> list[list[list[str]]]:
     """For each member and picture its captions, by itself."""
     found = []
     for location in members:
         captioner = load_captioner(location)
         with torch.inference_mode():
             states = captioner.encode(pixel_values(captioner, count))
-        found.append([[c.text for c in captions] for captions in captioner.caption_states(states, OPTIONS)])
+        found.append([[c.text for c in captions] for captions in captioner.caption_states(states, options)])
     return found
 
 
@@ -81,26 +85,33 @@ def spelled_plainly(text: str, known: dict[str, str]) -> str:
     )
 
 
-def test_consensus_is_that_of_pycocoevalcap_over_what_the_members_say_alone(members: list[str]) -> None:
-    weights = (1.0, 2.0, 0.5)
-    captioner = ensemble(members, weights)
-    by_member = alone(members, 4)
+@pytest.mark.parametrize("options", [OPTIONS, SAMPLING], ids=["beams", "samples"])
+def test_consensus_is_that_of_pycocoevalcap_over_what_the_members_say_alone(
+    members: list[str], options: GenerateOptions
+) -> None:
+    weights, count = (1.0, 2.0, 0.5), options.num_return_sequences
+    captioner = ensemble(members, weights, candidates=count)
+    torch.manual_seed(5)
+    by_member = alone(members, 3, options)
+    torch.manual_seed(5)
     with torch.inference_mode():
-        found = captioner.caption_states(captioner.encode(pixel_values(captioner, 4)), OPTIONS)
+        states = captioner.encode(pixel_values(captioner, 3))
+        found = captioner.caption_states(states, options.model_copy(update={"num_return_sequences": 3}))
+    if options.do_sample:
+        assert any(len(set(texts)) < count for texts in by_member[0]), "no caption was drawn twice"
     known: dict[str, str] = {}
     documents = [[spelled_plainly(text, known) for text in group] for group in DOCUMENTS]
     for image, chosen in enumerate(found):
-        votes = [(text, w / 3) for member, w in zip(by_member, weights, strict=True) for text in member[image]]
-        expected = {
-            caption: sum(
-                w * reference_cider(spelled_plainly(caption, known), [spelled_plainly(other, known)], documents)
-                for other, w in votes
-                if other
-            )
-            / sum(w for other, w in votes if other)
-            for caption, _ in votes
-            if caption
+        # Every sample is a vote: one that was drawn twice counts twice.
+        votes = [(text, w / count) for member, w in zip(by_member, weights, strict=True) for text in member[image]]
+        spelled = {text: spelled_plainly(text, known) for text, _ in votes if text}
+        ciders = {
+            (one, other): reference_cider(spelled[one], [spelled[other]], documents)
+            for one in spelled
+            for other in spelled
         }
+        whole = sum(w for other, w in votes if other)
+        expected = {one: sum(w * ciders[one, other] for other, w in votes if other) / whole for one in spelled}
         assert [c.score for c in chosen] == pytest.approx(sorted(expected.values(), reverse=True)[:3], abs=1e-5)
         assert all(c.score == pytest.approx(expected[c.text], abs=1e-5) for c in chosen)
 
