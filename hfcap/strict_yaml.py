@@ -59,6 +59,7 @@ class _CoreSchemaLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse what a recipe may not hold, before anything is built from it."""
         event = self.peek_event()
         place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -86,9 +87,11 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or 1.2 would read as something else, so that any reader reads the same."""
 
     def ignore_aliases(self, data: object) -> bool:
+        """Write a value out again where it occurs a second time: the reader refuses aliases."""
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Indent the items of a list below their key, as recipes are written by hand."""
         super().increase_indent(flow, False)
 
 

@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from bench_models import (  # type: ignore[import-not-found]  # beside this script, which runs as a file
     END,
-    FAMILIES,
     PAD,
     START,
+    Clock,
     as_captioner,
+    benchmark_parser,
     build_model,
     image_size,
+    in_turns,
     machine,
     matrix_speed,
-    peak_bytes,
+    options_for_child,
     prepare_process,
-    run_child,
+    summaries,
     word_tokenizer,
 )
 from rich.console import Console
@@ -36,6 +35,8 @@ from rich.table import Table
 
 from hfcap.files import write_json
 from hfcap.recipe import GenerateOptions
+
+SIDES = ("generate", "hfcap")
 
 
 def lively(model: Any) -> None:
@@ -75,61 +76,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sequences = model.generate(pixel_values=pixels, **values, **tokens)
         return [text.strip() for text in tokenizer.batch_decode(sequences, skip_special_tokens=True)]
 
-    seconds: list[float] = []
-    processor: list[float] = []
+    clock = Clock()
     captions: list[str] = []
     for _ in range(options.batches + 1):
-        started = time.perf_counter(), time.process_time()
         captions = caption()
-        seconds.append(time.perf_counter() - started[0])
-        processor.append(time.process_time() - started[1])
-    return {
-        "seconds": seconds[1:],
-        "processor_seconds": processor[1:],
-        "captions": captions,
-        "peak_memory_bytes": peak_bytes(),
-    }
+        clock.tick()
+    return {**clock.result(), "captions": captions}
 
 
 def compare(options: argparse.Namespace, family: str) -> dict[str, Any]:
     """Run both sides in turns, each in its own process."""
     names = ("size", "threads", "batch_size", "batches", "beams", "max_new_tokens")
-    common = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
-    runs: dict[str, list[dict[str, Any]]] = {"generate": [], "hfcap": []}
-    for _ in range(options.rounds):
-        for side, found in runs.items():
-            found.append(run_child(__file__, [*common, "--family", family, "--side", side]))
+    runs = in_turns(__file__, [*options_for_child(options, names), "--family", family], SIDES, options.rounds)
+    ours, theirs = runs["hfcap"][0]["captions"], runs["generate"][0]["captions"]
     row: dict[str, Any] = {"family": family, "batch_size": options.batch_size, "beams": options.beams}
-    for side, found in runs.items():
-        row[side] = {
-            "images_per_second": options.batch_size / statistics.median([s for run in found for s in run["seconds"]]),
-            "images_per_processor_second": options.batch_size
-            / statistics.median([s for run in found for s in run["processor_seconds"]]),
-            "peak_memory_bytes": max(run["peak_memory_bytes"] for run in found),
-            "runs": [{name: run[name] for name in ("seconds", "processor_seconds")} for run in found],
-        }
-    pairs = list(zip(runs["hfcap"][0]["captions"], runs["generate"][0]["captions"], strict=True))
-    row["same_captions"] = sum(ours == theirs for ours, theirs in pairs) / len(pairs)
-    row["different_captions"] = len({ours for ours, _ in pairs})
-    for name in ("images_per_second", "images_per_processor_second", "peak_memory_bytes"):
-        row[f"ratio_{name}"] = row["hfcap"][name] / row["generate"][name]
+    row |= summaries(runs, "images", options.batch_size)
+    row["same_captions"] = sum(one == other for one, other in zip(ours, theirs, strict=True)) / len(ours)
+    row["different_captions"] = len(set(ours))
     return row
 
 
 def main() -> None:
     """Measure one side (child process), or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["true", "small"], default="true")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser = benchmark_parser(__doc__, SIDES)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--batches", type=int, default=1, help="batches that count, after one that warms up")
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=1, help="how often the two sides take turns")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--side", choices=["hfcap", "generate"], help=argparse.SUPPRESS)
-    parser.add_argument("--family", help=argparse.SUPPRESS)
     options = parser.parse_args()
     prepare_process(options.threads)
     if options.side:

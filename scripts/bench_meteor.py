@@ -19,17 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_metrics import held_out  # type: ignore[import-not-found]  # beside this script, which runs as a file
+from bench_metrics import held_out, peak_bytes  # type: ignore[import-not-found]  # beside this script, which runs as a file
 
 TOLERANCE = 1e-9
-
-
-def _peak_megabytes(process: int | str) -> float:
-    """Largest resident memory of a running process; its children, and its parent before it started, do not count."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("this system does not tell the peak memory of a process; run the benchmark on Linux")
 
 
 def _coco(n_images: int) -> tuple[list[str], list[list[str]]]:
@@ -46,7 +38,7 @@ def _score_here(candidates: list[str], references: list[list[str]]) -> tuple[lis
     from hfcap.metrics.meteor_index import open_index
 
     statistics = meteor_statistics(open_index(), candidates, references)
-    return scores_of(statistics).tolist(), float(scores_of(statistics.sum(axis=0))), _peak_megabytes("self")
+    return scores_of(statistics).tolist(), float(scores_of(statistics.sum(axis=0))), peak_bytes() / 2**20
 
 
 def _score_there(candidates: list[str], references: list[list[str]]) -> tuple[list[float], float, float]:
@@ -55,7 +47,7 @@ def _score_there(candidates: list[str], references: list[list[str]]) -> tuple[li
     meteor = Meteor()
     numbered = dict(enumerate(references))
     corpus, scores = meteor.compute_score(numbered, {key: [line] for key, line in enumerate(candidates)})
-    return scores, corpus, _peak_megabytes(meteor.meteor_p.pid)
+    return scores, corpus, peak_bytes(meteor.meteor_p.pid) / 2**20
 
 
 def _one_side(side: str, question: Path, answer: Path) -> None:

@@ -12,28 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from bench_models import (  # type: ignore[import-not-found]  # beside this script, which runs as a file
     END,
-    FAMILIES,
     PAD,
     START,
+    Clock,
     as_captioner,
+    benchmark_parser,
     build_model,
     image_size,
+    in_turns,
     machine,
     matrix_speed,
-    peak_bytes,
+    options_for_child,
     prepare_process,
     random_captions,
-    run_child,
+    summaries,
 )
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
@@ -50,6 +50,7 @@ from hfcap.training.acceleration import use_cheap_layers
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import build_optimizer, freeze_parts, frozen_modules, trained_parameters
 
+SIDES = ("trainer", "hfcap")
 K = 5
 EPOCHS = 5
 LORA = LoraOptions()
@@ -111,38 +112,29 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
     for _ in range(options.steps + 1):
         window = [next(loader).to(accelerator.device) for _ in range(options.accumulation)]
         tokens = sum(map(plain.units, window))
+        result["captions"] = sum(int((batch.packed.caption_index.amax(1) + 1).sum()) for batch in window)
         for batch in window:
             accelerator.backward(objective(batch) / tokens)
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         clock.tick()
-    return {**result, **clock.result(options)}
+    return {**result, **clock.result()}
 
 
-class Clock(TrainerCallback):
-    """Wall and processor seconds of each update; the first one warms up."""
+class TrainerClock(TrainerCallback):
+    """Lets the Trainer tick a clock after every update."""
 
-    def __init__(self) -> None:
-        self.marks = [(time.perf_counter(), time.process_time())]
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
-    def tick(self) -> None:
-        """An update has ended."""
-        self.marks.append((time.perf_counter(), time.process_time()))
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Called by the Trainer."""
+        self.clock.restart()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer."""
-        self.tick()
-
-    def result(self, options: argparse.Namespace) -> dict[str, Any]:
-        """Seconds per update without the first, and peak memory."""
-        pairs = list(zip(self.marks[1:-1], self.marks[2:], strict=True))
-        return {
-            "seconds": [after[0] - before[0] for before, after in pairs],
-            "processor_seconds": [after[1] - before[1] for before, after in pairs],
-            "captions": options.images * options.accumulation * K,
-            "peak_memory_bytes": peak_bytes(),
-        }
+        self.clock.tick()
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -212,45 +204,25 @@ def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
             args=arguments,
             train_dataset=Rows(captions, image_size(family, size)),
             data_collator=row_collate(family),
-            callbacks=[clock],
+            callbacks=[TrainerClock(clock)],
         )
-        clock.marks = [(time.perf_counter(), time.process_time())]
         trainer.train()
-    return clock.result(options)
-
-
-def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the updates of all runs of one side."""
-    captions = runs[0]["captions"]
-    seconds = [second for run in runs for second in run["seconds"]]
-    processor = [second for run in runs for second in run["processor_seconds"]]
-    return {
-        "captions_per_second": captions / statistics.median(seconds),
-        "captions_per_processor_second": captions / statistics.median(processor),
-        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
-        "runs": runs,
-    }
+    return {**clock.result(), "captions": arguments.train_batch_size * arguments.gradient_accumulation_steps}
 
 
 def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, Any]:
     """Run both sides in turns, each in its own process, and return what was measured with the ratios."""
     images = options.images or (2 if case == "full" and family == "blip" else 4)
-    common = ["--size", options.size, "--family", family, "--case", case, "--threads", str(options.threads)]
-    common += ["--steps", str(options.steps), "--images", str(images), "--accumulation", str(options.accumulation)]
-    common += ["--precision", options.precision]
-    runs: dict[str, list[dict[str, Any]]] = {"trainer": [], "hfcap": []}
-    for _ in range(options.rounds):
-        for side, found in runs.items():
-            found.append(run_child(__file__, [*common, "--side", side]))
-    sides = {side: _summary(found) for side, found in runs.items()}
-    row: dict[str, Any] = {"family": family, "case": case, "captions_per_update": runs["hfcap"][0]["captions"], **sides}
-    ours, theirs = sides["hfcap"], sides["trainer"]
-    for name in ("captions_per_second", "captions_per_processor_second", "peak_memory_bytes"):
-        row[f"ratio_{name}"] = ours[name] / theirs[name]
+    common = options_for_child(options, ("size", "threads", "steps", "accumulation", "precision"))
+    common += ["--family", family, "--case", case, "--images", str(images)]
+    runs = in_turns(__file__, common, SIDES, options.rounds)
+    [captions] = {run["captions"] for of_side in runs.values() for run in of_side}
+    row: dict[str, Any] = {"family": family, "case": case, "captions_per_update": captions}
+    row |= summaries(runs, "captions", captions)
     if case == "lora":
         encode = min(run["encode_seconds_per_image"] for run in runs["hfcap"])
-        per_caption = 1 / ours["captions_per_second"] + encode / (K * EPOCHS)
-        row["ratio_with_encoding_over_5_epochs"] = 1 / per_caption / theirs["captions_per_second"]
+        per_caption = 1 / row["hfcap"]["captions_per_second"] + encode / (K * EPOCHS)
+        row["ratio_with_encoding_over_5_epochs"] = 1 / per_caption / row["trainer"]["captions_per_second"]
     return row
 
 
@@ -275,19 +247,12 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 
 def main() -> None:
     """Measure one side (child process), or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["true", "small"], default="true")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser = benchmark_parser(__doc__, SIDES)
     parser.add_argument("--cases", nargs="+", choices=["full", "lora"], default=["full", "lora"])
     parser.add_argument("--steps", type=int, default=2, help="updates that count, after one that warms up")
-    parser.add_argument("--rounds", type=int, default=1, help="how often the two sides take turns")
     parser.add_argument("--images", type=int, help="images per micro-batch; each brings 5 captions")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per update, on both sides")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--side", choices=["hfcap", "trainer"], help=argparse.SUPPRESS)
-    parser.add_argument("--family", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     prepare_process(options.threads)

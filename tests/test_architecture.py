@@ -141,12 +141,12 @@ def test_size(path: Path) -> None:
 
 def public_without_docstring(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
     for node in body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         overloaded = any(isinstance(mark, ast.Name) and mark.id == "overload" for mark in node.decorator_list)
-        if not ast.get_docstring(node) and not overloaded:
+        if not node.name.startswith("_") and not ast.get_docstring(node) and not overloaded:
             yield prefix + node.name
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef):  # what a private class offers to its module is read as well
             yield from public_without_docstring(node.body, f"{prefix}{node.name}.")
 
 
@@ -194,4 +194,7 @@ def test_the_checks_see_what_they_forbid(tmp_path: Path) -> None:
         if isinstance(node, ast.ExceptHandler)
     ]
     assert verdicts == [True, False]
-    assert list(public_without_docstring(ast.parse("class A:\n    'a'\n    def f(self): ...\n").body)) == ["A.f"]
+    bare = ast.parse(
+        "class A:\n    'a'\n    def f(self): ...\nclass _B:\n    def f(self): ...\n    def _g(self): ...\n"
+    )
+    assert list(public_without_docstring(bare.body)) == ["A.f", "_B.f"]

@@ -87,6 +87,7 @@ class Git(Kind):
 
 class _States(nn.Module):
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:
+        """Return the states that stand in for a film of one picture."""
         return BaseModelOutput(last_hidden_state=pixel_values[:, 0])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Annotated
 
@@ -34,8 +33,6 @@ def _options(
 
 def main() -> None:
     """Run the command line and turn known errors into one message and an exit code."""
-    # Merely found by peft, it would warn in every command of an optional part of its own.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:

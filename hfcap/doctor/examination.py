@@ -109,6 +109,7 @@ class _Examination:
     folder: Path
 
     def run(self, steps: int) -> None:
+        """Fill the report, in the order in which training meets what is examined; `steps` updates are measured."""
         recipe, report, findings = self.recipe, self.report, self.report.findings
         _say("Reading the dataset")
         splits = self._splits()

@@ -105,10 +105,12 @@ class _LogitsWatch:
         self.seen: torch.Tensor | None = None
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode as the captioner does."""
         with torch.no_grad():
             return self.captioner.encode(pixel_values)
 
     def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Return the captioner's logits (B, P, V), which are kept."""
         # All logits stand in for the states, so that a gradient shows which of them the objective reads.
         with torch.no_grad():
             logits = self.captioner.head(self.captioner.decoder_states(image_states, packed))
@@ -118,10 +120,12 @@ class _LogitsWatch:
     def states_and_penalty(
         self, image_states: torch.Tensor, packed: PackedCaptions
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits alone."""
         # A penalty teaches no token.
         return self.decoder_states(image_states, packed), None
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return what `decoder_states` gave: the logits."""
         return states
 
 

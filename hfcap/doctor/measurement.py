@@ -21,7 +21,7 @@ from hfcap.environment import hardware
 from hfcap.recipe import Recipe
 from hfcap.training.objectives import CrossEntropy, supervised_tokens
 from hfcap.training.optimization import build_optimizer, frozen_modules, trained_parameters
-from hfcap.training.records import peak_memory_bytes
+from hfcap.training.records import peak_memory_bytes, restart_peak_memory
 
 SECONDS_PER_STEP = 15.0
 """Batches that would take longer are measured with fewer pictures and scaled up."""
@@ -45,7 +45,7 @@ class Measurement:
         activation_bytes: kept for the backward pass by the batch with the longest captions, scaled up to the recipe's
             batch size.
         state_bytes_per_picture: encoded picture in the feature store (half precision), 0 without one.
-        peak_bytes: peak memory of this process (GPU: of its allocator).
+        peak_bytes: peak memory of the measurement (`training.records.peak_memory_bytes`).
         without_gradient: trained weights that got no gradient.
         losses: mean loss of each measured batch.
         load: programs per core that wanted to run before the measurement (0 where the system does not say).
@@ -76,10 +76,12 @@ class _Clock:
     started: float = 0.0
 
     def start(self) -> None:
+        """Begin to count."""
         self._wait()
         self.started = time.perf_counter()
 
     def lap(self) -> float:
+        """Return the seconds since the last reading."""
         self._wait()
         now = time.perf_counter()
         seconds, self.started = now - self.started, now
@@ -192,6 +194,7 @@ def measure(
     size = recipe.train.per_device_train_batch_size
     batches = epoch_batches(lengths, size, recipe.train.seed, 0)
     longest = sorted(range(len(lengths)), key=lambda number: -lengths[number])[:size]
+    restart_peak_memory(accelerator.device)
     run = StepMeasurement(recipe, captioner, dataset, stored, accelerator)
     first, _, _ = run.batch(longest[:1])
     one_bytes, without_gradient = run.activation_bytes(first)

@@ -17,6 +17,8 @@ from hfcap.hub_server.server import Answer, Request
 from hfcap.hub_server.store import HEADS, PULLS, HubError, Repository, Tree, now
 
 LARGEST_GIT_FILE = 10 * 2**20
+NO_XET = "/this-hub-has-no-xet-storage/set-HF_HUB_DISABLE_XET=1-and-try-again"
+"""Where requests for Xet storage are led; no route answers there."""
 
 
 def _listed(path: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +109,14 @@ def preupload(request: Request) -> Answer:
         oid = entry.get("lfs", {}).get("oid") or entry.get("oid")
         rows.append({"path": item["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
     return Answer.of({"files": rows})
+
+
+def no_xet(request: Request) -> Answer:
+    """Lead a client that asks for Xet storage to an address that does not exist and says what to do.
+
+    huggingface_hub 2.4 takes Xet wherever hf_xet is installed, and of this answer it shows only where it ended.
+    """
+    return Answer(status=307, headers={"Location": f"{request.base_url}{NO_XET}"})
 
 
 def lfs_batch(request: Request) -> Answer:

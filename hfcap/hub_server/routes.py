@@ -32,6 +32,7 @@ ROUTES: list[tuple[str, tuple[str, ...], str, Route]] = [
     ("commits", ("GET",), rf"{_API}/commits/{_REVISION}", contents.commits),
     ("preupload", ("POST",), rf"{_API}/preupload/{_REVISION}", contents.preupload),
     ("commit", ("POST",), rf"{_API}/commit/{_REVISION}", contents.commit),
+    ("no_xet", ("GET",), rf"{_API}/xet-(?:read|write)-token/{_REVISION}", contents.no_xet),
     ("repo_info", ("GET",), rf"{_API}(?:/revision/{_REVISION})?", repositories.repository_info),
     ("lfs_batch", ("POST",), rf"{_FILES}\.git/info/lfs/objects/batch", contents.lfs_batch),
     ("lfs_verify", ("POST",), rf"/lfs-storage/(?P<kind>models|datasets|spaces)/{_REPO}/verify", contents.lfs_verify),

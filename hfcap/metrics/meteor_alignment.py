@@ -81,10 +81,12 @@ class _Paths:
 
     @classmethod
     def empty(cls, n_pairs: int) -> _Paths:
+        """Return one path of no match for each pair."""
         zeros = np.zeros(n_pairs, dtype=np.int64)
         return cls(np.arange(n_pairs), zeros, zeros, zeros, zeros, zeros, zeros - 1)
 
     def take(self, rows: Integers) -> _Paths:
+        """Return these paths, in this order."""
         return _Paths(*(values[rows] for values in vars(self).values()))
 
     def best(self, n_pairs: int) -> Integers:
@@ -153,6 +155,7 @@ class _Search:
         return new, parent, match
 
     def run(self) -> Alignment:
+        """Search all pairs together and trace the best path of each back to its matches."""
         paths = _Paths.empty(self.n_pairs)
         history: list[tuple[Integers, Integers]] = []
         # The last step is behind all references: it closes the open chunks and sorts once more.

@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfcap import captioners, registry
 from hfcap.data.source import load_split
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.files import read_json, write_json
 from hfcap.publishing import hub
 from hfcap.publishing.code_files import foreign_code
@@ -227,20 +227,26 @@ def push_folder(
 
     Raises:
         UserError, WorkError: as `publish`.
+        StoppedError: Ctrl-C after the repository was made.
     """
     if not create_pr:
         check_may_publish(repo_id)
     api = HfApi()
     is_new = _open_repository(api, repo_id, private, create_pr, kind)
+    left = (
+        f"{repo_id} was made for this and may still be empty: run the command again, or remove it with "
+        f"'hf repos delete {repo_id}{'' if kind == 'model' else f' --repo-type {kind}'}'"
+    )
     try:
         return _push(api, folder, repo_id, create_pr, revision, force, kind)
     except (UserError, WorkError) as error:
         if not is_new:
             raise
-        raise type(error)(
-            f"{error}\n{repo_id} was made for this and may still be empty: run the command again, or remove it with "
-            f"'hf repos delete {repo_id}{'' if kind == 'model' else f' --repo-type {kind}'}'"
-        ) from error
+        raise type(error)(f"{error}\n{left}") from error
+    except KeyboardInterrupt:
+        if not is_new:
+            raise
+        raise StoppedError(f"stopped\n{left}") from None
 
 
 def _push(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,3 +245,8 @@ def test_merging_names_wrong_decoding_defaults(trained: Trained, tmp_path: Path)
     with pytest.raises(UserError, match=r"generation_config\.json: num_beams: .*greater than"):
         save_merged(str(tmp_path / "adapter"), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_an_optional_part_of_bitsandbytes_is_no_news() -> None:
+    """peft imports it where it is installed; on some processors it warns, in programs that never quantise."""
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)

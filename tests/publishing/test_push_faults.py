@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils._runtime import is_xet_available
 
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.staging import stage
 from hfcap.run_directory import RunDirectory
@@ -193,6 +193,34 @@ def test_a_failed_first_publication_says_what_it_left(staged: Path, hub: Hub) ->
     with pytest.raises(WorkError) as again:
         push_folder(staged, "alice/tiny", private=False)
     assert "was made for this" not in str(again.value)
+
+
+def test_another_program_that_takes_xet_is_led_to_the_remedy(
+    staged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """huggingface_hub cannot be told by a server to send by Git LFS; what it shows of the refusal says how."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    HfApi().create_repo("alice/tiny")
+    with pytest.raises(ConnectionError, match=r"this-hub-has-no-xet-storage/set-HF_HUB_DISABLE_XET=1-and-try-again"):
+        HfApi().upload_file(
+            path_or_fileobj=staged / "model.safetensors", path_in_repo="model.safetensors", repo_id="alice/tiny"
+        )
+
+
+def test_a_first_publication_that_is_stopped_says_what_it_left(
+    staged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", interrupted)
+        with pytest.raises(StoppedError, match=r"alice/tiny was made for this.*'hf repos delete alice/tiny'"):
+            push_folder(staged, "alice/tiny", private=False)
+        with pytest.raises(KeyboardInterrupt):
+            push_folder(staged, "alice/tiny", private=False)
+    push_folder(staged, "alice/tiny", private=False)
+    assert "model.safetensors" in published_files(hub)
 
 
 def test_a_connection_that_xet_loses_is_no_mistake_of_ours(
