@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,16 +48,31 @@ class LoadedModel:
 
 
 def load_models(locations: Sequence[str], trust_remote_code: bool = False) -> dict[str, LoadedModel]:
-    """Load the models of a demo; the names are those given, each once.
+    """Load the models of a demo; returns them by the names that the page shows (`shown_names`).
 
     Raises:
-        UserError: a model cannot be loaded, or gradio is not installed.
+        UserError: a model cannot be loaded or is given twice, or gradio is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
         raise MissingPackageError("gradio", "demo", "hfcap demo")
-    if len(set(locations)) < len(locations):
-        raise UserError("a model is given twice; name each model once")
-    return {location: LoadedModel(location, trust_remote_code) for location in locations}
+    names = shown_names(locations)
+    return {name: LoadedModel(place, trust_remote_code) for name, place in zip(names, locations, strict=True)}
+
+
+def shown_names(locations: Sequence[str]) -> list[str]:
+    """Return what stands above the captions of each model: Hub ids, and of folders as little as tells them apart.
+
+    The page may be seen by others, whom the folders of this machine do not concern.
+
+    Raises:
+        UserError: a model is given twice.
+    """
+    parts = [Path(place).resolve().parts if Path(place).exists() else (place,) for place in locations]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of_one[-length:]) for of_one in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("a model is given twice; name each model once")
 
 
 def launch(models: Mapping[str, LoadedModel], host: str, port: int | None) -> None:

@@ -89,6 +89,7 @@ def _context(known: CardInput) -> dict[str, object]:
         "caution": card_parts.caution(known),
         "install": Safe("pip install " + " ".join(packages)),
         "usage": code_block(usage, "python"),
+        "unpublished": known.repo_id is None,
         "printed": card_parts.printed(known),
         "has_code": known.has_code,
         "evaluation": card_evaluation.evaluation(known),

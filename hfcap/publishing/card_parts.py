@@ -204,13 +204,14 @@ def _hardware(known: CardInput) -> str:
 
 
 def _flat(block: BaseModel, prefix: str) -> Iterable[tuple[str, Any, bool]]:
-    """Yield (key, value, whether it is the default), nested blocks and mappings with dotted keys."""
+    """Yield (key, value, whether it is the default); keys of nested blocks, mappings and lists of blocks are dotted."""
     for name, info in type(block).model_fields.items():
         value = getattr(block, name)
-        if isinstance(value, list):
-            value = [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value]
         if isinstance(value, BaseModel):
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and any(isinstance(item, BaseModel) for item in value):
+            for number, item in enumerate(value):
+                yield from _flat(item, f"{prefix}{name}.{number}.")
         else:
             is_default = not info.is_required() and value == info.get_default(call_default_factory=True)
             yield from ((key, item, is_default) for key, item in _leaves(f"{prefix}{name}", value))

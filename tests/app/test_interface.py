@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from hfcap.app import interface
-from hfcap.app.demo import LoadedModel, load_models
+from hfcap.app.demo import LoadedModel, load_models, shown_names
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.publishing.pictures import drawn_pictures, read_record
 from hfcap.run_directory import RunDirectory
@@ -144,6 +144,15 @@ def test_what_the_command_needs(run: RunDirectory, monkeypatch: pytest.MonkeyPat
         load_models([str(run.path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match="given twice"):
-        load_models([str(run.path)] * 2)
+        load_models([str(run.path), f"{run.path}/."])
     with pytest.raises(UserError, match="no such folder"):
         load_models(["./nothing"])
+
+
+def test_the_page_names_no_folders_of_this_machine(tmp_path: Path) -> None:
+    places = [tmp_path / "runs" / "blip", tmp_path / "old" / "runs" / "blip", tmp_path / "runs" / "git"]
+    for place in places:
+        place.mkdir(parents=True)
+    assert shown_names([str(places[0]), "you/blip"]) == ["blip", "you/blip"]
+    names = shown_names([*map(str, places), "you/blip"])
+    assert len(set(names)) == 4 and names[1] == "old/runs/blip" and not any(map(Path.is_absolute, map(Path, names)))

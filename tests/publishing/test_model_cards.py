@@ -28,6 +28,7 @@ def test_cards_of_recipes_claim_nothing_that_was_not_done() -> None:
     for card in planned.values():
         assert "nothing was trained yet" in card
         assert "model-index" not in card and "It reaches" not in card and "## Usage" not in card
+        assert "{'" not in card, "a setting is shown as Python prints it"
 
 
 def test_a_recorded_run_gives_the_same_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
