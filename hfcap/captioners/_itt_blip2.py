@@ -9,7 +9,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap.captioners._itt_kind import expand
-from hfcap.captioners._itt_prefix import Prefix, without_prefix
+from hfcap.captioners._itt_prefix import Prefix
+from hfcap.captioners._itt_rows import without_prefix
 from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.parts import require_positions
 from hfcap.captioners.shared_prefix import SharedPrefix, looks_back
@@ -22,7 +23,6 @@ class Blip2(Prefix):
 
     model_types = ("blip-2",)
     speaks_chat = False
-    packs = True
 
     def prepare(self) -> None:
         """Older repositories leave the number of queries out; the picture would get no places."""

@@ -30,11 +30,15 @@ class PromptInputs:
 
     Attributes:
         input_ids: (N + 1,) int64; the last one is the token that captions start behind.
-        extras: the processor's other outputs for one picture (grids, token types), pixels left out.
+        extras: the processor's other outputs for one picture (grids, token types, masks), pixels left out.
+        pixel_shape: shape of the pixel values of one picture, as the model's own forward takes them.
+        other_pixels: names of further tensors with pixels.
     """
 
     input_ids: torch.Tensor
     extras: dict[str, torch.Tensor]
+    pixel_shape: tuple[int, ...] = ()
+    other_pixels: tuple[str, ...] = ()
 
 
 class Kind(ABC):
@@ -87,7 +91,11 @@ class Kind(ABC):
     def image_processor(self) -> Any:
         """Return an image processor that gives one (3, height, width) per picture, as those of other families do."""
         inner = self.processor.image_processor
-        return PicturesOfOneSize(inner, None) if self.speaks_chat else inner
+        if not self.speaks_chat:
+            return inner
+        # The processor calls it with these settings of its own.
+        settings = dict(getattr(type(self.processor), "images_kwargs", None) or {})
+        return PicturesOfOneSize(inner, getattr(self.captioner, "image_size", None), settings)
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return pixels (B, 3, height, width) in the shape that the model's own forward takes."""
@@ -98,6 +106,10 @@ class Kind(ABC):
 
     def check(self) -> None:  # noqa: B027  # most kinds refuse nothing
         """Raise a UserError where this very model cannot be trained or run."""
+
+    def usual_image_size(self) -> int | None:
+        """Return the side of the square that pictures are resized to where the recipe says nothing; None = not at all."""
+        return self.default_image_size
 
     def positions_before_text(self) -> int:
         """Return how many positions of the text model stand before every text."""
@@ -159,31 +171,37 @@ class Kind(ABC):
         """Return the processor's tokens for the prompt and one picture; every picture gives the same ones."""
         prompt = prompt.strip()
         if prompt not in self._prompts:
-            self._prompts[prompt] = self._new_prompt_inputs(prompt)
+            self._prompts[prompt] = self.inputs_for(prompt, self.blank())
         return self._prompts[prompt]
 
-    def _new_prompt_inputs(self, prompt: str) -> PromptInputs:
-        side = getattr(self.captioner, "image_size", None) or _BLANK_SIDE
-        blank = Image.new("RGB", (side, side))
+    def blank(self, width: int = _BLANK_SIDE, height: int = _BLANK_SIDE) -> Image.Image:
+        """Return a plain picture, of the size that pictures have where they are resized."""
+        side = getattr(self.captioner, "image_size", None)
+        # No level that normalisation turns to zero, which some models take for padding.
+        return Image.new("RGB", (width, height) if side is None else (side, side), (90, 130, 170))
+
+    def inputs_for(self, prompt: str, picture: Image.Image) -> PromptInputs:
+        """Return what the processor makes of prompt and picture."""
         if self.chats():
             values = self.processor.apply_chat_template(
-                [_user_message(prompt, image=blank)],
+                [_user_message(prompt, image=picture)],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
             )
         else:
-            values = self.processor(images=blank, text=self.processor_text(prompt), return_tensors="pt")
+            values = self.processor(images=picture, text=self.processor_text(prompt), return_tensors="pt")
         extras = {
             name: value
             for name, value in values.items()
             if isinstance(value, torch.Tensor) and name not in ("input_ids", "attention_mask", "labels")
         }
-        pixels = [name for name in extras if name.startswith("pixel_")]
-        for name in pixels:
+        pixels = extras.pop("pixel_values", torch.empty(0))
+        others = tuple(name for name in extras if name.startswith("pixel_values"))
+        for name in others:
             del extras[name]
-        return PromptInputs(values["input_ids"][0], extras)
+        return PromptInputs(values["input_ids"][0], extras, tuple(pixels.shape), others)
 
     def _chat_ends(self) -> tuple[str, str] | None:
         """Text that the chat template writes before and behind a reply; None without a template."""
@@ -207,5 +225,8 @@ def _user_message(prompt: str, **image: Any) -> dict[str, Any]:
 
 
 def expand(value: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
-    """Repeat a tensor of one picture (1, ...) for `count` pictures."""
-    return value.to(device).expand(count, *value.shape[1:])
+    """Repeat a tensor of one picture (1, ...), or of its n parts (n, ...), for `count` pictures."""
+    value = value.to(device)
+    if value.shape[0] == 1:
+        return value.expand(count, *value.shape[1:])
+    return value.repeat(count, *[1] * (value.ndim - 1))

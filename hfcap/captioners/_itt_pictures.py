@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ class PicturesOfOneSize:
     """An image processor whose result is one tensor per picture, all of the same shape; picklable.
 
     Processors of chat models return a list of pictures per text, or patches of all pictures in one row.
+
+    Args:
+        settings: further arguments of the image processor.
     """
 
-    def __init__(self, image_processor: Any, image_size: int | None) -> None:
+    def __init__(
+        self, image_processor: Any, image_size: int | None, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.image_processor = image_processor
         self.image_size = image_size
+        self.settings = dict(settings or {})
         self.do_normalize = image_processor.do_normalize
         self.image_mean = image_processor.image_mean
         self.image_std = image_processor.image_std
@@ -29,18 +36,18 @@ class PicturesOfOneSize:
         return {"pixel_values": torch.stack([self.pixels(picture) for picture in pictures])}
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """Return one picture's tensor."""
+        """Return one picture's tensor: (3, height, width), or what its parts or patches are stacked to."""
         if self.image_size is not None:
             picture = square(picture, self.image_size)
-        values: torch.Tensor = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
-        while values.ndim > 3:
-            assert len(values) == 1, "pictures must not be split"
+        output = self.image_processor(images=[picture], return_tensors="pt", **self.settings)
+        values: torch.Tensor = output["pixel_values"]
+        while values.ndim > 3 and len(values) == 1:
             values = values[0]
         return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, for the feature store's key."""
-        return {**self.image_processor.to_dict(), "image_size": self.image_size}
+        return {**self.image_processor.to_dict(), **self.settings, "image_size": self.image_size}
 
 
 def square(picture: Image.Image, side: int) -> Image.Image:

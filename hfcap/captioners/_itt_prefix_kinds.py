@@ -15,7 +15,6 @@ class PaliGemma(Prefix):
 
     model_types = ("paligemma",)
     speaks_chat = False
-    packs = True
 
     def processor_text(self, prompt: str) -> str:
         """Return the placeholder and the task, such as 'caption en'; the processor adds start and new line."""
@@ -37,10 +36,6 @@ class PaliGemma(Prefix):
     def project(self, image_states: torch.Tensor) -> torch.Tensor:
         """Project to Gemma's width."""
         return self.model.model.multi_modal_projector(image_states)
-
-    def features_as_list(self) -> bool:
-        """One tensor for all pictures."""
-        return False
 
     def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
         """PaliGemma counts from 1."""
@@ -66,7 +61,6 @@ class Idefics3(Prefix):
     """Idefics3 and SmolVLM (Laurencon et al. 2024, arXiv:2408.12637; Marafioti et al. 2025, arXiv:2504.05299)."""
 
     model_types = ("idefics3", "smolvlm")
-    packs = True
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """SigLIP, pixel shuffle with projection, and the language model."""
@@ -88,14 +82,6 @@ class Idefics3(Prefix):
         """Shuffle neighbouring patches together and project them."""
         return self.model.model.connector(image_states)
 
-    def features_as_list(self) -> bool:
-        """One tensor per picture."""
-        return True
-
-    def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The model takes several pictures for each text: (B, 1, 3, height, width)."""
-        return pixel_values[:, None]
-
     def prepare(self) -> None:
         """Switch splitting off: a picture in parts would give another number of tokens for every shape."""
         self.processor.image_processor.do_image_splitting = False
@@ -105,8 +91,3 @@ class Llava(Prefix):
     """LLaVA 1.5 (Liu et al. 2023, arXiv:2310.03744): CLIP patches, an MLP, Llama."""
 
     model_types = ("llava", "vipllava")
-    packs = True
-
-    def features_as_list(self) -> bool:
-        """One tensor per picture."""
-        return True

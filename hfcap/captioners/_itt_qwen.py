@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hfcap.captioners._itt_kind import PromptInputs, expand
 from hfcap.captioners._itt_pictures import PicturesOfOneSize, square
@@ -38,7 +37,6 @@ class QwenVL(Prefix):
     """Positions have three axes: time, row and column of the picture; words count alike on all three."""
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
-    packs = True
     default_image_size = 448
 
     def image_processor(self) -> Any:
@@ -84,11 +82,6 @@ class QwenVL(Prefix):
         grids = expand(self._grid(), pixel_values.shape[0], pixel_values.device)
         features = self.model.model.get_image_features(self.plain_pixels(pixel_values), grids, return_dict=True)
         return torch.stack(list(features.pooler_output))
-
-    def as_output(self, features: torch.Tensor) -> Any:
-        """A tuple of one tensor per picture."""
-        handed_on: Any = tuple(features)
-        return BaseModelOutputWithPooling(pooler_output=handed_on)
 
     def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
         """Three-axis positions (3, 1, N + 1) from the model's own rule."""

@@ -18,7 +18,7 @@ from hfcap.captioners._itt_florence2 import Florence2
 from hfcap.captioners._itt_git import Git
 from hfcap.captioners._itt_kind import Kind
 from hfcap.captioners._itt_loading import MODEL_TYPES, load_model, load_processor
-from hfcap.captioners._itt_prefix import Prefix
+from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners._itt_qwen import QwenVL
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
@@ -92,10 +92,13 @@ class ImageTextToText(Captioner):
         image_size: int | None = None,
     ) -> None:
         super().__init__(model, processor, prompt, list(base_models), assembled)
-        kind = next((kind for kind in KINDS if model.config.model_type in kind.model_types), Prefix)
-        self.image_size = kind.default_image_size if image_size is None else image_size
+        kind = next((kind for kind in KINDS if model.config.model_type in kind.model_types), Generic)
+        self.image_size = image_size
         self.kind = kind(self)
         self.kind.prepare()
+        if image_size is None:
+            self.image_size = self.kind.usual_image_size()
+            self.kind = kind(self)
         self.kind.check()
         self._end_token_id = self.kind.end_token_id()
         # The recipe says how captions are generated. `generate` would fill gaps from what the base model came with.

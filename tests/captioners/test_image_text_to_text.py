@@ -13,9 +13,9 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners._itt_loading import MODEL_TYPES, quantization_config
 from hfcap.captioners._itt_pictures import PicturesOfOneSize
-from hfcap.captioners._itt_prefix import Prefix
 from hfcap.captioners.image_text_to_text import KINDS, ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.lora import adapted_modules, add_lora
@@ -51,7 +51,7 @@ def captioner_of(name: str, prompt: str | None = None) -> ImageTextToText:
     if name != "grouped":
         return itt(name, prompt)
     captioner = itt("llava", prompt)
-    captioner.kind = Prefix(captioner)
+    captioner.kind = Generic(captioner)
     return captioner
 
 
@@ -331,9 +331,8 @@ def test_black_picture_is_a_picture() -> None:
 
 
 def test_unknown_kind_gets_one_row_per_caption() -> None:
-    assert type(captioner_of("grouped").kind) is Prefix
-    assert not Prefix.packs
-    assert not Prefix.model_types
+    assert type(captioner_of("grouped").kind) is Generic
+    assert not Generic.model_types
     known = [name for kind in KINDS for name in kind.model_types]
     assert len(set(known)) == len(known)
     assert set(known) <= MODEL_TYPES
@@ -348,8 +347,8 @@ def test_blip2_with_flan_t5_is_refused() -> None:
 
 def test_model_that_takes_pictures_in_another_way_is_refused() -> None:
     captioner = itt("git")
-    with pytest.raises(UserError, match=r"cannot caption with GitForCausalLM.*choose GIT"):
-        Prefix(captioner).check()
+    with pytest.raises(UserError, match=r"cannot caption with GitForCausalLM.*docs/image_text_to_text.md"):
+        Generic(captioner).check()
 
 
 def test_other_model_types_are_not_built_from_a_config() -> None:

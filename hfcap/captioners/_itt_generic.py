@@ -1,0 +1,220 @@
+"""Any model with `get_image_features` and a placeholder token for the picture, in its own forward and generate.
+
+LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with the picture in it][caption].
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hfcap.captioners._itt_kind import PromptInputs, expand
+from hfcap.captioners._itt_rows import Rows, accepted
+from hfcap.errors import UserError
+
+_USUAL_SIZE = 448
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureForm:
+    """How a model hands on the features of a picture.
+
+    Attributes:
+        listed: as a list of tensors (S, D); otherwise as one tensor.
+        shape: of what belongs to one picture: (tensors, S, D) of a list, (rows, ..., D) of a tensor.
+        n_deep: how many of Qwen3-VL's deepstack features, of the same shape, come with them.
+    """
+
+    listed: bool
+    shape: tuple[int, ...]
+    n_deep: int
+
+
+class Generic(Rows):
+    """Models that hfcap has no file for."""
+
+    speaks_chat = True
+    tower_names: ClassVar[tuple[str, ...]] = (
+        "vision_tower",
+        "vision_model",
+        "visual",
+        "image_encoder",
+        "vision_embed_tokens",
+    )
+    connector_names: ClassVar[tuple[str, ...]] = (
+        "multi_modal_projector",
+        "connector",
+        "embed_vision",
+        "aligner",
+        "image_newline",
+        "visual_embeddings_table",
+    )
+    _form: FeatureForm | None = None
+
+    # ---- modules and checks ------------------------------------------------------------------------------------
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Everything `get_image_features` may run is vision; the rest is text."""
+        inner = self.model.base_model
+        vision = [_as_module(getattr(inner, n)) for n in (*self.tower_names, *self.connector_names) if hasattr(inner, n)]
+        return {"vision": vision, "connector": [], "text": [*_rest(self.model, vision)]}
+
+    def check(self) -> None:
+        """Raise a UserError for a model that takes its picture in another way."""
+        name = type(self.model).__name__
+        usable = self._reader() is not None and self.image_token_id() is not None
+        if not usable or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
+            raise UserError(
+                f"model.pretrained: hfcap cannot caption with {name}: it does not take the picture as tokens of its "
+                "prompt; docs/image_text_to_text.md lists the models that work"
+            )
+        prompt = self.prompt_inputs("")
+        if int(prompt.input_ids[-1]) == self.image_token_id():
+            raise UserError(f"model.prompt: {name} needs text between picture and caption; give a prompt")
+        if prompt.other_pixels:
+            raise UserError(
+                f"model.pretrained: the processor of {name} gives a picture in several tensors "
+                f"(pixel_values, {', '.join(prompt.other_pixels)}), which hfcap does not know how to keep together"
+            )
+
+    def usual_image_size(self) -> int | None:
+        """Return a side that the vision part knows where pictures of other shapes give another prompt."""
+        if self.default_image_size is not None or self.same_for_all_shapes():
+            return self.default_image_size
+        vision = getattr(self.model.config, "vision_config", None)
+        size = getattr(vision, "image_size", None)
+        size = size[0] if isinstance(size, Sequence) else size
+        return min(int(size), _USUAL_SIZE) if size else _USUAL_SIZE
+
+    def image_token_id(self) -> int | None:
+        """Token that stands for the picture."""
+        config = self.model.config
+        for key in ("image_token_id", "image_token_index"):
+            if getattr(config, key, None) is not None:
+                return int(getattr(config, key))
+        return None
+
+    def processor_text(self, prompt: str) -> str:
+        """Return the placeholder and the prompt, for chat models without a template."""
+        return f"{getattr(self.processor, 'image_token', '')}{prompt}" if self.speaks_chat else prompt
+
+    # ---- picture -----------------------------------------------------------------------------------------------
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the features that the model puts in place of the picture's tokens; deepstack features beside them."""
+        count = len(pixel_values)
+        output = self._read(self.plain_pixels(pixel_values), count)
+        features = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        return torch.cat([_per_picture(feature, count) for feature in features], dim=-1)
+
+    def project(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Run what stands between `encode` and the language model: (B, S, D) -> (B, tokens of the picture, H)."""
+        return image_states
+
+    def picture_extras(self) -> tuple[str, ...]:
+        """Grids and sizes stay: positions are counted from them. Masks over pixels go."""
+        return tuple(name for name in self.prompt_inputs(self.captioner.prompt).extras if name.startswith("pixel_"))
+
+    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+        """Return the picture's features as `get_image_features` returns them."""
+        return {"mm_encoder_outputs": {"image": self.as_output(self.project(image_states).to(self.model.dtype))}}
+
+    def as_output(self, features: torch.Tensor) -> Any:
+        """Wrap image features (B, S, D) as `get_image_features` returns them."""
+        form, count = self.form(), len(features)
+        parts = []
+        for part in features.chunk(1 + form.n_deep, dim=-1):
+            whole = part.reshape(count * form.shape[0], *form.shape[1:])
+            parts.append(list(whole) if form.listed else whole)
+        output: Any = BaseModelOutputWithPooling(pooler_output=parts[0])
+        if form.n_deep:
+            output["deepstack_features"] = parts[1:]
+        return output
+
+    def form(self) -> FeatureForm:
+        """Return how the model hands on features, found out once with one picture.
+
+        Raises:
+            UserError: the model makes more or fewer states of it than the prompt has places.
+        """
+        if self._form is None:
+            with torch.no_grad():
+                pixels = self.captioner.image_processor(images=self.blank(), return_tensors="pt")["pixel_values"]
+                pixels = pixels.to(self.captioner.device, self.model.dtype)
+                output = self._read(self.plain_pixels(pixels), 1)
+            features, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
+            listed = isinstance(features, (list, tuple))
+            shape = (len(features), *features[0].shape) if listed else tuple(features.shape)
+            prompt = self.prompt_inputs(self.captioner.prompt).input_ids
+            n_places, n_states = int((prompt == self.image_token_id()).sum()), _per_picture(features, 1).shape[1]
+            if n_places != n_states:
+                raise UserError(
+                    f"model.pretrained: {type(self.model).__name__} makes {n_states} states of a picture, but its "
+                    f"processor leaves {n_places} places; pictures must not be split or vary in size"
+                )
+            self._form = FeatureForm(listed, shape, len(deep))
+        return self._form
+
+    def _reader(self) -> Any:
+        for holder in (self.model, self.model.base_model):
+            if hasattr(holder, "get_image_features"):
+                return holder.get_image_features
+        return None
+
+    def _read(self, pixels: torch.Tensor, count: int) -> Any:
+        """Run the model's own vision part over the pixels of `count` pictures, in the processor's shape."""
+        reader, prompt = self._reader(), self.prompt_inputs(self.captioner.prompt)
+        extras = {name: expand(value, count, pixels.device) for name, value in accepted(reader, prompt.extras).items()}
+        output = reader(pixel_values=pixels, return_dict=True, **extras)
+        if hasattr(output, "pooler_output"):
+            return output
+        return BaseModelOutputWithPooling(pooler_output=output)
+
+    def same_for_all_shapes(self) -> bool:
+        """Whether the processor gives the same prompt and shapes for pictures of any shape."""
+        shapes = [self.inputs_for("", self.blank(width, height)) for width, height in ((64, 64), (160, 64))]
+        return _comparable(shapes[0]) == _comparable(shapes[1])
+
+
+def _comparable(prompt: PromptInputs) -> tuple[Any, ...]:
+    extras = sorted((name, value.tolist()) for name, value in prompt.extras.items() if not name.startswith("pixel_"))
+    return prompt.input_ids.tolist(), prompt.pixel_shape, extras
+
+
+def _per_picture(features: Any, count: int) -> torch.Tensor:
+    """Put features, a tensor or a list of tensors, together: (count, S, D)."""
+    tensor = features if isinstance(features, torch.Tensor) else torch.stack(list(features))
+    return tensor.reshape(count, -1, tensor.shape[-1])
+
+
+def _as_module(value: Any) -> nn.Module:
+    return nn.ParameterList([value]) if isinstance(value, nn.Parameter) else value
+
+
+def _rest(model: Any, taken: list[nn.Module]) -> list[nn.Module]:
+    """Modules that hold the parameters outside `taken`, as few as possible."""
+    inside = {id(parameter) for module in taken for parameter in module.parameters()}
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        if not parameters:
+            return
+        if not any(id(parameter) in inside for parameter in parameters):
+            found.append(module)
+            return
+        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in inside]
+        if own:
+            found.append(nn.ParameterList(own))
+        for child in module.children():
+            if child not in taken:
+                visit(child)
+
+    visit(model)
+    return found

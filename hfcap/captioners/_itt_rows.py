@@ -1,0 +1,112 @@
+"""Models that caption behind their prompt in one language model: each caption in a row of the model's own forward.
+
+The forward knows its masks and positions best, so this serves any such model. The picture is still encoded once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from hfcap.captioners._itt_kind import Kind, expand
+from hfcap.captioners.step_scores import without_steps
+from hfcap.schema import PackedCaptions
+
+
+class Rows(Kind):
+    """A decoder that is given prompt and caption in one row, and the picture's states beside it."""
+
+    @abstractmethod
+    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+        """Return what the model's forward takes in place of pixels: states (B, S, D) of one picture per row."""
+
+    def picture_extras(self) -> tuple[str, ...]:
+        """Return which of the processor's outputs say how pixels are read: needed for no forward behind `encode`."""
+        return ()
+
+    def positions_before_text(self) -> int:
+        """Return the length of prompt and picture, whose last token begins each text."""
+        return len(self.prompt_inputs(self.captioner.prompt).input_ids) - 1
+
+    def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Give pixels (B, ...) the shape that the processor gives those of B pictures."""
+        first, *rest = self.prompt_inputs(self.captioner.prompt).pixel_shape
+        return pixel_values.reshape(len(pixel_values) * first, *rest)
+
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Return the logits (B, P, V) themselves: one caption per row, put back to where it is packed."""
+        prompt, device = self.prompt_inputs(self.captioner.prompt), image_states.device
+        inside = packed.caption_index >= 0
+        per_image, longest = int(packed.caption_index.max()) + 1, int(packed.position_ids.max()) + 1
+        count, n_prefix = len(image_states) * per_image, len(prompt.input_ids) - 1
+        first_row = torch.arange(len(image_states), device=device)[:, None] * per_image
+        rows, columns = (first_row + packed.caption_index)[inside], n_prefix + packed.position_ids[inside]
+        ids = expand(prompt.input_ids[None], count, device)
+        ids = torch.cat([ids, ids.new_full((count, longest - 1), self.captioner.pad_token_id)], dim=1)
+        ids[rows, columns] = packed.input_ids[inside]
+        mask = torch.zeros_like(ids)
+        mask[:, :n_prefix] = 1
+        mask[rows, columns] = 1
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            logits_to_keep=longest,
+            use_cache=False,
+            **self.picture_arguments(image_states.repeat_interleave(per_image, dim=0)),
+            **{name: _for_rows(value, n_prefix + 1, ids) for name, value in self._word_extras().items()},
+        ).logits
+        packed_logits = logits.new_zeros(*packed.input_ids.shape, logits.shape[-1])
+        packed_logits[inside] = logits[rows, columns - n_prefix]
+        return packed_logits
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the states, which are logits already."""
+        return states
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as the model does from the processor's inputs, with the picture's states given."""
+        prompt = self.prompt_inputs(self.captioner.prompt)
+        batch, device = image_states.shape[0], image_states.device
+        before = expand(prompt.input_ids[None, :-1], batch, device)
+        ids = torch.cat([before, input_ids.to(device)], dim=1)
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            **self.picture_arguments(image_states),
+            **without_steps(config),
+            **{name: expand(value, batch, device) for name, value in self._word_extras().items()},
+        )
+        return without_prefix(output, before.shape[1])
+
+    def _word_extras(self) -> dict[str, torch.Tensor]:
+        """Return the processor's other outputs, those that only tell how pixels are read left out."""
+        extras = self.prompt_inputs(self.captioner.prompt).extras
+        return {name: value for name, value in extras.items() if name not in self.picture_extras()}
+
+
+def accepted(function: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return those of the values that the function has a parameter for."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def without_prefix(output: Any, n_prefix: int) -> Any:
+    """Cut the first `n_prefix` tokens off the sequences of a generate output."""
+    if isinstance(output, torch.Tensor):
+        return output[:, n_prefix:]
+    output.sequences = output.sequences[:, n_prefix:]
+    return output
+
+
+def _for_rows(value: torch.Tensor, n_prompt: int, ids: torch.Tensor) -> torch.Tensor:
+    """Repeat a processor's output for every row; what it says of each token, it says of captions as of the last one."""
+    rows = expand(value, len(ids), ids.device)
+    if value.shape[:2] != (1, n_prompt):
+        return rows
+    behind = rows[:, -1:].expand(-1, ids.shape[1] - n_prompt, *rows.shape[2:])
+    return torch.cat([rows, behind], dim=1)
