@@ -33,8 +33,8 @@ class Blip2(Prefix):
         """Raise a UserError for Flan-T5: its relative positions cannot restart within a row."""
         if not self.model.config.use_decoder_only_language_model:
             raise UserError(
-                "model.pretrained: BLIP-2 with an encoder-decoder language model (Flan-T5) is not supported; choose "
-                "one with OPT, such as Salesforce/blip2-opt-2.7b"
+                "model.pretrained: a Q-Former before an encoder-decoder language model (Flan-T5) is not supported; "
+                "choose one with OPT, such as Salesforce/blip2-opt-2.7b, or with Vicuna"
             )
         require_positions(self.model.language_model, "model.pretrained")
 
@@ -67,10 +67,15 @@ class Blip2(Prefix):
             query_embeds=queries,
             encoder_hidden_states=image_states.to(queries.dtype),
             encoder_attention_mask=torch.ones(image_states.shape[:2], dtype=torch.long, device=image_states.device),
-        ).last_hidden_state
+            **self.words_beside_queries(queries),
+        ).last_hidden_state[:, : queries.shape[1]]
         # The Q-Former stays in float32 in half-precision models. Quantised weights are whole numbers: not followed.
         weight = model.language_projection.weight
         return model.language_projection(read.to(weight.dtype) if weight.is_floating_point() else read)
+
+    def words_beside_queries(self, queries: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return arguments of the Q-Former for words that it reads beside its queries (B, Q, D): none."""
+        return {}
 
     def language_model(self) -> Any:
         """Return OPT itself; BLIP-2's forward wants pixels."""
@@ -98,3 +103,18 @@ class Blip2(Prefix):
             **without_steps(config),
         )
         return without_prefix(output, before.shape[1])
+
+
+class InstructBlip(Blip2):
+    """InstructBLIP (Dai et al. 2023, arXiv:2305.06500) with Vicuna: the Q-Former reads the instruction, too."""
+
+    model_types = ("instructblip",)
+
+    def words_beside_queries(self, queries: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the instruction in the Q-Former's own tokens."""
+        extras = self.prompt_inputs(self.captioner.prompt).extras
+        ids, mask = (
+            expand(extras[name], len(queries), queries.device)
+            for name in ("qformer_input_ids", "qformer_attention_mask")
+        )
+        return {"input_ids": ids, "attention_mask": torch.cat([mask.new_ones(queries.shape[:2]), mask], dim=1)}

@@ -6,7 +6,6 @@ LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,11 +13,9 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hfcap.captioners._itt_kind import PromptInputs, expand
+from hfcap.captioners._itt_kind import expand
 from hfcap.captioners._itt_rows import Rows, accepted
 from hfcap.errors import UserError
-
-_USUAL_SIZE = 448
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,9 @@ class Generic(Rows):
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Everything `get_image_features` may run is vision; the rest is text."""
         inner = self.model.base_model
-        vision = [_as_module(getattr(inner, n)) for n in (*self.tower_names, *self.connector_names) if hasattr(inner, n)]
+        vision = [
+            _as_module(getattr(inner, n)) for n in (*self.tower_names, *self.connector_names) if hasattr(inner, n)
+        ]
         return {"vision": vision, "connector": [], "text": [*_rest(self.model, vision)]}
 
     def check(self) -> None:
@@ -74,23 +73,9 @@ class Generic(Rows):
                 f"model.pretrained: hfcap cannot caption with {name}: it does not take the picture as tokens of its "
                 "prompt; docs/image_text_to_text.md lists the models that work"
             )
-        prompt = self.prompt_inputs("")
-        if int(prompt.input_ids[-1]) == self.image_token_id():
+        super().check()
+        if int(self.prompt_inputs("").input_ids[-1]) == self.image_token_id():
             raise UserError(f"model.prompt: {name} needs text between picture and caption; give a prompt")
-        if prompt.other_pixels:
-            raise UserError(
-                f"model.pretrained: the processor of {name} gives a picture in several tensors "
-                f"(pixel_values, {', '.join(prompt.other_pixels)}), which hfcap does not know how to keep together"
-            )
-
-    def usual_image_size(self) -> int | None:
-        """Return a side that the vision part knows where pictures of other shapes give another prompt."""
-        if self.default_image_size is not None or self.same_for_all_shapes():
-            return self.default_image_size
-        vision = getattr(self.model.config, "vision_config", None)
-        size = getattr(vision, "image_size", None)
-        size = size[0] if isinstance(size, Sequence) else size
-        return min(int(size), _USUAL_SIZE) if size else _USUAL_SIZE
 
     def image_token_id(self) -> int | None:
         """Token that stands for the picture."""
@@ -128,7 +113,7 @@ class Generic(Rows):
     def as_output(self, features: torch.Tensor) -> Any:
         """Wrap image features (B, S, D) as `get_image_features` returns them."""
         form, count = self.form(), len(features)
-        parts = []
+        parts: list[Any] = []
         for part in features.chunk(1 + form.n_deep, dim=-1):
             whole = part.reshape(count * form.shape[0], *form.shape[1:])
             parts.append(list(whole) if form.listed else whole)
@@ -152,7 +137,10 @@ class Generic(Rows):
             listed = isinstance(features, (list, tuple))
             shape = (len(features), *features[0].shape) if listed else tuple(features.shape)
             prompt = self.prompt_inputs(self.captioner.prompt).input_ids
-            n_places, n_states = int((prompt == self.image_token_id()).sum()), _per_picture(features, 1).shape[1]
+            n_places, n_states = (
+                int(torch.eq(prompt, self.image_token_id() or 0).sum()),
+                _per_picture(features, 1).shape[1],
+            )
             if n_places != n_states:
                 raise UserError(
                     f"model.pretrained: {type(self.model).__name__} makes {n_states} states of a picture, but its "
@@ -172,19 +160,15 @@ class Generic(Rows):
         reader, prompt = self._reader(), self.prompt_inputs(self.captioner.prompt)
         extras = {name: expand(value, count, pixels.device) for name, value in accepted(reader, prompt.extras).items()}
         output = reader(pixel_values=pixels, return_dict=True, **extras)
-        if hasattr(output, "pooler_output"):
-            return output
-        return BaseModelOutputWithPooling(pooler_output=output)
-
-    def same_for_all_shapes(self) -> bool:
-        """Whether the processor gives the same prompt and shapes for pictures of any shape."""
-        shapes = [self.inputs_for("", self.blank(width, height)) for width, height in ((64, 64), (160, 64))]
-        return _comparable(shapes[0]) == _comparable(shapes[1])
-
-
-def _comparable(prompt: PromptInputs) -> tuple[Any, ...]:
-    extras = sorted((name, value.tolist()) for name, value in prompt.extras.items() if not name.startswith("pixel_"))
-    return prompt.input_ids.tolist(), prompt.pixel_shape, extras
+        deep = getattr(output, "deepstack_features", None) or ()
+        as_layers = all(isinstance(features, (list, tuple, torch.Tensor)) for features in deep)
+        whole = as_layers and not any(isinstance(features[0], int) for features in deep)
+        if getattr(output, "pooler_output", None) is None or not whole or "visual_indicator_features" in output:
+            raise UserError(
+                f"model.pretrained: hfcap cannot keep the image features of {type(self.model).__name__}, which hands "
+                "on more than the states of the picture's tokens; docs/image_text_to_text.md lists the models that work"
+            )
+        return output
 
 
 def _per_picture(features: Any, count: int) -> torch.Tensor:

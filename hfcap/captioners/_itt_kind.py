@@ -22,6 +22,8 @@ from hfcap.schema import PackedCaptions
 
 _MARK = "hfcapmark"
 _BLANK_SIDE = 64
+_PLAIN = (90, 130, 170)
+"""No level that normalisation turns to zero, which some models take for padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,11 @@ class PromptInputs:
         input_ids: (N + 1,) int64; the last one is the token that captions start behind.
         extras: the processor's other outputs for one picture (grids, token types, masks), pixels left out.
         pixel_shape: shape of the pixel values of one picture, as the model's own forward takes them.
-        other_pixels: names of further tensors with pixels.
     """
 
     input_ids: torch.Tensor
     extras: dict[str, torch.Tensor]
     pixel_shape: tuple[int, ...] = ()
-    other_pixels: tuple[str, ...] = ()
 
 
 class Kind(ABC):
@@ -95,7 +95,12 @@ class Kind(ABC):
             return inner
         # The processor calls it with these settings of its own.
         settings = dict(getattr(type(self.processor), "images_kwargs", None) or {})
+        settings.pop("return_tensors", None)
         return PicturesOfOneSize(inner, getattr(self.captioner, "image_size", None), settings)
+
+    def sees_one_picture(self) -> bool:
+        """Whether a picture's pixels are (3, height, width), neither tiles nor patches."""
+        return True
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return pixels (B, 3, height, width) in the shape that the model's own forward takes."""
@@ -108,7 +113,7 @@ class Kind(ABC):
         """Raise a UserError where this very model cannot be trained or run."""
 
     def usual_image_size(self) -> int | None:
-        """Return the side of the square that pictures are resized to where the recipe says nothing; None = not at all."""
+        """Return the side of the square that pictures are resized to by default; None = they are not."""
         return self.default_image_size
 
     def positions_before_text(self) -> int:
@@ -174,11 +179,10 @@ class Kind(ABC):
             self._prompts[prompt] = self.inputs_for(prompt, self.blank())
         return self._prompts[prompt]
 
-    def blank(self, width: int = _BLANK_SIDE, height: int = _BLANK_SIDE) -> Image.Image:
+    def blank(self, width: int = _BLANK_SIDE, colour: tuple[int, int, int] = _PLAIN) -> Image.Image:
         """Return a plain picture, of the size that pictures have where they are resized."""
         side = getattr(self.captioner, "image_size", None)
-        # No level that normalisation turns to zero, which some models take for padding.
-        return Image.new("RGB", (width, height) if side is None else (side, side), (90, 130, 170))
+        return Image.new("RGB", (width, _BLANK_SIDE) if side is None else (side, side), colour)
 
     def inputs_for(self, prompt: str, picture: Image.Image) -> PromptInputs:
         """Return what the processor makes of prompt and picture."""
@@ -198,10 +202,7 @@ class Kind(ABC):
             if isinstance(value, torch.Tensor) and name not in ("input_ids", "attention_mask", "labels")
         }
         pixels = extras.pop("pixel_values", torch.empty(0))
-        others = tuple(name for name in extras if name.startswith("pixel_values"))
-        for name in others:
-            del extras[name]
-        return PromptInputs(values["input_ids"][0], extras, tuple(pixels.shape), others)
+        return PromptInputs(values["input_ids"][0], extras, tuple(pixels.shape))
 
     def _chat_ends(self) -> tuple[str, str] | None:
         """Text that the chat template writes before and behind a reply; None without a template."""
@@ -226,7 +227,4 @@ def _user_message(prompt: str, **image: Any) -> dict[str, Any]:
 
 def expand(value: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
     """Repeat a tensor of one picture (1, ...), or of its n parts (n, ...), for `count` pictures."""
-    value = value.to(device)
-    if value.shape[0] == 1:
-        return value.expand(count, *value.shape[1:])
-    return value.repeat(count, *[1] * (value.ndim - 1))
+    return value.to(device).repeat(count, *[1] * (value.ndim - 1))

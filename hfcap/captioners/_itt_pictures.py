@@ -18,9 +18,7 @@ class PicturesOfOneSize:
         settings: further arguments of the image processor.
     """
 
-    def __init__(
-        self, image_processor: Any, image_size: int | None, settings: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, image_processor: Any, image_size: int | None, settings: Mapping[str, Any] | None = None) -> None:
         self.image_processor = image_processor
         self.image_size = image_size
         self.settings = dict(settings or {})

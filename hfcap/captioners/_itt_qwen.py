@@ -43,6 +43,10 @@ class QwenVL(Prefix):
         """Return whole pictures; `encode` cuts them into patches."""
         return QwenPictures(self.processor.image_processor, self.image_size())
 
+    def sees_one_picture(self) -> bool:
+        """Yes: `QwenPictures` puts the patches together."""
+        return True
+
     def check(self) -> None:
         """Also refuse a square that the processor would resize again."""
         super().check()

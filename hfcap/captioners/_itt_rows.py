@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from hfcap.captioners._itt_kind import Kind, expand
+from hfcap.captioners._itt_kind import Kind, PromptInputs, expand
 from hfcap.captioners.step_scores import without_steps
+from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
+
+_USUAL_SIZE, _MOST_SIZE = 448, 560
+"""Sides of the square that pictures are resized to: where the vision part names none, and at most."""
 
 
 class Rows(Kind):
@@ -28,9 +33,40 @@ class Rows(Kind):
         """Return which of the processor's outputs say how pixels are read: needed for no forward behind `encode`."""
         return ()
 
+    def usual_image_size(self) -> int | None:
+        """Return a side that the vision part knows, where pictures of other shapes would give another prompt."""
+        if self.default_image_size is not None or self.same_for_all_shapes():
+            return self.default_image_size
+        size = getattr(getattr(self.model.config, "vision_config", None), "image_size", None)
+        size = size[0] if isinstance(size, Sequence) else size
+        return min(int(size), _MOST_SIZE) if size else _USUAL_SIZE
+
+    def same_for_all_shapes(self) -> bool:
+        """Whether the processor gives the same prompt and shapes for pictures of any shape."""
+        square, long = (self.inputs_for("", self.blank(width)) for width in (64, 160))
+        return _comparable(square) == _comparable(long)
+
+    def check(self) -> None:
+        """Raise a UserError where the processor tells more of a picture than its pixel values: it would be lost."""
+        prompt, other = (self.inputs_for("", self.blank(colour=colour)) for colour in ((90, 130, 170), (170, 90, 60)))
+        names = sorted(
+            name for name, value in prompt.extras.items() if not torch.equal(value, other.extras.get(name, value[:0]))
+        )
+        if names or not prompt.pixel_shape:
+            raise UserError(
+                f"model.pretrained: hfcap cannot keep what the processor of {type(self.model).__name__} makes of a "
+                f"picture together ({', '.join(names) or 'no pixel_values'}); docs/image_text_to_text.md lists the "
+                "models that work"
+            )
+
     def positions_before_text(self) -> int:
         """Return the length of prompt and picture, whose last token begins each text."""
         return len(self.prompt_inputs(self.captioner.prompt).input_ids) - 1
+
+    def sees_one_picture(self) -> bool:
+        """Whether the processor gives (1, 3, height, width), or the like with more ones in front, for a picture."""
+        shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
+        return len(shape) > 3 and set(shape[:-3]) == {1}
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Give pixels (B, ...) the shape that the processor gives those of B pictures."""
@@ -87,6 +123,11 @@ class Rows(Kind):
         """Return the processor's other outputs, those that only tell how pixels are read left out."""
         extras = self.prompt_inputs(self.captioner.prompt).extras
         return {name: value for name, value in extras.items() if name not in self.picture_extras()}
+
+
+def _comparable(prompt: PromptInputs) -> tuple[Any, ...]:
+    extras = sorted((name, value.tolist()) for name, value in prompt.extras.items() if not name.startswith("pixel_"))
+    return prompt.input_ids.tolist(), prompt.pixel_shape, extras
 
 
 def accepted(function: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

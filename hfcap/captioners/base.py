@@ -79,7 +79,7 @@ class Captioner(ABC):
     """What is not possible with published models of this family -> the reason; keys: publish, adapter, pipeline."""
     trains_by_gradients: ClassVar[bool] = True
     """False for families that are fitted in one pass instead (captioners/fitted.py)."""
-    sees_one_picture: ClassVar[bool] = True
+    sees_one_picture: bool = True
     """False where pixel values are not (3, height, width), so that nobody can look at them."""
 
     def __init__(

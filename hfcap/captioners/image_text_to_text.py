@@ -13,12 +13,14 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig, GitProcessor
 
-from hfcap.captioners._itt_blip2 import Blip2
+from hfcap.captioners._itt_blip2 import Blip2, InstructBlip
 from hfcap.captioners._itt_florence2 import Florence2
+from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners._itt_git import Git
 from hfcap.captioners._itt_kind import Kind
+from hfcap.captioners._itt_kosmos2 import Kosmos2
 from hfcap.captioners._itt_loading import MODEL_TYPES, load_model, load_processor
-from hfcap.captioners._itt_generic import Generic
+from hfcap.captioners._itt_mllama import Mllama
 from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners._itt_qwen import QwenVL
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
@@ -27,7 +29,18 @@ from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions, ModelOptions, PositiveInt, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
-KINDS: tuple[type[Kind], ...] = (Git, Blip2, Florence2, PaliGemma, Idefics3, Llava, QwenVL)
+KINDS: tuple[type[Kind], ...] = (
+    Git,
+    Blip2,
+    InstructBlip,
+    Florence2,
+    PaliGemma,
+    Idefics3,
+    Llava,
+    QwenVL,
+    Kosmos2,
+    Mllama,
+)
 
 _LINEAR = (
     "query|key|value|dense|q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|gate_proj|up_proj|down_proj|gate_up_proj"
@@ -48,7 +61,8 @@ class ImageTextToTextOptions(ModelOptions):
         None, description="QLoRA: frozen weights in 4 or 8 bits; needs lora, a GPU and the package bitsandbytes"
     )
     image_size: PositiveInt | None = Field(
-        None, description="side of the square that pictures are resized to, for models that take any size (Qwen-VL)"
+        None,
+        description="side of the square that pictures are resized to; by default only where models take any shape",
     )
 
     freezing_keys: ClassVar[tuple[str, ...]] = ("quantization",)
@@ -100,6 +114,7 @@ class ImageTextToText(Captioner):
             self.image_size = self.kind.usual_image_size()
             self.kind = kind(self)
         self.kind.check()
+        self.sees_one_picture = self.kind.sees_one_picture()
         self._end_token_id = self.kind.end_token_id()
         # The recipe says how captions are generated. `generate` would fill gaps from what the base model came with.
         for holder in self.kind.generating_models():

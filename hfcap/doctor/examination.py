@@ -130,7 +130,7 @@ class _Examination:
         inputs = PixelInputs(train, captioner.image_processor)
         dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, recipe.train.seed)
         trained_on = train_dataset(captioner, train, inputs, tokens, recipe)
-        if isinstance(trained_on, AugmentedDataset):
+        if isinstance(trained_on, AugmentedDataset) and captioner.sees_one_picture:
             show_augmented(trained_on, captioner.image_processor, sheet)
         lengths = [sum(map(len, captions)) for captions in tokens]
         batch, names = example_batch(captioner, dataset, train, shown_pictures(recipe, lengths))

@@ -76,7 +76,8 @@ def new_tokenizer(special: Sequence[str] = (), **named: str) -> Any:
     return tokenizer
 
 
-def _text(tokenizer: Any, **values: Any) -> dict[str, Any]:
+def text_config(tokenizer: Any, **values: Any) -> dict[str, Any]:
+    """Values of a text configuration, with the tokenizer's numbers."""
     return {
         **values,
         "vocab_size": len(tokenizer),
@@ -86,7 +87,8 @@ def _text(tokenizer: Any, **values: Any) -> dict[str, Any]:
     }
 
 
-def _model(model_type: str, **values: Any) -> Any:
+def model_of(model_type: str, **values: Any) -> Any:
+    """Build a model with lively random weights, in evaluation mode."""
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **values))
     make_lively(model, 0)
@@ -97,11 +99,11 @@ def blip2() -> tuple[Any, Any]:
     """BLIP-2 with OPT."""
     processor = Blip2Processor(BlipImageProcessor(size=SIZE), new_tokenizer(), num_query_tokens=4)
     opt = {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, **LAYERS}
-    model = _model(
+    model = model_of(
         "blip-2",
         vision_config={**LAYERS, "image_size": 32, "patch_size": 16},
         qformer_config={**LAYERS, "encoder_hidden_size": 32, "vocab_size": 99},
-        text_config=_text(processor.tokenizer, **opt),
+        text_config=text_config(processor.tokenizer, **opt),
         num_query_tokens=4,
         image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
     )
@@ -116,7 +118,7 @@ def florence2() -> tuple[Any, Any]:
     image_processor.image_seq_length = 5
     tokenizer = new_tokenizer(image_token="<image>")
     processor = Florence2Processor(image_processor, tokenizer)
-    text = _text(
+    text = text_config(
         tokenizer,
         model_type="bart",
         d_model=32,
@@ -142,7 +144,7 @@ def florence2() -> tuple[Any, Any]:
         "projection_dim": 32,
         "drop_path_rate": 0.0,
     }
-    model = _model("florence2", vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id)
+    model = model_of("florence2", vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id)
     with torch.no_grad():
         # Otherwise every picture is captioned alike.
         model.model.multi_modal_projector.image_proj_norm.weight.fill_(6)
@@ -157,10 +159,10 @@ def paligemma() -> tuple[Any, Any]:
     image_processor.image_seq_length = 4
     processor = PaliGemmaProcessor(image_processor, new_tokenizer())
     tokenizer = processor.tokenizer
-    model = _model(
+    model = model_of(
         "paligemma",
         vision_config={"model_type": "siglip_vision_model", **LAYERS, "image_size": 32, "patch_size": 16},
-        text_config=_text(tokenizer, **LLAMA | {"model_type": "gemma", "head_dim": 16}),
+        text_config=text_config(tokenizer, **LLAMA | {"model_type": "gemma", "head_dim": 16}),
         projection_dim=32,
         image_token_id=processor.image_token_id,
     )
@@ -174,10 +176,10 @@ def idefics3() -> tuple[Any, Any]:
     # Splitting is on by default, as in the published repositories.
     image_processor = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE)
-    model = _model(
+    model = model_of(
         "idefics3",
         vision_config={**LAYERS, "image_size": 32, "patch_size": 8},
-        text_config=_text(tokenizer, **LLAMA),
+        text_config=text_config(tokenizer, **LLAMA),
         scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )
@@ -195,10 +197,10 @@ def llava() -> tuple[Any, Any]:
         num_additional_image_tokens=1,
         chat_template=LLAVA_TEMPLATE,
     )
-    model = _model(
+    model = model_of(
         "llava",
         vision_config={"model_type": "clip_vision_model", **LAYERS, "image_size": 32, "patch_size": 16},
-        text_config=_text(tokenizer, **LLAMA),
+        text_config=text_config(tokenizer, **LLAMA),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -216,10 +218,10 @@ def gemma3() -> tuple[Any, Any]:
         image_seq_length=4,
         chat_template=QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", names["boi_token"]),
     )
-    model = _model(
+    model = model_of(
         "gemma3",
         vision_config={"model_type": "siglip_vision_model", **LAYERS, "image_size": 32, "patch_size": 8},
-        text_config=_text(tokenizer, **LLAMA | {"model_type": "gemma3_text", "head_dim": 16}),
+        text_config=text_config(tokenizer, **LLAMA | {"model_type": "gemma3_text", "head_dim": 16}),
         mm_tokens_per_image=4,
         image_token_index=tokenizer.image_token_id,
         boi_token_index=tokenizer.boi_token_id,
@@ -254,10 +256,10 @@ def _qwen(model_type: str, **vision: Any) -> tuple[Any, Any]:
         "vision_start_token_id": "<|vision_start|>",
         "vision_end_token_id": "<|vision_end|>",
     }
-    model = _model(
+    model = model_of(
         model_type,
         vision_config={"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, **vision},
-        text_config=_text(tokenizer, **LLAMA | {"model_type": f"{model_type}_text", "rope_parameters": rope}),
+        text_config=text_config(tokenizer, **LLAMA | {"model_type": f"{model_type}_text", "rope_parameters": rope}),
         **{key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()},
     )
     return model, processor

@@ -32,6 +32,7 @@ from tests.captioners.helpers import (
     random_picture,
 )
 from tests.captioners.itt_models import IMAGE_SIZES, MODELS, QwenProcessor, itt
+from tests.captioners.itt_own_forward import own_captions, own_inputs, own_loss
 
 ALL = ["git", *MODELS]
 _WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -60,58 +61,6 @@ def captioner(request: pytest.FixtureRequest) -> ImageTextToText:
     return captioner_of(request.param)
 
 
-def _pictures(captioner: ImageTextToText, count: int) -> list[Any]:
-    pictures = [random_picture(number) for number in range(count)]
-    side = captioner.image_size
-    return pictures if side is None else [picture.resize((side, side), 3) for picture in pictures]
-
-
-def own_inputs(captioner: ImageTextToText, count: int) -> dict[str, Any]:
-    """What the model's own processor makes of pictures and prompt, called as its documentation says."""
-    processor, prompt = captioner.processor, captioner.prompt
-    pictures = _pictures(captioner, count)
-    if getattr(processor, "chat_template", None):
-        messages = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
-            for picture in pictures
-        ]
-        inputs = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-    else:
-        placeholder = "<image>" if captioner.model.config.model_type == "paligemma" else ""
-        inputs = processor(images=pictures, text=[placeholder + prompt] * count, return_tensors="pt")
-    inputs.pop("labels", None)
-    return dict(inputs)
-
-
-def own_loss(captioner: ImageTextToText, image: int, caption: list[int]) -> torch.Tensor:
-    """Summed loss of the model's forward on one row: prompt and picture from the processor, labels on the caption."""
-    inputs = {name: value[-1:] for name, value in own_inputs(captioner, image + 1).items() if name != "pixel_values"}
-    inputs["pixel_values"] = own_pixels(captioner, image)
-    reply = torch.tensor([[*caption, captioner.end_token_id]])
-    if captioner.model.config.model_type == "florence2":
-        start = captioner.start_token_ids()
-        decoder_ids = torch.tensor([[*start, *caption]])
-        labels = torch.cat([torch.tensor([[-100]]), reply], dim=1)
-        return captioner.model(**inputs, decoder_input_ids=decoder_ids, labels=labels).loss * reply.numel()
-    prompt = inputs.pop("input_ids")
-    # PaliGemma's type 1 is what is to be written, Gemma 3's the picture.
-    reply_type = int(captioner.model.config.model_type == "paligemma")
-    for name, inside in (("attention_mask", 1), ("token_type_ids", reply_type), ("mm_token_type_ids", 0)):
-        if name in inputs:
-            inputs[name] = torch.cat([inputs[name], torch.full_like(reply, inside)], dim=1)
-    labels = torch.cat([torch.full_like(prompt, -100), reply], dim=1)
-    return captioner.model(input_ids=torch.cat([prompt, reply], dim=1), labels=labels, **inputs).loss * reply.numel()
-
-
-def own_pixels(captioner: ImageTextToText, image: int) -> torch.Tensor:
-    """Pixels of the last of `image + 1` pictures, from the processor."""
-    pixels: torch.Tensor = own_inputs(captioner, image + 1)["pixel_values"]
-    patches = pixels.shape[0] // (image + 1)
-    return pixels[-patches:]
-
-
 def test_packed_loss_and_gradients_equal_the_model_s_own_forward(captioner: ImageTextToText) -> None:
     pixels = pixel_values(captioner, len(COUNTS))
     captions = random_captions(captioner, COUNTS)
@@ -136,12 +85,7 @@ def test_captions_equal_the_model_s_own_generate(captioner: ImageTextToText, num
     with torch.inference_mode():
         states = captioner.encode(pixel_values(captioner, 3))
     found = [captions[0].text for captions in captioner.caption_states(states, options)]
-    inputs = own_inputs(captioner, 3)
-    sequences = captioner.model.generate(**inputs, generation_config=captioner.generation_config(options))
-    if not captioner.model.config.is_encoder_decoder:
-        sequences = sequences[:, inputs["input_ids"].shape[1] :]
-    texts = captioner.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    assert found == [" ".join(text.split()) for text in texts]
+    assert found == own_captions(captioner, 3, options)
     assert len(set(found)) > 1, "every picture got the same caption: the comparison shows little"
 
 

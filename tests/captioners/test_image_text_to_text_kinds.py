@@ -1,0 +1,146 @@
+"""Kinds without a file of their own, and those with a small one: loss, gradients, captions, parts, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hfcap.captioners._itt_generic import Generic
+from hfcap.captioners.image_text_to_text import ImageTextToText
+from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.lora import adapted_modules
+from hfcap.errors import UserError
+from hfcap.recipe import GenerateOptions, LoraOptions
+from tests.captioners.helpers import gradients, packed_loss, pixel_values, random_captions, random_picture
+from tests.captioners.itt_models import itt
+from tests.captioners.itt_more_models import MORE_MODELS, more
+from tests.captioners.itt_own_forward import own_captions, own_inputs, own_loss
+
+COUNTS = (3, 1, 2)
+FILMS = ("internvl", "llava_onevision", "qwen3_vl", "glm4v")
+"""Their processors cannot be loaded without torchvision, because of the films they also take."""
+
+
+@pytest.fixture(scope="module", params=MORE_MODELS)
+def captioner(request: pytest.FixtureRequest) -> ImageTextToText:
+    return more(request.param)
+
+
+def test_loss_and_gradients_equal_the_model_s_own_forward(captioner: ImageTextToText) -> None:
+    captions = random_captions(captioner, COUNTS)
+    expected = torch.stack(
+        [own_loss(captioner, image, caption) for image, of_image in enumerate(captions) for caption in of_image]
+    ).sum()
+    expected.backward()
+    expected_gradients = gradients(captioner.model)
+    found = packed_loss(captioner, pixel_values(captioner, len(COUNTS)), captions)
+    found.backward()
+    found_gradients = gradients(captioner.model)
+    n_tokens = sum(len(caption) + 1 for of_image in captions for caption in of_image)
+    assert float(expected.detach()) / n_tokens > 1
+    assert abs(float(found.detach() - expected.detach())) / n_tokens < 1e-5
+    for name, gradient in expected_gradients.items():
+        assert float((found_gradients[name] - gradient).abs().max()) / n_tokens < 1e-5, name
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_captions_equal_the_model_s_own_generate(captioner: ImageTextToText, num_beams: int) -> None:
+    options = GenerateOptions(num_beams=num_beams, max_new_tokens=7)
+    with torch.inference_mode():
+        states = captioner.encode(pixel_values(captioner, 3))
+    found = [captions[0].text for captions in captioner.caption_states(states, options)]
+    assert found == own_captions(captioner, 3, options)
+    assert len(set(found)) > 1, "every picture got the same caption: the comparison shows little"
+
+
+def test_parts_and_what_encoding_runs(captioner: ImageTextToText) -> None:
+    parts = captioner.part_modules()
+    assert tuple(parts) == captioner.parts
+    ids = [{id(weight) for module in modules for weight in module.parameters()} for modules in parts.values()]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == len(list(captioner.model.parameters()))
+    captioner.encode(pixel_values(captioner, 2)).sum().backward()
+    touched = {name for name, gradient in gradients(captioner.model).items() if bool(gradient.any())}
+    assert touched
+    assert touched <= {name for name, weight in captioner.model.named_parameters() if id(weight) in ids[0]}
+
+
+def test_lora_adapts_the_language_model(captioner: ImageTextToText) -> None:
+    names = adapted_modules(captioner, LoraOptions())
+    text = {id(module) for part in captioner.part_modules()["text"] for module in part.modules()}
+    modules = dict(captioner.model.named_modules())
+    assert all(id(modules[name]) in text for name in names)
+    assert any("attn" in name for name in names) and any("mlp" in name or "fc1" in name for name in names)
+
+
+@pytest.mark.parametrize("name", [name for name in MORE_MODELS if name not in FILMS])
+def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path: Path) -> None:
+    captioner = more(name)
+    options = GenerateOptions(num_beams=2, max_new_tokens=6)
+    captioner.save(tmp_path, options)
+    pixels = pixel_values(captioner, 2)
+    expected = [captions[0].text for captions in captioner.caption_states(captioner.encode(pixels), options)]
+    again = load_captioner(str(tmp_path))
+    assert isinstance(again, ImageTextToText)
+    assert (again.prompt, again.image_size) == (captioner.prompt, captioner.image_size)
+    assert torch.equal(pixel_values(again, 2), pixels)
+    assert [captions[0].text for captions in again.caption_states(again.encode(pixels), options)] == expected
+    again.processor = AutoProcessor.from_pretrained(tmp_path)
+    model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    inputs = own_inputs(again, 2)
+    # The language models inside these bring generation settings of their own.
+    inside = {"num_beams": 2, "max_new_tokens": 6} if name in ("instructblip", "kosmos-2") else {}
+    sequences = model.generate(**inputs, **inside)[:, inputs["input_ids"].shape[1] :]
+    texts = again.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+    assert [" ".join(text.split()) for text in texts] == expected
+
+
+def test_pictures_become_one_square_only_where_their_shape_matters() -> None:
+    sizes = {name: more(name).image_size for name in ("janus", "internvl", "idefics2", "mllama")}
+    assert sizes == {"janus": None, "internvl": 32, "idefics2": 32, "mllama": 32}
+    captioner = more("internvl")
+    pictures = [random_picture(0, (64, 32)), random_picture(1, (20, 90))]
+    values = captioner.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    assert captioner.encode(values).shape[0] == 2
+
+
+def test_whether_anybody_can_look_at_the_pixels() -> None:
+    assert more("janus").sees_one_picture
+    assert itt("qwen2_vl").sees_one_picture
+    assert not more("qwen3_vl").sees_one_picture
+    assert not more("llava_next").sees_one_picture
+
+
+def test_picture_in_several_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    kind = Generic(captioner)
+    called = type(captioner.processor).__call__
+
+    def with_a_close_look(self: Any, **inputs: Any) -> Any:
+        values = called(self, **inputs)
+        return {**values, "high_res_pixels": values["pixel_values"]}
+
+    monkeypatch.setattr(type(captioner.processor), "__call__", with_a_close_look)
+    with pytest.raises(UserError, match=r"of a picture together \(high_res_pixels\)"):
+        kind.check()
+
+
+def test_features_that_do_not_fit_their_places_are_refused() -> None:
+    captioner = more("janus")
+    captioner.processor.num_image_tokens = 3
+    captioner.kind = Generic(captioner)
+    states = captioner.encode(pixel_values(captioner, 1))
+    with pytest.raises(UserError, match="makes 4 states of a picture, but its processor leaves 3 places"):
+        captioner.caption_states(states, GenerateOptions(max_new_tokens=2))
+
+
+def test_more_features_than_the_picture_s_tokens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    output = captioner.model.base_model.get_image_features(pixel_values(captioner, 1), return_dict=True)
+    output["visual_indicator_features"] = torch.zeros(1)
+    monkeypatch.setattr(captioner.model.base_model, "get_image_features", lambda **_: output)
+    with pytest.raises(UserError, match=r"cannot keep the image features of Janus"):
+        captioner.encode(pixel_values(captioner, 1))
