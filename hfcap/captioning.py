@@ -25,6 +25,7 @@ from hfcap.files import write_json_lines, write_text
 from hfcap.progress import console, error_console, progress_bar
 from hfcap.recipe import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
+from hfcap.text import inert, printable
 
 OUTPUT_SUFFIXES = (".jsonl", ".csv")
 
@@ -161,11 +162,6 @@ def _table(predictions: Sequence[Prediction]) -> Table:
     return table
 
 
-def printable(text: str) -> str:
-    """Replace what is no text: control characters in a file name would command the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _csv(predictions: Sequence[Prediction]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -173,8 +169,3 @@ def _csv(predictions: Sequence[Prediction]) -> str:
     for prediction in predictions:
         writer.writerow([inert(prediction.file_name), inert(prediction.caption), prediction.score])
     return text.getvalue()
-
-
-def inert(text: str) -> str:
-    """Mark text that a spreadsheet would run, because it starts like a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

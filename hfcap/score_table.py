@@ -11,6 +11,25 @@ from rich.text import Text
 from hfcap import registry
 from hfcap.schema import ScoreReport
 
+METRIC_NAMES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr-D",
+    "spice": "SPICE",
+    "clip_score": "CLIPScore",
+    "ref_clip_score": "RefCLIPScore",
+}
+"""Metrics that papers print times 100, in the order of the papers' tables."""
+
+
+def metric_name(metric: str) -> str:
+    """Return the metric's name as papers write it."""
+    return METRIC_NAMES.get(metric, metric)
+
 
 def score_table(reports: Mapping[str, ScoreReport], title: str) -> Table:
     """Return a table with one row per metric and one column per report; intervals in brackets where known."""

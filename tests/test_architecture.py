@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "errors",
     "files",
+    "text",
     "progress",
     "hub_server",
     "strict_yaml",
@@ -31,6 +32,7 @@ ORDER = [
     "environment",
     "decoding",
     "captioning",
+    "pages",
     "fusion",
     "search",
     "training",

@@ -86,13 +86,21 @@ def compare(
     n_resamples: Annotated[int, typer.Option(min=100, help="of the bootstrap and the permutation test")] = 10_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     allow_missing: AllowMissing = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="small copies of the runs' pictures in leaderboard.html")
+    ] = False,
+    images: Annotated[Path | None, typer.Option(help="the same, from this folder of pictures")] = None,
+    examples: Annotated[int, typer.Option(min=0, max=100, help="wins and losses shown for each pair")] = 6,
 ) -> None:
     """Compare runs, score files or (with --references) prediction files: intervals and paired differences."""
+    from hfcap.comparison import PictureSource, write_leaderboard
     from hfcap.comparison import compare as compare_systems
-    from hfcap.comparison import write_leaderboard
     from hfcap.metrics.caption_files import each_once, warn_on_terminal
     from hfcap.scoring import score_files
 
+    source = PictureSource(images) if pictures or images is not None else None
+    if source is not None and output is None:
+        raise UserError("--pictures and --images: the pictures are in leaderboard.html; give its folder with -o")
     score_one = None
     if references is not None:
         # The human captions are read for each system, and what is to be said of them is the same.
@@ -108,5 +116,5 @@ def compare(
     comparison = compare_systems(systems, score=score_one, split=split, n_resamples=n_resamples, seed=seed)
     console.print(comparison)
     if output is not None:
-        write_leaderboard(comparison, output)
-        say(f"Leaderboard: {output}")
+        write_leaderboard(comparison, output, references=references, pictures=source, n_examples=examples)
+        say(f"Leaderboard: {output / 'leaderboard.html'}")

@@ -42,7 +42,9 @@ class Comparison:
         outputs: names of values, in the order of the score files.
         plain_outputs: those that are shown as they are, not x 100.
         intervals: system name -> output -> (lower, upper).
-        best: output -> name of the best system; outputs without a better direction are left out.
+        ranking: the value that orders the systems; None where no value is comparable.
+        directions: comparable output -> 1 where higher is better, -1 where lower is; others are left out.
+        best: output -> name of the best system, for the outputs of `directions`.
         differences: output -> name of another system -> its difference to the best.
         published: target rows of the recipes, each once.
         warnings: everything that makes the comparison less than equal.
@@ -53,6 +55,8 @@ class Comparison:
     outputs: tuple[str, ...]
     plain_outputs: frozenset[str]
     intervals: dict[str, dict[str, tuple[float, float]]]
+    ranking: str | None
+    directions: dict[str, float]
     best: dict[str, str]
     differences: dict[str, dict[str, Difference]]
     published: tuple[PublishedRow, ...]
@@ -262,6 +266,8 @@ def compare(
         outputs=outputs,
         plain_outputs=frozenset(name for metric in metrics for name in metric.plain_outputs),
         intervals={system.name: _intervals(system, metrics, settings) for system in systems},
+        ranking=ranking,
+        directions=directions,
         best=best,
         differences=_differences(systems, equal, best, settings),
         published=tuple(published.values()),

@@ -2,46 +2,75 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from hfcap.comparison.by_image import ByImage, by_image
 from hfcap.comparison.leaderboard import Comparison, Difference
 from hfcap.comparison.systems import COSTS
-from hfcap.files import write_json, write_text
 from hfcap.scoring import signature_line
 
-_SIGNIFICANT = 0.05
-_COST_TITLES = {
-    "parameters": ("parameters, M", 1e6, 1),
-    "trainable_parameters": ("trained, M", 1e6, 2),
-    "train_seconds": ("training, h", 3600.0, 2),
-    "peak_memory_bytes": ("peak memory, GiB", 2.0**30, 2),
-    "images_per_second": ("images/s", 1.0, 1),
-    "captions_per_second": ("captions/s", 1.0, 1),
+SIGNIFICANT = 0.05
+"""Differences with a smaller p-value after correction are marked."""
+
+
+N_EXAMPLES = 6
+"""So many of the largest wins and losses of each pair are shown."""
+
+
+class Cost(NamedTuple):
+    """How a cost of training is shown.
+
+    Attributes:
+        title: with its unit.
+        unit: that unit in those of training_summary.json.
+        digits: after the point.
+        less_is_cheaper: False for speeds.
+    """
+
+    title: str
+    unit: float
+    digits: int
+    less_is_cheaper: bool = True
+
+
+COST_TITLES = {
+    "parameters": Cost("parameters, M", 1e6, 1),
+    "trainable_parameters": Cost("trained, M", 1e6, 2),
+    "train_seconds": Cost("training, h", 3600.0, 2),
+    "peak_memory_bytes": Cost("peak memory, GiB", 2.0**30, 2),
+    "images_per_second": Cost("images/s", 1.0, 1, less_is_cheaper=False),
+    "captions_per_second": Cost("captions/s", 1.0, 1, less_is_cheaper=False),
 }
 
 
-def _number(comparison: Comparison, output: str, value: float | None, sign: bool = False) -> str:
-    """The value as papers show it: x 100 with one decimal, counts and lengths as they are."""
+def scaled(comparison: Comparison, output: str, value: float) -> float:
+    """Return the value as papers show it: x 100, counts and lengths as they are."""
+    return value if output in comparison.plain_outputs else 100.0 * value
+
+
+def shown_number(comparison: Comparison, output: str, value: float | None, sign: bool = False) -> str:
+    """Return the scaled value with one decimal; with `sign` a difference, with two."""
     if value is None:
         return "-"
-    scaled = value if output in comparison.plain_outputs else 100.0 * value
-    return f"{scaled:+.2f}" if sign else f"{scaled:.1f}"
+    number = scaled(comparison, output, value)
+    return f"{number:+.2f}" if sign else f"{number:.1f}"
 
 
 def _cell(comparison: Comparison, system: str, output: str, value: float | None) -> str:
     interval = comparison.intervals.get(system, {}).get(output)
-    text = _number(comparison, output, value)
+    text = shown_number(comparison, output, value)
     if value is None or interval is None:
         return text
-    return f"{text} [{_number(comparison, output, interval[0])}, {_number(comparison, output, interval[1])}]"
+    return f"{text} [{shown_number(comparison, output, interval[0])}, {shown_number(comparison, output, interval[1])}]"
 
 
-def _p(value: float) -> str:
+def shown_p(value: float) -> str:
+    """Return a p-value as text."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
@@ -49,25 +78,27 @@ def _difference_cell(comparison: Comparison, output: str, difference: Difference
     if difference is None:
         return "-"
     paired = difference.paired
-    lower, upper = (_number(comparison, output, bound, sign=True) for bound in paired.interval)
-    mark = "*" if difference.corrected_p_value < _SIGNIFICANT else ""
-    value = _number(comparison, output, paired.difference, sign=True)
-    return f"{value} [{lower}, {upper}] {_p(difference.corrected_p_value)}{mark}"
+    lower, upper = (shown_number(comparison, output, bound, sign=True) for bound in paired.interval)
+    mark = "*" if difference.corrected_p_value < SIGNIFICANT else ""
+    value = shown_number(comparison, output, paired.difference, sign=True)
+    return f"{value} [{lower}, {upper}] {shown_p(difference.corrected_p_value)}{mark}"
 
 
-def _cost_keys(comparison: Comparison) -> list[str]:
+def cost_keys(comparison: Comparison) -> list[str]:
+    """Return the costs that some system recorded."""
     return [key for key in COSTS if any(key in system.costs for system in comparison.systems)]
 
 
-def _cost(key: str, value: float | None) -> str:
-    _, unit, digits = _COST_TITLES[key]
-    return "-" if value is None else f"{value / unit:.{digits}f}"
+def shown_cost(key: str, value: float | None) -> str:
+    """Return a cost in the unit of its title."""
+    cost = COST_TITLES[key]
+    return "-" if value is None else f"{value / cost.unit:.{cost.digits}f}"
 
 
 def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the main table, systems first, published rows after them."""
-    costs = _cost_keys(comparison)
-    header = ["system", *comparison.outputs, *(_COST_TITLES[key][0] for key in costs)]
+    costs = cost_keys(comparison)
+    header = ["system", *comparison.outputs, *(COST_TITLES[key].title for key in costs)]
     rows = [
         [
             system.name,
@@ -75,13 +106,13 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 _cell(comparison, system.name, output, system.report.metrics.get(output))
                 for output in comparison.outputs
             ),
-            *(_cost(key, system.costs.get(key)) for key in costs),
+            *(shown_cost(key, system.costs.get(key)) for key in costs),
         ]
         for system in comparison.systems
     ]
     for row in comparison.published:
         mark = "reproduced" if row.reproduced else "not yet reproduced here"
-        values = [_number(comparison, output, row.metrics.get(output)) for output in comparison.outputs]
+        values = [shown_number(comparison, output, row.metrics.get(output)) for output in comparison.outputs]
         rows.append([f"{row.name}, {mark}: {row.source}", *values, *("-" for _ in costs)])
     return header, rows
 
@@ -106,13 +137,14 @@ def _difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]
     return ["system", *outputs], rows
 
 
-def _note(comparison: Comparison) -> str:
+def explanation(comparison: Comparison) -> str:
+    """Return what the numbers of the tables are."""
     settings = comparison.settings
     return (
         f"Values x 100 (counts and lengths as they are) with {settings['confidence_level']:.0%} bootstrap intervals. "
         f"Differences to the best: paired bootstrap interval, p of the paired permutation test after Holm's correction "
         f"over all comparisons shown ({settings['n_resamples']:,} resamples of "
-        f"{comparison.systems[0].report.n_images:,} images, seed {settings['seed']}); * = below {_SIGNIFICANT}. "
+        f"{comparison.systems[0].report.n_images:,} images, seed {settings['seed']}); * = below {SIGNIFICANT}. "
         f"Published rows are quoted, not measured here."
     )
 
@@ -135,7 +167,7 @@ def leaderboard_table(comparison: Comparison) -> RenderableType:
     parts.append(_upright(header, rows, "Leaderboard", best))
     if comparison.differences:
         parts.append(_upright(*_difference_rows(comparison), "Difference to the best", set()))
-    parts.append(Text(_note(comparison), style="dim"))
+    parts.append(Text(explanation(comparison), style="dim"))
     return Group(*parts)
 
 
@@ -145,6 +177,15 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
     align = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join([line(header), "| " + " | ".join(align) + " |", *map(line, rows)])
+
+
+def _by_image_rows(comparison: Comparison, pairs: Sequence[ByImage]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of wins and losses of the best system."""
+    rows = []
+    for pair in pairs:
+        mean = shown_number(comparison, pair.output, float(pair.differences.mean()), sign=True)
+        rows.append([pair.other.name, *(f"{count:,}" for count in pair.counts.values()), mean])
+    return ["against", *pairs[0].counts, "mean difference"], rows
 
 
 def leaderboard_markdown(comparison: Comparison) -> str:
@@ -158,11 +199,38 @@ def leaderboard_markdown(comparison: Comparison) -> str:
     parts.append(_markdown_table(header, marked))
     if comparison.differences:
         parts += ["## Difference to the best", _markdown_table(*_difference_rows(comparison))]
-    parts.append(_note(comparison))
+    parts.append(explanation(comparison))
+    if pairs := by_image(comparison):
+        parts += [
+            "## Image by image",
+            f"Images that the best system, {pairs[0].leader.name}, wins, ties and loses by their {pairs[0].output}.",
+            _markdown_table(*_by_image_rows(comparison, pairs)),
+        ]
     signatures = "\n".join(
         f"- {system.name}: `{signature_line(system.report.signature)}`" for system in comparison.systems
     )
     return "\n\n".join([*parts, "## Signatures", signatures]) + "\n"
+
+
+def _by_image_json(pairs: Sequence[ByImage]) -> dict[str, Any] | None:
+    if not pairs:
+        return None
+    return {
+        "output": pairs[0].output,
+        "best": pairs[0].leader.name,
+        "against": [
+            {
+                "name": pair.other.name,
+                **pair.counts,
+                "mean_difference": float(pair.differences.mean()),
+                **{
+                    key: {pair.image_ids[n]: float(pair.differences[n]) for n in positions}
+                    for key, positions in zip(("largest_wins", "largest_losses"), pair.largest(N_EXAMPLES), strict=True)
+                },
+            }
+            for pair in pairs
+        ],
+    }
 
 
 def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
@@ -199,11 +267,6 @@ def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
             {"name": row.name, "metrics": row.metrics, "source": row.source, "reproduced": row.reproduced}
             for row in comparison.published
         ],
+        "by_image": _by_image_json(by_image(comparison)),
         "warnings": list(comparison.warnings),
     }
-
-
-def write_leaderboard(comparison: Comparison, folder: Path) -> None:
-    """Write leaderboard.md and leaderboard.json into `folder`."""
-    write_text(folder / "leaderboard.md", leaderboard_markdown(comparison))
-    write_json(folder / "leaderboard.json", leaderboard_json(comparison))

@@ -133,7 +133,9 @@ def paired_differences(
                 output: PairedDifference(
                     float(observed[position]),
                     intervals[output],
-                    1.0 if _is_nothing(pair.metric, output, observed[position]) else float(p_value[position]),
+                    1.0
+                    if shown_as_nothing(observed[position], output in pair.metric.plain_outputs)
+                    else float(p_value[position]),
                 )
                 for position, output in enumerate(pair.metric.outputs)
                 if output in intervals and np.isfinite(observed[position])
@@ -142,9 +144,13 @@ def paired_differences(
     return results
 
 
-def _is_nothing(metric: CaptionMetric, output: str, difference: float) -> bool:
-    """Whether a difference is shown as 0.00: without a 4-gram match BLEU-4 is its smoothing, exact to the last bit."""
-    return abs(difference) < (_SHOWN_PLAIN if output in metric.plain_outputs else _SHOWN)
+def shown_as_nothing(difference: float, plain: bool) -> bool:
+    """Whether a difference is shown as 0.00: without a 4-gram match BLEU-4 is its smoothing, exact to the last bit.
+
+    Args:
+        plain: the value is shown as it is, not x 100.
+    """
+    return abs(difference) < (_SHOWN_PLAIN if plain else _SHOWN)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

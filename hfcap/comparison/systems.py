@@ -59,6 +59,8 @@ class System:
         report: the score file.
         costs: training costs the run recorded (keys of COSTS); empty for a plain score file.
         published: the recipe's target, if it names one.
+        run: the run directory that the score file belongs to, if any.
+        predictions: the captions that were scored, if it is known where they lie.
     """
 
     name: str
@@ -66,6 +68,8 @@ class System:
     report: ScoreReport
     costs: dict[str, float] = field(default_factory=dict)
     published: PublishedRow | None = None
+    run: RunDirectory | None = None
+    predictions: Path | None = None
 
     def statistics(self, metric: CaptionMetric) -> NDArray[np.float64] | None:
         """Return the metric's statistics, (N, S) in the order of sorted image ids; None where the file lacks them."""
@@ -130,7 +134,7 @@ def read_system(path: Path, split: str | None = None, score: ScorePredictions | 
         UserError: none of them, or a file in it is missing or malformed.
     """
     if not path.is_dir():
-        return System(path.stem, path, _report_of_file(path, score))
+        return _system_of_file(path, score)
     run = RunDirectory.existing(path)
     try:
         recipe = yaml.safe_load(read_text(run.recipe, "recipe"))
@@ -138,11 +142,19 @@ def read_system(path: Path, split: str | None = None, score: ScorePredictions | 
         raise UserError(f"{run.recipe}: not valid YAML ({error})") from None
     if not isinstance(recipe, dict):
         raise UserError(f"{run.recipe}: expected keys and values")
-    report = read_scores(_score_file(run, split, recipe))
-    return System(path.resolve().name, path, report, _costs(run), _published(recipe, path))
+    scores = _score_file(run, split, recipe)
+    return System(
+        path.resolve().name,
+        path,
+        read_scores(scores),
+        _costs(run),
+        _published(recipe, path),
+        run,
+        run.predictions(scores.stem),
+    )
 
 
-def _report_of_file(path: Path, score: ScorePredictions | None) -> ScoreReport:
+def _system_of_file(path: Path, score: ScorePredictions | None) -> System:
     if not path.exists():
         kinds = "a score file or " + ("a prediction file" if score else "(with --references) a prediction file")
         raise UserError(f"{path}: no such file or folder; give a run directory, {kinds}")
@@ -151,8 +163,11 @@ def _report_of_file(path: Path, score: ScorePredictions | None) -> ScoreReport:
             raise UserError(
                 f"{path}: no score file; to compare prediction files, give their human captions (--references FILE)"
             )
-        return score(path)
-    return read_scores(path)
+        return System(path.stem, path, score(path), predictions=path)
+    run = RunDirectory(path.absolute().parent.parent)
+    if path.absolute() == run.scores(path.stem) and run.recipe.is_file():
+        return System(path.stem, path, read_scores(path), run=run, predictions=run.predictions(path.stem))
+    return System(path.stem, path, read_scores(path))
 
 
 def read_systems(

@@ -7,8 +7,9 @@ from typing import Any
 from hfcap.publishing.card_text import count, dataset_link, shown_number, table
 from hfcap.publishing.escaping import Safe, code, escape
 from hfcap.publishing.facts import CardInput
-from hfcap.publishing.metadata import METRIC_NAMES, compact_signature, metric_name
+from hfcap.publishing.metadata import compact_signature
 from hfcap.recipe import GenerateOptions
+from hfcap.score_table import METRIC_NAMES, metric_name
 
 FEW_IMAGES = 100
 """Below so many pictures CIDEr's document frequencies say little."""

@@ -11,7 +11,8 @@ from hfcap.publishing.card_evaluation import BASELINE_NAMES
 from hfcap.publishing.card_text import count, dataset_link, duration, hub_link, shown_number, table
 from hfcap.publishing.escaping import Safe, code, code_block, escape, one_line, portable
 from hfcap.publishing.facts import CardInput, Sample
-from hfcap.publishing.metadata import METRIC_NAMES, metric_name, shown_value
+from hfcap.publishing.metadata import shown_value
+from hfcap.score_table import METRIC_NAMES, metric_name
 
 # ---- title and summary ---------------------------------------------------------------------------------------------
 

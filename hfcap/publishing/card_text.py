@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from hfcap.publishing.escaping import Safe, escape
 from hfcap.publishing.facts import CardInput
-from hfcap.publishing.metadata import METRIC_NAMES, shown_value
+from hfcap.publishing.metadata import shown_value
+from hfcap.score_table import METRIC_NAMES
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> Safe:

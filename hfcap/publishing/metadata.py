@@ -13,20 +13,7 @@ from hfcap.publishing.escaping import is_machine_path, one_line, portable
 from hfcap.publishing.facts import CardInput, licence_of
 from hfcap.publishing.pictures import SAMPLES_FOLDER
 from hfcap.publishing.sections import split_front_matter
-
-METRIC_NAMES = {
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "meteor": "METEOR",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr-D",
-    "spice": "SPICE",
-    "clipscore": "CLIPScore",
-    "refclipscore": "RefCLIPScore",
-}
-"""Metrics that papers print times 100, in the order of the papers' tables."""
+from hfcap.score_table import METRIC_NAMES, metric_name
 
 N_WIDGET_EXAMPLES = 3
 
@@ -36,11 +23,6 @@ _HUB_METRICS = {"bleu_4": "bleu", "meteor": "meteor", "rouge_l": "rouge", "cider
 def shown_value(metric: str, value: float) -> float:
     """Return the number that the card shows: x100 as papers do for the metrics in METRIC_NAMES, else as it is."""
     return round(100 * float(value), 2) if metric in METRIC_NAMES else round(float(value), 4)
-
-
-def metric_name(metric: str) -> str:
-    """Return the metric's name as papers write it."""
-    return METRIC_NAMES.get(metric, metric)
 
 
 def compact_signature(signature: dict[str, Any]) -> str:

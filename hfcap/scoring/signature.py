@@ -50,14 +50,15 @@ def signature_line(signature: Mapping[str, Any]) -> str:
     ]
     for metric, conditions in sorted(signature.get("metrics", {}).items()):
         parts += [f"{metric}.{key}:{value}" for key, value in sorted(conditions.items())] or [metric]
-    return "|".join(parts + [f"{key}:{value}" for key, value in _flattened(signature.get("run", {}))])
+    return "|".join(parts + [f"{key}:{value}" for key, value in flattened(signature.get("run", {}))])
 
 
-def _flattened(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flattened(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of nested conditions, in the order of the keys."""
     flat: list[tuple[str, Any]] = []
     for key, entry in sorted(value.items()):
         if isinstance(entry, Mapping):
-            flat += _flattened(entry, f"{prefix}{key}.")
+            flat += flattened(entry, f"{prefix}{key}.")
         else:
             flat.append((f"{prefix}{key}", entry))
     return flat

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from hfcap.captioning import inert, printable
-from hfcap.data.images import UnreadableImageError, decode_image
+from hfcap.data.images import UnreadableImageError
 from hfcap.errors import UserError
 from hfcap.files import write_json_lines, write_text
+from hfcap.pages import render_page, thumbnail
 from hfcap.search.finding import Hit
+from hfcap.text import inert, printable
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".html")
-_THUMBNAIL = 240
-
-_STYLE = """body { font: 16px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
-ol { display: grid; gap: 1.5em; grid-template-columns: repeat(auto-fill, minmax(15em, 1fr)) }
-ol { list-style: none; padding: 0 } li, h1 { overflow-wrap: anywhere }
-img { display: block; max-width: 100%; border-radius: 4px } small { color: #555 }
-@media (prefers-color-scheme: dark) { body { background: #161616; color: #eee } small { color: #aaa } }"""
 
 
 def hit_table(hits: Sequence[Hit], query: str) -> Table:
@@ -88,26 +81,12 @@ def _values(hit: Hit, hits: Sequence[Hit]) -> list[float]:
 
 
 def _page(hits: Sequence[Hit], query: str) -> str:
-    title = html.escape(printable(f"Pictures of {query!r}"))
-    items = "\n".join(_item(hit) for hit in hits)
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n"
-        f"<h1>{title}</h1>\n<ol>\n{items}\n</ol></html>\n"
-    )
+    return render_page("search/hits.html.jinja", title=f"Pictures of {query!r}", hits=[_shown(hit) for hit in hits])
 
 
-def _item(hit: Hit) -> str:
-    caption, name = html.escape(printable(hit.caption)), html.escape(printable(hit.record.file_name))
+def _shown(hit: Hit) -> dict[str, Any]:
     try:
-        picture = decode_image(hit.record.image, _THUMBNAIL)
+        picture = thumbnail(hit.record.image)
     except UnreadableImageError:
-        shown = "<em>cannot be read</em>"
-    else:
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=80)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        shown = f'<img alt="{caption or name}" src="data:image/jpeg;base64,{data}">'
-    return f'<li>{shown}<span dir="auto">{caption}</span><br><small>{hit.score:.3f} &middot; {name}</small></li>'
+        picture = ""
+    return {"picture": picture, "caption": hit.caption, "name": hit.record.file_name, "score": hit.score}

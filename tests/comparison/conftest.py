@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ def scored(tmp_path: Path) -> Callable[..., Path]:
 def run_directory(scored: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes a run directory with scores, costs and a published target."""
 
-    def make(name: str, share: float, **recipe: Any) -> Path:
+    def make(name: str, share: float, metrics: Sequence[str] = ("bleu", "rouge_l", "cider"), **recipe: Any) -> Path:
         folder = tmp_path / "runs" / name
-        scored(f"runs/{name}/scores/test.json", share)
+        scored(f"runs/{name}/scores/test.json", share, metrics=metrics)
         expect = {"metrics": {"cider": 1.333}, "source": "the paper, table 2", "reproduced": False}
         content = {"name": name, "score": {"split": "test"}, "expect": expect} | recipe
         (folder / "recipe.yaml").write_text(json.dumps(content))

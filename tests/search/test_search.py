@@ -189,7 +189,7 @@ def test_files(tmp_path: Path) -> None:
     bare = find("many", records([["many"]]), where="here")[0]
     bare = dataclasses.replace(bare, caption="", record=dataclasses.replace(bare.record, file_name='"><b>.jpg'))
     write_hits([bare], "x", tmp_path / "hits.html")
-    assert 'alt="&quot;&gt;&lt;b&gt;.jpg"' in (tmp_path / "hits.html").read_text()
+    assert 'alt="&#34;&gt;&lt;b&gt;.jpg"' in (tmp_path / "hits.html").read_text()
     with pytest.raises(UserError, match=r"ends in \.csv or \.jsonl or \.html"):
         write_hits(hits, "x", tmp_path / "hits.txt")
 

@@ -1,0 +1,244 @@
+"""The leaderboard as one HTML file: verdict, tables, plots, wins and losses image by image, conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hfcap.comparison.by_image import ByImage
+from hfcap.comparison.evidence import Evidence
+from hfcap.comparison.figures import inline
+from hfcap.comparison.leaderboard import Comparison
+from hfcap.comparison.plots import Plot
+from hfcap.comparison.rendering import (
+    COST_TITLES,
+    SIGNIFICANT,
+    cost_keys,
+    explanation,
+    shown_cost,
+    shown_number,
+    shown_p,
+)
+from hfcap.data.images import UnreadableImageError
+from hfcap.pages import render_page, thumbnail
+from hfcap.schema import ImageBytes
+from hfcap.score_table import metric_name
+from hfcap.scoring.signature import flattened
+
+
+def leaderboard_page(
+    comparison: Comparison, pairs: Sequence[ByImage], plots: Sequence[Plot], evidence: Evidence, n_examples: int
+) -> str:
+    """Return the page.
+
+    Args:
+        pairs: the best system against each other one.
+        plots: drawn from the same comparison.
+        evidence: captions, human captions and pictures of the images with the largest differences.
+        n_examples: so many wins and losses of each pair are shown.
+    """
+    inlined = {
+        (plot.kind, plot.subject): inline(plot.svg, f"p{number}", plot.description) for number, plot in enumerate(plots)
+    }
+    thumbnails = {image_id: _thumbnail(picture) for image_id, picture in evidence.pictures.items()}
+    return render_page(
+        "comparison/leaderboard.html.jinja",
+        title="Captioners compared" if len(comparison.systems) > 1 else "Scores of one captioner",
+        facts=_facts(comparison),
+        verdict=_verdict(comparison),
+        warnings=comparison.warnings,
+        outputs=[_heading(comparison, output) for output in comparison.outputs],
+        scores=[_score_row(comparison, number) for number in range(len(comparison.systems))],
+        published=_published_rows(comparison),
+        differences=_differences(comparison),
+        costs=_costs(comparison),
+        explanation=explanation(comparison),
+        metric_plots=[
+            {"title": metric_name(output), "plots": found}
+            for output in sorted(comparison.outputs, key=lambda name: name != comparison.ranking)
+            if (found := [inlined[kind, output] for kind in ("intervals", "differences") if (kind, output) in inlined])
+        ],
+        cost_plots=[
+            {"title": COST_TITLES[plot.subject].title, "plots": [inlined[plot.kind, plot.subject]]}
+            for plot in plots
+            if plot.kind == "cost"
+        ],
+        pairs=[_pair(comparison, pair, inlined, evidence, thumbnails, n_examples) for pair in pairs],
+        notes=evidence.notes,
+        conditions=_conditions(comparison),
+    )
+
+
+def _facts(comparison: Comparison) -> str:
+    report = comparison.systems[0].report
+    splits = ", ".join(dict.fromkeys(system.report.split for system in comparison.systems))
+    count = len(comparison.systems)
+    low, high = report.signature.get("references_per_image", [0, 0])
+    human = f", {low if low == high else f'{low} to {high}'} human captions each" if high else ""
+    return f"{count} system{'s' if count > 1 else ''}, {report.n_images:,} images{human}, split {splits}"
+
+
+def _heading(comparison: Comparison, output: str) -> dict[str, str]:
+    direction = comparison.directions.get(output)
+    arrow = "" if direction is None else "\N{UPWARDS ARROW}" if direction > 0 else "\N{DOWNWARDS ARROW}"
+    return {"title": metric_name(output), "arrow": arrow}
+
+
+def _interval(comparison: Comparison, output: str, bounds: tuple[float, float] | None, sign: bool = False) -> str:
+    if bounds is None:
+        return ""
+    return " to ".join(shown_number(comparison, output, bound, sign) for bound in bounds)
+
+
+def _score_row(comparison: Comparison, number: int) -> dict[str, Any]:
+    system = comparison.systems[number]
+    cells = [
+        {
+            "value": shown_number(comparison, output, system.report.metrics.get(output)),
+            "interval": _interval(comparison, output, comparison.intervals[system.name].get(output)),
+            "best": comparison.best.get(output) == system.name and len(comparison.systems) > 1,
+        }
+        for output in comparison.outputs
+    ]
+    return {"number": number + 1, "name": system.name, "cells": cells}
+
+
+def _published_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": row.name,
+            "source": row.source,
+            "state": "reproduced" if row.reproduced else "not yet reproduced here",
+            "values": [shown_number(comparison, output, row.metrics.get(output)) for output in comparison.outputs],
+        }
+        for row in comparison.published
+    ]
+
+
+def _differences(comparison: Comparison) -> dict[str, Any] | None:
+    """Header and rows of the paired differences; None where nothing could be tested."""
+    outputs = [output for output in comparison.outputs if output in comparison.differences]
+    if not outputs:
+        return None
+    rows = []
+    for number, system in enumerate(comparison.systems, start=1):
+        cells = [_difference_cell(comparison, output, system.name) for output in outputs]
+        rows.append({"number": number, "name": system.name, "cells": cells})
+    return {"outputs": [_heading(comparison, output) for output in outputs], "rows": rows}
+
+
+def _difference_cell(comparison: Comparison, output: str, name: str) -> dict[str, Any]:
+    if comparison.best[output] == name:
+        return {"value": "best", "interval": "", "p": "", "significant": False}
+    found = comparison.differences[output].get(name)
+    if found is None:
+        return {"value": "not tested", "interval": "", "p": "", "significant": False}
+    significant = found.corrected_p_value < SIGNIFICANT
+    return {
+        "value": shown_number(comparison, output, found.paired.difference, sign=True),
+        "interval": _interval(comparison, output, found.paired.interval, sign=True),
+        "p": shown_p(found.corrected_p_value) + ("*" if significant else ""),
+        "significant": significant,
+    }
+
+
+def _costs(comparison: Comparison) -> dict[str, Any] | None:
+    keys = cost_keys(comparison)
+    rows = [
+        {"number": number, "name": system.name, "values": [shown_cost(key, system.costs.get(key)) for key in keys]}
+        for number, system in enumerate(comparison.systems, start=1)
+    ]
+    return {"titles": [COST_TITLES[key].title for key in keys], "rows": rows} if keys else None
+
+
+def _verdict(comparison: Comparison) -> list[str]:
+    """What the ranking value says, in sentences."""
+    output = comparison.ranking
+    if output is None or len(comparison.systems) < 2:
+        return []
+    leader = comparison.systems[0]
+    value = shown_number(comparison, output, leader.report.metrics.get(output))
+    bounds = _interval(comparison, output, comparison.intervals[leader.name].get(output))
+    level = f"{comparison.settings['confidence_level']:.0%}"
+    interval = f" ({level} interval {bounds})" if bounds else ""
+    sentences = [f"By {metric_name(output)}, {leader.name} is first: {value}{interval}."]
+    tested = comparison.differences.get(output, {})
+    groups: dict[str, list[str]] = {}
+    for system in comparison.systems[1:]:
+        found = tested.get(system.name)
+        if found is None:
+            groups.setdefault("Not tested against", []).append(system.name)
+            continue
+        ahead = shown_number(comparison, output, abs(found.paired.difference), sign=True).lstrip("+")
+        significant = found.corrected_p_value < SIGNIFICANT
+        words = "Significantly better than" if significant else "No significant difference to"
+        groups.setdefault(words, []).append(f"{system.name} (by {ahead}, {shown_p(found.corrected_p_value)})")
+    return sentences + [f"{words} {', '.join(names)}." for words, names in groups.items()]
+
+
+def _thumbnail(picture: ImageBytes) -> str:
+    """Return a data URI; empty for a picture that cannot be read."""
+    try:
+        return thumbnail(picture)
+    except UnreadableImageError:
+        return ""
+
+
+def _pair(
+    comparison: Comparison,
+    pair: ByImage,
+    inlined: dict[tuple[str, str], Any],
+    evidence: Evidence,
+    thumbnails: dict[str, str],
+    n_examples: int,
+) -> dict[str, Any]:
+    number = comparison.systems.index(pair.other) + 1
+    wins, losses = (
+        [_example(comparison, pair, position, evidence, thumbnails) for position in positions]
+        for positions in pair.largest(n_examples)
+    )
+    shares = {name: f"{count:,} ({count / len(pair.image_ids):.0%})" for name, count in pair.counts.items()}
+    return {
+        "number": number,
+        "leader": pair.leader.name,
+        "leader_number": comparison.systems.index(pair.leader) + 1,
+        "other": pair.other.name,
+        "output": metric_name(pair.output),
+        "counts": shares,
+        "mean": shown_number(comparison, pair.output, float(pair.differences.mean()), sign=True),
+        "plot": inlined["images", str(number)],
+        "sides": [("Largest wins", wins), ("Largest losses", losses)],
+    }
+
+
+def _example(
+    comparison: Comparison, pair: ByImage, position: int, evidence: Evidence, thumbnails: dict[str, str]
+) -> dict[str, Any]:
+    image_id = pair.image_ids[position]
+    captions = [
+        {
+            "name": system.name,
+            "number": comparison.systems.index(system) + 1,
+            "caption": evidence.captions.get(system.name, {}).get(image_id),
+            "value": shown_number(comparison, pair.output, float(value)),
+        }
+        for system, value in zip((pair.leader, pair.other), pair.values[position], strict=True)
+    ]
+    return {
+        "name": evidence.file_names.get(image_id, f"image {image_id}"),
+        "difference": shown_number(comparison, pair.output, float(pair.differences[position]), sign=True),
+        "captions": captions,
+        "references": evidence.references.get(image_id, ()),
+        "picture": thumbnails.get(image_id),
+    }
+
+
+def _conditions(comparison: Comparison) -> dict[str, Any]:
+    """Conditions that all systems share, and those that differ."""
+    flat = [dict(flattened(system.report.signature)) for system in comparison.systems]
+    keys = sorted({key for signature in flat for key in signature})
+    shown = {key: [str(signature.get(key, "-")) for signature in flat] for key in keys}
+    return {
+        "equal": [(key, values[0]) for key, values in shown.items() if len(set(values)) == 1],
+        "different": [(key, values) for key, values in shown.items() if len(set(values)) > 1],
+    }

@@ -1,0 +1,55 @@
+"""Templates with everything escaped, and small copies of pictures inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hfcap.data.images import decode_image
+from hfcap.schema import ImageBytes
+from hfcap.text import printable
+
+THUMBNAIL_SIDE = 240
+"""Longer side of a small copy in pixels."""
+
+
+def _safe(value: Any) -> Any:
+    """Replace control characters of plain text; Jinja escapes it after that."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page from a template inside the package, e.g. `search/hits.html.jinja`, which extends the base page.
+
+    Captions, names and file names may come from strangers: every value is escaped unless it is Markup, and the base
+    page forbids the browser scripts and everything outside the file (Content-Security-Policy).
+    """
+    environment = Environment(
+        loader=PackageLoader("hfcap", "."),
+        undefined=StrictUndefined,
+        finalize=_safe,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=True,
+    )
+    return environment.get_template(template).render(values)
+
+
+def thumbnail(image: ImageBytes) -> str:
+    """Return a small JPEG of a picture, without the metadata of the original, as a data URI.
+
+    Raises:
+        UnreadableImageError: the picture is missing or cannot be decoded.
+    """
+    picture = decode_image(image, THUMBNAIL_SIDE)
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    # Pillow would write the profile and the comment of the original file.
+    picture.info.clear()
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
