@@ -43,6 +43,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small run fastest on one thread, and then a fork may go on computing; the next test starts fresh."""
+    import torch
+
+    from tests.training.harness import forget_accelerator
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    forget_accelerator()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """With HFCAP_REQUIRE_SHARED=1 (continuous integration) a test skipped for want of ../shared has failed."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hfcap.captioners.loading import load_captioner
 from hfcap.doctor import examine
@@ -24,13 +22,7 @@ FITTED = sorted(set(ALL_FAMILIES) - set(FAMILIES))
 MADE = ("model/*", "training_summary.json")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    forget_accelerator()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe_of(folder: Path, captioner: str, **blocks: Any) -> Recipe:

@@ -34,14 +34,7 @@ from tests.training.harness import (
     recipe_values,
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    forget_accelerator()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe_of(folder: Path, captioner: str = "vit_gpt2", method: str = "full", **blocks: Any) -> Recipe:

@@ -27,6 +27,7 @@ from hfcap.captioners.parts import (
     from_pretrained,
     load_tokenizer,
     prefix_attention_mask,
+    require_one_origin,
     require_positions,
     train_tokenizer,
     wrap_texts,
@@ -54,14 +55,7 @@ class ClipPrefixOptions(VisionOptions):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        parts = [(self.vision, self.vision_config), (self.language_model, self.language_model_config)]
-        given = [sum(value is not None for value in part) for part in parts]
-        if self.pretrained is not None and any(given):
-            raise ValueError("give pretrained, or an encoder and a language model, not both")
-        if self.pretrained is None and given != [1, 1]:
-            raise ValueError(
-                "without pretrained, give one of vision/vision_config and one of language_model/language_model_config"
-            )
+        require_one_origin(self, {"an encoder": "vision", "a language model": "language_model"})
         if self.mapper == "linear" and self.vision_feature == "pooled":
             raise ValueError("mapper: linear gives one prefix position per patch; set vision_feature: patches")
         if self.mapper == "mlp" and self.vision_feature == "patches":

@@ -15,7 +15,7 @@ from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.modeling_encoder_decoder import CnnTransformerForConditionalGeneration
 from hfcap.captioners.own_model import VisionOptions, as_decoder, load_as_decoder
-from hfcap.captioners.parts import TINY_CNN, load_tokenizer, train_tokenizer, wrap_texts
+from hfcap.captioners.parts import TINY_CNN, load_tokenizer, require_one_origin, train_tokenizer, wrap_texts
 from hfcap.recipe import Share, TokenizerOptions
 
 
@@ -32,12 +32,7 @@ class CnnTransformerOptions(VisionOptions):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        parts = [(self.vision, self.vision_config), (self.decoder, self.decoder_config)]
-        given = [sum(value is not None for value in part) for part in parts]
-        if self.pretrained is not None and any(given):
-            raise ValueError("give pretrained, or an encoder and a decoder, not both")
-        if self.pretrained is None and given != [1, 1]:
-            raise ValueError("without pretrained, give one of vision/vision_config and one of decoder/decoder_config")
+        require_one_origin(self, {"an encoder": "vision", "a decoder": "decoder"})
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
-from hfcap.recipe import TokenizerOptions
+from hfcap.recipe import ModelOptions, TokenizerOptions
 
 TINY_VIT = {
     "model_type": "vit",
@@ -144,6 +144,23 @@ def wrap_texts(tokenizer: Any, start: bool, end: bool) -> None:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=" ".join(wrapped), special_tokens=list(special.items())
     )
+
+
+def require_one_origin(options: ModelOptions, parts: Mapping[str, str]) -> None:
+    """Check that a `model` block names one place where the captioner comes from.
+
+    Args:
+        parts: what it is otherwise joined from ("a decoder") -> its key; with `_config` the key for random weights.
+
+    Raises:
+        ValueError: not exactly one of `pretrained` and all parts, each by one of its two keys.
+    """
+    pairs = [(key, f"{key}_config") for key in parts.values()]
+    given = [sum(getattr(options, key) is not None for key in pair) for pair in pairs]
+    if options.pretrained is not None and any(given):
+        raise ValueError(f"give pretrained, or {' and '.join(parts)}, not both")
+    if options.pretrained is None and any(number != 1 for number in given):
+        raise ValueError(f"without pretrained, give {' and '.join('one of ' + '/'.join(pair) for pair in pairs)}")
 
 
 def require_positions(language_model: Any, key: str) -> None:

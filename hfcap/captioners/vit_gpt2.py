@@ -35,6 +35,7 @@ from hfcap.captioners.parts import (
     load_tokenizer,
     new_image_processor,
     packed_attention_mask,
+    require_one_origin,
     train_tokenizer,
     vision_tower,
     whole_model,
@@ -59,12 +60,7 @@ class VitGpt2Options(ModelOptions):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        parts = [(self.encoder, self.encoder_config), (self.decoder, self.decoder_config)]
-        given = [sum(value is not None for value in part) for part in parts]
-        if self.pretrained is not None and any(given):
-            raise ValueError("give pretrained, or an encoder and a decoder, not both")
-        if self.pretrained is None and given != [1, 1]:
-            raise ValueError("without pretrained, give one of encoder/encoder_config and one of decoder/decoder_config")
+        require_one_origin(self, {"an encoder": "encoder", "a decoder": "decoder"})
         return self
 
 

@@ -42,6 +42,15 @@ CORPUS = (
 
 PROMPT = "a picture of"
 
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1},
+    "beams": {"num_beams": 3},
+    "n-best": {"num_beams": 4, "num_return_sequences": 4},
+    "short preferred": {"num_beams": 3, "length_penalty": -1.0},
+    "long preferred": {"num_beams": 3, "length_penalty": 2.0},
+}
+"""Decoding that gives the same captions however it is computed; keys are names of tests."""
+
 
 def build(name: str, seed: int = 0, **changes: Any) -> Captioner:
     """Build a captioner from the family's tiny `model` block with `changes`: evaluation mode, lively weights."""

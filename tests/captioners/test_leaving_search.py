@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from hfcap.captioners import leaving_search
 from hfcap.captioners.base import Captioner
 from hfcap.recipe import GenerateOptions
-from tests.captioners.helpers import build, pixel_values
+from tests.captioners.helpers import SEARCHES, build, pixel_values
 
 FAMILIES = ("blip", "clip_prefix", "vit_gpt2", "cnn_transformer", "show_attend_tell")
 
@@ -40,11 +40,7 @@ def captioner(request: pytest.FixtureRequest) -> Captioner:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "greedy": {"num_beams": 1},
-    "beams": {"num_beams": 3},
-    "n-best": {"num_beams": 4, "num_return_sequences": 4},
-    "short preferred": {"num_beams": 3, "length_penalty": -1.0},
-    "long preferred": {"num_beams": 3, "length_penalty": 2.0},
+    **SEARCHES,
     "constraints": {"num_beams": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "min_new_tokens": 2},
     "samples": {"num_beams": 1, "do_sample": True, "top_k": 0, "num_return_sequences": 3},
 }

@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from hfcap.captioners import shared_attention as module
 from hfcap.captioners.base import Captioner
 from hfcap.recipe import GenerateOptions
-from tests.captioners.helpers import build, pixel_values
+from tests.captioners.helpers import SEARCHES, build, pixel_values
 
 CROSS_ATTENTION = ("blip", "vit_gpt2")
 
@@ -35,11 +35,7 @@ def captioner(request: pytest.FixtureRequest) -> Captioner:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "greedy": {"num_beams": 1},
-    "beams": {"num_beams": 3},
-    "n-best": {"num_beams": 4, "num_return_sequences": 4},
-    "short preferred": {"num_beams": 3, "length_penalty": -1.0},
-    "long preferred": {"num_beams": 3, "length_penalty": 2.0},
+    **SEARCHES,
     "no repetition": {"num_beams": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
     "at least": {"num_beams": 3, "min_new_tokens": 7},
 }

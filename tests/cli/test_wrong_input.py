@@ -12,6 +12,7 @@ import yaml
 from hfcap.cli.common import say
 from tests.cli.command_line import Hfcap, Outcome, assert_nothing_half_written, assert_refused, write_recipe
 from tests.data.pictures import write_jpeg
+from tests.training.harness import FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_lora_target_that_matches_nothing(tmp_path: Path, hfcap: Hfcap) -> Non
     assert_nothing_half_written(tmp_path / "runs")
 
 
-@pytest.mark.parametrize("captioner", ["blip", "clip_prefix", "vit_gpt2"])
+@pytest.mark.parametrize("captioner", FAMILIES)
 def test_a_base_model_without_weights(captioner: str, tmp_path: Path, hfcap: Hfcap) -> None:
     first = hfcap("train", write_recipe(tmp_path, captioner))
     assert first.code == 0, first.err

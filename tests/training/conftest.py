@@ -1,19 +1,10 @@
-"""Models this small run fastest on one thread, and then a fork may go on computing."""
+"""What all tests of training need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
-
-from tests.training.harness import forget_accelerator
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    forget_accelerator()
+def _one_thread(one_thread: None) -> None:
+    """Every test of this folder runs on one thread."""

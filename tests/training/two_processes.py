@@ -5,6 +5,7 @@ Usage: two_processes.py FOLDER BATCH_SIZE
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from hfcap.run_directory import RunDirectory
 from hfcap.stages import Run, make_accelerator
 from hfcap.training import stage
 from hfcap.training.self_critical import SelfCritical
-from tests.training.harness import ragged, tiny_recipe
+from tests.training.harness import FAMILIES, ragged, tiny_recipe
 
-CASES = (("vit_gpt2", "full"), ("clip_prefix", "lora"), ("blip", "lora"), ("clip_prefix", "scst"))
+CASES = (("clip_prefix", "scst"), *zip(FAMILIES, itertools.cycle(("lora", "full"))))
+"""Every family once, by turns with LoRA and in full, and self-critical training."""
 
 
 def case_recipe(captioner: str, method: str, folder: Path, batch_size: int) -> Recipe:

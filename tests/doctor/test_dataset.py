@@ -1,0 +1,75 @@
+"""What the doctor says about the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfcap import registry
+from hfcap.captioners import blip
+from hfcap.doctor import dataset
+from hfcap.doctor.findings import Findings
+from tests.doctor.examined import record, report_of, the_error, tiny_recipe
+
+
+def test_pictures_in_two_splits(tmp_path: Path) -> None:
+    train = [record(tmp_path, "a.png", "red", "a red wall"), record(tmp_path, "b.png", "blue", "the sea", "the  Sea")]
+    other = tmp_path / "other"
+    other.mkdir()
+    validation = [
+        record(other, "copy.png", "red", "a wall"),
+        record(other, "new.png", "green", "grass", image_id="b.png"),
+        record(other, "b.png", "black", "night", image_id="c"),
+        record(other, "fine.png", "white", "a white wall"),
+    ]
+    findings = Findings()
+    facts = dataset.examine_data({"train": train, "validation": validation}, findings)
+    shared = facts.shared_with_train["validation"]
+    assert (shared.same_id, shared.same_file_name, shared.same_bytes) == (1, 1, 1)
+    assert facts.most_frequent[0] == ("the sea", 2)
+    assert facts.splits["train"].captions_per_picture == {1: 1, 2: 1}
+    assert facts.splits["validation"].one_word_captions == 2
+    assert [problem.key for problem in findings.problems] == ["data.validation_split"]
+    assert "1 by id, 1 by file name, 1 by content" in findings.problems[0].message
+
+
+def test_scored_pictures_that_chose_the_checkpoint(tmp_path: Path) -> None:
+    train, held_out = record(tmp_path, "a.png", "red", "a red wall"), record(tmp_path, "b.png", "blue", "the sea")
+    findings = Findings()
+    dataset.examine_data({"train": [train], "validation": [held_out], "test": [held_out]}, findings)
+    assert [(problem.level, problem.key) for problem in findings.problems] == [("warning", "data.test_split")]
+    assert "1 of 1 scored pictures are validation pictures too" in findings.problems[0].message
+
+
+def test_placeholder_captions(tmp_path: Path) -> None:
+    train = [record(tmp_path, f"{n}.png", "red", "photo" if n % 2 else f"a red wall, take {n}") for n in range(20)]
+    findings = Findings()
+    dataset.examine_data({"train": train}, findings)
+    assert [problem.message for problem in findings.problems] == [
+        "10 of 20 training captions are 'photo'; the captioner will learn to say just that",
+        "10 of 20 training captions are a single word",
+    ]
+
+
+def test_markers_read_as_special_tokens(plant: Any, tmp_path: Path) -> None:
+    class ReadsMarkers(blip.Blip):
+        def caption_token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+            ids: list[list[int]] = self.tokenizer(list(captions), add_special_tokens=False)["input_ids"]
+            return ids
+
+    plant(ReadsMarkers)
+    root = tmp_path / "pictures"
+    for split in ("train", "validation", "test"):
+        (root / split).mkdir(parents=True)
+        rows = [record(root / split, f"{n}.png", "red", f"a red wall{' <end> or' * (n == 3)}") for n in range(4)]
+        lines = [json.dumps({"file_name": row.file_name, "caption": row.captions[0]}) for row in rows]
+        (root / split / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = registry.load("sources", "folder").REGISTERED.options
+    recipe = tiny_recipe(tmp_path).model_copy(update={"data": options(source="folder", root=str(root))})
+    report = report_of(recipe, healthy=False)
+    the_error(report, "data.source: 1 captions contain the start, end or pad token")
+    shared = report["data"]["shared_with_train"]["validation"]
+    # Names are the split's own; the four red pictures have the same bytes, though.
+    assert shared["same_bytes"] == 1
