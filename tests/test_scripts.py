@@ -7,10 +7,13 @@ import os
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from hfcap.errors import UserError
@@ -95,3 +98,14 @@ def test_the_documented_benchmark_of_pictures_runs(tmp_path: Path, monkeypatch: 
 def test_the_benchmark_of_pictures_needs_photos(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no photos there"):
         bench_images.main([str(tmp_path)])
+
+
+def test_the_pinned_versions_are_those_that_the_project_allows() -> None:
+    """Every extra that the scripts install resolves under constraints.txt; `demo` is the one that leaves it out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    wanted = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
+    assert [str(one) for one in wanted if not one.specifier.contains(pinned[canonicalize_name(one.name)])] == []
+    demo = [Requirement(text).name for text in project["optional-dependencies"]["demo"]]
+    assert not set(demo) & set(pinned)

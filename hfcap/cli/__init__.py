@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from hfcap import __version__
 from hfcap.cli import captions, datasets, publications, runs, scores  # noqa: F401  # each adds its commands to `app`
@@ -16,6 +17,31 @@ from hfcap.progress import console, error_console
 __all__ = ["app", "main"]
 
 _STOPPED = 130
+
+PANELS = {
+    "Runs": ("run", "doctor", "train", "card", "list", "recipe-schema"),
+    "Captions": ("caption", "explain", "demo", "ensemble", "search"),
+    "Scores": ("score", "compare"),
+    "The Hub": ("publish", "verify", "merge", "publish-space", "publish-metric", "hub"),
+    "Data": ("data", "features"),
+}
+"""How `hfcap --help` groups the commands, in this order."""
+
+
+def _arrange() -> None:
+    panel_of = {name: panel for panel, group in PANELS.items() for name in group}
+    order = list(panel_of)
+
+    def name_of(entry: CommandInfo | TyperInfo) -> str:
+        return entry.name or getattr(entry.callback, "__name__", "")
+
+    for entries in (app.registered_commands, app.registered_groups):
+        for entry in entries:
+            entry.rich_help_panel = panel_of[name_of(entry)]
+        entries.sort(key=lambda entry: order.index(name_of(entry)))
+
+
+_arrange()
 
 
 def _show_version(value: bool) -> None:

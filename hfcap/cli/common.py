@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Compare, cheaply fine-tune and publish image captioners on the Hugging Face stack.",
+    epilog="First: hfcap list recipes, then hfcap run RECIPE. Each command explains itself: hfcap run --help.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
