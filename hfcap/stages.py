@@ -82,16 +82,15 @@ class Run:
         self.recipe = recipe
         self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name)
         self._splits: dict[str, list[CaptionedImage]] = {}
-        self._captions_follow = self._scores_follow = False
         self._scoring = RunScoring(recipe, self.directory, self.records)
         self._captioner: Captioner | None = None
-        self._claim()
+        self._check_directory()
         self.accelerator = make_accelerator(recipe, self.directory) if accelerator is None else accelerator
 
     # ---- which recipe the directory belongs to -------------------------------------------------------------------
 
-    def _claim(self) -> None:
-        """Write the resolved recipe; refuse a directory that was trained with another one."""
+    def _check_directory(self) -> None:
+        """Refuse a directory that was trained with another recipe."""
         directory = self.directory
         if directory.recipe.is_file():
             earlier = load_recipe(directory.recipe)
@@ -104,7 +103,6 @@ class Run:
                     f"{directory.path}: holds a run of a different recipe ({'; '.join(changed[:5])}); choose "
                     "another name (name=...), or delete that folder"
                 )
-        write_text(directory.recipe, dump_recipe(self.recipe))
 
     @property
     def _state_file(self) -> Path:
@@ -113,13 +111,16 @@ class Run:
     def _state(self) -> dict[str, str]:
         return read_json(self._state_file, "record of finished stages") if self._state_file.is_file() else {}
 
+    def _is_finished(self, name: str, outputs: Sequence[Path]) -> bool:
+        return self._state().get(name) == self._fingerprint(name) and all(output.exists() for output in outputs)
+
     def _begin(self, name: str, outputs: Sequence[Path], force: bool) -> bool:
         """Whether a stage must be done; if so, what was made from its earlier output is forgotten.
 
         A half-done stage may go on with what it has only where the recipe is still the one it began with.
         """
         state, fingerprint = self._state(), self._fingerprint(name)
-        finished = state.get(name) == fingerprint and all(output.exists() for output in outputs)
+        finished = self._is_finished(name, outputs)
         # Every process decides before one of them changes what the decision rests on.
         self.accelerator.wait_for_everyone()
         if finished and not force:
@@ -165,8 +166,10 @@ class Run:
         if last == "publish" and self.recipe.publish.repo_id is not None and self.accelerator.is_main_process:
             # Hours of training should not end at a token that may only read.
             check_may_publish(self.recipe.publish.repo_id)
-        self._captions_follow = last != "train"
-        self._scores_follow = last not in ("train", "caption")
+        if not self._is_finished("train", self._trained) or (force and last == "train"):
+            self._check_data(last)
+        # Only now: a recipe whose data are not there leaves no run directory behind.
+        write_text(self.directory.recipe, dump_recipe(self.recipe))
         for name in STAGES[: STAGES.index(last) + 1]:
             getattr(self, f"_{name}")(force and name == last)
 
@@ -176,15 +179,23 @@ class Run:
             self._splits[split] = load_split(self.recipe.data, split)
         return self._splits[split]
 
+    @property
+    def _trained(self) -> list[Path]:
+        return [self.directory.summary, self.directory.model]
+
+    def _check_data(self, last: StageName) -> None:
+        """Load what training and the stages up to `last` need: better known before the training than after it."""
+        for split in ("train", "validation"):
+            self.records(split)
+        if last != "train":
+            self.records(self.recipe.score.split)
+        if last not in ("train", "caption"):
+            self._scoring.check()
+
     def _train(self, force: bool) -> None:
-        if not self._begin("train", [self.directory.summary, self.directory.model], force):
+        if not self._begin("train", self._trained, force):
             return
         splits = {name: self.records(name) for name in ("train", "validation")}
-        if self._captions_follow:
-            # Pictures that cannot be captioned are better known before the training than after it.
-            self.records(self.recipe.score.split)
-        if self._scores_follow:
-            self._scoring.check()
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
         make = train_stage if family.trains_by_gradients else fit_stage
         make(self.recipe, self.directory, splits, self.accelerator)

@@ -31,7 +31,7 @@ from hfcap.data.loading import PixelInputs
 from hfcap.data.source import load_split
 from hfcap.decoding import DecodingJob, caption_batches
 from hfcap.environment import hardware
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import UserError
 from hfcap.files import read_json, write_json, write_text
 from hfcap.progress import console
 from hfcap.recipe import Recipe
@@ -109,11 +109,13 @@ class Contest:
         """Run a command of hfcap in a process of its own: its memory ends with it.
 
         Raises:
-            WorkError: it failed; its own message is on the screen.
+            SystemExit: it failed, with its exit code; its own message is on the screen.
         """
         path, changes, _ = self.recipe(family, *more)
-        if subprocess.run([sys.executable, "-m", "hfcap", command, str(path), *changes], check=False).returncode:
-            raise WorkError(f"{family}: hfcap {command} failed (see above); mend it and start this script again")
+        code = subprocess.run([sys.executable, "-m", "hfcap", command, str(path), *changes], check=False).returncode
+        if code:
+            # Killed by a signal: as a shell reports it.
+            raise SystemExit(code if code > 0 else 128 - code)
 
     def row(self, family: str) -> dict[str, Any]:
         """Train, caption and score one family; return its row of the table."""
@@ -200,5 +202,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, WorkError) as error:
-        sys.exit(f"error: {error}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hfcap.recipe_loading import load_recipe
 from scripts import compare_families
 from scripts.compare_families import Contest, family_recipes
 
+ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "grey": (120, 120, 120)}
 
 
@@ -66,6 +69,25 @@ def test_one_family_is_trained_for_its_time_and_not_twice(
 
     with pytest.raises(UserError, match=r"plan\.json: made for 0\.02 minutes"):
         Contest(captions, "not used", 5.0, output, small).updates("image_transformer")
+
+
+def test_what_a_command_refuses_is_passed_on_with_its_exit_code(
+    captions: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    contest = Contest(captions, "not used", 1.0, tmp_path / "out", [])
+    with pytest.raises(SystemExit) as stopped:
+        contest.hfcap("train", "image_transformer", "data.validation_split=nowhere", "data.max_train_images=4")
+    assert stopped.value.code == 2
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1 and "'nowhere'" in said
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.compare_families", captions, "data.nothing=1", "--vision", "x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "data.nothing" in done.stderr
 
 
 def test_families_that_stand_on_an_encoder_get_the_one_that_is_given(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedConfig
 from hfcap import registry
 from hfcap.captioners.base import BaseModel, Captioner, read_sidecar
 from hfcap.captioners.lora import load_adapter, merge_adapter
+from hfcap.captioners.parts import require_no_revision_of_folder
 from hfcap.errors import UserError, WorkError
 from hfcap.files import folder_being_written, read_json
 from hfcap.recipe import GenerateOptions
@@ -48,9 +50,11 @@ def local_folder(location: str, revision: str | None) -> Path:
     """Return the folder that holds the model: of a run directory, a local folder, or a snapshot from the Hub.
 
     Raises:
-        UserError: nothing there, or the Hub does not give it out. WorkError: the Hub cannot be reached.
+        UserError: nothing there, a revision of what is no Hub repository, or the Hub does not give it out.
+        WorkError: the Hub cannot be reached.
     """
     path = Path(location)
+    require_no_revision_of_folder(location, revision)
     if is_run_directory(location):
         if not RunDirectory(path).model.is_dir():
             raise UserError(f"{location}: this run has no model yet; finish it with: hfcap run {location}/recipe.yaml")
@@ -75,7 +79,20 @@ def local_folder(location: str, revision: str | None) -> Path:
             "in with 'hf auth login' if it is private or gated"
         ) from error
     except OSError as error:
-        raise WorkError(f"{location}: no such folder here, and the Hub cannot be reached ({error})") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = (
+            f"{location}: no such folder here{_nearest_folder(path)}. Whether the Hub has a model of this name cannot "
+            f"be found out, because it cannot be reached ({reason}). Check the spelling, or the network"
+        )
+        # Inside a folder that is there, or without a namespace, it is a path that somebody mistyped.
+        meant_a_path = "/" not in location or path.parent.is_dir()
+        raise (UserError if meant_a_path else WorkError)(message) from error
+
+
+def _nearest_folder(path: Path) -> str:
+    folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, folders, n=1)
+    return f" (did you mean {path.with_name(close[0])}?)" if close else ""
 
 
 def is_run_directory(location: str) -> bool:
@@ -119,8 +136,10 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
         base = str(sibling)
     if not isinstance(base, str) or not base:
         raise UserError(f"{folder / _ADAPTER_CONFIG}: base_model_name_or_path is missing; the adapter fits no model")
+    # peft records a revision for folders too, where it says nothing.
+    revision = None if Path(base).is_dir() else config.get("revision")
     try:
-        captioner = load_captioner(base, config.get("revision"), trust_remote_code)
+        captioner = load_captioner(base, revision, trust_remote_code)
     except UserError as error:
         raise UserError(
             f"{folder}: the base model of this adapter cannot be loaded; put it back, or correct "

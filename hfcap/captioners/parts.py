@@ -46,6 +46,7 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
 
     Only safetensors weights are read: pickled weights can run code.
     """
+    require_no_revision_of_folder(location, arguments.get("revision"), f"{key}: ")
     if Path(location).exists() and not (Path(location) / "config.json").is_file() and "gguf_file" not in arguments:
         raise UserError(f"{key}: {location} holds no config.json; give a folder written by save_pretrained or a Hub id")
     if "gguf_file" not in arguments:
@@ -63,6 +64,19 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
         elif "trust_remote_code" in str(error):
             remedy = "its own code would run on this machine: set model.trust_remote_code: true if you trust it"
         raise UserError(f"{key}: cannot load {location}: {reason} ({remedy})") from error
+
+
+def require_no_revision_of_folder(location: str, revision: str | None, prefix: str = "") -> None:
+    """Refuse a revision where a model comes from this machine: it would be ignored.
+
+    Raises:
+        UserError: `location` is a folder and a revision is given.
+    """
+    if revision is not None and Path(location).is_dir():
+        raise UserError(
+            f"{prefix}{location}: is a folder on this machine, which has no revision {revision!r}; leave the revision "
+            "out, or give a Hub id"
+        )
 
 
 def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_code: bool, **arguments: Any) -> Any:

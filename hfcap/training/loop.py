@@ -134,8 +134,8 @@ class TrainingRun:
                     self._validate_and_save()
                     if self._done():
                         break
-            # While the last checkpoint was written: the stages after training shall not begin either.
-            self._stop_if(self._stop_wanted())
+            # While the last checkpoint was written: the stages after training shall not begin either, in no process.
+            self._stop_if(summed(self.accelerator, self._stop_requested)[0] > 0)
         self._finish()
         return self.progress
 

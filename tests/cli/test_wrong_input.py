@@ -80,6 +80,13 @@ def on_folder(tmp_path: Path, hfcap: Hfcap) -> Outcome:
     return hfcap("run", write_recipe(tmp_path, data={"source": "folder", "root": str(tmp_path / "pictures")}))
 
 
+def test_data_that_is_not_there_leaves_no_run_directory(tmp_path: Path, hfcap: Hfcap) -> None:
+    for command in ("run", "train", "caption"):
+        path = write_recipe(tmp_path, data={"source": "coco_json", "captions": str(tmp_path / "gone.json")})
+        assert_refused(hfcap(command, path), "gone.json", "not found")
+        assert not (tmp_path / "runs").exists()
+
+
 def test_a_missing_picture(tmp_path: Path, hfcap: Hfcap) -> None:
     picture_folder(tmp_path / "pictures")
     (tmp_path / "pictures" / "3.jpg").unlink()
@@ -278,6 +285,50 @@ def test_an_output_that_cannot_be_written_is_known_before_the_work(
     before = sorted(tmp_path.rglob("*"))
     assert_refused(hfcap(*command.format(tmp_path).split(), "-o", tmp_path / output), str(tmp_path / output), problem)
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "here").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "subject"),
+    [
+        ("caption {0}/model {0}/p.jpg --revision v2", "/model: is a folder on this machine"),
+        ("explain {0}/model {0}/p.jpg --revision v2 -o {0}/maps.png", "/model: is a folder on this machine"),
+        ("search dog {0} --model {0}/model --revision v2", "--model: "),
+    ],
+)
+def test_a_revision_of_a_folder(command: str, subject: str, tmp_path: Path, hfcap: Hfcap) -> None:
+    write_jpeg(tmp_path / "p.jpg")
+    (tmp_path / "model").mkdir()
+    assert_refused(hfcap(*command.format(tmp_path).split()), subject, "no revision 'v2'", "leave the revision out")
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "fragments"),
+    [
+        ("runs/my_blp", 2, ["runs/my_blp: no such folder here (did you mean runs/my_blip?)"]),
+        ("my_model", 2, ["my_model: no such folder here."]),
+        ("somebody/model", 1, ["somebody/model: no such folder here."]),
+    ],
+)
+def test_a_model_that_is_not_here_while_the_hub_cannot_be_reached(
+    model: str, code: int, fragments: list[str], tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can only be a path is wrong input; what may well be on the Hub is work that failed."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "my_blip").mkdir(parents=True)
+    write_jpeg(tmp_path / "p.jpg")
+    outcome = hfcap("caption", model, "p.jpg")
+    assert outcome.code == code and outcome.out == "" and "Traceback" not in outcome.err
+    assert outcome.err.count(model) == len(outcome.err.splitlines()) == 1
+    for fragment in [*fragments, "cannot be reached", "Check the spelling, or the network"]:
+        assert fragment in outcome.err
+
+
+@pytest.mark.parametrize("folder", ["file", "file/inside", "pictures"])
+def test_a_hub_over_an_impossible_folder(folder: str, tmp_path: Path, hfcap: Hfcap) -> None:
+    (tmp_path / "file").write_text("mine")
+    write_jpeg(tmp_path / "pictures" / "p.jpg")
+    assert_refused(hfcap("hub", "serve", tmp_path / folder, "--port", 0), str(tmp_path / folder), "give a")
 
 
 @pytest.mark.parametrize(

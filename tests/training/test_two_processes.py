@@ -63,6 +63,13 @@ def test_same_weights_as_one_process_with_twice_the_batch(
     assert len([row for row in two.rows if "loss" in row]) == 4  # only one process writes
 
 
+def test_a_stop_during_the_last_checkpoint_stops_both(folders: tuple[Path, Path]) -> None:
+    """One process heard of it, after the last update on which they could have agreed."""
+    for rank in (0, 1):
+        assert (folders[0] / f"stopped-{rank}").read_text().startswith("stopped at step 2 of 2; the same command")
+    assert not RunDirectory(folders[0] / "stopped").model.exists()
+
+
 def test_predictions_and_scores_are_written_once_and_complete(folders: tuple[Path, Path]) -> None:
     two, one = (RunDirectory(folder / "tiny") for folder in folders)
     for name in ("test", "test.blank_images", "test.most_frequent_caption"):

@@ -6,17 +6,20 @@ Usage: two_processes.py FOLDER BATCH_SIZE
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfcap.data.source import load_split
+from hfcap.data.source import Split, load_split
+from hfcap.errors import StoppedError
 from hfcap.recipe import GenerateOptions, Recipe, ScstOptions
 from hfcap.run_directory import RunDirectory
 from hfcap.stages import Run, make_accelerator
-from hfcap.training import stage
+from hfcap.training import checkpoint, loop, stage
 from hfcap.training.self_critical import SelfCritical
 from tests.training.harness import FAMILIES, ragged, tiny_recipe
 
@@ -67,6 +70,29 @@ def train_cases(folder: Path, batch_size: int) -> None:
     Run(tiny_recipe("vit_gpt2", folder, "lora", per_device_eval_batch_size=2)).execute("publish")
 
 
+def stop_during_the_last_checkpoint(folder: Path) -> None:
+    """Ctrl-C that only the second process has heard of when the last checkpoint is written."""
+    recipe = case_recipe("vit_gpt2", "full", folder, 2).model_copy(update={"name": "stopped"})
+    recipe.train.max_steps = 2
+    run = RunDirectory(folder / recipe.name)
+    accelerator = make_accelerator(recipe, run)
+    save = checkpoint.save_checkpoint
+
+    def interrupted(*arguments: Any) -> None:
+        save(*arguments)
+        if accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    loop.save_checkpoint = interrupted  # type: ignore[attr-defined, assignment]
+    names: tuple[Split, ...] = ("train", "validation")
+    splits = {str(name): load_split(recipe.data, name) for name in names}
+    try:
+        stage.train_stage(recipe, run, splits, accelerator)
+    except StoppedError as error:
+        (folder / f"stopped-{accelerator.process_index}").write_text(str(error))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train_cases(Path(sys.argv[1]), int(sys.argv[2]))
+    stop_during_the_last_checkpoint(Path(sys.argv[1]))
