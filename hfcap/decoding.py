@@ -44,23 +44,35 @@ def caption_batches(captioner: Captioner, job: DecodingJob, numbers: Sequence[in
     batches = [numbers[first : first + job.batch_size] for first in range(0, len(numbers), job.batch_size)]
     captioner.model.eval()
     for batch, images in zip(batches, image_loader(job.inputs, batches, job.num_workers), strict=True):
-        if job.options.do_sample:
-            # Seeded by place, so that a resumed run and any number of processes draw the same samples.
-            torch.manual_seed(job.options.seed * 1_000_003 + batch[0])
-        images = prepared(images, job.inputs.plan, captioner.device)
-        with torch.inference_mode():
-            states = images if job.inputs.encoded else captioner.encode(images)
-        captions = captioner.caption_states(states, job.options, job.prompt)
-        yield [
-            Prediction(
-                image_id=job.records[number].image_id,
-                file_name=job.records[number].file_name,
-                caption=found[0].text,
-                score=found[0].score,
-                candidates=tuple(caption.text for caption in found),
-            )
-            for number, found in zip(batch, captions, strict=True)
-        ]
+        yield caption_batch(captioner, job, [job.records[number] for number in batch], images, batch[0])
+
+
+def caption_batch(
+    captioner: Captioner, job: DecodingJob, records: Sequence[CaptionedImage], images: torch.Tensor, place: int
+) -> list[Prediction]:
+    """Caption one batch.
+
+    Args:
+        images: what `job.inputs` gave for these records, stacked.
+        place: number of the first picture in the whole job.
+    """
+    if job.options.do_sample:
+        # Seeded by place, so that a resumed run and any number of processes draw the same samples.
+        torch.manual_seed(job.options.seed * 1_000_003 + place)
+    images = prepared(images, job.inputs.plan, captioner.device)
+    with torch.inference_mode():
+        states = images if job.inputs.encoded else captioner.encode(images)
+    captions = captioner.caption_states(states, job.options, job.prompt)
+    return [
+        Prediction(
+            image_id=record.image_id,
+            file_name=record.file_name,
+            caption=found[0].text,
+            score=found[0].score,
+            candidates=tuple(caption.text for caption in found),
+        )
+        for record, found in zip(records, captions, strict=True)
+    ]
 
 
 def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accelerator: Any) -> None:
@@ -69,7 +81,7 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
     Finished batches are kept in `<path>.part-<job>-<rank>` until all are there; a batch that was cut off is done again
     as a whole, so that it draws the same samples. Another job (other options, pictures or weights) starts anew.
     """
-    job_name = _fingerprint(captioner, job)
+    job_name = job_fingerprint(captioner, job, [record.image_id for record in job.records])
     part = path.with_name(f"{path.name}.part-{job_name}-{accelerator.process_index}")
     part.parent.mkdir(parents=True, exist_ok=True)
     done = _finished_ids(part)
@@ -95,11 +107,14 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
     accelerator.wait_for_everyone()
 
 
-def _fingerprint(captioner: Captioner, job: DecodingJob) -> str:
-    """Return 16 hexadecimal digits that change with anything the captions depend on."""
+def job_fingerprint(captioner: Captioner, job: DecodingJob, pictures: Any) -> str:
+    """Return 16 hexadecimal digits that change with anything the captions depend on.
+
+    Args:
+        pictures: what tells these pictures from others, as JSON has it.
+    """
     prompt = captioner.prompt if job.prompt is None else job.prompt
-    ids = [record.image_id for record in job.records]
-    values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, ids]
+    values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, pictures]
     digest = hashlib.sha256(json.dumps(values).encode())
     for name, tensor in captioner.model.state_dict().items():
         # A sum of whole numbers: exact on every device, and it reads the weights only once.

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
-from hfcap.captioning import decoding_options, find_pictures, readable
+from hfcap.captioning import decoding_options, one_picture
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
@@ -73,15 +73,12 @@ def explain_picture(
     """
     if output.suffix.lower() != ".png":
         raise UserError(f"{output}: give a name that ends in .png")
-    records = find_pictures([picture])
-    if len(records) != 1:
-        raise UserError(f"{picture}: matches {len(records)} pictures; give one")
-    records = readable(records)
+    record = one_picture(picture)
     torch.set_flush_denormal(True)
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **(overrides or {}), "num_return_sequences": 1})
     captioner = load_captioner(model, revision, trust_remote_code)
-    inputs = PixelInputs(records, captioner.image_processor)
+    inputs = PixelInputs([record], captioner.image_processor)
     explanation = explain(captioner, inputs.pixel_values([0]), options, prompt)
     write_bytes(output, draw(explanation))
     return explanation

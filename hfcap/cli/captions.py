@@ -10,11 +10,16 @@ import typer
 from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, say
 from hfcap.errors import UserError
 
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="files, folders, patterns, web addresses; or one dataset: Hub id, parquet, COCO JSON"),
+]
+
 
 @app.command()
 def caption(
     model: Annotated[str, typer.Argument(help="run directory, model folder, Hub id, or a recipe file")],
-    inputs: Annotated[list[str] | None, typer.Argument(help="pictures: files, folders, patterns")] = None,
+    inputs: Inputs = None,
     output: Annotated[Path | None, output_file("FILE.jsonl or FILE.csv")] = None,
     prompt: Annotated[str | None, typer.Option(help="text that every caption starts with")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1)] = None,
@@ -25,48 +30,53 @@ def caption(
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures at a time")] = 16,
-    revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the Hub")] = None,
+    split: Annotated[str | None, typer.Option(help="of a dataset; default: all")] = None,
+    config_name: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
+    image_column: Annotated[str | None, typer.Option(help="of a dataset with several columns of pictures")] = None,
+    images: Annotated[str | None, typer.Option(help="picture folder of a COCO file, if not 'images' beside it")] = None,
+    revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")] = None,
     trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
 ) -> None:
-    """Caption pictures with a trained captioner; without pictures, the scored split of a run."""
+    """Caption pictures with a trained captioner; without pictures, the scored split of a run.
+
+    With -o, a stopped captioning goes on where it was.
+    """
     if not inputs:
+        if any((split, config_name, image_column, images)):
+            raise UserError("--split, --config-name, --image-column, --images: are for a dataset; give it as INPUT")
         done = execute(model, None, "caption", force, trust_remote_code)
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return
-    from pydantic import ValidationError
-
     from hfcap.captioners.parts import quiet_loading
-    from hfcap.captioning import caption_pictures
+    from hfcap.captioning import DatasetChoice, caption_pictures
 
     quiet_loading()
-    given: dict[str, Any] = {
-        "num_beams": num_beams,
-        "max_new_tokens": max_new_tokens,
-        "num_return_sequences": num_return_sequences,
-        "do_sample": do_sample,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-    }
     if num_return_sequences is not None and num_beams is None and not do_sample:
-        given["num_beams"] = max(num_return_sequences, 3)
-    try:
-        caption_pictures(
-            model,
-            inputs,
-            output,
-            overrides={name: value for name, value in given.items() if value is not None},
-            prompt=prompt,
-            batch_size=batch_size,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-    except ValidationError as error:
-        raise UserError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+        num_beams = max(num_return_sequences, 3)
+    search_options = _given(
+        num_beams=num_beams, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences
+    )
+    sampling = _given(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
+    caption_pictures(
+        model,
+        inputs,
+        output,
+        overrides={**search_options, **sampling},
+        prompt=prompt,
+        batch_size=batch_size,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dataset=DatasetChoice(split, config_name, image_column, images),
+        anew=force,
+    )
     if output is not None:
         say(f"Captions: {output}")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()
@@ -138,7 +148,7 @@ def search(
 @app.command()
 def explain(
     model: Annotated[str, typer.Argument(help="run directory, model folder or Hub id")],
-    image: Annotated[str, typer.Argument(help="one picture")],
+    image: Annotated[str, typer.Argument(help="one picture: a file or a web address")],
     output: Annotated[Path, output_file("FILE.png")],
     prompt: Annotated[str | None, typer.Option(help="text that the caption starts with")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1)] = None,
@@ -151,12 +161,11 @@ def explain(
     from hfcap.explain import explain_picture
 
     quiet_loading()
-    given = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
     found = explain_picture(
         model,
         image,
         output,
-        overrides={name: value for name, value in given.items() if value is not None},
+        overrides=_given(num_beams=num_beams, max_new_tokens=max_new_tokens),
         prompt=prompt,
         revision=revision,
         trust_remote_code=trust_remote_code,

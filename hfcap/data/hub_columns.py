@@ -47,13 +47,33 @@ def find_columns(options: ColumnOptions, features: Mapping[str, Any]) -> Columns
     Raises:
         UserError: a named column doesn't exist, or none or several columns could be meant.
     """
-    for key in ("image_column", "image_id_column"):
-        _require(options.dataset, key, getattr(options, key), features)
+    image = find_image_column(options.dataset, options.image_column, features)
     for name in options.caption_columns or []:
-        _require(options.dataset, "caption_columns", name, features)
-    image = options.image_column or _only_image_column(options.dataset, features)
+        _require(options.dataset, "data.caption_columns", name, features)
+    _require(options.dataset, "data.image_id_column", options.image_id_column, features)
     captions = options.caption_columns or _caption_columns(options, features, image)
     return Columns(image, tuple(captions), options.image_id_column)
+
+
+def find_image_column(
+    dataset: str, named: str | None, features: Mapping[str, Any], key: str = "data.image_column"
+) -> str:
+    """Take the column of pictures that was named, or the only one.
+
+    Args:
+        key: where a person names it, for messages.
+
+    Raises:
+        UserError: the named column doesn't exist, or none or several could be meant.
+    """
+    _require(dataset, key, named, features)
+    if named is not None:
+        return named
+    found = [name for name, feature in features.items() if _kind(feature) == "image"]
+    if len(found) == 1:
+        return found[0]
+    which = f"several columns of pictures ({', '.join(found)})" if found else "no column of pictures"
+    raise UserError(f"dataset {dataset} has {which} among {', '.join(features)}; name one with {key}")
 
 
 def captions_in(value: Any, column: str, where: str) -> list[str]:
@@ -75,7 +95,7 @@ def captions_in(value: Any, column: str, where: str) -> list[str]:
 
 def _require(dataset: str, key: str, name: str | None, features: Mapping[str, Any]) -> None:
     if name is not None and name not in features:
-        raise UserError(f"dataset {dataset} has no column {name!r} (data.{key}){did_you_mean(name, features)}")
+        raise UserError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
 
 
 def _kind(feature: Any) -> str:
@@ -95,14 +115,6 @@ def _kind(feature: Any) -> str:
             return "image"
         return "text" if any(key in feature and _kind(feature[key]) == "text" for key in _TEXT_KEYS) else "other"
     return "other"
-
-
-def _only_image_column(dataset: str, features: Mapping[str, Any]) -> str:
-    found = [name for name, feature in features.items() if _kind(feature) == "image"]
-    if len(found) == 1:
-        return found[0]
-    which = f"several columns of pictures ({', '.join(found)})" if found else "no column of pictures"
-    raise UserError(f"dataset {dataset} has {which} among {', '.join(features)}; name one with data.image_column")
 
 
 def _caption_columns(options: ColumnOptions, features: Mapping[str, Any], image: str) -> list[str]:

@@ -50,6 +50,28 @@ class RowImage:
         return f"{self.dataset._fingerprint}\0{self.column}\0{self.row}"
 
 
+@dataclass(frozen=True, slots=True)
+class CellImage:
+    """A picture in an undecoded Image cell that was read already, of a table that is streamed."""
+
+    cell: Any
+    name: str
+    folder: Path | None = None
+    """As in RowImage."""
+
+    def read(self) -> bytes:
+        """Return the encoded picture.
+
+        Raises:
+            UnreadableImageError: the cell holds no picture.
+        """
+        return encoded_bytes(self.cell, self.name, self.folder)
+
+    def describe(self) -> str:
+        """Return dataset, split and row."""
+        return self.name
+
+
 def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
     """Return the bytes of an undecoded Image cell.
 

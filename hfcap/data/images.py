@@ -125,6 +125,22 @@ class FileImage:
         return UnreadableImageError(f"{self.path}: cannot be read ({error.strerror or error})")
 
 
+@dataclass(frozen=True, slots=True)
+class BytesImage:
+    """An encoded picture that was read already; `name` is where from."""
+
+    content: bytes
+    name: str
+
+    def read(self) -> bytes:
+        """Return the encoded picture."""
+        return self.content
+
+    def describe(self) -> str:
+        """Return where the picture came from."""
+        return self.name
+
+
 def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Image:
     """Decode one picture to 8-bit RGB as a person would see it.
 

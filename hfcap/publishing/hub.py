@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from hfcap.data.transport import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.publishing.secrets import redact
 
@@ -33,15 +33,6 @@ FIRST_WAIT_SECONDS = 1.0
 """Doubled after each failed attempt."""
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-def transport_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of the HTTP library under huggingface_hub (httpx or its successors, by version), and status errors.
-
-    hf_xet, which carries large files, raises Python's own ConnectionError.
-    """
-    library = importlib.import_module(type(get_session()).__module__.split(".")[0])
-    return (HfHubHTTPError, library.HTTPError, ConnectionError)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ class FileServer:
         supports_ranges: False answers every GET with the whole file.
         cut_after: per path, after how many body bytes each of the next GETs loses its connection.
         failures: per path, status codes of the next requests (HEAD or GET).
+        redirects: per path, where else it is.
         etags: False sends neither ETag nor Last-Modified.
         requests: (method, path, Range header) in order of arrival.
     """
@@ -29,6 +30,7 @@ class FileServer:
     etags: bool = True
     cut_after: dict[str, list[int]] = field(default_factory=dict)
     failures: dict[str, list[int]] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     bytes_sent: int = 0
     url: str = ""
@@ -56,6 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.requests.append((self.command, self.path, ranges))
         if self.state.failures.get(self.path):
             return self._empty(self.state.failures[self.path].pop(0))
+        if self.path in self.state.redirects:
+            return self._empty(302, {"Location": self.state.redirects[self.path]})
         if self.path not in self.state.files:
             return self._empty(404)
         content = self.state.files[self.path]

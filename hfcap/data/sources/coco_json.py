@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,22 +51,41 @@ def load(options: CocoJsonOptions, split_name: str) -> list[CaptionedImage]:
     folder = _image_folder(options, split_name, path)
     records, without = [], []
     for image in images:
-        image_id = str(image["id"])
-        try:
-            file = resolve_inside(folder, image["file_name"])
-        except UserError as error:
-            raise UserError(f"{path}: image id {image_id}: {error}") from None
-        if image_id in captions:
-            record = CaptionedImage(image_id, image["file_name"], tuple(captions[image_id]), FileImage(file))
+        record = _record(path, folder, image, captions.get(str(image["id"]), []))
+        if record.captions:
             records.append(record)
         else:
-            without.append(image_id)
+            without.append(record.image_id)
     if without and options.uncaptioned_images == "error":
         raise UserError(
             f"{path}: {len(without):,} images of split {split_name!r} have no caption in 'annotations': ids "
             f"{listed(without)}; add captions, or set data.uncaptioned_images: ignore"
         )
     return records
+
+
+def list_pictures(path: Path, images: str | None, split_name: str | None) -> list[CaptionedImage]:
+    """Return the pictures of a file without captions: all, or those of one split; it needs no annotations.
+
+    Raises:
+        NoSuchSplitError: no picture has this split.
+        UserError: the file is not in COCO format, an id occurs twice, or the picture folder is not there.
+    """
+    entries = _entries(path, read_json(path, "COCO file"), "images", ("id", "file_name"))
+    _require_distinct(path, entries)
+    if split_name is not None:
+        entries = _images_of_split(path, entries, split_name)
+    folder = _image_folder(CocoJsonOptions(captions=str(path), images=images), "", path)
+    return [_record(path, folder, entry, ()) for entry in entries]
+
+
+def _record(path: Path, folder: Path, image: dict[str, Any], captions: Sequence[str]) -> CaptionedImage:
+    image_id = str(image["id"])
+    try:
+        file = resolve_inside(folder, image["file_name"])
+    except UserError as error:
+        raise UserError(f"{path}: image id {image_id}: {error}") from None
+    return CaptionedImage(image_id, image["file_name"], tuple(captions), FileImage(file))
 
 
 def _captions_path(options: CocoJsonOptions, split_name: str) -> Path:
@@ -84,7 +104,9 @@ def _image_folder(options: CocoJsonOptions, split_name: str, captions_path: Path
     else:
         folder = captions_path.parent / "images" if options.images is None else Path(options.images).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder}: image folder not found; the recipe's key data.images names it")
+        raise UserError(
+            f"{folder}: image folder not found; the recipe's key data.images names it (on the command line --images)"
+        )
     return folder
 
 
@@ -107,10 +129,7 @@ def _entries(path: Path, content: Any, key: str, required: tuple[str, ...]) -> l
 def _captions_by_image(
     path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
 ) -> dict[str, list[str]]:
-    counts = Counter(str(image["id"]) for image in images)
-    twice = [image_id for image_id, count in counts.items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: {len(twice):,} image ids occur more than once in 'images': {listed(twice)}")
+    counts = _require_distinct(path, images)
     captions: dict[str, list[str]] = {}
     orphans, empty = [], []
     for number, annotation in enumerate(annotations):
@@ -126,6 +145,14 @@ def _captions_by_image(
     if empty:
         raise UserError(f"{path}: {len(empty):,} empty captions: {listed(empty)}; remove or correct them")
     return captions
+
+
+def _require_distinct(path: Path, images: list[dict[str, Any]]) -> Counter[str]:
+    counts = Counter(str(image["id"]) for image in images)
+    twice = [image_id for image_id, count in counts.items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: {len(twice):,} image ids occur more than once in 'images': {listed(twice)}")
+    return counts
 
 
 def _images_of_split(path: Path, images: list[dict[str, Any]], split_name: str) -> list[dict[str, Any]]:

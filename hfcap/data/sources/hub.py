@@ -53,7 +53,7 @@ def load(options: HubOptions, split_name: str) -> list[CaptionedImage]:
 def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage]:
     import datasets
 
-    splits = _open(options, streaming=False)
+    splits = open_splits(options, streaming=False)
     try:
         parts = datasets.ReadInstruction.from_spec(split_name).to_absolute(
             {name: len(part) for name, part in splits.items()}
@@ -80,7 +80,7 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
 
 def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage]:
     def open_split() -> tuple[Any, Columns]:
-        splits = _open(options, streaming=True)
+        splits = open_splits(options, streaming=True)
         if split_name not in splits:
             raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits, "streaming knows no slices")
         rows = splits[split_name]
@@ -143,15 +143,23 @@ def _merged(records: list[CaptionedImage]) -> list[CaptionedImage]:
     return list(merged.values())
 
 
-def _open(options: HubOptions, streaming: bool) -> Any:
-    """Return the dataset's splits by name; code that comes with a dataset is never run."""
+def open_splits(
+    options: HubOptions,
+    streaming: bool,
+    remedy: str = "check data.dataset, data.config_name, data.revision and the network",
+) -> Any:
+    """Return the dataset's splits by name; code that comes with a dataset is never run.
+
+    Raises:
+        UserError: the dataset isn't there or isn't understood; the message ends with `remedy`.
+    """
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     path = Path(options.dataset).expanduser()
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if is_saved_dataset(path):
             return _from_disk(path, streaming)
         if path.suffix in (".parquet", ".arrow"):
             if not path.is_file():
@@ -169,10 +177,12 @@ def _open(options: HubOptions, streaming: bool) -> Any:
     # `datasets` raises these for what doesn't exist or isn't understood: id, configuration, revision, files.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"dataset {options.dataset} cannot be opened ({first_line}); check data.dataset, data.config_name, "
-            "data.revision and the network"
-        ) from error
+        raise UserError(f"dataset {options.dataset} cannot be opened ({first_line}); {remedy}") from error
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def _from_disk(path: Path, streaming: bool) -> Any:

@@ -12,24 +12,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
-from hfcap import captioning
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import caption_pictures, find_pictures, readable
+from hfcap.captioning import caption_pictures, find_pictures, one_picture
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions
-from tests.captioners.helpers import PROMPT, build, write_picture
-
-OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Captioner, str]:
-    folder = tmp_path_factory.mktemp("captioner") / "model"
-    captioner = build("blip")
-    captioner.save(folder, OPTIONS)
-    return captioner, str(folder)
+from tests.captioners.helpers import PROMPT, write_picture
+from tests.captioning.conftest import OPTIONS
 
 
 @pytest.fixture
@@ -40,15 +29,6 @@ def pictures(tmp_path: Path) -> Path:
     (folder / "notes.txt").write_text("not a picture")
     (folder / "deeper" / "e.pdf").write_bytes(b"%PDF")
     return folder
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> tuple[io.StringIO, io.StringIO]:
-    """What goes to standard output and to standard error."""
-    out, error = io.StringIO(), io.StringIO()
-    monkeypatch.setattr(captioning, "console", Console(file=out, width=200, highlight=False))
-    monkeypatch.setattr(captioning, "error_console", Console(file=error, width=500, highlight=False))
-    return out, error
 
 
 def _names(inputs: list[str], root: Path) -> list[str]:
@@ -84,26 +64,33 @@ def test_nothing_found(pictures: Path, name: str) -> None:
 
 def test_missing_file_is_named(pictures: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png: no such file"):
-        readable(find_pictures([str(pictures / "gone.png")]))
+        caption_pictures("no/model", [str(pictures / "gone.png")])
 
 
-def test_damaged_pictures_are_named_and_skipped(pictures: Path, screen: tuple[io.StringIO, io.StringIO]) -> None:
+def test_damaged_pictures_are_named_and_skipped(
+    model: tuple[Captioner, str], pictures: Path, screen: tuple[io.StringIO, io.StringIO]
+) -> None:
     whole = (pictures / "b.png").read_bytes()
     (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "[red]text.jpg").write_text("not a picture")
-    kept = [Path(record.file_name).name for record in readable(find_pictures([str(pictures)]))]
+    kept = [Path(found.file_name).name for found in caption_pictures(model[1], [str(pictures)])]
     assert kept == ["a.png", "b.png", "d.jpg", "c.PNG"]
     said = screen[1].getvalue()
     assert "skipped: " in said and "cut.png" in said and "[red]text.jpg" in said
+
+
+def test_patterns_of_web_addresses_are_none() -> None:
+    with pytest.raises(UserError, match="is a web address; save the pictures"):
+        find_pictures(["https://a.b/*.jpg"])
 
 
 def test_only_damaged_pictures(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(b"no")
     with pytest.raises(UserError, match=r"0\.jpg: damaged"):
-        readable(find_pictures([str(tmp_path / "0.jpg")]))
+        one_picture(str(tmp_path / "0.jpg"))
     with pytest.raises(UserError, match=r"no picture can be read:\n.*0\.jpg.*\n.*1\.jpg.*\n.*2\.jpg"):
-        readable(find_pictures([str(tmp_path)]))
+        caption_pictures("no/model", [str(tmp_path)])
 
 
 def test_json_lines(model: tuple[Captioner, str], pictures: Path, tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""What a person names to be captioned: files, folders, patterns, web addresses, or one dataset."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from hfcap.data.images import IMAGE_SUFFIXES, BytesImage, FileImage, UnreadableImageError, decode_image
+from hfcap.data.picture_stream import PictureStream, dataset_pictures, listed_pictures
+from hfcap.data.sources import folder as folder_source
+from hfcap.data.sources.coco_json import list_pictures
+from hfcap.data.sources.hub import is_saved_dataset
+from hfcap.data.web_images import web_image
+from hfcap.errors import UserError
+from hfcap.schema import CaptionedImage
+from hfcap.text import printable
+
+_ON_HUB = "hf://datasets/"
+_TABLES = (".parquet", ".arrow")
+_LISTED = 10
+Kind = Literal["web", "coco", "dataset", "folder", "pictures"]
+
+
+@dataclass(frozen=True)
+class DatasetChoice:
+    """Which pictures of a dataset are captioned; the names are those of the command's options.
+
+    Attributes:
+        split: in the dataset's own spelling; None = all.
+        config_name: configuration of a dataset of the Hub.
+        image_column: column of pictures, where there are several.
+        images: picture folder of a COCO file; None = `images` beside it.
+    """
+
+    split: str | None = None
+    config_name: str | None = None
+    image_column: str | None = None
+    images: str | None = None
+
+    def require_only(self, where: str, *allowed: str) -> None:
+        """Refuse what would be ignored.
+
+        Raises:
+            UserError: an option is given that says nothing about `where`.
+        """
+        for field in fields(self):
+            if getattr(self, field.name) is not None and field.name not in allowed:
+                raise UserError(f"{where}: --{field.name.replace('_', '-')} says nothing about it; leave it out")
+
+
+def pictures_of(inputs: Sequence[str], choice: DatasetChoice | None = None) -> PictureStream:
+    """Return the pictures of files, folders, patterns and web addresses without repetition, or those of one dataset.
+
+    Raises:
+        UserError: an input matches nothing, a dataset is not given alone, or an option of `choice` is not for it.
+        WorkError: the Hub cannot be reached.
+    """
+    choice = choice or DatasetChoice()
+    kinds = {text: _kind(text, choice.split) for text in inputs}
+    sets = [text for text, kind in kinds.items() if kind in ("coco", "dataset", "folder")]
+    if sets and len(kinds) > 1:
+        raise UserError(f"{sets[0]}: a dataset is captioned alone; give the other inputs to another command")
+    if sets:
+        return _dataset(sets[0], kinds[sets[0]], choice)
+    choice.require_only(inputs[0])
+    records: dict[str, CaptionedImage] = {}
+    for text, kind in kinds.items():
+        found = [CaptionedImage(text, text, (), web_image(text))] if kind == "web" else find_pictures([text])
+        for record in found:
+            records.setdefault(_key(record), record)
+    return listed_pictures(list(records.values()))
+
+
+def _key(record: CaptionedImage) -> str:
+    # Two names that are not UTF-8 may look the same.
+    return os.fsdecode(record.image.path) if isinstance(record.image, FileImage) else record.image_id
+
+
+def _kind(text: str, split: str | None) -> Kind:
+    path = Path(text).expanduser()
+    if text.startswith(_ON_HUB):
+        return "dataset"
+    if "://" in text:
+        return "web"
+    if path.is_dir():
+        if is_saved_dataset(path):
+            return "dataset"
+        # A folder of pictures is the pictures; only without any its tables are looked into.
+        if _first(path, IMAGE_SUFFIXES) is None and _first(path, _TABLES) is not None:
+            return "dataset"
+        return "pictures" if split is None else "folder"
+    if path.is_file():
+        return "coco" if path.suffix.lower() == ".json" else "dataset" if path.suffix in _TABLES else "pictures"
+    return "dataset" if _may_be_on_hub(text, path) else "pictures"
+
+
+def _first(folder: Path, suffixes: Iterable[str]) -> Path | None:
+    return next((path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()), None)
+
+
+def _may_be_on_hub(text: str, path: Path) -> bool:
+    """Whether a name of nothing here is that of a dataset; inside a folder that is there it is a mistyped path."""
+    looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
+    return looks_so and path.suffix.lower() not in {*IMAGE_SUFFIXES, *_TABLES, ".json"} and not path.parent.exists()
+
+
+def _dataset(text: str, kind: Kind, choice: DatasetChoice) -> PictureStream:
+    if kind == "coco":
+        choice.require_only(text, "split", "images")
+        return listed_pictures(list_pictures(Path(text).expanduser(), choice.images, choice.split))
+    if kind == "folder":
+        choice.require_only(text, "split")
+        options = folder_source.FolderOptions(root=text, uncaptioned_images="ignore")
+        return listed_pictures([replace(one, captions=()) for one in folder_source.load(options, choice.split or "")])
+    choice.require_only(text, "split", "config_name", "image_column")
+    return dataset_pictures(
+        text.removeprefix(_ON_HUB),
+        split=choice.split,
+        config_name=choice.config_name,
+        image_column=choice.image_column,
+    )
+
+
+def find_pictures(inputs: Sequence[str]) -> list[CaptionedImage]:
+    """Collect the pictures of files, folders (with their subfolders) and glob patterns, without repetition.
+
+    Raises:
+        UserError: an input matches nothing.
+    """
+    paths: dict[Path, str] = {}
+    for text in inputs:
+        if "://" in text:
+            raise UserError(f"{text}: is a web address; save the pictures and give files, folders or patterns")
+        found = list(_expand(text))
+        if not found:
+            endings = " ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{text}: no picture there; give image files, folders with {endings} files, or a pattern")
+        # Names that are not UTF-8 could be neither printed nor written.
+        paths |= {path: os.fsencode(path).decode("utf-8", "replace") for path in found}
+    return [CaptionedImage(name, name, (), FileImage(path)) for path, name in paths.items()]
+
+
+def _expand(text: str) -> Iterable[Path]:
+    path = Path(text)
+    if path.is_dir():
+        return sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in IMAGE_SUFFIXES)
+    if path.exists() or not glob.has_magic(text):
+        return [path]
+    # pathlib's own patterns cannot start at an absolute path or '..'.
+    matches = glob.glob(text, recursive=True)  # noqa: PTH207
+    return sorted(Path(match) for match in matches if Path(match).is_file())
+
+
+def require_one_readable(records: list[CaptionedImage]) -> None:
+    """Look for the first picture that can be decoded; its bytes are kept in the record, to be fetched only once.
+
+    Raises:
+        UserError: there is none; up to ten are named with the reason.
+    """
+    problems: list[str] = []
+    for number, record in enumerate(records):
+        try:
+            image = BytesImage(record.image.read(), record.image.describe())
+            decode_image(image, draft_size=1)
+        except UnreadableImageError as error:
+            problems.append(printable(str(error)))
+        else:
+            records[number] = replace(record, image=image)
+            return
+    raise UserError(nothing_readable(problems))
+
+
+def nothing_readable(problems: Sequence[str]) -> str:
+    """Return the message for pictures of which none can be read."""
+    return problems[0] if len(problems) == 1 else "no picture can be read:\n" + "\n".join(problems[:_LISTED])
+
+
+def one_picture(text: str) -> CaptionedImage:
+    """Return the only picture that a file name, folder, pattern or web address stands for, read.
+
+    Raises:
+        UserError: there is none, or there are several, or it cannot be read.
+    """
+    records = pictures_of([text]).listed or []
+    if len(records) != 1:
+        raise UserError(f"{text}: matches {len(records)} pictures; give one")
+    require_one_readable(records)
+    return records[0]

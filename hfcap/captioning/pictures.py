@@ -1,0 +1,184 @@
+"""From a model and pictures to captions; with an output file, a stopped captioning goes on where it was."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
+from hfcap.captioning.inputs import DatasetChoice, nothing_readable, pictures_of, require_one_readable
+from hfcap.captioning.output import OUTPUT_SUFFIXES, caption_table, write_captions
+from hfcap.captioning.reading import ReadPicture, batched, read_pictures
+from hfcap.captioning.unfinished import Result, Skipped, Unfinished
+from hfcap.data.loading import PixelInputs
+from hfcap.data.picture_stream import PictureStream
+from hfcap.decoding import DecodingJob, caption_batch, job_fingerprint
+from hfcap.errors import StoppedError, UserError
+from hfcap.progress import console, error_console, progress_bar
+from hfcap.recipe import GenerateOptions
+from hfcap.schema import Prediction
+
+
+def caption_pictures(
+    model: str,
+    inputs: list[str],
+    output: Path | None = None,
+    *,
+    overrides: dict[str, Any] | None = None,
+    prompt: str | None = None,
+    batch_size: int = 16,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dataset: DatasetChoice | None = None,
+    anew: bool = False,
+) -> list[Prediction]:
+    """Caption pictures with a run directory, a model folder or a Hub model; print a table or write `output`.
+
+    Pictures that cannot be read are named on standard error and left out.
+
+    Args:
+        inputs: files, folders, patterns, web addresses; or one dataset.
+        output: .jsonl (rows as in predictions/<split>.jsonl) or .csv; without it a table is printed.
+        overrides: decoding options that replace the ones saved with the model.
+        prompt: text every caption starts with; None = the model's own.
+        dataset: which pictures of a dataset.
+        anew: forget what a stopped captioning into `output` has done.
+
+    Raises:
+        UserError: wrong inputs or options, or no picture can be read.
+        StoppedError: Ctrl-C; what is finished is kept beside `output`.
+        WorkError: the Hub cannot be reached, or a dataset's stream breaks.
+    """
+    if output is not None and output.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise UserError(f"{output}: give a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
+    pictures = pictures_of(inputs, dataset)
+    if pictures.listed is not None:
+        # Better known before the model is fetched.
+        require_one_readable(pictures.listed)
+    torch.set_flush_denormal(True)
+    folder = local_folder(model, revision)
+    options = decoding_options({**generation_defaults(folder), **(overrides or {})})
+    captioner = load_captioner(model, revision, trust_remote_code)
+    if torch.cuda.is_available():
+        captioner.model.to("cuda")
+    job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0, prompt)
+    unfinished = None if output is None else Unfinished(output, _fingerprint(captioner, job, pictures))
+    predictions = _Captioning(captioner, job, pictures, unfinished, anew).finish()
+    if output is None:
+        console.print(caption_table(predictions))
+    else:
+        write_captions(predictions, output)
+    if unfinished is not None:
+        unfinished.remove()
+    return predictions
+
+
+def decoding_options(values: dict[str, Any]) -> GenerateOptions:
+    """Check decoding options that a person gave.
+
+    Raises:
+        UserError: one is unknown or out of its range.
+    """
+    try:
+        return GenerateOptions(**values)
+    except ValidationError as error:
+        problems = [
+            ": ".join([*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+            for problem in error.errors()
+        ]
+        raise UserError(f"decoding options: {'; '.join(problems)}") from None
+
+
+def _fingerprint(captioner: Captioner, job: DecodingJob, pictures: PictureStream) -> str:
+    # Unlike in a run directory, models with the same weights may see pictures in different ways.
+    processor = str(captioner.image_processor)
+    return job_fingerprint(captioner, job, [type(captioner).__name__, processor, pictures.identity])
+
+
+class _Captioning:
+    """One captioning of a stream of pictures, continued from what is in `unfinished`.
+
+    Args:
+        job: options and pixels; its records are not used.
+        unfinished: where finished batches are kept; None = nowhere.
+    """
+
+    def __init__(
+        self, captioner: Captioner, job: DecodingJob, pictures: PictureStream, unfinished: Unfinished | None, anew: bool
+    ) -> None:
+        self.captioner, self.job, self.pictures, self.unfinished = captioner, job, pictures, unfinished
+        self.predictions: list[Prediction] = []
+        self.problems: list[str] = []
+        self.last: str | None = None
+        if unfinished is not None:
+            if anew:
+                unfinished.remove()
+            self._continue(unfinished)
+
+    @property
+    def done(self) -> int:
+        """Pictures that are captioned or skipped."""
+        return len(self.predictions) + len(self.problems)
+
+    def _continue(self, unfinished: Unfinished) -> None:
+        done, others = unfinished.results(), unfinished.others()
+        if done:
+            error_console.print(f"Continuing behind {len(done):,} pictures", markup=False)
+        elif others:
+            begun = "what was begun there had another model, other options or other pictures"
+            error_console.print(f"{unfinished.output}: begins anew, because {begun}", style="yellow", markup=False)
+        self._take(done)
+
+    def _take(self, results: list[Result]) -> None:
+        for result in results:
+            self.last = result.image_id
+            if isinstance(result, Skipped):
+                self.problems.append(result.problem)
+                error_console.print(f"skipped: {result.problem}", style="yellow", markup=False)
+            else:
+                self.predictions.append(result)
+
+    def finish(self) -> list[Prediction]:
+        """Caption what is left and return everything, in the order of the pictures."""
+        try:
+            self._caption()
+        except KeyboardInterrupt:
+            kept = "the same command continues there" if self.unfinished else "only with -o FILE would that be kept"
+            raise StoppedError(f"stopped behind {self.done:,} pictures; {kept}") from None
+        if not self.predictions:
+            if self.unfinished is not None:
+                self.unfinished.remove()
+            raise UserError(nothing_readable(self.problems) if self.problems else "there is no picture in it")
+        return self.predictions
+
+    def _caption(self) -> None:
+        self.captioner.model.eval()
+        pixels, size = self.job.inputs, self.job.batch_size
+        assert isinstance(pixels, PixelInputs)
+        records = self.pictures.open(self.done, self.last)
+        with closing(read_pictures(records, pixels, ahead=2 * size)) as read, progress_bar() as progress:
+            task = progress.add_task("Captioning", total=self.pictures.total, completed=self.done)
+            for batch in batched(read, size):
+                results = self._results(batch)
+                if self.unfinished is not None:
+                    self.unfinished.add(results)
+                self._take(results)
+                progress.advance(task, len(batch))
+
+    def _results(self, batch: list[ReadPicture]) -> list[Result]:
+        records = [record for record, content in batch if not isinstance(content, str)]
+        images = [content for _, content in batch if not isinstance(content, str)]
+        captions: list[Prediction] = []
+        if images:
+            place = len(self.predictions)
+            captions = caption_batch(self.captioner, self.job, records, torch.stack(images), place)
+        remaining = iter(captions)
+        return [
+            Skipped(record.image_id, content) if isinstance(content, str) else next(remaining)
+            for record, content in batch
+        ]

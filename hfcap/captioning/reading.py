@@ -1,0 +1,58 @@
+"""Reading pictures ahead of the captioner: fetched, decoded and resized by threads, given out in their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from hfcap.data.images import UnreadableImageError, decode_image
+from hfcap.data.loading import PixelInputs
+from hfcap.schema import CaptionedImage
+from hfcap.text import printable
+
+THREADS = 4
+"""Pillow decodes and resizes without Python's lock; a server is asked for no more pictures than this at a time."""
+
+ReadPicture = tuple[CaptionedImage, torch.Tensor | str]
+"""A picture's record, and its pixels as `PixelInputs` gives them, or what is wrong with it."""
+
+
+def read_pictures(
+    records: Iterable[CaptionedImage], pixels: PixelInputs, ahead: int
+) -> Generator[ReadPicture, None, None]:
+    """Yield every record with its pixels, or with the reason why it has none; up to `ahead` are read in advance."""
+
+    def read(record: CaptionedImage) -> torch.Tensor | str:
+        try:
+            return pixels.processed(decode_image(record.image, pixels.draft_size))
+        except UnreadableImageError as error:
+            return printable(str(error))
+
+    pool = ThreadPoolExecutor(THREADS)
+    waiting: deque[tuple[CaptionedImage, Future[torch.Tensor | str]]] = deque()
+    try:
+        for record in records:
+            waiting.append((record, pool.submit(read, record)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def batched(pictures: Iterable[ReadPicture], batch_size: int) -> Iterator[list[ReadPicture]]:
+    """Yield lists of pictures with `batch_size` readable ones each (the last one fewer), unreadable ones between."""
+    batch: list[ReadPicture] = []
+    for picture in pictures:
+        batch.append(picture)
+        if sum(not isinstance(content, str) for _, content in batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

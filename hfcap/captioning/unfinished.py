@@ -1,0 +1,84 @@
+"""What a stopped captioning has done so far, in one file beside its output."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfcap.errors import WorkError
+from hfcap.schema import Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A picture that could not be read, and why."""
+
+    image_id: str
+    problem: str
+
+
+Result = Prediction | Skipped
+
+
+class Unfinished:
+    """Finished batches in `<output>.part-<job>`, one line each; another job has another file, so nothing is mixed.
+
+    Args:
+        job: changes with model, options and pictures.
+    """
+
+    def __init__(self, output: Path, job: str) -> None:
+        self.output = output
+        self.path = output.with_name(f"{output.name}.part-{job}")
+
+    def others(self) -> list[Path]:
+        """Files of other jobs for the same output."""
+        return [path for path in _parts(self.output) if path != self.path]
+
+    def results(self) -> list[Result]:
+        """Return what is done, in order; a line that a kill cut off is removed from the file.
+
+        Raises:
+            WorkError: the file is damaged.
+        """
+        if not self.path.is_file():
+            return []
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            with self.path.open("r+b") as handle:
+                handle.truncate(end)
+        try:
+            return [_result(row) for line in content[:end].splitlines() for row in json.loads(line)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkError(f"{self.path}: damaged ({error}); delete it to begin anew") from error
+
+    def add(self, batch: Sequence[Result]) -> None:
+        """Append one finished batch."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps([_row(result) for result in batch]) + "\n")
+
+    def remove(self) -> None:
+        """Delete the files of this job and of all others for the same output."""
+        for path in _parts(self.output):
+            path.unlink()
+
+
+def _parts(output: Path) -> list[Path]:
+    return sorted(output.parent.glob(f"{glob.escape(output.name)}.part-{'[0-9a-f]' * 16}"))
+
+
+def _row(result: Result) -> dict[str, object]:
+    if isinstance(result, Skipped):
+        return {"image_id": result.image_id, "problem": result.problem}
+    return result.as_row()
+
+
+def _result(row: dict[str, object]) -> Result:
+    if "problem" in row:
+        return Skipped(**row)  # type: ignore[arg-type]  # our own rows
+    return Prediction(**{**row, "candidates": tuple(row["candidates"])})  # type: ignore[arg-type]
