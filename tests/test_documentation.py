@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def commands_in(page: Path) -> Iterator[str]:
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "scripts/quickstart.sh"], ids=name_of)
 def test_commands_exist(page: Path) -> None:
     assert set(commands_in(page)) - COMMANDS == set()
+
+
+def test_the_commands_of_the_captioning_page_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in code_blocks(ROOT / "docs/captioning.md", "bash") for line in block.splitlines()]
+    caption = typer.main.get_command(app).commands["caption"]  # type: ignore[attr-defined]
+    for line in lines:
+        _, name, *arguments = shlex.split(line)
+        with caption.make_context(name, arguments) as context:
+            assert name == "caption" and context.params["model"] == "runs/mine" and context.params["inputs"]
+    assert len(lines) == 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
