@@ -38,7 +38,8 @@ def fuse_predictions(
         predictions: files of the same images, best with many sampled captions each (predictions/<split>.jsonl); one
             file is enough where it has three candidates of an image or more.
         output: .jsonl, rows as in predictions/<split>.jsonl; `score` is the expected CIDEr-D.
-        weights: one for each file; None = equal.
+        weights: one for each file; None = equal. Captions of a file of weight 0 can be chosen but do not vote: beams
+            beside files of samples.
         document_frequencies: as CIDEr-D takes them; "corpus" counts in the candidates themselves.
 
     Raises:
@@ -47,8 +48,10 @@ def fuse_predictions(
     if output.suffix.lower() != ".jsonl":
         raise UserError(f"{output}: give a name that ends in .jsonl")
     chosen = [1.0] * len(predictions) if weights is None else list(weights)
-    if len(chosen) != len(predictions) or not all(0 < weight < float("inf") for weight in chosen):
-        raise UserError(f"weights: give one positive number for each of the {len(predictions)} files, not {chosen}")
+    if len(chosen) != len(predictions) or not all(0 <= weight < float("inf") for weight in chosen) or not any(chosen):
+        raise UserError(
+            f"weights: give one positive number (or 0: no vote) for each of the {len(predictions)} files, not {chosen}"
+        )
     members = [read_candidates(path, warn) for path in predictions]
     _require_same_images(predictions, members)
     if sum(max(len(found.captions) for found in member.values()) for member in members) < 3:

@@ -76,9 +76,10 @@ GOOD = {"1": ["a dog"], "2": ["a cat"]}
         ([{"image_id": "1", "caption": "a", "candidates": [1]}], {}, r"line 1: candidates must be texts"),
         ([{"caption": "a"}], {}, "line 1: image_id must be"),
         ([], {}, "no captions in this prediction file"),
-        (rows_of(GOOD), {"weights": [1.0]}, "one positive number for each of the 2 files"),
+        (rows_of(GOOD), {"weights": [1.0]}, r"one positive number \(or 0: no vote\) for each of the 2 files"),
         (rows_of(GOOD), {"weights": [1.0, -1.0]}, "one positive number"),
         (rows_of(GOOD), {"weights": [1.0, float("nan")]}, "one positive number"),
+        (rows_of(GOOD), {"weights": [0.0, 0.0]}, "one positive number"),
         (rows_of(GOOD), {"document_frequencies": "gone.json"}, r"gone\.json.*no such file"),
     ],
 )
@@ -97,6 +98,25 @@ def test_one_captioner_agrees_with_itself_and_every_sample_counts(tmp_path: Path
     documents = [samples, ["a bus", "a tram", "two trams"]]
     expected = sum(reference_cider("a dog runs", [other], documents) for other in samples) / 4
     assert fused[0].score == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_file_of_weight_0_proposes_and_does_not_vote(tmp_path: Path) -> None:
+    samples = ["a black dog runs", "the dog runs fast", "a dog on grass"]
+    documents = [[*samples, "a dog runs", "dog cat"], ["a bus"] * 3]
+    first = write(tmp_path / "first.jsonl", rows_of({"1": samples, "2": ["a bus", "a tram", "two trams"]}))
+    second = write(tmp_path / "second.jsonl", rows_of({"1": ["a dog runs", "a cat"], "2": ["a bus"]}))
+    training = tmp_path / "training.json"
+    training.write_text(json.dumps(dict(enumerate(documents))), encoding="utf-8")
+    fused = fuse_predictions(
+        [first, second], tmp_path / "out.jsonl", weights=[1.0, 0.0], document_frequencies=str(training), warn=print
+    )
+    expected = {
+        one: sum(reference_cider(one, [other], documents) for other in samples) / 3
+        for one in [*samples, "a dog runs", "a cat"]
+    }
+    assert set(fused[0].candidates) == set(expected)
+    assert fused[0].score == pytest.approx(max(expected.values()), abs=1e-9)
+    assert expected[fused[0].caption] == pytest.approx(fused[0].score, abs=1e-9)
 
 
 def test_nothing_to_choose_from_and_other_endings_are_refused(tmp_path: Path) -> None:

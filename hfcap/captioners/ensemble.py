@@ -30,12 +30,13 @@ from hfcap.captioners.modeling_ensemble import (
     EnsembleProcessor,
     ngram_counts,
     ngram_key,
+    rounds,
 )
 from hfcap.captioners.own_model import TokensOfConfig
 from hfcap.captioners.parts import TINY_VIT, load_tokenizer, train_tokenizer, whole_model
 from hfcap.errors import UserError
 from hfcap.progress import track
-from hfcap.recipe import Block, GenerateOptions, ModelOptions, PositiveInt, TokenizerOptions
+from hfcap.recipe import Block, GenerateOptions, ModelOptions, NonNegativeInt, PositiveInt, TokenizerOptions
 
 _MEMBER_FOLDER = re.compile(r"member_\d+")
 
@@ -59,6 +60,9 @@ class EnsembleOptions(ModelOptions):
         5,
         description="captions that each member proposes, by at least so many beams, or as samples: with "
         "generate.do_sample 32 are better than 5",
+    )
+    beam_candidates: NonNegativeInt = Field(
+        3, description="with generate.do_sample: so many more by a beam search of each member; only samples vote"
     )
     choice: Literal["consensus", "clip"] = Field(
         "consensus", description="consensus: most similar to all candidates by CIDEr-D; clip: nearest to the picture"
@@ -138,6 +142,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
                 for number, (captioner, member) in enumerate(zip(members, options.members, strict=True))
             ],
             candidates=options.candidates,
+            beam_candidates=options.beam_candidates,
             choice=options.choice,
             pixel_shapes=[_pixel_shape(part, number) for number, part in enumerate(parts)],
             bos_token_id=tokenizer.bos_token_id,
@@ -158,7 +163,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
     @classmethod
     def effective_decoding(cls, options: EnsembleOptions, generate: GenerateOptions) -> GenerateOptions:
         """Return how each member decodes."""
-        return _for_members(generate, options.candidates)
+        return _for_members(generate, options.candidates, 0)[0]
 
     @classmethod
     def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
@@ -227,14 +232,15 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
         """
         if prompt is not None and prompt.strip():
             raise UserError("prompt: an ensemble takes none; its members have their own prompts")
-        count = self.model.config.candidates
-        for_members = _for_members(options, count)
-        proposals: list[list[list[str]]] = [[] for _ in range(len(image_states))]
+        config = self.model.config
+        for_members = _for_members(options, config.candidates, config.beam_candidates)
+        proposals: list[list[list[list[str]]]] = [[[] for _ in for_members] for _ in range(len(image_states))]
         parts = self.model.pixels_of_parts(image_states[:, 0])
         for member, pixels in zip(self.members, parts, strict=False):
-            found = member.caption_states(member.encode(pixels), for_members)
-            for of_image, captions in zip(proposals, found, strict=True):
-                of_image.append([caption.text for caption in captions])
+            states = member.encode(pixels)
+            for number, how in enumerate(for_members):
+                for of_image, captions in zip(proposals, member.caption_states(states, how), strict=True):
+                    of_image[number].append([caption.text for caption in captions])
         ranked = self.model.rank(proposals, None if self.reranker is None else parts[-1])
         return [
             [
@@ -288,10 +294,10 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
             self.reranker.save(folder / RERANKER)
 
 
-def _for_members(options: GenerateOptions, candidates: int) -> GenerateOptions:
-    """Each member proposes so many captions, by at least so many beams or as samples."""
-    beams = 1 if options.do_sample else max(options.num_beams, candidates)
-    return options.model_copy(update={"num_beams": beams, "num_return_sequences": candidates})
+def _for_members(options: GenerateOptions, candidates: int, beam_candidates: int) -> list[GenerateOptions]:
+    """How every member decodes, round by round (see `rounds`)."""
+    changes = rounds(options.model_dump(), candidates, beam_candidates)
+    return [options.model_copy(update=change) for change in changes]
 
 
 def _load_member(member: MemberOptions, trust_remote_code: bool) -> Captioner:

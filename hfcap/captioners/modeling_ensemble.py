@@ -35,8 +35,8 @@ PROCESSOR_FILE = "processor_config.json"
 _ORDERS = (1, 2, 3, 4)
 _SIGMA = 6.0
 _WORD = re.compile(r"\w+(?:-\w+)*")
-_LENGTHS = ("max_new_tokens", "min_new_tokens", "length_penalty")
-_DECODING = (*_LENGTHS, "num_beams", "no_repeat_ngram_size", "repetition_penalty", "do_sample")
+_LENGTHS = ("max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "repetition_penalty")
+_DECODING = (*_LENGTHS, "num_beams", "do_sample")
 _SAMPLING = ("temperature", "top_k", "top_p")
 
 
@@ -45,7 +45,7 @@ class EnsembleConfig(PreTrainedConfig):
 
     Args:
         members: for each member {"folder", "model_type", "prompt", "weight"}.
-        candidates: captions that each member proposes.
+        candidates: captions that each member proposes. beam_candidates: beside samples, so many more by beams.
         choice: "consensus" or "clip" (nearest to the picture by the dual encoder in the folder `reranker`).
         pixel_shapes: shape of the pixel values of each member and of the reranker, in the order they are joined in.
         n_documents: pictures that document frequencies were counted in. n_ngrams: U.
@@ -57,6 +57,7 @@ class EnsembleConfig(PreTrainedConfig):
         self,
         members: list[dict[str, Any]] | None = None,
         candidates: int = 5,
+        beam_candidates: int = 0,
         choice: str = "consensus",
         pixel_shapes: list[list[int]] | None = None,
         n_documents: int = 1,
@@ -65,6 +66,7 @@ class EnsembleConfig(PreTrainedConfig):
     ) -> None:
         self.members = members or []
         self.candidates = candidates
+        self.beam_candidates = beam_candidates
         self.choice = choice
         self.pixel_shapes = pixel_shapes or []
         self.n_documents = n_documents
@@ -86,8 +88,8 @@ def ngram_key(ngram: tuple[str, ...]) -> int:
 def expected_ciders(captions: list[str], weights: list[float], idf: dict[tuple[str, ...], float]) -> list[float]:
     """Return the weighted mean CIDEr-D of each of C captions to all captions of its pool, itself among them.
 
-    The clipped product min(a, b) b of counts a and b is the sum over t = 1, 2, ... of [a >= t] times [b >= t] b: with
-    one column for every n-gram and t, all pairs are one matrix product, (C, columns) by (columns, C).
+    min(a, b) b of counts a and b is the sum over t = 1, 2, ... of [a >= t] times [b >= t] b: with a column for every
+    n-gram and t, all pairs are one matrix product, (C, columns) by (columns, C).
     """
     columns: dict[tuple[tuple[str, ...], int], int] = {}
     rows, places, ours, theirs, bigrams = [], [], [], [], []
@@ -110,18 +112,30 @@ def expected_ciders(captions: list[str], weights: list[float], idf: dict[tuple[s
     penalty = torch.exp(-((lengths[:, None] - lengths) ** 2) / (2 * _SIGMA**2))
     mass = torch.tensor(weights, dtype=torch.float64)
     similarity = (filled[0] @ filled[1].T) * penalty * (10.0 / len(_ORDERS))
-    expected: list[float] = (similarity @ mass / mass.sum()).tolist()
-    return expected
+    return [float(value) for value in similarity @ mass / mass.sum()]
 
 
-def pooled(proposals: list[list[str]], weights: list[float]) -> tuple[list[str], list[float]]:
-    """Join the members' captions of one image: different texts, and the weight of the members that propose each."""
+def pooled(proposals: list[list[list[str]]], weights: list[float]) -> tuple[list[str], list[float]]:
+    """Join the captions of one image by round and member: different texts and their votes, all of the first round."""
     mass: dict[str, float] = {}
-    for texts, weight in zip(proposals, weights, strict=True):
-        for text in texts:
-            mass[text] = mass.get(text, 0.0) + weight / len(texts)
+    for number, of_round in enumerate(proposals):
+        for texts, weight in zip(of_round, weights, strict=True):
+            for text in texts:
+                mass[text] = mass.get(text, 0.0) + (0.0 if number else weight / len(texts))
     kept = {text: value for text, value in mass.items() if text} or {"": 1.0}
-    return list(kept), list(kept.values())
+    return list(kept), list(kept.values() if any(kept.values()) else [1.0] * len(kept))
+
+
+def rounds(options: dict[str, Any], candidates: int, beam_candidates: int) -> list[dict[str, Any]]:
+    """Return how every member decodes, round by round; the captions of the first round vote.
+
+    Beams find likely captions; samples alone tell what else is likely (Eikema and Aziz 2022, arXiv:2108.04718).
+    """
+    if not options.get("do_sample"):
+        return [{"num_beams": max(options.get("num_beams") or 1, candidates), "num_return_sequences": candidates}]
+    samples = {"num_beams": 1, "num_return_sequences": candidates}
+    beams = {"do_sample": False, "num_beams": beam_candidates, "num_return_sequences": beam_candidates}
+    return [samples, beams] if beam_candidates else [samples]
 
 
 class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
@@ -193,12 +207,10 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
         parts = pixel_values.flatten(1).split(sizes, dim=1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.config.pixel_shapes, strict=True)]
 
-    def propose(self, pixel_values: torch.Tensor, options: dict[str, Any]) -> list[list[list[str]]]:
-        """For each image (B, P) the captions of each member, best first, by plain transformers."""
-        proposals: list[list[list[str]]] = [[] for _ in range(len(pixel_values))]
-        count = self.config.candidates
-        beams = 1 if options.get("do_sample") else max(options.get("num_beams") or 1, count)
-        options = {**options, "num_beams": beams, "num_return_sequences": count}
+    def propose(self, pixel_values: torch.Tensor, options: dict[str, Any]) -> list[list[list[list[str]]]]:
+        """For each image (B, P), round and member the captions, best first, by plain transformers."""
+        changes = rounds(options, self.config.candidates, self.config.beam_candidates)
+        proposals: list[list[list[list[str]]]] = [[[] for _ in changes] for _ in range(len(pixel_values))]
         parts = self.pixels_of_parts(pixel_values)
         for member, processor, facts, pixels in zip(
             self.members, self.member_processors, self.config.members, parts, strict=False
@@ -209,14 +221,18 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
                 name = "decoder_input_ids" if facts["model_type"] == "vision-encoder-decoder" else "input_ids"
                 given[name] = start.expand(len(pixels), -1)
             model: Any = member
-            texts = processor.batch_decode(model.generate(**given, **options), skip_special_tokens=True)
-            texts = [" ".join(text.strip().removeprefix(facts["prompt"]).split()) for text in texts]
-            for image, found in enumerate(proposals):
-                found.append(texts[image * count : (image + 1) * count])
+            for number, change in enumerate(changes):
+                unused = () if change.get("do_sample", options.get("do_sample")) else _SAMPLING
+                settings = {name: value for name, value in {**options, **change}.items() if name not in unused}
+                texts = processor.batch_decode(model.generate(**given, **settings), skip_special_tokens=True)
+                texts = [" ".join(text.strip().removeprefix(facts["prompt"]).split()) for text in texts]
+                count = change["num_return_sequences"]
+                for image, found in enumerate(proposals):
+                    found[number].append(texts[image * count : (image + 1) * count])
         return proposals
 
     def rank(
-        self, proposals: list[list[list[str]]], reranker_pixels: torch.Tensor | None
+        self, proposals: list[list[list[list[str]]]], reranker_pixels: torch.Tensor | None
     ) -> list[list[tuple[str, float]]]:
         """For each image its different captions with their scores, best first."""
         weights = [float(member["weight"]) for member in self.config.members]
@@ -282,23 +298,23 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
         assert pixel_values is not None
         config = self.generation_config if generation_config is None else generation_config
         names = _DECODING + (_SAMPLING if kwargs.get("do_sample", getattr(config, "do_sample", False)) else ())
-        options = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
-        options = {name: value for name, value in options.items() if value is not None}
+        given = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
+        options = {name: value for name, value in given.items() if value is not None}
         count = num_return_sequences or config.num_return_sequences or 1
         parts = self.pixels_of_parts(pixel_values)
         ranked = self.rank(self.propose(pixel_values, options), parts[-1] if self.config.choice == "clip" else None)
         chosen = [of_image[min(place, len(of_image) - 1)] for of_image in ranked for place in range(count)]
         ids = self.tokenizer([text for text, _ in chosen], add_special_tokens=False, split_special_tokens=True)
-        start, end = [self.config.bos_token_id], [self.config.eos_token_id]
-        rows = [torch.tensor(start + row + end, device=pixel_values.device) for row in ids["input_ids"]]
+        start, end, device = [self.config.bos_token_id], [self.config.eos_token_id], pixel_values.device
+        rows = [torch.tensor(start + row + end, device=device) for row in ids["input_ids"]]
         sequences = nn.utils.rnn.pad_sequence(rows, True, self.config.pad_token_id)
         if return_dict_in_generate or config.return_dict_in_generate:
-            scores = torch.tensor([score for _, score in chosen], device=pixel_values.device)
+            scores = torch.tensor([score for _, score in chosen], device=device)
             return ModelOutput(sequences=sequences, sequences_scores=scores)
         return sequences
 
     def forward(self, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """Return the best caption of each picture, as `generate` does."""
+        """Return what `generate` does."""
         return self.generate(pixel_values, return_dict_in_generate=True)
 
 
@@ -311,9 +327,8 @@ def checked_name(name: Any) -> str:
 
 def whole_folder(location: Any, revision: str | None = None, token: Any = None) -> Path:
     """Return the folder that holds the ensemble with its members: a local one, or a snapshot of the repository."""
-    if Path(location).is_dir():
-        return Path(location)
-    return Path(snapshot_download(str(location), revision=revision, token=token))
+    local = Path(location).is_dir()
+    return Path(location if local else snapshot_download(str(location), revision=revision, token=token))
 
 
 class EnsembleImageProcessor:
@@ -326,10 +341,8 @@ class EnsembleImageProcessor:
 
     def __call__(self, images: Any, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
         """Return pixel_values (B, P) float32."""
-        rows = [
-            torch.cat([_flat_pixels(part, picture) for part in self.parts])
-            for picture in (images if isinstance(images, (list, tuple)) else [images])
-        ]
+        pictures = images if isinstance(images, (list, tuple)) else [images]
+        rows = [torch.cat([_flat_pixels(part, picture) for part in self.parts]) for picture in pictures]
         return BatchFeature({"pixel_values": torch.stack(rows)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -337,8 +350,8 @@ class EnsembleImageProcessor:
         return {"parts": [part.to_dict() for part in self.parts], "size": self.size}
 
 
-def _flat_pixels(image_processor: Any, picture: Any) -> torch.Tensor:
-    return image_processor(images=picture, return_tensors="pt")["pixel_values"][0].flatten().float()
+def _flat_pixels(processor: Any, picture: Any) -> torch.Tensor:
+    return processor(images=picture, return_tensors="pt")["pixel_values"][0].flatten().float()
 
 
 class EnsembleProcessor:

@@ -33,14 +33,16 @@ def pooled(candidates: Sequence[Sequence[str]], weights: Sequence[float]) -> Poo
     """Join the candidate lists of several captioners for one image; white space does not tell captions apart.
 
     A captioner's weight is shared equally by its candidates, and a text that several propose has the sum. Empty
-    captions are left out unless nothing else is there.
+    captions are left out unless nothing else is there. A captioner of weight 0 proposes without a vote.
     """
     mass: dict[str, float] = {}
     for of_member, weight in zip(candidates, weights, strict=True):
         texts = [" ".join(text.split()) for text in of_member]
         for text in texts:
             mass[text] = mass.get(text, 0.0) + weight / len(texts)
-    kept = {text: value for text, value in mass.items() if text and value > 0} or {next(iter(mass), ""): 1.0}
+    kept = {text: value for text, value in mass.items() if text} or {next(iter(mass), ""): 1.0}
+    if not any(kept.values()):
+        kept = dict.fromkeys(kept, 1.0)
     return Pool(tuple(kept), tuple(kept.values()))
 
 

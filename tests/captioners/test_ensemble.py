@@ -90,9 +90,10 @@ def test_consensus_is_that_of_pycocoevalcap_over_what_the_members_say_alone(
     members: list[str], options: GenerateOptions
 ) -> None:
     weights, count = (1.0, 2.0, 0.5), options.num_return_sequences
-    captioner = ensemble(members, weights, candidates=count)
+    captioner = ensemble(members, weights, candidates=count, beam_candidates=2)
     torch.manual_seed(5)
     by_member = alone(members, 3, options)
+    beams = alone(members, 3, GenerateOptions(num_beams=2, num_return_sequences=2, max_new_tokens=2))
     torch.manual_seed(5)
     with torch.inference_mode():
         states = captioner.encode(pixel_values(captioner, 3))
@@ -104,7 +105,9 @@ def test_consensus_is_that_of_pycocoevalcap_over_what_the_members_say_alone(
     for image, chosen in enumerate(found):
         # Every sample is a vote: one that was drawn twice counts twice.
         votes = [(text, w / count) for member, w in zip(by_member, weights, strict=True) for text in member[image]]
-        spelled = {text: spelled_plainly(text, known) for text, _ in votes if text}
+        # The best by beams stand for choice beside samples, and do not vote.
+        more = [text for member in beams for text in member[image]] if options.do_sample else []
+        spelled = {text: spelled_plainly(text, known) for text in [*(text for text, _ in votes), *more] if text}
         ciders = {
             (one, other): reference_cider(spelled[one], [spelled[other]], documents)
             for one in spelled
@@ -124,7 +127,7 @@ def test_published_consensus_agrees_with_the_metric_package() -> None:
     assert isinstance(captioner, Ensemble)
     fit(captioner, DOCUMENTS)
     for group in random_captions(12, seed=8)[1].values():
-        captions, mass = pooled([group], [1.0])
+        captions, mass = pooled([[group]], [1.0])
         assert all(
             sum(ngram_counts(text).values()) == sum(max(len(tokenize(text)) - n, 0) for n in range(4))
             for text in captions
