@@ -133,9 +133,8 @@ def rounds(options: dict[str, Any], candidates: int, beam_candidates: int) -> li
     """
     if not options.get("do_sample"):
         return [{"num_beams": max(options.get("num_beams") or 1, candidates), "num_return_sequences": candidates}]
-    samples = {"num_beams": 1, "num_return_sequences": candidates}
     beams = {"do_sample": False, "num_beams": beam_candidates, "num_return_sequences": beam_candidates}
-    return [samples, beams] if beam_candidates else [samples]
+    return [{"num_beams": 1, "num_return_sequences": candidates}, *([beams] if beam_candidates else [])]
 
 
 class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
@@ -298,8 +297,8 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
         assert pixel_values is not None
         config = self.generation_config if generation_config is None else generation_config
         names = _DECODING + (_SAMPLING if kwargs.get("do_sample", getattr(config, "do_sample", False)) else ())
-        given = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
-        options = {name: value for name, value in given.items() if value is not None}
+        given = ((name, kwargs.get(name, getattr(config, name, None))) for name in names)
+        options = {name: value for name, value in given if value is not None}
         count = num_return_sequences or config.num_return_sequences or 1
         parts = self.pixels_of_parts(pixel_values)
         ranked = self.rank(self.propose(pixel_values, options), parts[-1] if self.config.choice == "clip" else None)
