@@ -33,7 +33,7 @@ def _arrange() -> None:
     order = list(panel_of)
 
     def name_of(entry: CommandInfo | TyperInfo) -> str:
-        return entry.name or getattr(entry.callback, "__name__", "")
+        return str(entry.name or getattr(entry.callback, "__name__", ""))
 
     for entries in (app.registered_commands, app.registered_groups):
         for entry in entries:
