@@ -15,6 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 
 
 class Block(BaseModel):
@@ -37,6 +38,9 @@ class ModelOptions(Block):
     revision: str | None = Field(None, description="commit, tag or branch of `pretrained`")
     trust_remote_code: bool = Field(False, description="run code that comes with the base model; only if you trust it")
     prompt: str = Field("", description="text that starts every caption, in training and in generation")
+    attn_implementation: Attention | dict[str, Attention] | None = Field(
+        None, description="attention kernel by transformers' name, or one for each part: {vision: flash_attention_2}"
+    )
     tokenizer: TokenizerOptions | None = Field(None, description="train a tokenizer on the training captions")
 
     freezing_keys: ClassVar[tuple[str, ...]] = ()

@@ -50,6 +50,9 @@ class Kind(ABC):
     default_image_size: ClassVar[int | None] = None
     """Side of the square that pictures are resized to first, for models that take pictures of any size."""
 
+    packs: ClassVar[bool] = True
+    """Whether the captions of a picture stand in one row."""
+
     def __init__(self, captioner: Captioner) -> None:
         self.captioner = captioner
         self._prompts: dict[str, PromptInputs] = {}

@@ -19,7 +19,7 @@ from hfcap.schema import PackedCaptions
 class Prefix(Generic):
     """A model that hfcap knows masks and positions of, so that it packs."""
 
-    # ---- words -------------------------------------------------------------------------------------------------
+    packs = True
 
     def embeddings(self, image_states: torch.Tensor, prompt: PromptInputs) -> torch.Tensor:
         """Embed prompt and picture without the prompt's last token: (B, N, H)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig
@@ -24,6 +24,8 @@ _USUAL_SIZE, _MOST_SIZE = 448, 560
 
 class Rows(Kind):
     """A decoder that is given prompt and caption in one row, and the picture's states beside it."""
+
+    packs: ClassVar[bool] = False
 
     @abstractmethod
     def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class Captioner(ABC):
     """What is not possible with published models of this family -> the reason; keys: publish, adapter, pipeline."""
     trains_by_gradients: ClassVar[bool] = True
     """False for families that are fitted in one pass instead (captioners/fitted.py)."""
+    attention_is_fixed: ClassVar[bool] = False
+    """True where hfcap's own attention stands in place of the model's, so that no other can be chosen."""
     sees_one_picture: bool = True
     """False where pixel values are not (3, height, width), so that nobody can look at them."""
 
@@ -253,6 +255,11 @@ class Captioner(ABC):
     @property
     def captions_from_pixels(self) -> bool:
         """Whether plain transformers captions with this model from pixel values, and at most the prompt's tokens."""
+        return True
+
+    @property
+    def packs_captions(self) -> bool:
+        """Whether the captions of a picture stand in one row, which needs a mask of its own."""
         return True
 
     @property

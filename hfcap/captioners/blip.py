@@ -49,6 +49,7 @@ class Blip(Captioner):
     options_class = BlipOptions
     parts = ("vision", "text")
     model_types = ("blip",)
+    attention_is_fixed = True
     card_facts = CardFacts(
         title="BLIP",
         summary="A vision transformer encodes the picture; a BERT-like decoder reads it through cross-attention.",

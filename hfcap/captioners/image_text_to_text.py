@@ -194,6 +194,11 @@ class ImageTextToText(Captioner):
         """Only GIT reads pixel values alone; all others need the prompt that their processor makes."""
         return isinstance(self.kind, Git) and not self.prompt.strip()
 
+    @property
+    def packs_captions(self) -> bool:
+        """Kinds that hfcap has no packing for give each caption a row."""
+        return self.kind.packs
+
     # ---- tokens and pictures -----------------------------------------------------------------------------------
 
     @property

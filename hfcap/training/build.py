@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from hfcap import registry
+from hfcap.captioners.attention_choice import choose_attention
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner
 from hfcap.captioners.lora import add_lora
@@ -34,14 +35,18 @@ def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> 
 
     Raises:
         UserError: that run has no model yet, or its captioner is of another family or was trained behind another
-            prompt.
+            prompt, or model.attn_implementation names a kernel that it cannot take.
     """
     set_seed(recipe.train.seed)
     family: type[Captioner] = registry.load("captioners", recipe.captioner).REGISTERED
     if recipe.model.pretrained is not None and is_run_directory(recipe.model.pretrained):
-        return _from_earlier_run(recipe, recipe.model.pretrained, family)
-    captions = (caption for record in train_records for caption in record.captions)
-    return family.build(recipe.model, captions)
+        captioner = _from_earlier_run(recipe, recipe.model.pretrained, family)
+    else:
+        captions = (caption for record in train_records for caption in record.captions)
+        captioner = family.build(recipe.model, captions)
+    if recipe.model.attn_implementation is not None:
+        choose_attention(captioner, recipe.model.attn_implementation)
+    return captioner
 
 
 def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) -> Captioner:
