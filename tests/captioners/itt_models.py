@@ -153,7 +153,13 @@ def florence2() -> tuple[Any, Any]:
     return model, processor
 
 
-def paligemma() -> tuple[Any, Any]:
+def paligemma2() -> tuple[Any, Any]:
+    """PaliGemma 2: Gemma 2 caps its logits, and every other layer has a window."""
+    caps = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 16}
+    return paligemma("gemma2", **caps)
+
+
+def paligemma(text_type: str = "gemma", **text: Any) -> tuple[Any, Any]:
     """PaliGemma with Gemma."""
     image_processor: Any = SiglipImageProcessor(size=SIZE)
     image_processor.image_seq_length = 4
@@ -162,7 +168,7 @@ def paligemma() -> tuple[Any, Any]:
     model = model_of(
         "paligemma",
         vision_config={"model_type": "siglip_vision_model", **LAYERS, "image_size": 32, "patch_size": 16},
-        text_config=text_config(tokenizer, **LLAMA | {"model_type": "gemma", "head_dim": 16}),
+        text_config=text_config(tokenizer, **LLAMA | {"model_type": text_type, "head_dim": 16, **text}),
         projection_dim=32,
         image_token_id=processor.image_token_id,
     )
@@ -286,13 +292,20 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "blip-2": blip2,
     "florence2": florence2,
     "paligemma": paligemma,
+    "paligemma2": paligemma2,
     "idefics3": idefics3,
     "llava": llava,
     "gemma3": gemma3,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
 }
-PROMPTS = {"git": "a picture of", "blip-2": "a picture of", "florence2": "<CAPTION>", "paligemma": "caption en"}
+PROMPTS = {
+    "git": "a picture of",
+    "blip-2": "a picture of",
+    "florence2": "<CAPTION>",
+    "paligemma": "caption en",
+    "paligemma2": "caption en",
+}
 IMAGE_SIZES = {"qwen2_vl": 56, "qwen2_5_vl": 84}
 
 
