@@ -129,7 +129,9 @@ def test_published_code_needs_only_torch_and_transformers() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted((ROOT / "scripts").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))], ids=name_of
+)
 def test_size(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert source.count("\n") < MAX_LINES

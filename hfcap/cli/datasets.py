@@ -25,7 +25,7 @@ def data_coco(
     root: Annotated[Path, typer.Option(help="folder for the archives and pictures")],
     year: Annotated[Literal["2014", "2017"], typer.Option(help="layout of the official archives")] = "2014",
 ) -> None:
-    """Download COCO's official archives and the Karpathy split (about 19 GB); an interrupted download continues."""
+    """Download COCO's official archives and the Karpathy split (about 20 GB); an interrupted download continues."""
     from hfcap.data.download import download_coco
 
     download_coco(root, year)
