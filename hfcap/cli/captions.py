@@ -14,6 +14,12 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="files, folders, patterns, web addresses; or one dataset: Hub id, parquet, COCO JSON"),
 ]
+NumBeams = Annotated[
+    int | None, typer.Option(min=1, help="beams of the search, 1 = greedy; default: as the model was saved with")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="most tokens of a caption; default: as the model was saved with")
+]
 
 
 @app.command()
@@ -22,13 +28,13 @@ def caption(
     inputs: Inputs = None,
     output: Annotated[Path | None, output_file("FILE.jsonl or FILE.csv")] = None,
     prompt: Annotated[str | None, typer.Option(help="text that every caption starts with")] = None,
-    num_beams: Annotated[int | None, typer.Option(min=1)] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    num_beams: NumBeams = None,
+    max_new_tokens: MaxNewTokens = None,
     num_return_sequences: Annotated[int | None, typer.Option(min=1, help="captions per picture")] = None,
     do_sample: Annotated[bool | None, typer.Option("--sample", help="draw captions instead of searching")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.01)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0)] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="with --sample")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures at a time")] = 16,
     split: Annotated[str | None, typer.Option(help="of a dataset; default: all")] = None,
     config_name: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
@@ -151,8 +157,8 @@ def explain(
     image: Annotated[str, typer.Argument(help="one picture: a file or a web address")],
     output: Annotated[Path, output_file("FILE.png")],
     prompt: Annotated[str | None, typer.Option(help="text that the caption starts with")] = None,
-    num_beams: Annotated[int | None, typer.Option(min=1)] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    num_beams: NumBeams = None,
+    max_new_tokens: MaxNewTokens = None,
     revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the Hub")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
