@@ -21,6 +21,8 @@ from hfcap.scoring.signature import data_signature
 
 _Split = Literal["train", "validation", "test"]
 _SAME = 1e-9
+_NOT_KNOWN = "compare run directories or prediction files instead of score files"
+_NOT_SCORED = "they are not those that were scored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +87,16 @@ def gather_evidence(
     if not human:
         notes.append("The human captions are not shown: give the file that was scored against with --references.")
     captions: dict[str, dict[str, str]] = {}
-    for system in comparison.systems:
+    unshown: dict[str, list[str]] = {}
+    for system in (system for system in comparison.systems if system.report.per_image):
         found = _captions(system, image_ids)
         if not found:
-            remedy = "compare its run directory or prediction file instead of the score file"
-            notes.append(f"The captions of {system.name} are not shown: {remedy}.")
+            unshown.setdefault(_NOT_KNOWN, []).append(system.name)
         elif not _belong(system, found, shown):
-            notes.append(f"The captions of {system.name} are not shown: they are not those that were scored.")
+            unshown.setdefault(_NOT_SCORED, []).append(system.name)
         else:
             captions[system.name] = found
+    notes += [f"The captions of {', '.join(names)} are not shown: {reason}." for reason, names in unshown.items()]
     files = [system.predictions for system in comparison.systems if system.name in captions]
     names = _file_names([path for path in (reference_path, *files) if path is not None])
     file_names = {image_id: names[image_id] for image_id in image_ids if image_id in names}

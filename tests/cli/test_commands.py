@@ -345,5 +345,8 @@ def test_compare_prediction_files(finished: RunDirectory, tmp_path: Path, hfcap:
     assert board["outputs"] == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"]
     # Both systems are scored against the same few human captions.
     assert outcome.err.count("warning: only") == 1
+    assert str(tmp_path / "board" / "leaderboard.html") in outcome.out
+    assert "By CIDEr-D, test" in (tmp_path / "board" / "leaderboard.html").read_text()
+    assert_refused(hfcap("compare", finished.path, "--pictures"), "--pictures", "give its folder with -o")
     missing = hfcap("compare", tmp_path / "gone.jsonl", "--references", finished.references("test"))
     assert_refused(missing, "gone.jsonl: no such file or folder", "a prediction file")
