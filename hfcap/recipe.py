@@ -113,6 +113,11 @@ class TrainOptions(Block):
         default_factory=dict, description="learning rate per part (vision, text, mapper); others use learning_rate"
     )
     freeze: list[str] = Field(default_factory=list, description="parts that are not trained (vision, text, mapper)")
+    dropout: dict[str, Share] = Field(
+        default_factory=dict,
+        description="probability per part (vision, text, mapper) of the dropout layers that its model has switched on; "
+        "others keep what the model's configuration says",
+    )
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
     warmup_ratio: Share = 0.0
     warmup_steps: NonNegativeInt = 0
@@ -376,6 +381,8 @@ class Recipe(Block):
                 "scst: without dropout layers are in evaluation mode, in which they keep everything; set scst.dropout: "
                 "true, or train.gradient_checkpointing: false"
             )
+        if self.train.dropout and not self.scst.dropout:
+            raise ValueError("scst: has no dropout in its updates; set scst.dropout: true, or leave train.dropout out")
         augment = self.augment
         if augment is None:
             return self

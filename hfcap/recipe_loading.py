@@ -209,7 +209,7 @@ def _recipe_shape(model_class: Any, data_class: Any) -> type[Recipe]:
 def _check_parts(train: Any, parts: tuple[str, ...], findings: Findings) -> None:
     if not isinstance(train, dict):
         return
-    for key in ("freeze", "learning_rates", "gradient_checkpointing"):
+    for key in ("freeze", "learning_rates", "dropout", "gradient_checkpointing"):
         given = train.get(key)
         for index, name in enumerate(given if isinstance(given, list | dict) else ()):
             if isinstance(name, str) and name not in parts:

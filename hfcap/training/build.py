@@ -17,7 +17,7 @@ from hfcap.errors import UserError
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import checkpoint_layers, use_cheap_layers
-from hfcap.training.optimization import freeze_parts
+from hfcap.training.optimization import freeze_parts, set_dropout
 
 
 @dataclass
@@ -103,12 +103,14 @@ def require_room_for_captions(captioner: Captioner, recipe: Recipe) -> None:
 
 
 def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
-    """Add LoRA or freeze parts, and switch on gradient checkpointing, as the recipe says; layers become cheap ones.
+    """Add LoRA or freeze parts, set dropout and gradient checkpointing as the recipe says; layers become cheap ones.
 
     Raises:
-        UserError: nothing is left to train, or the model cannot do gradient checkpointing.
+        UserError: nothing is left to train, a part has no dropout to change, or the model cannot do gradient
+            checkpointing.
     """
     peft_model = None
+    set_dropout(captioner, recipe.train)  # before LoRA, whose layers have a key of their own
     if recipe.lora is not None:
         peft_model = add_lora(captioner, recipe.lora)
     freeze_parts(captioner, recipe.train)

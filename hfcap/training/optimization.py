@@ -1,4 +1,4 @@
-"""Which weights are trained, with which learning rate, and their moving average."""
+"""Which weights are trained, with which learning rate and dropout, and their moving average."""
 
 from __future__ import annotations
 
@@ -28,6 +28,32 @@ def freeze_parts(captioner: Captioner, options: TrainOptions) -> None:
             module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in captioner.model.parameters()):
         raise UserError(f"train.freeze: {options.freeze} leaves nothing to train; take a part out of the list")
+
+
+def set_dropout(captioner: Captioner, options: TrainOptions) -> None:
+    """Give the dropout layers of the parts named in `train.dropout` another probability, for this training alone.
+
+    Layers of probability 0 stay off: their model was made without dropout in that place. The configuration that is
+    saved with the model stays as it was.
+
+    Raises:
+        UserError: a part has no dropout layer that is on.
+    """
+    parts = captioner.part_modules()
+    for part, probability in options.dropout.items():
+        layers = [
+            layer
+            for module in parts[part]
+            for layer in module.modules()
+            if isinstance(layer, nn.Dropout) and layer.p > 0
+        ]
+        if not layers:
+            raise UserError(
+                f"train.dropout.{part}: this part has no dropout layer that is switched on; leave the key out, or "
+                "build the model with dropout (resid_pdrop, hidden_dropout_prob, ... in its configuration)"
+            )
+        for layer in layers:
+            layer.p = probability
 
 
 def frozen_modules(captioner: Captioner) -> list[nn.Module]:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
 from hfcap.data.source import load_split
 from hfcap.errors import UserError
+from hfcap.recipe_loading import recipe_from_mapping
 from hfcap.run_directory import RunDirectory
 from hfcap.stages import make_accelerator
 from hfcap.training.build import build_captioner, make_trainable
@@ -31,6 +34,7 @@ from tests.training.harness import (
     forget_accelerator,
     largest_difference,
     ragged,
+    recipe_values,
     tiny_recipe,
     train,
 )
@@ -180,6 +184,35 @@ def test_learning_rates_per_part(tmp_path: Path) -> None:
     after = result.weights(1)
     unmoved = {name.split(".")[0] for name in after if name in start and torch.equal(after[name], start[name])}
     assert "vision_model" in unmoved and "mapper" not in unmoved
+
+
+def with_text_dropout(folder: Path, method: str = "full", made_with: float = 0.1) -> Captioner:
+    """A tiny clip_prefix made with this dropout, but none on attention, after `train.dropout: {text: 0.4}`."""
+    values = recipe_values("clip_prefix", folder, method, dropout=made_with)
+    values["model"]["language_model_config"]["attn_pdrop"] = 0.0
+    values["train"]["dropout"] = {"text": 0.4}
+    recipe = recipe_from_mapping(values, "harness")
+    return make_trainable(build_captioner(recipe, load_split(recipe.data, "train")), recipe).captioner
+
+
+def dropout_probabilities(module: nn.Module) -> set[float]:
+    return {layer.p for layer in module.modules() if isinstance(layer, nn.Dropout)}
+
+
+def test_dropout_per_part_leaves_layers_that_are_off_other_parts_lora_and_the_configuration(tmp_path: Path) -> None:
+    model = with_text_dropout(tmp_path).model
+    attention = model.language_model.transformer.h[0].attn
+    assert (attention.attn_dropout.p, attention.resid_dropout.p) == (0.0, 0.4)
+    assert dropout_probabilities(model.language_model) == {0.0, 0.4}
+    assert dropout_probabilities(model.mapper) == {0.1}
+    assert model.config.text_config.resid_pdrop == 0.1
+    adapted = with_text_dropout(tmp_path, "lora").model
+    assert dropout_probabilities(adapted.language_model) == {0.0, 0.1, 0.4}
+
+
+def test_dropout_of_a_part_without_any_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.dropout\.text: .*no dropout layer that is switched on"):
+        with_text_dropout(tmp_path, made_with=0.0)
 
 
 @pytest.mark.parametrize(

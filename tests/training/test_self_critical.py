@@ -181,6 +181,11 @@ def test_checkpointed_layers_need_the_training_mode(tmp_path: Path) -> None:
         )
 
 
+def test_a_dropout_that_no_update_would_have_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"scst: has no dropout in its updates.*leave train\.dropout out"):
+        load_recipe(Path("recipes/clip_prefix/flickr8k_scst.yaml"), ["train.dropout={text: 0.2}", "scst.dropout=false"])
+
+
 def test_gradients_reach_every_weight_under_autocast(tmp_path: Path) -> None:
     """Autocast keeps its casts of the weights; those made while sampling know no gradients."""
     captioner, batch, records = tiny_batch("clip_prefix", tmp_path)
