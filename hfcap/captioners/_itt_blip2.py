@@ -11,9 +11,7 @@ from transformers import GenerationConfig
 from hfcap.captioners._itt_kind import expand
 from hfcap.captioners._itt_prefix import Prefix
 from hfcap.captioners._itt_rows import without_prefix
-from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.parts import require_positions
-from hfcap.captioners.shared_prefix import SharedPrefix, looks_back
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 
@@ -81,18 +79,11 @@ class Blip2(Prefix):
         """Return OPT itself; BLIP-2's forward wants pixels."""
         return self.model.language_model
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate as Blip2ForConditionalGeneration.generate does; all rows of an image share queries and prompt."""
+    def generate_alone(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as Blip2ForConditionalGeneration.generate does."""
         prompt = self.prompt_inputs(self.captioner.prompt)
         prefix = self.embeddings(image_states, prompt)
         language_model = self.model.language_model
-        # BLIP-2's own generate also forbids to repeat the prompt.
-        shared = None if looks_back(config) else SharedPrefix.read(language_model, prefix)
-        if shared is not None:
-            with shared.in_front_of(language_model):
-                return language_model.generate(
-                    **shared.inputs(input_ids), generation_config=config, **leaving(config, shared.keep)
-                )
         before = expand(prompt.input_ids[None, :-1], image_states.shape[0], image_states.device)
         ids = torch.cat([before, input_ids], dim=1)
         output = language_model.generate(

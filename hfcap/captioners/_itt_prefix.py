@@ -5,13 +5,16 @@ Every caption sees them and itself (a shared prefix), where `Generic` gives each
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from transformers import GenerationConfig
 
 from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners._itt_kind import PromptInputs
+from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.parts import prefix_attention_mask
+from hfcap.captioners.shared_prefix import SharedPrefix, looks_back
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
 
@@ -20,6 +23,8 @@ class Prefix(Generic):
     """A model that hfcap knows masks and positions of, so that it packs."""
 
     packs = True
+    shares_prefix: ClassVar[bool] = True
+    """Whether the prefix is read as any text is: causally, at positions 0, 1, 2, ..."""
 
     def embeddings(self, image_states: torch.Tensor, prompt: PromptInputs) -> torch.Tensor:
         """Embed prompt and picture without the prompt's last token: (B, N, H)."""
@@ -63,6 +68,24 @@ class Prefix(Generic):
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Return the head of the states."""
         return self.language_model().get_output_embeddings()(states)
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as the model does; the rows of an image share its prefix where that can be."""
+        # The model's own generate also forbids to repeat the prompt.
+        if self.shares_prefix and not looks_back(config):
+            language_model = self.language_model()
+            prefix = self.embeddings(image_states, self.prompt_inputs(self.captioner.prompt))
+            shared = SharedPrefix.read(language_model, prefix)
+            if shared is not None:
+                with shared.in_front_of(language_model):
+                    return language_model.generate(
+                        **shared.inputs(input_ids), generation_config=config, **leaving(config, shared.keep)
+                    )
+        return self.generate_alone(image_states, input_ids, config)
+
+    def generate_alone(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with a prefix in every row."""
+        return super().generate(image_states, input_ids, config)
 
     def language_model(self) -> Any:
         """Return the model whose base takes embeddings, and whose head makes logits."""

@@ -15,6 +15,7 @@ class PaliGemma(Prefix):
 
     model_types = ("paligemma",)
     speaks_chat = False
+    shares_prefix = False
 
     def processor_text(self, prompt: str) -> str:
         """Return the placeholder and the task, such as 'caption en'; the processor adds start and new line."""

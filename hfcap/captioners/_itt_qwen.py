@@ -38,6 +38,7 @@ class QwenVL(Prefix):
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
     default_image_size = 448
+    shares_prefix = False
 
     def image_processor(self) -> Any:
         """Return whole pictures; `encode` cuts them into patches."""

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from hfcap.captioners._itt_kind import Kind, PromptInputs, expand
+from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
@@ -106,7 +107,10 @@ class Rows(Kind):
         return states
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate as the model does from the processor's inputs, with the picture's states given."""
+        """Generate as the model does from the processor's inputs, with the picture's states given.
+
+        Finished images leave the batch, unless the model keeps positions of its rows to itself, as Qwen-VL's do.
+        """
         prompt = self.prompt_inputs(self.captioner.prompt)
         batch, device = image_states.shape[0], image_states.device
         before = expand(prompt.input_ids[None, :-1], batch, device)
@@ -116,7 +120,7 @@ class Rows(Kind):
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             **self.picture_arguments(image_states),
-            **without_steps(config),
+            **(without_steps(config) if hasattr(self.model.base_model, "rope_deltas") else leaving(config)),
             **{name: expand(value, batch, device) for name, value in self._word_extras().items()},
         )
         return without_prefix(output, before.shape[1])
