@@ -43,10 +43,15 @@ def fuse_predictions(
         document_frequencies: as CIDEr-D takes them; "corpus" counts in the candidates themselves.
 
     Raises:
-        UserError: a file is malformed, files hold different images, or the weights do not fit.
+        UserError: a file is malformed or would be written over, files hold different images, or the weights do not
+            fit.
     """
     if output.suffix.lower() != ".jsonl":
         raise UserError(f"{output}: give a name that ends in .jsonl")
+    if output.resolve() in {path.resolve() for path in predictions}:
+        raise UserError(
+            f"{output}: is one of the files that are joined, whose candidates would be lost; give another -o"
+        )
     chosen = [1.0] * len(predictions) if weights is None else list(weights)
     if len(chosen) != len(predictions) or not all(0 <= weight < float("inf") for weight in chosen) or not any(chosen):
         raise UserError(

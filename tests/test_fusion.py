@@ -125,3 +125,12 @@ def test_nothing_to_choose_from_and_other_endings_are_refused(tmp_path: Path) ->
         fuse_predictions([first], tmp_path / "out.jsonl")
     with pytest.raises(UserError, match=r"ends in \.jsonl"):
         fuse_predictions([first, first], tmp_path / "out.csv")
+
+
+def test_a_file_that_is_joined_is_not_written_over(tmp_path: Path) -> None:
+    samples = rows_of({"1": ["a dog", "the dog", "dogs"]})
+    first = write(tmp_path / "first.jsonl", samples)
+    kept = first.read_bytes()
+    with pytest.raises(UserError, match=r"first\.jsonl: is one of the files that are joined"):
+        fuse_predictions([first], tmp_path / "." / "first.jsonl", warn=lambda text: None)
+    assert first.read_bytes() == kept

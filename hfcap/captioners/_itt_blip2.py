@@ -27,7 +27,7 @@ class Blip2(Prefix):
         if self.processor.num_query_tokens is None:
             self.processor.num_query_tokens = self.model.config.num_query_tokens
 
-    def check(self) -> None:
+    def check_model(self) -> None:
         """Raise a UserError for Flan-T5: its relative positions cannot restart within a row."""
         if not self.model.config.use_decoder_only_language_model:
             raise UserError(

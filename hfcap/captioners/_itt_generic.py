@@ -64,7 +64,7 @@ class Generic(Rows):
         ]
         return {"vision": vision, "connector": [], "text": [*_rest(self.model, vision)]}
 
-    def check(self) -> None:
+    def check_model(self) -> None:
         """Raise a UserError for a model that takes its picture in another way."""
         name = type(self.model).__name__
         usable = self._reader() is not None and self.image_token_id() is not None
@@ -73,8 +73,11 @@ class Generic(Rows):
                 f"model.pretrained: hfcap cannot caption with {name}: it does not take the picture as tokens of its "
                 "prompt; docs/image_text_to_text.md lists the models that work"
             )
-        super().check()
-        if int(self.prompt_inputs("").input_ids[-1]) == self.image_token_id():
+
+    def check_prompt(self) -> None:
+        """Raise a UserError where captions would begin with the picture's placeholder."""
+        if int(self.prompt_inputs(self.captioner.prompt).input_ids[-1]) == self.image_token_id():
+            name = type(self.model).__name__
             raise UserError(f"model.prompt: {name} needs text between picture and caption; give a prompt")
 
     def image_token_id(self) -> int | None:

@@ -112,8 +112,14 @@ class Kind(ABC):
     def prepare(self) -> None:  # noqa: B027  # most kinds have nothing to set up
         """Set the processor up for pictures of one size and texts without an end, once after loading."""
 
+    def check_model(self) -> None:  # noqa: B027  # most kinds take every model of their types
+        """Raise a UserError for a model that cannot be served, before its processor is asked for anything."""
+
     def check(self) -> None:  # noqa: B027  # most kinds refuse nothing
-        """Raise a UserError where this very model cannot be trained or run."""
+        """Raise a UserError where this very model cannot be trained or run with its processor."""
+
+    def check_prompt(self) -> None:  # noqa: B027  # most kinds take any prompt
+        """Raise a UserError where captions cannot follow the captioner's prompt."""
 
     def usual_image_size(self) -> int | None:
         """Return the side of the square that pictures are resized to by default; None = they are not."""

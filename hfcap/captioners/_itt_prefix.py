@@ -28,6 +28,7 @@ class Prefix(Generic):
 
     def embeddings(self, image_states: torch.Tensor, prompt: PromptInputs) -> torch.Tensor:
         """Embed prompt and picture without the prompt's last token: (B, N, H)."""
+        self.check_prompt()
         ids = prompt.input_ids[:-1].to(image_states.device)
         in_picture = torch.eq(ids, self.image_token_id() or 0)
         # Some placeholders lie outside the vocabulary.

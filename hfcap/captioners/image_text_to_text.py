@@ -109,6 +109,7 @@ class ImageTextToText(Captioner):
         kind = next((kind for kind in KINDS if model.config.model_type in kind.model_types), Generic)
         self.image_size = image_size
         self.kind = kind(self)
+        self.kind.check_model()
         self.kind.prepare()
         if image_size is None:
             self.image_size = self.kind.usual_image_size()
@@ -131,7 +132,9 @@ class ImageTextToText(Captioner):
         origin = (options.pretrained, options.revision, options.trust_remote_code)
         model = load_model(*origin, options.dtype, options.quantization)
         base = BaseModel(options.pretrained, options.revision, "captioner")
-        return cls(model, load_processor(*origin), options.prompt, [base], image_size=options.image_size)
+        captioner = cls(model, load_processor(*origin), options.prompt, [base], image_size=options.image_size)
+        captioner.kind.check_prompt()
+        return captioner
 
     @classmethod
     def _from_config(

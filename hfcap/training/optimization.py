@@ -56,6 +56,21 @@ def set_dropout(captioner: Captioner, options: TrainOptions) -> None:
             layer.p = probability
 
 
+def require_trained_parts(captioner: Captioner, options: TrainOptions) -> None:
+    """Refuse dropout in a part that is not trained: frozen modules stay in evaluation mode, without dropout.
+
+    Raises:
+        UserError: `train.dropout` names such a part.
+    """
+    parts = captioner.part_modules()
+    for part in options.dropout:
+        if not any(parameter.requires_grad for module in parts[part] for parameter in module.parameters()):
+            raise UserError(
+                f"train.dropout.{part}: nothing of this part is trained (train.freeze, or LoRA elsewhere), so that it "
+                "has no dropout; leave the key out"
+            )
+
+
 def frozen_modules(captioner: Captioner) -> list[nn.Module]:
     """Modules of parts without any trained weight; they stay in evaluation mode (batch norm, dropout)."""
     return [

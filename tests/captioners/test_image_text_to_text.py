@@ -292,7 +292,7 @@ def test_blip2_with_flan_t5_is_refused() -> None:
 def test_model_that_takes_pictures_in_another_way_is_refused() -> None:
     captioner = itt("git")
     with pytest.raises(UserError, match=r"cannot caption with GitForCausalLM.*docs/image_text_to_text.md"):
-        Generic(captioner).check()
+        Generic(captioner).check_model()
 
 
 def test_other_model_types_are_not_built_from_a_config() -> None:

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Pix2StructConfig,
+    Pix2StructForConditionalGeneration,
+)
 
 from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners.image_text_to_text import ImageTextToText
@@ -16,7 +21,7 @@ from hfcap.captioners.lora import adapted_modules
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions, LoraOptions
 from tests.captioners.helpers import gradients, packed_loss, pixel_values, random_captions, random_picture
-from tests.captioners.itt_models import itt
+from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
 from tests.captioners.itt_own_forward import own_captions, own_inputs, own_loss
 
@@ -144,3 +149,32 @@ def test_more_features_than_the_picture_s_tokens_are_refused(monkeypatch: pytest
     monkeypatch.setattr(captioner.model.base_model, "get_image_features", lambda **_: output)
     with pytest.raises(UserError, match=r"cannot keep the image features of Janus"):
         captioner.encode(pixel_values(captioner, 1))
+
+
+def test_model_whose_processor_makes_no_tokens_is_refused() -> None:
+    class WithoutTokens:
+        tokenizer = itt("git").tokenizer
+
+        def __call__(self, **_: Any) -> dict[str, torch.Tensor]:
+            return {"flattened_patches": torch.zeros(1, 4, 8)}
+
+    config = Pix2StructConfig(
+        vision_config={"num_hidden_layers": 1, "hidden_size": 8, "d_ff": 8, "d_kv": 4, "num_attention_heads": 2},
+        text_config={"num_layers": 1, "hidden_size": 8, "d_ff": 8, "d_kv": 4, "num_heads": 2, "vocab_size": 9},
+    )
+    with pytest.raises(UserError, match="cannot caption with Pix2StructForConditionalGeneration"):
+        ImageTextToText(Pix2StructForConditionalGeneration(config), WithoutTokens())
+
+
+def test_text_between_picture_and_caption_is_asked_for_where_none_is_given() -> None:
+    """LLaVA without a chat template: the processor is given the placeholder and the prompt, nothing else."""
+    model, processor = MODELS["llava"]()
+    processor.chat_template = None
+    with_prompt = ImageTextToText(model, processor, "a photo of")
+    with_prompt.kind.check_prompt()
+    states = with_prompt.encode(torch.rand(2, 3, 32, 32))
+    assert len(with_prompt.caption_states(states, GenerateOptions(max_new_tokens=3))) == 2
+    without = ImageTextToText(model, processor)
+    for ask in (without.kind.check_prompt, lambda: without.caption_states(states, GenerateOptions(max_new_tokens=3))):
+        with pytest.raises(UserError, match=r"model\.prompt: Llava.* needs text between picture and caption"):
+            ask()

@@ -210,6 +210,15 @@ def test_dropout_per_part_leaves_layers_that_are_off_other_parts_lora_and_the_co
     assert dropout_probabilities(adapted.language_model) == {0.0, 0.1, 0.4}
 
 
+@pytest.mark.parametrize(("method", "freeze"), [("full", ["mapper"]), ("lora", ["mapper"])])
+def test_dropout_of_a_part_that_is_not_trained_is_an_error(tmp_path: Path, method: str, freeze: list[str]) -> None:
+    values = recipe_values("clip_prefix", tmp_path, method, dropout=0.1)
+    values["train"] |= {"dropout": {"mapper": 0.4}, "freeze": freeze}
+    recipe = recipe_from_mapping(values, "harness")
+    with pytest.raises(UserError, match=r"train\.dropout\.mapper: nothing of this part is trained"):
+        make_trainable(build_captioner(recipe, load_split(recipe.data, "train")), recipe)
+
+
 def test_dropout_of_a_part_without_any_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.dropout\.text: .*no dropout layer that is switched on"):
         with_text_dropout(tmp_path, made_with=0.0)
