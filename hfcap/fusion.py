@@ -46,12 +46,7 @@ def fuse_predictions(
         UserError: a file is malformed or would be written over, files hold different images, or the weights do not
             fit.
     """
-    if output.suffix.lower() != ".jsonl":
-        raise UserError(f"{output}: give a name that ends in .jsonl")
-    if output.resolve() in {path.resolve() for path in predictions}:
-        raise UserError(
-            f"{output}: is one of the files that are joined, whose candidates would be lost; give another -o"
-        )
+    _require_new_output(output, predictions)
     chosen = [1.0] * len(predictions) if weights is None else list(weights)
     if len(chosen) != len(predictions) or not all(0 <= weight < float("inf") for weight in chosen) or not any(chosen):
         raise UserError(
@@ -111,6 +106,15 @@ def read_candidates(path: Path, warn: Warn = warn_on_terminal) -> dict[str, Cand
     if not found:
         raise UserError(f"{path}: no captions in this prediction file")
     return found
+
+
+def _require_new_output(output: Path, predictions: Sequence[Path]) -> None:
+    if output.suffix.lower() != ".jsonl":
+        raise UserError(f"{output}: give a name that ends in .jsonl")
+    if output.resolve() in {path.resolve() for path in predictions}:
+        raise UserError(
+            f"{output}: is one of the files that are joined, whose candidates would be lost; give another -o"
+        )
 
 
 def _require_same_images(paths: Sequence[Path], members: Sequence[dict[str, Candidates]]) -> None:
