@@ -36,6 +36,8 @@ class CardFacts:
     paper_url: str
     bibtex: str
     license: str | None = None
+    paper_is: str = "The architecture"
+    """What the paper stands for, where a family has architectures of several papers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def _context(known: CardInput) -> dict[str, object]:
         "limits": card_parts.limits(known),
         "reproduce": {**card_parts.reproduce(known), "command": code_block("hfcap run recipe.yaml", "sh")},
         "citation": {
-            "text": Safe(f"The architecture: [{title}]({family.paper_url})."),
+            "text": Safe(f"{family.paper_is}: [{title}]({family.paper_url})."),
             "bibtex": code_block(family.bibtex, "bibtex"),
         },
     }

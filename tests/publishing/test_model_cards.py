@@ -31,6 +31,13 @@ def test_cards_of_recipes_claim_nothing_that_was_not_done() -> None:
         assert "{'" not in card, "a setting is shown as Python prints it"
 
 
+def test_one_paper_of_a_family_is_not_taken_for_that_of_every_model() -> None:
+    cards = {path.stem: card for path, card in script.rendered_cards().items()}
+    assert "The architecture: [BLIP" in cards["blip_coco_full"]
+    qwen = cards["image_text_to_text_qwen3_vl_coco_lora"]
+    assert "The architecture:" not in qwen and "cite that of the base model" in qwen
+
+
 def test_a_recorded_run_gives_the_same_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = build_run(tmp_path / "run", publish={"samples_license": "cc0-1.0"})
     monkeypatch.setattr(script, "RUNS", tmp_path / "recorded")
