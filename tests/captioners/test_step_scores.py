@@ -11,10 +11,10 @@ from hfcap.captioners import (
     _itt_blip2,
     _itt_florence2,
     _itt_git,
+    _itt_rows,
     blip,
     clip_prefix,
     encoder_decoder,
-    leaving_search,
     shared_prefix,
     vit_gpt2,
 )
@@ -27,7 +27,7 @@ KINDS: dict[str, Any] = {
     "git": _itt_git,
     "blip-2": _itt_blip2,
     "florence2": _itt_florence2,
-    "llava": leaving_search,  # where finished images leave, the search itself lets go
+    "qwen2_vl": _itt_rows,
 }
 SHARING: dict[str, Any] = {
     "blip": blip,
