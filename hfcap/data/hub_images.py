@@ -11,9 +11,12 @@ from typing import Any
 
 from hfcap.data.hub_columns import Columns
 from hfcap.data.images import MAX_IMAGE_BYTES, FileImage, UnreadableImageError
+from hfcap.data.transport import transport_errors
 from hfcap.errors import WorkError
 from hfcap.files import cache_folder, write_bytes, write_json
 from hfcap.progress import error_console, progress_bar
+
+_ARCHIVES = ("zip", "tar", "gzip")
 
 OpenSplit = Callable[[], tuple[Any, Columns]]
 RowFields = Callable[[Columns, str, int, dict[str, Any]], dict[str, Any]]
@@ -110,14 +113,17 @@ def _in_trusted_folder(path: Path, folder: Path | None) -> bool:
 def _remote_bytes(path: str, name: str) -> bytes:
     import fsspec  # type: ignore[import-untyped]
 
-    # Only the Hub's own protocol, also as the outermost part of "zip://a.jpg::hf://datasets/...".
-    if not path.split("::")[-1].startswith("hf://datasets/") or "file://" in path:
+    # Only the Hub's own protocol, and archives there ("zip://a.jpg::hf://datasets/..."): fsspec also knows file, local,
+    # http and others, and each could stand in front.
+    *inside, place = path.split("::")
+    if not place.startswith("hf://datasets/") or any(part.partition("://")[0] not in _ARCHIVES for part in inside):
         raise UnreadableImageError(f"{name}: names {path}; only pictures on the Hub itself are fetched")
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, *transport_errors())
     try:
         with fsspec.open(path, "rb") as handle:
             encoded: bytes = handle.read(MAX_IMAGE_BYTES + 1)
             return encoded
-    except (OSError, ValueError) as error:
+    except failures as error:
         raise UnreadableImageError(f"{name}: {path} cannot be fetched ({error})") from None
 
 

@@ -6,11 +6,14 @@ import contextlib
 import http.client
 import ipaddress
 import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hfcap import __version__
@@ -44,13 +47,16 @@ class WebImage:
         Raises:
             UnreadableImageError: the server does not give it out or cannot be reached, or the picture is too large.
         """
+        ends = time.monotonic() + TOTAL_SECONDS
         try:
             try:
-                return _fetch(self.url)
+                return _fetch(self.url, ends)
             except (OSError, http.client.HTTPException):
                 time.sleep(PAUSE_SECONDS)
-                return _fetch(self.url)
+                return _fetch(self.url, ends)
         except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() > ends:
+                raise _late(self.url) from None
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             raise UnreadableImageError(f"{self.url}: cannot be fetched ({reason})") from None
 
@@ -92,20 +98,92 @@ def _ascii(url: str) -> str:
     """Return the address as servers want it: other characters percent-encoded, the host in IDNA, no fragment."""
     parts = urllib.parse.urlsplit(url)
     try:
-        netloc = parts.netloc.encode("idna").decode() if not parts.netloc.isascii() else parts.netloc
+        # Also of ASCII: the socket would say the same of a host with empty or endless parts, but as a ValueError.
+        netloc = parts.netloc.encode("idna").decode()
+        path, query = (urllib.parse.quote(part, safe="%/:=&?~+!$,;'()*@[]|") for part in (parts.path, parts.query))
     except UnicodeError:
-        raise UnreadableImageError(f"{url}: not a possible host name") from None
-    path, query = (urllib.parse.quote(part, safe="%/:=&?~+!$,;'()*@[]|") for part in (parts.path, parts.query))
+        raise UnreadableImageError(f"{url}: not a possible web address") from None
     return urllib.parse.urlunsplit((parts.scheme, netloc, path, query, ""))
 
 
-def _opener() -> urllib.request.OpenerDirector:
+class _Way:
+    """Where one fetch has been, over all its redirects: once in the internet, it never enters the local network.
+
+    Attributes:
+        host: of the address that is asked now.
+        outside: whether a server of the internet has been asked.
+        socket: of the connection that is open.
+    """
+
+    def __init__(self) -> None:
+        self.host = ""
+        self.outside = False
+        self.socket: Any = None
+
+    def enter(self, connection: http.client.HTTPConnection) -> None:
+        """Look where a connection leads before anything is asked there: a name may mean another machine every time.
+
+        Raises:
+            UnreadableImageError: from the internet into the local network.
+        """
+        # Behind a proxy only the names tell.
+        proxied = connection.host.lower() != self.host
+        reached = _addresses(self.host) if proxied else {str(connection.sock.getpeername()[0])}
+        if self.outside and any(map(_is_local, reached)):
+            raise UnreadableImageError(f"{self.host}: local, and no server of the internet may lead there")
+        self.outside = self.outside or not reached or not all(map(_is_local, reached))
+
+    def cut(self) -> None:
+        """End the connection, from another thread, whatever it waits for."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                # Not ssl's own shutdown, which would also take the encryption from under the reading thread.
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, *arguments: Any, way: _Way, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.way = way
+
+    def connect(self) -> None:
+        super().connect()
+        self.way.enter(self)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        self.way.socket = self.sock
+        return super().getresponse()
+
+
+class _SecureConnection(http.client.HTTPSConnection, _Connection):
+    """HTTPSConnection encrypts what the next class in line, `_Connection`, has connected and looked at."""
+
+
+class _PlainHandler(urllib.request.HTTPHandler):
+    def __init__(self, way: _Way) -> None:
+        super().__init__()
+        self.way = way
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(_Connection, way=self.way), req)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def __init__(self, way: _Way) -> None:
+        super().__init__()
+        self.way = way
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(_SecureConnection, way=self.way), req)
+
+
+def _opener(way: _Way) -> urllib.request.OpenerDirector:
     """Only http and https: urllib's usual opener also opens file:// and ftp://, and reads redirects without limit."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _PlainHandler(way),
+        _SecureHandler(way),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
     ):
@@ -113,27 +191,53 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _fetch(url: str) -> bytes:
+@contextlib.contextmanager
+def _until(ends: float, way: _Way) -> Iterator[None]:
+    """Cut the connection when time is up: a server that sends its headers byte by byte is never silent."""
+    timer = threading.Timer(ends - time.monotonic(), way.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _fetch(url: str, ends: float) -> bytes:
     """Fetch once, following redirects; OSError and HTTPException where another try may help."""
-    opener, address, ends = _opener(), _ascii(url), time.monotonic() + TOTAL_SECONDS
-    for _ in range(MAX_REDIRECTS + 1):
-        request = urllib.request.Request(address, headers={"User-Agent": f"hfcap/{__version__}", "Accept": "image/*"})
-        try:
-            with contextlib.closing(opener.open(request, timeout=ANSWER_SECONDS)) as response:
-                return _content(url, response, ends)
-        except urllib.error.HTTPError as error:
-            error.close()
-            said = f"the server answers {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-            if error.code in _TRIED_AGAIN:
-                raise OSError(said) from None
-            target = error.headers.get("Location") if error.code in _REDIRECTS else None
-            if target is None:
-                raise UnreadableImageError(f"{url}: {said}") from None
-            address = _redirected(url, address, target)
+    way, address = _Way(), _ascii(url)
+    opener = _opener(way)
+    with _until(ends, way):
+        for _ in range(MAX_REDIRECTS + 1):
+            if time.monotonic() > ends:
+                raise _late(url)
+            way.host = urllib.parse.urlsplit(address).hostname or ""
+            target = None
+            headers = {"User-Agent": f"hfcap/{__version__}", "Accept": "image/*"}
+            try:
+                request = urllib.request.Request(address, headers=headers)
+                with contextlib.closing(opener.open(request, timeout=ANSWER_SECONDS)) as response:
+                    return _content(url, response, ends)
+            except urllib.error.HTTPError as error:
+                target = _target(url, error)
+            address = _redirected(url, address, target, way.outside)
     raise UnreadableImageError(f"{url}: redirected more than {MAX_REDIRECTS} times")
 
 
-def _redirected(url: str, address: str, target: str) -> str:
+def _target(url: str, error: urllib.error.HTTPError) -> str:
+    """Return where an answer redirects to; raise if it is none."""
+    error.close()
+    said = f"the server answers {error.code} {http.client.responses.get(error.code, '')}".rstrip()
+    if error.code in _TRIED_AGAIN:
+        raise OSError(said) from None
+    target = error.headers.get("Location") if error.code in _REDIRECTS else None
+    if target is None:
+        raise UnreadableImageError(f"{url}: {said}") from None
+    # http.client takes headers for Latin-1; servers that do not encode their addresses send UTF-8.
+    return target.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _redirected(url: str, address: str, target: str, outside: bool) -> str:
     try:
         following = urllib.parse.urljoin(address, target)
     except ValueError:
@@ -141,25 +245,34 @@ def _redirected(url: str, address: str, target: str) -> str:
     problem = _address_problem(following)
     if problem is not None:
         raise UnreadableImageError(f"{url}: redirected to where nothing is fetched from: {problem.partition(';')[0]}")
+    following = _ascii(following)
     # A stranger's server must not make this machine ask its own or its neighbours' services.
-    if _inside(following) and not _inside(address):
+    if outside and any(map(_is_local, _addresses(urllib.parse.urlsplit(following).hostname or ""))):
         raise UnreadableImageError(f"{url}: redirected from the internet into the local network")
-    return _ascii(following)
+    return following
 
 
-def _inside(address: str) -> bool:
-    """Whether a host is this machine or one of its private network."""
-    host = urllib.parse.urlsplit(address).hostname or ""
+def _addresses(host: str) -> set[str]:
+    """IP addresses of a host; none where this machine does not know it (a proxy may; otherwise opening it fails)."""
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except OSError:
-        return False  # a proxy may know it; otherwise opening it fails too
-    return any(not ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in found)
+        return set()
+
+
+def _is_local(address: str) -> bool:
+    """Whether an IP address is this machine's or one of its private network."""
+    return not ipaddress.ip_address(address.partition("%")[0]).is_global
+
+
+def _late(url: str) -> UnreadableImageError:
+    return UnreadableImageError(f"{url}: not complete after {TOTAL_SECONDS:.0f} seconds")
 
 
 def _content(url: str, response: Any, ends: float) -> bytes:
     length = response.headers.get("Content-Length", "")
-    expected = int(length) if length.isdecimal() else None
+    # Python refuses to read thousands of digits; twenty are too many bytes as well.
+    expected = int(length[:20]) if length.isdecimal() else None
     too_large = f"{url}: more than {MAX_WEB_BYTES:,} bytes; save the picture smaller and give the file"
     if expected is not None and expected > MAX_WEB_BYTES:
         raise UnreadableImageError(too_large)
@@ -170,7 +283,10 @@ def _content(url: str, response: Any, ends: float) -> bytes:
         if len(content) > MAX_WEB_BYTES:
             raise UnreadableImageError(too_large)
         if time.monotonic() > ends:
-            raise UnreadableImageError(f"{url}: not complete after {TOTAL_SECONDS:.0f} seconds")
+            raise _late(url)
+    if time.monotonic() > ends:
+        # Cut off, which looks like an end where the server did not say how much would come.
+        raise _late(url)
     if expected is not None and len(content) < expected:
         raise OSError(f"the connection broke after {len(content):,} of {expected:,} bytes")
     return bytes(content)

@@ -98,10 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(**files: bytes) -> Iterator[FileServer]:
-    """Serve on a free loopback port; keyword names become paths (`a_zip` -> `/a.zip`)."""
+def serving(bind: str = "127.0.0.1", /, **files: bytes) -> Iterator[FileServer]:
+    """Serve on a free port, of loopback unless `bind` says more; keyword names become paths (`a_zip` -> `/a.zip`)."""
     server = FileServer({"/" + name.replace("_", "."): content for name, content in files.items()})
-    http_server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": server}))
+    http_server = ThreadingHTTPServer((bind, 0), type("Handler", (_Handler,), {"state": server}))
     thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     server.url = f"http://127.0.0.1:{http_server.server_address[1]}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from hfcap.data import hub_images
 from hfcap.data.images import UnreadableImageError, decode_image
 from hfcap.data.source import load_split
 from hfcap.data.sources.hub import HubOptions, load
+from hfcap.data.transport import transport_errors
 from hfcap.errors import UserError, WorkError
 from tests.data.pictures import encoded, write_jpeg
 
@@ -166,12 +168,30 @@ def test_corrupt_and_missing_pictures_are_named_by_row(tmp_path: Path) -> None:
 
 def test_tables_cannot_make_us_read_files_of_this_machine(tmp_path: Path) -> None:
     secret = write_jpeg(tmp_path / "private" / "photo.jpg")
-    for path in (str(secret), f"file://{secret}", f"zip://a::file://{secret}", "http://127.0.0.1:1/a.jpg"):
+    in_front = [
+        f"{start}::hf://datasets/a/b" for start in (f"local://{secret}", f"filecache::local://{secret}", "http://")
+    ]
+    for path in (
+        str(secret),
+        f"file://{secret}",
+        f"zip://a::file://{secret}",
+        "http://127.0.0.1:1/a.jpg",
+        *in_front,
+    ):
         cells = [{"bytes": None, "path": path}]
         made = datasets.Dataset.from_dict({"image": cells, "caption": ["a"]})
         (record,) = load(parquet(tmp_path / "table", made), "train")
         with pytest.raises(UnreadableImageError, match=r"outside of the dataset|only pictures on the Hub"):
             record.image.read()
+
+
+def test_a_picture_on_the_hub_that_cannot_be_fetched_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any) -> None:
+        raise transport_errors()[1]("no route")
+
+    monkeypatch.setattr(fsspec, "open", unreachable)
+    with pytest.raises(UnreadableImageError, match=r"row 1: hf://datasets/a/b/x\.jpg cannot be fetched \(no route\)"):
+        hub_images.encoded_bytes({"bytes": None, "path": "hf://datasets/a/b/x.jpg"}, "row 1")
 
 
 def test_local_imagefolder_may_name_its_own_files(tmp_path: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,10 +86,61 @@ def test_strangers_do_not_send_us_into_the_local_network() -> None:
     outside = "http://93.184.215.14/x"
     for target in ("http://127.0.0.1/x", "http://10.0.0.1/", "http://169.254.169.254/latest", "http://[::1]/"):
         with pytest.raises(UnreadableImageError, match="into the local network"):
-            web_images._redirected(outside, outside, target)
-    assert web_images._redirected(outside, outside, "/y") == "http://93.184.215.14/y"
+            web_images._redirected(outside, outside, target, outside=True)
+    assert web_images._redirected(outside, outside, "/y", outside=True) == "http://93.184.215.14/y"
     inside = "http://127.0.0.1:1/x"
-    assert web_images._redirected(inside, inside, "http://10.0.0.1/y") == "http://10.0.0.1/y"
+    assert web_images._redirected(inside, inside, "http://10.0.0.1/y", outside=False) == "http://10.0.0.1/y"
+
+
+@pytest.fixture
+def internet(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Host names -> what they mean, each time the next; all of this machine but 127.0.0.1 passes for the internet."""
+    names: dict[str, list[str]] = {}
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *arguments: Any, **options: Any) -> Any:
+        answers = names.get(host, [host])
+        return real(answers.pop(0) if len(answers) > 1 else answers[0], *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(web_images, "_is_local", lambda address: address == "127.0.0.1")
+    return names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there every 127.x.y.z is this machine")
+def test_where_a_connection_leads_decides_not_what_the_name_meant_before(internet: dict[str, list[str]]) -> None:
+    with serving("0.0.0.0", a_png=PICTURE) as server:
+        _lead_inside(server, internet)
+
+
+def _lead_inside(server: FileServer, internet: dict[str, list[str]]) -> None:
+    port = server.url.rpartition(":")[2]
+    outside = f"http://outside.test:{port}"
+    internet["outside.test"] = ["127.0.0.2"]
+    server.redirects["/next.png"] = "/a.png"
+    assert web_image(f"{outside}/next.png").read() == PICTURE
+    # The name is a stranger's: it means this machine as soon as the redirect is followed.
+    internet["outside.test"] = ["127.0.0.2", "127.0.0.1"]
+    server.redirects["/in.png"] = f"{server.url}/a.png"
+    before = len(server.gets("/a.png"))
+    assert "redirected from the internet into the local network" in refused(f"{outside}/in.png")
+    # It means the internet when it is looked at, and this machine when it is asked.
+    internet["outside.test"], internet["other.test"] = ["127.0.0.2"], ["127.0.0.2", "127.0.0.1"]
+    server.redirects["/in.png"] = f"http://other.test:{port}/a.png"
+    with pytest.raises(UnreadableImageError, match=r"other\.test: local, and no server"):
+        web_image(f"{outside}/in.png").read()
+    assert len(server.gets("/a.png")) == before
+    # Who names an address of this network means it.
+    assert web_image(f"{server.url}/next.png").read() == PICTURE
+
+
+@pytest.mark.parametrize("url", [f"http://{'a' * 70}.test/x", "http://.test/x", "http://a..test/x", "http://a/\udcff"])
+def test_impossible_names_are_a_picture_that_cannot_be_read(server: FileServer, url: str) -> None:
+    assert "not a possible web address" in refused(url)
+    if url.isascii():
+        server.redirects["/a.png"] = url
+        with pytest.raises(UnreadableImageError, match="not a possible web address"):
+            web_image(f"{server.url}/a.png").read()
 
 
 class Endless:
@@ -109,6 +165,32 @@ def test_size_and_time_are_bounded(server: FileServer, monkeypatch: pytest.Monke
     assert endless.sent < 1.2e6
     monkeypatch.setattr(web_images, "TOTAL_SECONDS", -1.0)
     assert "not complete after" in refused(f"{server.url}/a.png")
+
+
+def test_a_size_of_thousands_of_digits(server: FileServer) -> None:
+    answer: Any = Endless()
+    answer.headers["Content-Length"] = "9" * 5000
+    with pytest.raises(UnreadableImageError, match="more than"):
+        web_images._content("there", answer, float("inf"))
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_server_that_is_never_silent_and_never_done(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_images, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(web_images, "TOTAL_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with listening.accept()[0] as connection, contextlib.suppress(OSError):
+                connection.sendall(head)
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        assert "not complete after" in refused(f"http://127.0.0.1:{listening.getsockname()[1]}/a.png")
+        thread.join()
 
 
 @pytest.mark.parametrize(
