@@ -63,6 +63,7 @@ def caption_pictures(
     torch.set_flush_denormal(True)
     folder = local_folder(model, revision)
     options = decoding_options({**generation_defaults(folder), **(overrides or {})})
+    _require_effect(overrides or {}, options)
     captioner = load_captioner(model, revision, trust_remote_code)
     if torch.cuda.is_available():
         captioner.model.to("cuda")
@@ -92,6 +93,13 @@ def decoding_options(values: dict[str, Any]) -> GenerateOptions:
             for problem in error.errors()
         ]
         raise UserError(f"decoding options: {'; '.join(problems)}") from None
+
+
+def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
+    """Refuse options of sampling where nothing is sampled: they would be ignored."""
+    idle = [name for name in ("temperature", "top_p", "seed") if name in given]
+    if idle and not options.do_sample:
+        raise UserError(f"--{idle[0].replace('_', '-')}: says nothing where captions are not drawn; add --sample")
 
 
 def _fingerprint(captioner: Captioner, job: DecodingJob, pictures: PictureStream) -> str:

@@ -49,8 +49,13 @@ def caption(
     With -o, a stopped captioning goes on where it was.
     """
     if not inputs:
-        if any((split, config_name, image_column, images)):
-            raise UserError("--split, --config-name, --image-column, --images: are for a dataset; give it as INPUT")
+        of_dataset = (split, config_name, image_column, images)
+        of_decoding = (prompt, num_beams, max_new_tokens, num_return_sequences, do_sample, temperature, top_p, seed)
+        if any(option is not None for option in (output, revision, *of_dataset, *of_decoding)):
+            raise UserError(
+                "give pictures or a dataset as INPUT: without, a run's split is captioned as its recipe says, and only "
+                "--force and --trust-remote-code say something about that"
+            )
         done = execute(model, None, "caption", force, trust_remote_code)
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")

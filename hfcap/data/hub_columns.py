@@ -64,10 +64,12 @@ def find_image_column(
         key: where a person names it, for messages.
 
     Raises:
-        UserError: the named column doesn't exist, or none or several could be meant.
+        UserError: the named column doesn't exist or holds no pictures, or none or several could be meant.
     """
     _require(dataset, key, named, features)
     if named is not None:
+        if not _may_hold_pictures(features[named]):
+            raise UserError(f"dataset {dataset}: column {named!r} ({key}) holds no pictures, but {features[named]}")
         return named
     found = [name for name, feature in features.items() if _kind(feature) == "image"]
     if len(found) == 1:
@@ -96,6 +98,13 @@ def captions_in(value: Any, column: str, where: str) -> list[str]:
 def _require(dataset: str, key: str, name: str | None, features: Mapping[str, Any]) -> None:
     if name is not None and name not in features:
         raise UserError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
+
+
+def _may_hold_pictures(feature: Any) -> bool:
+    """Whether `datasets` can read a column as pictures: they are stored as such, as bytes, or as file names."""
+    if type(feature).__name__ == "Value":
+        return feature.dtype in ("string", "large_string", "binary", "large_binary")
+    return _kind(feature) == "image"
 
 
 def _kind(feature: Any) -> str:

@@ -149,4 +149,6 @@ def _commit(dataset: str) -> str | None:
 
 def _files(path: Path) -> list[list[Any]]:
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    # A captioning into the folder of its dataset is no change of the dataset.
+    files = [file for file in files if not file.suffix.startswith(".part-")]
     return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

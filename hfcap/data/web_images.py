@@ -147,10 +147,12 @@ class _Connection(http.client.HTTPConnection):
         self.way = way
 
     def connect(self) -> None:
+        """Connect, and look where to."""
         super().connect()
         self.way.enter(self)
 
     def getresponse(self) -> http.client.HTTPResponse:
+        """Wait for the answer; until it is read the connection can be cut."""
         self.way.socket = self.sock
         return super().getresponse()
 
@@ -165,6 +167,7 @@ class _PlainHandler(urllib.request.HTTPHandler):
         self.way = way
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Ask over a connection that is looked at."""
         return self.do_open(partial(_Connection, way=self.way), req)
 
 
@@ -174,6 +177,7 @@ class _SecureHandler(urllib.request.HTTPSHandler):
         self.way = way
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Ask over a connection that is looked at."""
         return self.do_open(partial(_SecureConnection, way=self.way), req)
 
 

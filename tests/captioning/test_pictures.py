@@ -128,6 +128,16 @@ def test_impossible_options_are_explained(model: tuple[Captioner, str], pictures
         caption_pictures(model[1], [str(pictures)], overrides={"num_return_sequences": 5})
 
 
+@pytest.mark.parametrize("option", [{"temperature": 0.5}, {"top_p": 0.9}, {"seed": 1}])
+def test_options_of_sampling_need_sampling(
+    option: dict[str, float], model: tuple[Captioner, str], pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"--{next(iter(option)).replace('_', '-')}: .*add --sample"):
+        caption_pictures(model[1], [str(pictures / "a.png")], overrides=option)
+    drawn = {**option, "do_sample": True, "num_beams": 1}
+    assert caption_pictures(model[1], [str(pictures / "a.png")], tmp_path / "x.csv", overrides=drawn)
+
+
 def test_unknown_output_is_refused_before_any_work(pictures: Path) -> None:
     with pytest.raises(UserError, match=r"captions\.xlsx: give a name that ends in \.jsonl or \.csv"):
         caption_pictures("no/model/at/all", [str(pictures)], Path("captions.xlsx"))

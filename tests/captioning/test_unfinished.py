@@ -149,7 +149,9 @@ def test_a_streamed_dataset_goes_on_in_its_second_split(
         datasets.Dataset.from_dict({"image": cells}).to_parquet(str(tmp_path / "set" / f"{split}.parquet"))
     inputs: tuple[str, list[str]] = (model[1], [str(tmp_path / "set")])
     whole = caption_pictures(*inputs, tmp_path / "whole.jsonl", batch_size=2, dataset=DatasetChoice())
-    stop(stopper, 4, *inputs, tmp_path / "x.jsonl")
-    assert caption_pictures(*inputs, tmp_path / "x.jsonl", batch_size=2) == whole
-    assert stopper.pictures == 3
-    assert (tmp_path / "x.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    # Also into the dataset's own folder.
+    for output in (tmp_path / "x.jsonl", tmp_path / "set" / "x.jsonl"):
+        stop(stopper, 4, *inputs, output)
+        assert caption_pictures(*inputs, output, batch_size=2) == whole
+        assert stopper.pictures == 3
+        assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

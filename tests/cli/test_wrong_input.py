@@ -337,6 +337,8 @@ def test_a_hub_over_an_impossible_folder(folder: str, tmp_path: Path, hfcap: Hfc
         ("run gone.yaml", ["gone.yaml: no such recipe file or run directory"]),
         ("score gone", ["gone: no such recipe file or run directory"]),
         ("score captions.json", ["give the human captions after it", "hfcap score captions.json REFERENCES"]),
+        ("caption run --num-beams 5", ["give pictures or a dataset as INPUT"]),
+        ("caption run -o captions.csv", ["give pictures or a dataset as INPUT"]),
         ("caption no/model ftp://a.b/c.jpg", ["ftp://a.b/c.jpg: pictures are fetched by http and https only"]),
         ("caption no/model file:///etc/passwd", ["file:///etc/passwd: pictures are fetched by http and https only"]),
         ("search dog {0}/notes.txt", ["notes.txt: neither a picture, nor a COCO .json file, nor a recipe"]),

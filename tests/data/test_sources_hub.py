@@ -185,6 +185,12 @@ def test_tables_cannot_make_us_read_files_of_this_machine(tmp_path: Path) -> Non
             record.image.read()
 
 
+def test_a_column_that_holds_no_pictures_cannot_be_named(tmp_path: Path) -> None:
+    made = table(2, number=[1, 2], captions=[["a"], ["b"]])
+    with pytest.raises(UserError, match=r"'number' \(data\.image_column\) holds no pictures"):
+        load(parquet(tmp_path, made, image_column="number"), "train")
+
+
 def test_a_picture_on_the_hub_that_cannot_be_fetched_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any) -> None:
         raise transport_errors()[1]("no route")
