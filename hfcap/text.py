@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
-    """Replace what is no text: control characters in a file name would command the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+def printable(text: str, kept: str = "") -> str:
+    """Replace what is no text: control characters in a file name would command the terminal.
+
+    Args:
+        kept: characters that stay although they are no text, such as line feeds.
+    """
+    return "".join(one if one.isprintable() or one in kept else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def inert(text: str) -> str:

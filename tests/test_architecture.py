@@ -48,7 +48,7 @@ ORDER = [
 ]
 """A module imports only what stands before it, or its own folder (docs/architecture.md)."""
 
-METRICS_MAY_IMPORT = {"errors", "files", "progress", "registry", "schema", "metrics"}
+METRICS_MAY_IMPORT = {"errors", "files", "text", "progress", "registry", "schema", "metrics"}
 """Metrics run alone, also through `evaluate.load(path)`: no recipe, no captioner, no torch."""
 
 TOP = {"__init__", "__main__"}

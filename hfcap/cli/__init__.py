@@ -13,6 +13,7 @@ from hfcap.cli import captions, datasets, publications, runs, scores  # noqa: F4
 from hfcap.cli.common import app
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import console, error_console
+from hfcap.text import printable
 
 __all__ = ["app", "main"]
 
@@ -62,10 +63,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        error_console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        error_console.print(printable(f"error: {error}", "\n\t"), style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except (WorkError, OSError) as error:
-        error_console.print(f"failed: {error}", style="red", markup=False, soft_wrap=True)
+        error_console.print(printable(f"failed: {error}", "\n\t"), style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except StoppedError as error:
         error_console.print(str(error), style="yellow", markup=False, soft_wrap=True)

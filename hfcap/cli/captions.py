@@ -49,13 +49,8 @@ def caption(
     With -o, a stopped captioning goes on where it was.
     """
     if not inputs:
-        of_dataset = (split, config_name, image_column, images)
-        of_decoding = (prompt, num_beams, max_new_tokens, num_return_sequences, do_sample, temperature, top_p, seed)
-        if any(option is not None for option in (output, revision, *of_dataset, *of_decoding)):
-            raise UserError(
-                "give pictures or a dataset as INPUT: without, a run's split is captioned as its recipe says, and only "
-                "--force and --trust-remote-code say something about that"
-            )
+        _refuse(output, revision, split, config_name, image_column, images, prompt, num_beams, max_new_tokens)
+        _refuse(num_return_sequences, do_sample, temperature, top_p, seed)
         done = execute(model, None, "caption", force, trust_remote_code)
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
@@ -84,6 +79,15 @@ def caption(
     )
     if output is not None:
         say(f"Captions: {output}")
+
+
+def _refuse(*options: object) -> None:
+    """Refuse what would be ignored where no pictures are given."""
+    if any(option is not None for option in options):
+        raise UserError(
+            "give pictures or a dataset as INPUT: without, a run's split is captioned as its recipe says, and only "
+            "--force and --trust-remote-code say something about that"
+        )
 
 
 def _given(**options: Any) -> dict[str, Any]:

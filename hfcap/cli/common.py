@@ -11,6 +11,7 @@ import typer
 from hfcap.errors import UserError
 from hfcap.files import check_can_write
 from hfcap.progress import console
+from hfcap.text import printable
 
 if TYPE_CHECKING:
     from hfcap.recipe import Recipe
@@ -67,8 +68,7 @@ def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
 
 def say(text: str) -> None:
     """Print a result as it is: paths are neither wrapped nor read as markup; strangers' text commands no terminal."""
-    kept = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    console.print(kept, markup=False, soft_wrap=True)
+    console.print(printable(text, "\n\t"), markup=False, soft_wrap=True)
 
 
 def execute(

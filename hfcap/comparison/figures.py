@@ -54,7 +54,7 @@ _SETTINGS = {
 
 
 def shortened(name: str) -> str:
-    """Return a system's name for a plot: one line, the middle of a long one left out."""
+    """Return a name for a plot: one line, the middle of a long one left out."""
     name = printable(name)
     return name if len(name) <= _LABEL else f"{name[: _LABEL // 2 - 1]}…{name[1 - _LABEL // 2 :]}"
 

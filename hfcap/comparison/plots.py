@@ -99,7 +99,12 @@ def _beside(axes: Any, row: int, text: str, colour: str) -> None:
 
 
 def _unit(comparison: Comparison, output: str) -> str:
-    return metric_name(output) + ("" if output in comparison.plain_outputs else " x 100")
+    return _title(output) + ("" if output in comparison.plain_outputs else " x 100")
+
+
+def _title(output: str) -> str:
+    # Score files, which anybody may have written, name values as they like.
+    return shortened(metric_name(output))
 
 
 def _interval_plot(comparison: Comparison, output: str) -> str:
@@ -258,7 +263,7 @@ def _image_plot(pair: ByImage) -> str:
         axes.tick_params(axis="y", labelcolor=MUTED)
         axes.set_ylabel("images")
         axes.set_xlabel(
-            f"{metric_name(pair.output)}{'' if pair.plain else ' x 100'}, best minus other (dashed: mean)",
+            f"{_title(pair.output)}{'' if pair.plain else ' x 100'}, best minus other (dashed: mean)",
             parse_math=False,
         )
 

@@ -13,6 +13,7 @@ from hfcap.comparison.by_image import ByImage, by_image
 from hfcap.comparison.leaderboard import Comparison, Difference
 from hfcap.comparison.systems import COSTS
 from hfcap.scoring import signature_line
+from hfcap.text import printable
 
 SIGNIFICANT = 0.05
 """Differences with a smaller p-value after correction are marked."""
@@ -151,16 +152,18 @@ def explanation(comparison: Comparison) -> str:
 
 def _upright(header: list[str], rows: list[list[str]], title: str, best: set[tuple[int, int]]) -> Table:
     """One column per system and one row per value: terminals have more rows than columns."""
-    table = Table("", *(Column(Text(row[0])) for row in rows), title=title)
+    table = Table("", *(Column(Text(printable(row[0]))) for row in rows), title=title)
     for column, name in enumerate(header[1:], start=1):
         cells = [Text(row[column], style="bold" if (number, column) in best else "") for number, row in enumerate(rows)]
-        table.add_row(Text(name), *cells)
+        table.add_row(Text(printable(name)), *cells)
     return table
 
 
 def leaderboard_table(comparison: Comparison) -> RenderableType:
     """Return the leaderboard for a terminal."""
-    parts: list[RenderableType] = [Text(f"warning: {message}", style="bold yellow") for message in comparison.warnings]
+    parts: list[RenderableType] = [
+        Text(printable(f"warning: {message}"), style="bold yellow") for message in comparison.warnings
+    ]
     header, rows = _score_rows(comparison)
     places = ((number, column) for number in range(len(rows)) for column in range(len(header)))
     best = {(number, column) for number, column in places if _is_best(comparison, number, column)}
@@ -209,7 +212,7 @@ def leaderboard_markdown(comparison: Comparison) -> str:
     signatures = "\n".join(
         f"- {system.name}: `{signature_line(system.report.signature)}`" for system in comparison.systems
     )
-    return "\n\n".join([*parts, "## Signatures", signatures]) + "\n"
+    return printable("\n\n".join([*parts, "## Signatures", signatures]), "\n") + "\n"
 
 
 def _by_image_json(pairs: Sequence[ByImage]) -> dict[str, Any] | None:

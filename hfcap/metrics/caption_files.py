@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, read_text
 from hfcap.progress import error_console
+from hfcap.text import printable
 
 Warn = Callable[[str], None]
 
@@ -23,7 +24,7 @@ _SPLIT_SPELLINGS = {"val": "validation", "dev": "validation", "valid": "validati
 
 def warn_on_terminal(message: str) -> None:
     """Print a warning to standard error."""
-    error_console.print(f"warning: {message}", markup=False, style="yellow", soft_wrap=True)
+    error_console.print(printable(f"warning: {message}", "\n\t"), markup=False, style="yellow", soft_wrap=True)
 
 
 def each_once(warn: Warn) -> Warn:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from hfcap.comparison import PictureSource, compare, leaderboard_json, write_leaderboard
+from hfcap.comparison import PictureSource, compare, leaderboard_json, leaderboard_markdown, write_leaderboard
 from hfcap.comparison.by_image import by_image
 from hfcap.comparison.figures import shortened
 from hfcap.data.images import FileImage
@@ -230,9 +231,10 @@ def test_strangers_text_stays_text(scored: Scored, tmp_path: Path) -> None:
         scored(HOSTILE.replace("/", "\N{DIVISION SLASH}") + ".json", 0.5, metrics=FEW),
     ]
     value = read_json(paths[1], "scores")
-    value["metrics"]["../../<b>evil"] = 0.5
-    value["intervals"]["../../<b>evil"] = [0.4, 0.6]
-    value["signature"]["run"] = {"prompt": HOSTILE}
+    name = "../../<b>evil\x1b[2J\x07" + "long" * 30
+    value["metrics"][name] = 0.5
+    value["intervals"][name] = [0.4, 0.6]
+    value["signature"] |= {"run": {"prompt": HOSTILE}, "hfcap": "\x1b[2J"}
     paths[1].write_text(json.dumps(value))
     outline = _Outline(_written(paths, tmp_path / "out"))
     assert not {"script", "b", "img"} & {tag for tag, _ in outline.tags}
@@ -243,6 +245,19 @@ def test_strangers_text_stays_text(scored: Scored, tmp_path: Path) -> None:
     for path in plots:
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(path).getroot().iter()}
         assert "script" not in tags and "img" not in tags
+
+
+def test_strangers_text_commands_no_terminal(scored: Scored, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [scored("good.json", 0.0, metrics=FEW), scored("other.json", 0.5, metrics=FEW)]
+    value = read_json(paths[1], "scores")
+    value["metrics"]["evil\x1b[2J"] = 0.5
+    value["signature"] |= {"hfcap": "\x1b[2J"}
+    paths[1].write_text(json.dumps(value))
+    comparison = compare(paths, n_resamples=100)
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(comparison)
+    for said in (screen.getvalue(), capsys.readouterr().err, leaderboard_markdown(comparison)):
+        assert "\N{REPLACEMENT CHARACTER}[2J" in said and "\x1b" not in said
 
 
 def test_long_names_are_shortened_in_plots() -> None:
