@@ -194,17 +194,20 @@ class Kind(ABC):
         return Image.new("RGB", (width, _BLANK_SIDE) if side is None else (side, side), colour)
 
     def inputs_for(self, prompt: str, picture: Image.Image) -> PromptInputs:
-        """Return what the processor makes of prompt and picture."""
-        if self.chats():
-            values = self.processor.apply_chat_template(
-                [_user_message(prompt, image=picture)],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        else:
-            values = self.processor(images=picture, text=self.processor_text(prompt), return_tensors="pt")
+        """Return what the processor makes of prompt and picture.
+
+        Raises:
+            UserError: the processor refuses them, as it does where a prompt holds the picture's placeholder.
+        """
+        try:
+            values = self._processed(prompt, picture)
+        except (ValueError, TypeError, KeyError) as error:
+            name = type(self.model).__name__
+            raise UserError(
+                f"model.prompt: the processor of {name} cannot join a picture and the prompt {prompt!r}: "
+                f"{' '.join(str(error).split())[:160]} (leave placeholders of pictures out of the prompt; "
+                "docs/image_text_to_text.md lists the models that work)"
+            ) from error
         extras = {
             name: value
             for name, value in values.items()
@@ -212,6 +215,17 @@ class Kind(ABC):
         }
         pixels = extras.pop("pixel_values", torch.empty(0))
         return PromptInputs(values["input_ids"][0], extras, tuple(pixels.shape))
+
+    def _processed(self, prompt: str, picture: Image.Image) -> Any:
+        if not self.chats():
+            return self.processor(images=picture, text=self.processor_text(prompt), return_tensors="pt")
+        return self.processor.apply_chat_template(
+            [_user_message(prompt, image=picture)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
 
     def _chat_ends(self) -> tuple[str, str] | None:
         """Text that the chat template writes before and behind a reply; None without a template."""

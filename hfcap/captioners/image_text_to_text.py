@@ -192,6 +192,7 @@ class ImageTextToText(Captioner):
                 raise UserError(f"hfcap.json: image_size must be a whole number, not {notes['image_size']!r}")
             self.image_size = int(notes["image_size"])
             self.kind = type(self.kind)(self)
+            self.sees_one_picture = self.kind.sees_one_picture()
 
     @property
     def captions_from_pixels(self) -> bool:

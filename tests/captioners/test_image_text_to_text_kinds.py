@@ -91,6 +91,7 @@ def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path:
     again = load_captioner(str(tmp_path))
     assert isinstance(again, ImageTextToText)
     assert (again.prompt, again.image_size) == (captioner.prompt, captioner.image_size)
+    assert again.sees_one_picture == captioner.sees_one_picture
     assert torch.equal(pixel_values(again, 2), pixels)
     assert [captions[0].text for captions in again.caption_states(again.encode(pixels), options)] == expected
     again.processor = AutoProcessor.from_pretrained(tmp_path)
@@ -164,6 +165,13 @@ def test_model_whose_processor_makes_no_tokens_is_refused() -> None:
     )
     with pytest.raises(UserError, match="cannot caption with Pix2StructForConditionalGeneration"):
         ImageTextToText(Pix2StructForConditionalGeneration(config), WithoutTokens())
+
+
+@pytest.mark.parametrize("name", ["idefics2", "llava_next"])
+def test_placeholder_in_the_prompt_is_refused(name: str) -> None:
+    captioner = more(name)
+    with pytest.raises(UserError, match=r"model\.prompt: the processor of .* the prompt 'see <image> there': .*leave"):
+        captioner.kind.prompt_inputs("see <image> there")
 
 
 def test_text_between_picture_and_caption_is_asked_for_where_none_is_given() -> None:
