@@ -27,9 +27,14 @@ def read_pictures(
 
     def read(record: CaptionedImage) -> torch.Tensor | str:
         try:
-            return pixels.processed(decode_image(record.image, pixels.draft_size))
+            picture = decode_image(record.image, pixels.draft_size)
         except UnreadableImageError as error:
             return printable(str(error))
+        try:
+            return pixels.processed(picture)
+        except ValueError as error:
+            # Image processors refuse shapes, such as Qwen's strips longer than 200 times their width.
+            return printable(f"{record.image.describe()}: not for this captioner ({error})")
 
     pool = ThreadPoolExecutor(THREADS)
     waiting: deque[tuple[CaptionedImage, Future[torch.Tensor | str]]] = deque()

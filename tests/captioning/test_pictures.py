@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import Qwen2VLImageProcessor
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioning import caption_pictures, find_pictures, one_picture
+from hfcap.captioning.reading import read_pictures
+from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import PROMPT, write_picture
@@ -136,6 +139,16 @@ def test_options_of_sampling_need_sampling(
         caption_pictures(model[1], [str(pictures / "a.png")], overrides=option)
     drawn = {**option, "do_sample": True, "num_beams": 1}
     assert caption_pictures(model[1], [str(pictures / "a.png")], tmp_path / "x.csv", overrides=drawn)
+
+
+def test_a_shape_that_the_image_processor_refuses_is_skipped(tmp_path: Path) -> None:
+    fitting = write_picture(tmp_path / "fitting.png")
+    Image.new("RGB", (2010, 4)).save(tmp_path / "strip.png")
+    processor = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56})
+    records = find_pictures([str(tmp_path / "strip.png"), str(fitting)])
+    strip, picture = (content for _, content in read_pictures(records, PixelInputs([], processor), ahead=2))
+    assert isinstance(strip, str) and "strip.png: not for this captioner (absolute aspect ratio" in strip
+    assert isinstance(picture, torch.Tensor)
 
 
 def test_unknown_output_is_refused_before_any_work(pictures: Path) -> None:
