@@ -115,7 +115,7 @@ def _dataset(text: str, kind: Kind, choice: DatasetChoice) -> PictureStream:
         return listed_pictures(list_pictures(Path(text).expanduser(), choice.images, choice.split))
     if kind == "folder":
         choice.require_only(text, "split")
-        options = folder_source.FolderOptions(root=text, uncaptioned_images="ignore")
+        options = folder_source.FolderOptions(root=str(Path(text).expanduser()), uncaptioned_images="ignore")
         return listed_pictures([replace(one, captions=()) for one in folder_source.load(options, choice.split or "")])
     choice.require_only(text, "split", "config_name", "image_column")
     return dataset_pictures(
@@ -146,13 +146,13 @@ def find_pictures(inputs: Sequence[str]) -> list[CaptionedImage]:
 
 
 def _expand(text: str) -> Iterable[Path]:
-    path = Path(text)
+    path = Path(text).expanduser()
     if path.is_dir():
         return sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in IMAGE_SUFFIXES)
-    if path.exists() or not glob.has_magic(text):
+    if path.exists() or not glob.has_magic(str(path)):
         return [path]
     # pathlib's own patterns cannot start at an absolute path or '..'.
-    matches = glob.glob(text, recursive=True)  # noqa: PTH207
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207
     return sorted(Path(match) for match in matches if Path(match).is_file())
 
 

@@ -53,6 +53,12 @@ def test_files_folders_and_patterns_without_repetition(pictures: Path) -> None:
     assert _names([str(pictures / "./a.png"), str(pictures / "a.png")], pictures) == ["a.png"]
 
 
+def test_a_quoted_home_folder(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(pictures))
+    assert _names(["~/deeper"], pictures) == ["deeper/again/d.jpg", "deeper/c.PNG"]
+    assert _names(["~/*.png"], pictures) == ["a.png", "b.png"]
+
+
 def test_a_name_that_looks_like_a_pattern(pictures: Path) -> None:
     write_picture(pictures / "x[1]*.png")
     assert _names([str(pictures / "x[1]*.png")], pictures) == ["x[1]*.png"]
