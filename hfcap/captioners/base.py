@@ -36,8 +36,8 @@ class CardFacts:
     paper_url: str
     bibtex: str
     license: str | None = None
-    paper_is: str = "The architecture"
-    """What the paper stands for, where a family has architectures of several papers."""
+    paper_model_types: tuple[str, ...] = ()
+    """The `model_type`s whose architecture the paper describes; empty = all of the family."""
 
 
 @dataclass(frozen=True, slots=True)

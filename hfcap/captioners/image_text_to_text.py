@@ -93,7 +93,7 @@ class ImageTextToText(Captioner):
   journal = {Transactions on Machine Learning Research},
   year    = {2022}
 }""",
-        paper_is="One of the architectures of this family (cite that of the base model, which its own card names)",
+        paper_model_types=("git",),
     )
     lora_target_modules = rf"(?:.*\.)?(?:language_model|text_model|git\.encoder)\..*\.(?:{_LINEAR})"
 

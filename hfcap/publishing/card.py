@@ -79,8 +79,6 @@ def _context(known: CardInput) -> dict[str, object]:
     if known.is_adapter and known.base_models:
         base = (known.base_models[0]["id"], known.base_models[0]["revision"])
     usage = usage_code(known.repo_id or ".", known.model, known.has_code, known.model_type, base)
-    family = known.family
-    title = escape(family.paper_title)
     return {
         "mark": Safe(MARK),
         "title": card_parts.title(known),
@@ -101,8 +99,16 @@ def _context(known: CardInput) -> dict[str, object]:
         },
         "limits": card_parts.limits(known),
         "reproduce": {**card_parts.reproduce(known), "command": code_block("hfcap run recipe.yaml", "sh")},
-        "citation": {
-            "text": Safe(f"{family.paper_is}: [{title}]({family.paper_url})."),
-            "bibtex": code_block(family.bibtex, "bibtex"),
-        },
+        "citation": _citation(known),
     }
+
+
+def _citation(known: CardInput) -> dict[str, object]:
+    family = known.family
+    if family.paper_model_types and known.model_type not in family.paper_model_types:
+        return {
+            "text": "The architecture is that of the base model: cite the paper that its card names.",
+            "bibtex": None,
+        }
+    link = Safe(f"The architecture: [{escape(family.paper_title)}]({family.paper_url}).")
+    return {"text": link, "bibtex": code_block(family.bibtex, "bibtex")}
