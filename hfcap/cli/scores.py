@@ -101,6 +101,8 @@ def compare(
     source = PictureSource(images) if pictures or images is not None else None
     if source is not None and output is None:
         raise UserError("--pictures and --images: the pictures are in leaderboard.html; give its folder with -o")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images: {images}: folder not found")
     score_one = None
     if references is not None:
         # The human captions are read for each system, and what is to be said of them is the same.

@@ -348,5 +348,11 @@ def test_compare_prediction_files(finished: RunDirectory, tmp_path: Path, hfcap:
     assert str(tmp_path / "board" / "leaderboard.html") in outcome.out
     assert "By CIDEr-D, test" in (tmp_path / "board" / "leaderboard.html").read_text()
     assert_refused(hfcap("compare", finished.path, "--pictures"), "--pictures", "give its folder with -o")
+    assert_refused(
+        hfcap("compare", finished.path, "--images", tmp_path / "gone", "-o", tmp_path / "x"),
+        "--images",
+        "gone",
+        "folder not found",
+    )
     missing = hfcap("compare", tmp_path / "gone.jsonl", "--references", finished.references("test"))
     assert_refused(missing, "gone.jsonl: no such file or folder", "a prediction file")

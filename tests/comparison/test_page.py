@@ -260,6 +260,18 @@ def test_strangers_text_commands_no_terminal(scored: Scored, capsys: pytest.Capt
         assert "\N{REPLACEMENT CHARACTER}[2J" in said and "\x1b" not in said
 
 
+def test_half_a_character_is_refused_with_the_file_s_name(scored: Scored) -> None:
+    path = scored("other.json", 0.5, metrics=FEW)
+    value = read_json(path, "scores")
+    value["metrics"]["\U0001f600"] = 0.5
+    path.write_text(json.dumps(value))
+    assert compare([path]).systems[0].name == "other"
+    value["metrics"]["\udcff"] = 0.5
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"other\.json: .* half a character \(\\udcff\)"):
+        compare([path])
+
+
 def test_long_names_are_shortened_in_plots() -> None:
     assert shortened("blip") == "blip"
     assert shortened("runs/a/very/long/path/scores/test.json") == "runs/a/very…s/test.json"
