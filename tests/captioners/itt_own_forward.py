@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.recipe import GenerateOptions
-from tests.captioners.helpers import random_picture
+from tests.captioners.helpers import gradients, packed_loss, pixel_values, random_captions, random_picture
 
 
 def _pictures(captioner: ImageTextToText, count: int) -> list[Any]:
@@ -80,3 +81,31 @@ def own_captions(captioner: ImageTextToText, count: int, options: GenerateOption
         sequences = sequences[:, inputs["input_ids"].shape[1] :]
     texts = captioner.tokenizer.batch_decode(sequences, skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
+
+
+def assert_own_loss_and_gradients(captioner: ImageTextToText, counts: Sequence[int]) -> None:
+    """Random captions, so many a picture, cost the same packed as one by one in the model's own forward."""
+    captions = random_captions(captioner, counts)
+    expected = torch.stack(
+        [own_loss(captioner, image, caption) for image, of_image in enumerate(captions) for caption in of_image]
+    ).sum()
+    expected.backward()
+    expected_gradients = gradients(captioner.model)
+    found = packed_loss(captioner, pixel_values(captioner, len(counts)), captions)
+    found.backward()
+    found_gradients = gradients(captioner.model)
+    n_tokens = sum(len(caption) + 1 for of_image in captions for caption in of_image)
+    assert float(expected.detach()) / n_tokens > 1
+    assert abs(float(found.detach() - expected.detach())) / n_tokens < 1e-5
+    for name, gradient in expected_gradients.items():
+        assert float((found_gradients[name] - gradient).abs().max()) / n_tokens < 1e-5, name
+
+
+def assert_own_captions(captioner: ImageTextToText, num_beams: int) -> None:
+    """Three pictures get the captions that the model's own generate gives them."""
+    options = GenerateOptions(num_beams=num_beams, max_new_tokens=7)
+    with torch.inference_mode():
+        states = captioner.encode(pixel_values(captioner, 3))
+    found = [captions[0].text for captions in captioner.caption_states(states, options)]
+    assert found == own_captions(captioner, 3, options)
+    assert len(set(found)) > 1, "every picture got the same caption: the comparison shows little"

@@ -32,7 +32,11 @@ from tests.captioners.helpers import (
     random_picture,
 )
 from tests.captioners.itt_models import IMAGE_SIZES, MODELS, QwenProcessor, itt
-from tests.captioners.itt_own_forward import own_captions, own_inputs, own_loss
+from tests.captioners.itt_own_forward import (
+    assert_own_captions,
+    assert_own_loss_and_gradients,
+    own_inputs,
+)
 
 ALL = ["git", *MODELS]
 _WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -62,31 +66,12 @@ def captioner(request: pytest.FixtureRequest) -> ImageTextToText:
 
 
 def test_packed_loss_and_gradients_equal_the_model_s_own_forward(captioner: ImageTextToText) -> None:
-    pixels = pixel_values(captioner, len(COUNTS))
-    captions = random_captions(captioner, COUNTS)
-    expected = torch.stack(
-        [own_loss(captioner, image, caption) for image, of_image in enumerate(captions) for caption in of_image]
-    ).sum()
-    expected.backward()
-    expected_gradients = gradients(captioner.model)
-    found = packed_loss(captioner, pixels, captions)
-    found.backward()
-    found_gradients = gradients(captioner.model)
-    n_tokens = sum(len(caption) + 1 for of_image in captions for caption in of_image)
-    assert abs(float(found.detach() - expected.detach())) / n_tokens < 1e-5
-    assert float(expected.detach()) / n_tokens > 1
-    for name, gradient in expected_gradients.items():
-        assert float((found_gradients[name] - gradient).abs().max()) / n_tokens < 1e-5, name
+    assert_own_loss_and_gradients(captioner, COUNTS)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_captions_equal_the_model_s_own_generate(captioner: ImageTextToText, num_beams: int) -> None:
-    options = GenerateOptions(num_beams=num_beams, max_new_tokens=7)
-    with torch.inference_mode():
-        states = captioner.encode(pixel_values(captioner, 3))
-    found = [captions[0].text for captions in captioner.caption_states(states, options)]
-    assert found == own_captions(captioner, 3, options)
-    assert len(set(found)) > 1, "every picture got the same caption: the comparison shows little"
+    assert_own_captions(captioner, num_beams)
 
 
 def test_greedy_follows_the_training_logits(captioner: ImageTextToText) -> None:

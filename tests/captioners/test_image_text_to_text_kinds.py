@@ -20,10 +20,14 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.lora import adapted_modules
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions, LoraOptions
-from tests.captioners.helpers import gradients, packed_loss, pixel_values, random_captions, random_picture
+from tests.captioners.helpers import gradients, pixel_values, random_picture
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
-from tests.captioners.itt_own_forward import own_captions, own_inputs, own_loss
+from tests.captioners.itt_own_forward import (
+    assert_own_captions,
+    assert_own_loss_and_gradients,
+    own_inputs,
+)
 
 COUNTS = (3, 1, 2)
 FILMS = ("internvl", "llava_onevision", "qwen3_vl", "glm4v")
@@ -36,30 +40,12 @@ def captioner(request: pytest.FixtureRequest) -> ImageTextToText:
 
 
 def test_loss_and_gradients_equal_the_model_s_own_forward(captioner: ImageTextToText) -> None:
-    captions = random_captions(captioner, COUNTS)
-    expected = torch.stack(
-        [own_loss(captioner, image, caption) for image, of_image in enumerate(captions) for caption in of_image]
-    ).sum()
-    expected.backward()
-    expected_gradients = gradients(captioner.model)
-    found = packed_loss(captioner, pixel_values(captioner, len(COUNTS)), captions)
-    found.backward()
-    found_gradients = gradients(captioner.model)
-    n_tokens = sum(len(caption) + 1 for of_image in captions for caption in of_image)
-    assert float(expected.detach()) / n_tokens > 1
-    assert abs(float(found.detach() - expected.detach())) / n_tokens < 1e-5
-    for name, gradient in expected_gradients.items():
-        assert float((found_gradients[name] - gradient).abs().max()) / n_tokens < 1e-5, name
+    assert_own_loss_and_gradients(captioner, COUNTS)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_captions_equal_the_model_s_own_generate(captioner: ImageTextToText, num_beams: int) -> None:
-    options = GenerateOptions(num_beams=num_beams, max_new_tokens=7)
-    with torch.inference_mode():
-        states = captioner.encode(pixel_values(captioner, 3))
-    found = [captions[0].text for captions in captioner.caption_states(states, options)]
-    assert found == own_captions(captioner, 3, options)
-    assert len(set(found)) > 1, "every picture got the same caption: the comparison shows little"
+    assert_own_captions(captioner, num_beams)
 
 
 def test_parts_and_what_encoding_runs(captioner: ImageTextToText) -> None:
