@@ -14,14 +14,13 @@ from hfcap.data.images import IMAGE_SUFFIXES, BytesImage, FileImage, UnreadableI
 from hfcap.data.picture_stream import PictureStream, dataset_pictures, listed_pictures
 from hfcap.data.sources import folder as folder_source
 from hfcap.data.sources.coco_json import list_pictures
-from hfcap.data.sources.hub import is_saved_dataset
+from hfcap.data.sources.hub import TABLE_SUFFIXES, is_saved_dataset
 from hfcap.data.web_images import web_image
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
 from hfcap.text import printable
 
 _ON_HUB = "hf://datasets/"
-_TABLES = (".parquet", ".arrow")
 _LISTED = 10
 Kind = Literal["web", "coco", "dataset", "folder", "pictures"]
 
@@ -91,11 +90,17 @@ def _kind(text: str, split: str | None) -> Kind:
         if is_saved_dataset(path):
             return "dataset"
         # A folder of pictures is the pictures; only without any its tables are looked into.
-        if _first(path, IMAGE_SUFFIXES) is None and _first(path, _TABLES) is not None:
+        if _first(path, IMAGE_SUFFIXES) is None and _first(path, TABLE_SUFFIXES) is not None:
             return "dataset"
         return "pictures" if split is None else "folder"
     if path.is_file():
-        return "coco" if path.suffix.lower() == ".json" else "dataset" if path.suffix in _TABLES else "pictures"
+        return (
+            "coco"
+            if path.suffix.lower() == ".json"
+            else "dataset"
+            if path.suffix.lower() in TABLE_SUFFIXES
+            else "pictures"
+        )
     return "dataset" if _may_be_on_hub(text, path) else "pictures"
 
 
@@ -106,7 +111,9 @@ def _first(folder: Path, suffixes: Iterable[str]) -> Path | None:
 def _may_be_on_hub(text: str, path: Path) -> bool:
     """Whether a name of nothing here is that of a dataset; inside a folder that is there it is a mistyped path."""
     looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
-    return looks_so and path.suffix.lower() not in {*IMAGE_SUFFIXES, *_TABLES, ".json"} and not path.parent.exists()
+    return (
+        looks_so and path.suffix.lower() not in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".json"} and not path.parent.exists()
+    )
 
 
 def _dataset(text: str, kind: Kind, choice: DatasetChoice) -> PictureStream:

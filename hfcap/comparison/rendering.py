@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from hfcap.comparison.by_image import ByImage, by_image
 from hfcap.comparison.leaderboard import Comparison, Difference
 from hfcap.comparison.systems import COSTS
+from hfcap.markdown import Safe, code, escape, table
 from hfcap.scoring import signature_line
 from hfcap.text import printable
 
@@ -96,8 +97,8 @@ def shown_cost(key: str, value: float | None) -> str:
     return "-" if value is None else f"{value / cost.unit:.{cost.digits}f}"
 
 
-def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the main table, systems first, published rows after them."""
+def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+    """Header and rows of the main table, systems first, published rows after them; and (row, column) of the best."""
     costs = cost_keys(comparison)
     header = ["system", *comparison.outputs, *(COST_TITLES[key].title for key in costs)]
     rows = [
@@ -115,13 +116,13 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         mark = "reproduced" if row.reproduced else "not yet reproduced here"
         values = [shown_number(comparison, output, row.metrics.get(output)) for output in comparison.outputs]
         rows.append([f"{row.name}, {mark}: {row.source}", *values, *("-" for _ in costs)])
-    return header, rows
-
-
-def _is_best(comparison: Comparison, row: int, column: int) -> bool:
-    if row >= len(comparison.systems) or not 1 <= column <= len(comparison.outputs):
-        return False
-    return comparison.best.get(comparison.outputs[column - 1]) == comparison.systems[row].name
+    best = {
+        (row, column)
+        for row, system in enumerate(comparison.systems)
+        for column, output in enumerate(comparison.outputs, start=1)
+        if comparison.best.get(output) == system.name
+    }
+    return header, rows, best
 
 
 def _difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -164,9 +165,7 @@ def leaderboard_table(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = [
         Text(printable(f"warning: {message}"), style="bold yellow") for message in comparison.warnings
     ]
-    header, rows = _score_rows(comparison)
-    places = ((number, column) for number in range(len(rows)) for column in range(len(header)))
-    best = {(number, column) for number, column in places if _is_best(comparison, number, column)}
+    header, rows, best = _score_rows(comparison)
     parts.append(_upright(header, rows, "Leaderboard", best))
     if comparison.differences:
         parts.append(_upright(*_difference_rows(comparison), "Difference to the best", set()))
@@ -174,12 +173,12 @@ def leaderboard_table(comparison: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+def _markdown_table(header: list[str], rows: list[list[str]], bold: Container[tuple[int, int]] = ()) -> str:
+    def shown(cell: str, place: tuple[int, int]) -> Safe:
+        return Safe(f"**{escape(cell)}**") if place in bold else escape(cell)
 
-    align = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join([line(header), "| " + " | ".join(align) + " |", *map(line, rows)])
+    cells = [[shown(cell, (number, column)) for column, cell in enumerate(row)] for number, row in enumerate(rows)]
+    return table([escape(name) for name in header], cells, right=len(header) - 1)
 
 
 def _by_image_rows(comparison: Comparison, pairs: Sequence[ByImage]) -> tuple[list[str], list[list[str]]]:
@@ -192,27 +191,24 @@ def _by_image_rows(comparison: Comparison, pairs: Sequence[ByImage]) -> tuple[li
 
 
 def leaderboard_markdown(comparison: Comparison) -> str:
-    """Return the leaderboard as Markdown."""
-    header, rows = _score_rows(comparison)
-    marked = [
-        [f"**{cell}**" if _is_best(comparison, number, column) else cell for column, cell in enumerate(row)]
-        for number, row in enumerate(rows)
-    ]
-    parts = ["# Leaderboard", *(f"> **Warning:** {message}" for message in comparison.warnings)]
-    parts.append(_markdown_table(header, marked))
+    """Return the leaderboard as Markdown; names and messages of files are escaped."""
+    header, rows, best = _score_rows(comparison)
+    parts = ["# Leaderboard", *(f"> **Warning:** {escape(message)}" for message in comparison.warnings)]
+    parts.append(_markdown_table(header, rows, best))
     if comparison.differences:
         parts += ["## Difference to the best", _markdown_table(*_difference_rows(comparison))]
-    parts.append(explanation(comparison))
+    parts.append(escape(explanation(comparison)))
     if pairs := by_image(comparison):
+        leader, output = escape(pairs[0].leader.name), escape(pairs[0].output)
         parts += [
             "## Image by image",
-            f"Images that the best system, {pairs[0].leader.name}, wins, ties and loses by their {pairs[0].output}.",
+            f"Images that the best system, {leader}, wins, ties and loses by their {output}.",
             _markdown_table(*_by_image_rows(comparison, pairs)),
         ]
     signatures = "\n".join(
-        f"- {system.name}: `{signature_line(system.report.signature)}`" for system in comparison.systems
+        f"- {escape(system.name)}: {code(signature_line(system.report.signature))}" for system in comparison.systems
     )
-    return printable("\n\n".join([*parts, "## Signatures", signatures]), "\n") + "\n"
+    return "\n\n".join([*parts, "## Signatures", signatures]) + "\n"
 
 
 def _by_image_json(pairs: Sequence[ByImage]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from hfcap.comparison.by_image import by_image, images_to_show
@@ -44,4 +45,6 @@ def write_leaderboard(
         with folder_being_written(folder / PLOTS_FOLDER) as place:
             for plot in plots:
                 (place / plot.file_name).write_text(plot.svg, encoding="utf-8")
+    elif (folder / PLOTS_FOLDER).is_dir():
+        shutil.rmtree(folder / PLOTS_FOLDER)  # of an earlier comparison
     write_text(folder / "leaderboard.html", page)

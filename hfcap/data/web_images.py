@@ -30,6 +30,10 @@ TOTAL_SECONDS = 60.0
 PAUSE_SECONDS = 1.0
 """Before the one repetition after a network error or an overloaded server."""
 
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+"""NAT64 (RFC 6052): the last 32 bits are an IPv4 address."""
+_TRANSLATED_HERE = ipaddress.IPv6Network("64:ff9b:1::/48")
+"""NAT64 of a private network (RFC 8215)."""
 _CHUNK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
@@ -265,8 +269,13 @@ def _addresses(host: str) -> set[str]:
 
 
 def _is_local(address: str) -> bool:
-    """Whether an IP address is this machine's or one of its private network."""
-    return not ipaddress.ip_address(address.partition("%")[0]).is_global
+    """Whether an IP address is this machine's or one of its private network, also when IPv6 carries an IPv4 address."""
+    known = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(known, ipaddress.IPv4Address):
+        return not known.is_global
+    translated = ipaddress.IPv4Address(int(known) & 0xFFFFFFFF) if known in _TRANSLATED else None
+    carried = (known.ipv4_mapped, known.sixtofour, translated)
+    return known in _TRANSLATED_HERE or not all(one.is_global for one in (known, *carried) if one is not None)
 
 
 def _late(url: str) -> UnreadableImageError:

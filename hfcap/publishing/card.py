@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hfcap.files import read_text, write_bytes, write_text
+from hfcap.markdown import Safe, code_block, escape, finalize
 from hfcap.publishing import card_evaluation, card_parts, curve
-from hfcap.publishing.escaping import Safe, code_block, escape, finalize
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.metadata import front_matter
 from hfcap.publishing.sections import MARK, merge_sections, split_front_matter

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfcap.publishing.card_text import count, dataset_link, shown_number, table
-from hfcap.publishing.escaping import Safe, code, escape
+from hfcap.markdown import Safe, code, escape, table
+from hfcap.publishing.card_text import count, dataset_link, shown_number
 from hfcap.publishing.facts import CardInput
 from hfcap.publishing.metadata import compact_signature
 from hfcap.recipe import GenerateOptions

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hfcap.markdown import Safe, code, code_block, escape, one_line, table
 from hfcap.publishing.card_evaluation import BASELINE_NAMES
-from hfcap.publishing.card_text import count, dataset_link, duration, hub_link, shown_number, table
-from hfcap.publishing.escaping import Safe, code, code_block, escape, one_line, portable
+from hfcap.publishing.card_text import count, dataset_link, duration, hub_link, shown_number
 from hfcap.publishing.facts import CardInput, Sample
+from hfcap.publishing.machine_paths import portable
 from hfcap.publishing.metadata import shown_value
 from hfcap.score_table import METRIC_NAMES, metric_name
 

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from hfcap.publishing.escaping import Safe, escape
+from hfcap.markdown import Safe, escape
 from hfcap.publishing.facts import CardInput
 from hfcap.publishing.metadata import shown_value
 from hfcap.score_table import METRIC_NAMES
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> Safe:
-    """Return a Markdown table of cells that are already escaped; the last `right` columns are right-aligned."""
-    left = len(header) - right
-    lines = [header, ["---"] * left + ["---:"] * right, *rows]
-    return Safe("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def hub_link(repo_id: str, kind: str = "") -> Safe:

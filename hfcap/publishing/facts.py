@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_json_lines
-from hfcap.publishing.escaping import is_machine_path
+from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
 from hfcap.publishing.snippet import brings_code
 from hfcap.recipe import GenerateOptions, Recipe

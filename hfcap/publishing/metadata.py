@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from hfcap.publishing.escaping import is_machine_path, one_line, portable
+from hfcap.markdown import one_line
 from hfcap.publishing.facts import CardInput, licence_of
+from hfcap.publishing.machine_paths import is_machine_path, portable
 from hfcap.publishing.pictures import SAMPLES_FOLDER
 from hfcap.publishing.sections import split_front_matter
 from hfcap.score_table import METRIC_NAMES, metric_name

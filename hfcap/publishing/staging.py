@@ -23,13 +23,15 @@ from hfcap.files import (
     write_json_lines,
     write_text,
 )
+from hfcap.markdown import one_line
 from hfcap.publishing import curve
 from hfcap.publishing.card import existing_card, render
 from hfcap.publishing.code_files import needed_code
-from hfcap.publishing.escaping import is_machine_path, one_line, portable
 from hfcap.publishing.facts import CardInput, read_card_input
+from hfcap.publishing.machine_paths import is_machine_path, portable
 from hfcap.publishing.metadata import eval_results_file
 from hfcap.publishing.pictures import RECORD, copy_pictures, record_pictures
+from hfcap.publishing.published import PICKLES
 from hfcap.publishing.secrets import refuse_secrets
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import load_recipe
@@ -161,7 +163,7 @@ def _check_weights(known: CardInput) -> None:
     names = [path.name for path in folder.iterdir()]
     wanted = ADAPTER_WEIGHTS if known.is_adapter else FULL_WEIGHTS
     if not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in wanted):
-        pickles = [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        pickles = [name for name in names if Path(name).suffix.lower() in PICKLES]
         hint = f" ({pickles[0]} is a pickle, which hfcap never publishes)" if pickles else ""
         raise UserError(f"{folder}: no {wanted[0]}{hint}; save the model with safetensors")
     if known.is_adapter and not known.base_models:

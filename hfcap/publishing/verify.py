@@ -19,7 +19,7 @@ from hfcap.errors import UserError, WorkError
 from hfcap.files import read_text, write_bytes
 from hfcap.publishing import hub
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
-from hfcap.publishing.escaping import is_machine_path
+from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
 from hfcap.publishing.published import PICKLES, PublishedModel, download_small
 
@@ -204,7 +204,7 @@ def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, s
 def _check_files(report: Report, model: PublishedModel) -> bool:
     names = model.names
     weights = [name for name in names if name.endswith(".safetensors")]
-    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    pickles = [name for name in names if Path(name).suffix.lower() in PICKLES]
     if not {"config.json", "adapter_config.json"}.intersection(names):
         return report.add("files", False, "neither config.json nor adapter_config.json: not a model of transformers")
     if not weights:

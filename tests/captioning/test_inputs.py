@@ -194,7 +194,7 @@ def test_a_dataset_of_the_hub_is_streamed(
         (["set.parquet", "a.png"], {}, "set.parquet: a dataset is captioned alone"),
         (["a.png"], {"split": "test"}, "a.png: --split says nothing about it"),
         (["a.png"], {"image_column": "x"}, "a.png: --image-column says nothing about it"),
-        (["set.parquet"], {"images": "x"}, "set.parquet: --images says nothing about it"),
+        (["SET.PARQUET"], {"images": "x"}, "SET.PARQUET: --images says nothing about it"),
         (["here/photos"], {}, "here/photos: no such file"),  # a mistyped folder is not looked for on the Hub
         (["gone.parquet"], {}, "gone.parquet: no such file"),
         (["gone.json"], {}, "gone.json: no such file"),
@@ -206,7 +206,8 @@ def test_what_cannot_be_meant(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     picture = write_picture(tmp_path / "a.png")
-    parquet(tmp_path / "set.parquet", [picture.read_bytes()])
+    for name in ("set.parquet", "SET.PARQUET"):
+        parquet(tmp_path / name, [picture.read_bytes()])
     (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match=message):
         caption_pictures("no/model", inputs, dataset=DatasetChoice(**choice))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
@@ -148,6 +149,18 @@ def test_the_same_input_gives_the_same_bytes(scored: Scored, tmp_path: Path) -> 
     assert hashes[0] == hashes[1] and len(hashes[0]) == 3 + 5
 
 
+def test_plots_of_an_earlier_comparison_do_not_stay(scored: Scored, tmp_path: Path) -> None:
+    path = scored("good.json", 0.0, metrics=FEW)
+    write_leaderboard(compare([path], n_resamples=100), tmp_path / "out")
+    assert (tmp_path / "out" / "leaderboard_plots").is_dir()
+    value = read_json(path, "scores") | {"metrics": {}, "intervals": {}, "per_image": {}, "statistics": {}}
+    path.write_text(json.dumps(value))
+    write_leaderboard(compare([path], n_resamples=100), tmp_path / "out")
+    assert sorted(child.name for child in (tmp_path / "out").iterdir()) == [
+        f"leaderboard.{kind}" for kind in ("html", "json", "md")
+    ]
+
+
 def test_five_runs_with_costs_captions_and_pictures(whole_run: Scored, tmp_path: Path) -> None:
     runs = [whole_run(f"run{number}", 0.15 * number) for number in range(5)]
     for number, run in enumerate(runs):
@@ -240,6 +253,10 @@ def test_strangers_text_stays_text(scored: Scored, tmp_path: Path) -> None:
     assert not {"script", "b", "img"} & {tag for tag, _ in outline.tags}
     assert not [key for _, attributes in outline.tags for key in attributes if key.startswith("on")]
     assert HOSTILE in outline.text
+    shown = _Outline(MarkdownIt("commonmark").enable("table").render((tmp_path / "out" / "leaderboard.md").read_text()))
+    tables = {"table", "thead", "tbody", "tr", "th", "td"}
+    assert {tag for tag, _ in shown.tags} <= {"h1", "h2", "p", "strong", "blockquote", "ul", "li", "code", *tables}
+    assert HOSTILE in shown.text
     plots = list((tmp_path / "out" / "leaderboard_plots").iterdir())
     assert {path.parent for path in tmp_path.rglob("*evil*")} == {tmp_path / "out" / "leaderboard_plots"}
     for path in plots:
@@ -256,8 +273,9 @@ def test_strangers_text_commands_no_terminal(scored: Scored, capsys: pytest.Capt
     comparison = compare(paths, n_resamples=100)
     screen = io.StringIO()
     Console(file=screen, width=200).print(comparison)
-    for said in (screen.getvalue(), capsys.readouterr().err, leaderboard_markdown(comparison)):
+    for said in (screen.getvalue(), capsys.readouterr().err):
         assert "\N{REPLACEMENT CHARACTER}[2J" in said and "\x1b" not in said
+    assert "evil" in (markdown := leaderboard_markdown(comparison)) and "\x1b" not in markdown
 
 
 def test_half_a_character_is_refused_with_the_file_s_name(scored: Scored) -> None:

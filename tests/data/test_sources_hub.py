@@ -43,8 +43,9 @@ def parquet(tmp_path: Path, made: datasets.Dataset, name: str = "data.parquet", 
     return HubOptions.model_validate({"dataset": str(path), **changes})
 
 
-def test_parquet_file(tmp_path: Path) -> None:
-    records = load_split(parquet(tmp_path, table()), "train")
+@pytest.mark.parametrize("name", ["data.parquet", "DATA.PARQUET"])
+def test_parquet_file(name: str, tmp_path: Path) -> None:
+    records = load_split(parquet(tmp_path, table(), name), "train")
     assert [record.captions[0] for record in records] == [f"{colour} picture" for colour in COLOURS]
     assert [record.image_id for record in records] == [f"train-{i}" for i in range(5)]
     assert decode_image(records[2].image).getpixel((0, 0)) == (0, 0, 255)

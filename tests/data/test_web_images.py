@@ -92,6 +92,24 @@ def test_strangers_do_not_send_us_into_the_local_network() -> None:
     assert web_images._redirected(inside, inside, "http://10.0.0.1/y", outside=False) == "http://10.0.0.1/y"
 
 
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("93.184.215.14", False),
+        ("10.0.0.1", True),
+        ("fe80::1%eth0", True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", False),
+        ("::ffff:127.0.0.1", True),
+        ("2002:7f00:1::", True),  # 6to4 of 127.0.0.1
+        ("64:ff9b::7f00:1", True),  # NAT64 of 127.0.0.1
+        ("64:ff9b::5db8:d70e", False),  # NAT64 of 93.184.215.14
+        ("64:ff9b:1::5db8:d70e", True),
+    ],
+)
+def test_local_addresses_also_behind_ipv6(address: str, local: bool) -> None:
+    assert web_images._is_local(address) is local
+
+
 @pytest.fixture
 def internet(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Host names -> what they mean, each time the next; all of this machine but 127.0.0.1 passes for the internet."""

@@ -16,6 +16,8 @@ from hfcap.errors import UserError
 from hfcap.recipe import DataOptions
 from hfcap.schema import CaptionedImage, ImageBytes
 
+TABLE_SUFFIXES = (".parquet", ".arrow")
+
 
 class HubOptions(DataOptions):
     """Keys of `data` for source hub."""
@@ -161,10 +163,10 @@ def open_splits(
     try:
         if is_saved_dataset(path):
             return _from_disk(path, streaming)
-        if path.suffix in (".parquet", ".arrow"):
+        if path.suffix.lower() in TABLE_SUFFIXES:
             if not path.is_file():
                 raise UserError(f"{path}: file not found; the recipe's key data.dataset names it")
-            return datasets.load_dataset(path.suffix[1:], data_files={"train": str(path)}, streaming=streaming)
+            return datasets.load_dataset(path.suffix.lower()[1:], data_files={"train": str(path)}, streaming=streaming)
         if path.is_dir():
             return datasets.load_dataset(str(path), name=options.config_name, streaming=streaming)
         if options.dataset.startswith((".", "/", "~")):

@@ -1,20 +1,20 @@
-"""Text of a run (captions, file names, recipe values) made harmless for a Markdown page that the Hub renders.
+"""Text of a run (captions, file names, recipe values) made harmless for a Markdown page: the model card, a leaderboard.
 
-The template prints nothing that has not passed through here: its environment escapes every value except `Safe` ones.
+The card's template prints nothing that has not passed through here: its environment escapes every value except `Safe`
+ones.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKDOWN = frozenset("\\`*_[]#|~${}!")
 # GitHub-flavoured Markdown turns these into links without any mark-up.
 _BARE_LINKS = re.compile(r"(?i)(?<=://)|(?<=\bwww)(?=\.)|(?<=mailto)(?=:)|(?=@)")
-
-_PATH_START = re.compile(r"(?<![\w.:/~-])(?:~?/(?!/)|[A-Za-z]:[\\/]|\\\\|file://)")
 
 
 class Safe(str):
@@ -54,33 +54,13 @@ def code_block(text: str, language: str) -> Safe:
     return Safe(f"{fence}{language}\n{text.strip()}\n{fence}")
 
 
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> Safe:
+    """Return a table of cells that are already escaped; the last `right` columns are right-aligned."""
+    left = len(header) - right
+    lines = [header, ["---"] * left + ["---:"] * right, *rows]
+    return Safe("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
 def finalize(value: Any) -> str:
     """Escape what the template prints, unless it is `Safe`."""
     return value if isinstance(value, Safe) else escape(str(value))
-
-
-def is_machine_path(text: str) -> bool:
-    """Whether the whole text is an absolute path, or one that leads out of the working folder."""
-    return bool(_PATH_START.match(text)) or text.startswith(("../", "..\\", "./", "~")) or text in (".", "..")
-
-
-def without_machine_path(text: str) -> str:
-    """Return `path/to/<last part>` for a path of this machine, and any other text unchanged.
-
-    Paths inside a longer text (a sentence, a command) are replaced too.
-    """
-    if is_machine_path(text) and "\n" not in text:
-        last = re.split(r"[\\/]", text.rstrip("\\/"))[-1]
-        return f"path/to/{last}" if last.strip(".~") else "path/to"
-    return re.sub(r"(?<![\w.:/~-])(?:~?/(?!/)|[A-Za-z]:[\\/])[^\s'\",;]*[\\/]([^\s'\",;\\/]+)", r"path/to/\1", text)
-
-
-def portable(value: Any) -> Any:
-    """Return a JSON-like value with every machine path replaced (see `without_machine_path`), keys included."""
-    if isinstance(value, str):
-        return without_machine_path(value)
-    if isinstance(value, dict):
-        return {portable(key): portable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [portable(item) for item in value]
-    return value
