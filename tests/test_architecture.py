@@ -33,6 +33,7 @@ ORDER = [
     "decoding",
     "captioning",
     "pages",
+    "markdown",
     "fusion",
     "search",
     "training",

@@ -8,40 +8,32 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-)
+from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .modeling_image_encoder import (
     ImageCaptioner,
+    ImageCaptionerConfig,
     LinearMapper,
     as_config,
     new_vision_model,
     next_token_loss,
-    start_ids,
 )
 
 
-class ClipPrefixConfig(PreTrainedConfig):
-    """Configuration of a prefix captioner.
+class ClipPrefixConfig(ImageCaptionerConfig):
+    """Configuration of a prefix captioner; what it shares with others is in ImageCaptionerConfig.
 
     Args:
-        vision_config: config of the image encoder.
         text_config: config of the causal language model.
-        vision_feature: "pooled" (one vector per image) or "patches" (every patch or feature-map cell).
         mapper: "mlp", "transformer" or "linear" (one prefix position per patch).
         prefix_length: N for mlp and transformer; linear takes N = vision_tokens.
-        vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
     """
 
     model_type = "clip_prefix"
 
     def __init__(
         self,
-        vision_config: Any = None,
         text_config: Any = None,
         vision_feature: str = "pooled",
         mapper: str = "mlp",
@@ -49,27 +41,15 @@ class ClipPrefixConfig(PreTrainedConfig):
         mapper_layers: int = 8,
         mapper_heads: int = 8,
         mapper_dropout: float = 0.0,
-        vision_width: int = 768,
-        vision_tokens: int = 1,
-        vision_grid: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.vision_config = as_config(vision_config)
         self.text_config = as_config(text_config)
-        self.vision_feature = vision_feature
         self.mapper = mapper
         self.prefix_length = prefix_length
         self.mapper_layers = mapper_layers
         self.mapper_heads = mapper_heads
         self.mapper_dropout = mapper_dropout
-        self.vision_width = vision_width
-        self.vision_tokens = vision_tokens
-        self.vision_grid = vision_grid
-        super().__init__(**kwargs)
-
-    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the language model's config; `generate` reads vocabulary and layers from it."""
-        return self.text_config if self.text_config is not None else self
+        super().__init__(vision_feature=vision_feature, **kwargs)
 
 
 class MlpMapper(nn.Module):
@@ -203,20 +183,8 @@ class ClipPrefixForConditionalGeneration(ImageCaptioner):
             "position_ids": position_ids,
         }
 
-    @torch.no_grad()
-    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
-        self,
-        pixel_values: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_states: torch.Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
-        if image_states is None:
-            image_states = self.encode(pixel_values)
-        input_ids = start_ids(self.config, image_states, input_ids)
+    def continue_text(self, image_states: torch.Tensor, input_ids: torch.Tensor, **options: Any) -> Any:
+        """As in ImageCaptioner."""
         prefix = self.mapper(image_states)
         embeddings = self.get_input_embeddings()(input_ids)
         output = self.language_model.generate(
@@ -224,8 +192,7 @@ class ClipPrefixForConditionalGeneration(ImageCaptioner):
             attention_mask=torch.ones(
                 input_ids.shape[0], prefix.shape[1] + input_ids.shape[1], device=input_ids.device
             ).long(),
-            generation_config=self.generation_config if generation_config is None else generation_config,
-            **kwargs,
+            **options,
         )
         # From embeddings, `generate` returns only what is new; other captioners return the prompt too.
         new = output if isinstance(output, torch.Tensor) else output.sequences

@@ -9,55 +9,33 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .modeling_image_encoder import (
     ImageCaptioner,
+    ImageCaptionerConfig,
     LinearMapper,
     as_config,
     new_vision_model,
     next_token_loss,
     position_offset,
-    start_ids,
 )
 
 
-class EncoderDecoderConfig(PreTrainedConfig):
-    """Configuration of an encoder-decoder captioner.
+class EncoderDecoderConfig(ImageCaptionerConfig):
+    """Configuration of an encoder-decoder captioner; what it shares with others is in ImageCaptionerConfig.
 
     Args:
-        vision_config: config of the image encoder.
         text_config: config of the decoder, a causal language model with cross-attention.
-        vision_feature: "patches" (every patch or feature-map cell) or "pooled" (one vector per image).
-        vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
         bridge_dropout: on the image states that the decoder reads.
     """
 
-    def __init__(
-        self,
-        vision_config: Any = None,
-        text_config: Any = None,
-        vision_feature: str = "patches",
-        vision_width: int = 768,
-        vision_tokens: int = 1,
-        vision_grid: list[int] | None = None,
-        bridge_dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        self.vision_config = as_config(vision_config)
+    def __init__(self, text_config: Any = None, bridge_dropout: float = 0.0, **kwargs: Any) -> None:
         self.text_config = as_config(text_config)
-        self.vision_feature = vision_feature
-        self.vision_width = vision_width
-        self.vision_tokens = vision_tokens
-        self.vision_grid = vision_grid
         self.bridge_dropout = bridge_dropout
         super().__init__(**kwargs)
-
-    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the decoder's config; `generate` reads vocabulary and layers from it."""
-        return self.text_config if self.text_config is not None else self
 
 
 class EncoderDecoderModel(ImageCaptioner):
@@ -100,21 +78,9 @@ class EncoderDecoderModel(ImageCaptioner):
         )
         return CausalLMOutputWithPast(loss=next_token_loss(outputs.logits, labels), logits=outputs.logits)
 
-    @torch.no_grad()
-    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
-        self,
-        pixel_values: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_states: torch.Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
-        if image_states is None:
-            image_states = self.encode(pixel_values)
-        input_ids = start_ids(self.config, image_states, input_ids)
-        kwargs.pop("token_type_ids", None)
+    def continue_text(self, image_states: torch.Tensor, input_ids: torch.Tensor, **options: Any) -> Any:
+        """As in ImageCaptioner."""
+        options.pop("token_type_ids", None)
         text_config = self.config.text_config
         # A BERT-like decoder on its own would be given a cache without a place for cross-attention.
         cache = EncoderDecoderCache(DynamicCache(config=text_config), DynamicCache(config=text_config))
@@ -125,8 +91,7 @@ class EncoderDecoderModel(ImageCaptioner):
             position_ids=positions.expand_as(input_ids),
             encoder_hidden_states=self.bridge(image_states),
             past_key_values=cache,
-            generation_config=self.generation_config if generation_config is None else generation_config,
-            **kwargs,
+            **options,
         )
 
 

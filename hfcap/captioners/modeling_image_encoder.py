@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
@@ -96,6 +96,38 @@ def start_ids(config: Any, image_states: torch.Tensor, input_ids: torch.Tensor |
     return input_ids
 
 
+class ImageCaptionerConfig(PreTrainedConfig):
+    """Configuration of an image encoder in front of a text model: what is the same for all of them.
+
+    Args:
+        vision_config: config of the image encoder.
+        vision_feature: "pooled" (one vector per image) or "patches" (every patch or feature-map cell).
+        vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
+    """
+
+    text_config: Any = None
+
+    def __init__(
+        self,
+        vision_config: Any = None,
+        vision_feature: str = "patches",
+        vision_width: int = 768,
+        vision_tokens: int = 1,
+        vision_grid: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = as_config(vision_config)
+        self.vision_feature = vision_feature
+        self.vision_width = vision_width
+        self.vision_tokens = vision_tokens
+        self.vision_grid = vision_grid
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the config that `generate` reads vocabulary and layers from: the text model's, where it has one."""
+        return self.text_config if self.text_config is not None else self
+
+
 class ImageCaptioner(PreTrainedModel, GenerationMixin):
     """An image encoder, `vision_model`, in front of a text model: what is the same for all of them.
 
@@ -139,6 +171,31 @@ class ImageCaptioner(PreTrainedModel, GenerationMixin):
         if image_states is None:
             image_states = self.encode(pixel_values)
         return image_states, start_ids(self.config, image_states) if input_ids is None else input_ids
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
+        if image_states is None:
+            image_states = self.encode(pixel_values)
+        input_ids = start_ids(self.config, image_states, input_ids)
+        generation_config = self.generation_config if generation_config is None else generation_config
+        return self.continue_text(image_states, input_ids, generation_config=generation_config, **kwargs)
+
+    def continue_text(self, image_states: torch.Tensor, input_ids: torch.Tensor, **options: Any) -> Any:
+        """Let the text model go on after `input_ids` (B, T), looking at image states (B, S, D).
+
+        Args:
+            options: what the text model's `generate` takes, `generation_config` among it.
+        """
+        raise NotImplementedError
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:

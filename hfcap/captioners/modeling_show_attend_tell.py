@@ -11,19 +11,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_image_encoder import ImageCaptioner, as_config, new_vision_model, next_token_loss, start_ids
+from .modeling_image_encoder import ImageCaptioner, ImageCaptionerConfig, new_vision_model, next_token_loss
 
 
-class ShowAttendTellConfig(PreTrainedConfig):
-    """Configuration of a Show-Attend-Tell captioner.
+class ShowAttendTellConfig(ImageCaptionerConfig):
+    """Configuration of a Show-Attend-Tell captioner; what it shares with others is in ImageCaptionerConfig.
+
+    `vision_feature` is always "patches": every cell of the feature map.
 
     Args:
-        vision_config: config of the image encoder.
-        vision_feature: always "patches": every cell of the feature map.
-        vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
         cell: "lstm" or "gru".
         hidden_size: H. embedding_size: E. attention_size: A.
         dropout: on word embeddings and before the head.
@@ -36,11 +35,8 @@ class ShowAttendTellConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        vision_config: Any = None,
-        vision_feature: str = "patches",
         vision_width: int = 2048,
         vision_tokens: int = 49,
-        vision_grid: list[int] | None = None,
         vocab_size: int = 1000,
         cell: str = "lstm",
         hidden_size: int = 512,
@@ -51,11 +47,6 @@ class ShowAttendTellConfig(PreTrainedConfig):
         feature_norm: bool = True,
         **kwargs: Any,
     ) -> None:
-        self.vision_config = as_config(vision_config)
-        self.vision_feature = vision_feature
-        self.vision_width = vision_width
-        self.vision_tokens = vision_tokens
-        self.vision_grid = vision_grid
         self.vocab_size = vocab_size
         self.cell = cell
         self.hidden_size = hidden_size
@@ -64,7 +55,7 @@ class ShowAttendTellConfig(PreTrainedConfig):
         self.dropout = dropout
         self.attention_penalty = attention_penalty
         self.feature_norm = feature_norm
-        super().__init__(**kwargs)
+        super().__init__(vision_width=vision_width, vision_tokens=vision_tokens, **kwargs)
 
 
 class SoftAttention(nn.Module):
@@ -321,24 +312,12 @@ class ShowAttendTellForConditionalGeneration(ImageCaptioner):
         output.loss = next_token_loss(output.logits, labels)
         return output
 
-    @torch.no_grad()
-    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
-        self,
-        pixel_values: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_states: torch.Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Caption pictures; `input_ids` (B, T) is an optional prompt; sequences begin with start token and prompt."""
-        if image_states is None:
-            image_states = self.encode(pixel_values)
+    def continue_text(self, image_states: torch.Tensor, input_ids: torch.Tensor, **options: Any) -> Any:
+        """As in ImageCaptioner."""
         cells = self.decoder.cells(image_states)
         return self.decoder.generate(
-            input_ids=start_ids(self.config, image_states, input_ids),
+            input_ids=input_ids,
             image_states=cells,
             image_keys=self.decoder.attention.image(cells),
-            generation_config=self.generation_config if generation_config is None else generation_config,
-            **kwargs,
+            **options,
         )
