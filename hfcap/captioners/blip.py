@@ -19,6 +19,7 @@ from hfcap.captioners.parts import (
     load_tokenizer,
     new_image_processor,
     packed_attention_mask,
+    special_token_ids,
     train_tokenizer,
     whole_model,
     wrap_texts,
@@ -78,10 +79,8 @@ class Blip(Captioner):
         text_config = {
             **values.get("text_config", {}),
             "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
             "sep_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+            **special_token_ids(tokenizer),
         }
         # transformers' default of 1e-10 is for loading weights: trained from there, no picture would change anything.
         vision_config = {"initializer_range": 0.02, **values.get("vision_config", {})}

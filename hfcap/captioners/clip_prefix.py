@@ -29,6 +29,7 @@ from hfcap.captioners.parts import (
     prefix_attention_mask,
     require_one_origin,
     require_positions,
+    special_token_ids,
     train_tokenizer,
     wrap_texts,
 )
@@ -102,9 +103,7 @@ class ClipPrefix(OwnModelCaptioner):
             **options.model_dump(
                 include={"mapper", "prefix_length", "mapper_layers", "mapper_heads", "mapper_dropout"}
             ),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **special_token_ids(tokenizer),
         )
         _require_room(config)
         model = ClipPrefixForConditionalGeneration(config, vision_model, language_model)
@@ -120,9 +119,7 @@ class ClipPrefix(OwnModelCaptioner):
             values = {
                 **(options.language_model_config or {}),
                 "vocab_size": len(tokenizer),
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
+                **special_token_ids(tokenizer),
             }
             config = config_from_mapping(values, "model.language_model_config")
             return AutoModelForCausalLM.from_config(config), tokenizer

@@ -14,7 +14,7 @@ from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.parts import packed_attention_mask
+from hfcap.captioners.parts import packed_attention_mask, special_token_ids
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
 from hfcap.captioners.step_scores import without_steps
 from hfcap.schema import PackedCaptions
@@ -42,9 +42,7 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
             **vision_settings(vision_model, image_processor, vision_feature),
             text_config=decoder.config,
             bridge_dropout=bridge_dropout,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **special_token_ids(tokenizer),
         )
         model = cls.model_class(config, vision_model, decoder)
         return cls(model, CLIPProcessor(image_processor, tokenizer), vision.prompt, base_models, assembled=True)

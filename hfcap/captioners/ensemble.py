@@ -33,7 +33,7 @@ from hfcap.captioners.modeling_ensemble import (
     rounds,
 )
 from hfcap.captioners.own_model import TokensOfConfig
-from hfcap.captioners.parts import TINY_VIT, load_tokenizer, train_tokenizer, whole_model
+from hfcap.captioners.parts import TINY_VIT, load_tokenizer, special_token_ids, train_tokenizer, whole_model
 from hfcap.errors import UserError
 from hfcap.progress import track
 from hfcap.recipe import Block, GenerateOptions, ModelOptions, NonNegativeInt, PositiveInt, TokenizerOptions
@@ -145,9 +145,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
             beam_candidates=options.beam_candidates,
             choice=options.choice,
             pixel_shapes=[_pixel_shape(part, number) for number, part in enumerate(parts)],
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **special_token_ids(tokenizer),
         )
         captioner = cls._joined(EnsembleForImageCaptioning(config), members, reranker, tokenizer)
         captioner.base_models = [base for member in options.members for base in _base_models(member)]

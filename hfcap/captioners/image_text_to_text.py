@@ -24,7 +24,7 @@ from hfcap.captioners._itt_mllama import Mllama
 from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners._itt_qwen import QwenVL
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
-from hfcap.captioners.parts import config_from_mapping, new_image_processor, train_tokenizer
+from hfcap.captioners.parts import config_from_mapping, new_image_processor, special_token_ids, train_tokenizer
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions, ModelOptions, PositiveInt, TokenizerOptions
 from hfcap.schema import PackedCaptions
@@ -149,9 +149,7 @@ class ImageTextToText(Captioner):
         tokenizer = train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions)
         special = {
             "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+            **special_token_ids(tokenizer),
         }
         config = config_from_mapping({**values, **special}, "model.from_config")
         processor = GitProcessor(new_image_processor(config.vision_config.image_size), tokenizer)

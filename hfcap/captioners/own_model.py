@@ -20,6 +20,7 @@ from hfcap.captioners.parts import (
     load_tokenizer,
     new_image_processor,
     require_positions,
+    special_token_ids,
     vision_tower,
     whole_model,
 )
@@ -153,9 +154,7 @@ def as_decoder(tokenizer: Any, values: dict[str, Any], key: str) -> Any:
         **values,
         "is_decoder": True,
         "add_cross_attention": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        **special_token_ids(tokenizer),
         "vocab_size": len(tokenizer),
     }
     return require_cross_attention(AutoModelForCausalLM.from_config(config_from_mapping(config, key)), key)

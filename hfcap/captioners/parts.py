@@ -160,6 +160,11 @@ def wrap_texts(tokenizer: Any, start: bool, end: bool) -> None:
     )
 
 
+def special_token_ids(tokenizer: Any) -> dict[str, Any]:
+    """Return the fields of a config that name the tokenizer's start, end and padding token."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
 def require_one_origin(options: ModelOptions, parts: Mapping[str, str]) -> None:
     """Check that a `model` block names one place where the captioner comes from.
 

@@ -18,7 +18,7 @@ from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.modeling_image_encoder import image_states_from
 from hfcap.captioners.modeling_retrieval import RetrievalConfig, RetrievalForImageCaptioning
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.parts import TINY_VIT, train_tokenizer, vision_tower, wrap_texts
+from hfcap.captioners.parts import TINY_VIT, special_token_ids, train_tokenizer, vision_tower, wrap_texts
 from hfcap.captioners.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions, PositiveInt, TokenizerOptions
@@ -244,9 +244,7 @@ def _new_model(
         index_width=vision["vision_width"] if projection is None else projection.out_features,
         projection=projection is not None,
         projection_bias=projection is not None and projection.bias is not None,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special_token_ids(tokenizer),
     )
     model = RetrievalForImageCaptioning(config, vision_model)
     if projection is not None:

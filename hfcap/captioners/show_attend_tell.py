@@ -16,7 +16,7 @@ from hfcap.captioners.cross_attention import grid_maps
 from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.modeling_show_attend_tell import ShowAttendTellConfig, ShowAttendTellForConditionalGeneration
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.parts import TINY_CNN, train_tokenizer, wrap_texts
+from hfcap.captioners.parts import TINY_CNN, special_token_ids, train_tokenizer, wrap_texts
 from hfcap.recipe import NonNegativeFloat, PositiveInt, Share, TokenizerOptions
 from hfcap.schema import IGNORED_LABEL, PackedCaptions
 
@@ -80,9 +80,7 @@ class ShowAttendTell(OwnModelCaptioner):
             **options.model_dump(include={"cell", "hidden_size", "embedding_size", "attention_size"}),
             **options.model_dump(include={"dropout", "attention_penalty", "feature_norm"}),
             vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **special_token_ids(tokenizer),
         )
         model = ShowAttendTellForConditionalGeneration(config, vision_model)
         return cls(model, CLIPProcessor(image_processor, tokenizer), options.prompt, base_models, assembled=True)

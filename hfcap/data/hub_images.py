@@ -23,44 +23,17 @@ RowFields = Callable[[Columns, str, int, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class RowImage:
-    """A picture in one row of a map-style dataset whose image column isn't decoded.
-
-    Pickling it pickles the dataset, which names its files on disk instead of copying them.
-    """
-
-    dataset: Any
-    column: str
-    row: int
-    name: str
-    folder: Path | None = None
-    """The local folder that the user named as dataset; its files may be read."""
-
-    def read(self) -> bytes:
-        """Return the encoded picture.
-
-        Raises:
-            UnreadableImageError: the row holds no picture.
-        """
-        return encoded_bytes(self.dataset[self.row][self.column], self.name, self.folder)
-
-    def describe(self) -> str:
-        """Return dataset, split and row."""
-        return self.name
-
-    def check_key(self) -> str:
-        """Return the table's fingerprint and the row."""
-        return f"{self.dataset._fingerprint}\0{self.column}\0{self.row}"
-
-
-@dataclass(frozen=True, slots=True)
 class CellImage:
-    """A picture in an undecoded Image cell that was read already, of a table that is streamed."""
+    """A picture in an undecoded Image cell that was read already, of a table that is streamed.
+
+    Attributes:
+        name: dataset, split and row.
+        folder: the local folder that the user named as dataset; its files may be read.
+    """
 
     cell: Any
     name: str
     folder: Path | None = None
-    """As in RowImage."""
 
     def read(self) -> bytes:
         """Return the encoded picture.
@@ -73,6 +46,32 @@ class CellImage:
     def describe(self) -> str:
         """Return dataset, split and row."""
         return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class RowImage:
+    """A picture in one row of a map-style dataset whose image column isn't decoded; `name` and `folder`: CellImage.
+
+    Pickling it pickles the dataset, which names its files on disk instead of copying them.
+    """
+
+    dataset: Any
+    column: str
+    row: int
+    name: str
+    folder: Path | None = None
+
+    def read(self) -> bytes:
+        """As in CellImage."""
+        return CellImage(self.dataset[self.row][self.column], self.name, self.folder).read()
+
+    def describe(self) -> str:
+        """As in CellImage."""
+        return self.name
+
+    def check_key(self) -> str:
+        """Return the table's fingerprint and the row."""
+        return f"{self.dataset._fingerprint}\0{self.column}\0{self.row}"
 
 
 def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
