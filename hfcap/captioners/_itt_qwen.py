@@ -5,6 +5,7 @@ Pictures keep their shape in these models; hfcap resizes them to one square, so 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -59,9 +60,16 @@ class QwenVL(Prefix):
                 f"between {inner.size['shortest_edge']:,} and {inner.size['longest_edge']:,} pixels"
             )
 
+    def usual_image_size(self) -> int:
+        """Return the side nearest to 448 pixels whose square the processor leaves as it is."""
+        inner = self.processor.image_processor
+        least, most = math.isqrt(inner.size["shortest_edge"] - 1) + 1, math.isqrt(inner.size["longest_edge"])
+        side = inner.patch_size * inner.merge_size
+        return max(min(self.default_image_size, most) // side, math.ceil(least / side)) * side
+
     def image_size(self) -> int:
         """Side of the square that pictures are resized to."""
-        return int(getattr(self.captioner, "image_size", None) or self.default_image_size)
+        return int(getattr(self.captioner, "image_size", None) or self.usual_image_size())
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """The vision transformer with its merger, and the language model."""
