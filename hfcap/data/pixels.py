@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
@@ -25,6 +26,8 @@ their order by what there is to compute."""
 
 _KERNELS = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
 _WITH_KERNELS = ("AVX2", "AVX512")
+_MAY_GO_DOWN_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+"""Since then Pillow resizes heights before widths where that leaves less to do."""
 _MEAN_LEVELS, _MOST_LEVELS = 0.6, 12.0
 """How far plan and processor may be apart on a probe, in levels of 255. Pillow's processors are met but for single
 pixels that are one or two levels off (weights of 16 bits instead of 22). Another filter or a crop that lies one pixel
@@ -104,8 +107,8 @@ def _resized(picture: Image.Image, size: tuple[int, int], resample: int) -> torc
         return _levels(picture.resize(size, resample))
     levels = _levels(picture).unsqueeze(0)
     (width, height), (new_width, new_height) = picture.size, size
-    # Both round to bytes between the passes; Pillow 13 goes down before across where that leaves less to do.
-    if height > new_height and height - new_height > 2 * (width - new_width):
+    # Both round to bytes between the passes, so that their order shows.
+    if _MAY_GO_DOWN_FIRST and height > new_height and height - new_height > 2 * (width - new_width):
         levels = torch.nn.functional.interpolate(levels, size=(new_height, width), mode=mode, antialias=True)
     return torch.nn.functional.interpolate(levels, size=(new_height, new_width), mode=mode, antialias=True)[0]
 
