@@ -54,13 +54,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read UTF-8 text; `what` names the kind of file in the error.
+    """Read UTF-8 text without the byte order mark that spreadsheets write; `what` names the kind of file in the error.
 
     Raises:
         UserError: the file is missing, is a folder, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: {what} not found") from None
     except (IsADirectoryError, PermissionError) as error:
@@ -79,23 +79,38 @@ def read_json(path: Path, what: str) -> Any:
     text = read_text(path, what)
     try:
         value = json.loads(text)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}: {what} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         ) from None
+    refuse_half_characters(value, text, f"{path}: {what}")
+    return value
+
+
+def refuse_half_characters(value: Any, text: str, where: str) -> None:
+    """Refuse JSON whose escapes spell half a character (one UTF-16 surrogate), which no file could hold again.
+
+    Args:
+        value: what `text` was parsed to.
+        where: file and place, for the error.
+
+    Raises:
+        UserError: names the half.
+    """
+    if not _SURROGATE.search(text):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise UserError(f"{path}: {what} holds half a character ({half}); write its other half, or remove it") from None
-    return value
+        raise UserError(f"{where} holds half a character ({half}); write its other half, or remove it") from None
 
 
 def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) of a JSON-lines file; blank lines are skipped.
 
     Raises:
-        UserError: the file is missing, or a line is not a JSON object.
+        UserError: the file is missing, a line is not a JSON object, or half a character is escaped in it.
     """
     # Only the line feed ends a line: str.splitlines would also cut at U+2028, which JSON allows inside strings.
     for number, line in enumerate(read_text(path, what).split("\n"), start=1):
@@ -107,6 +122,7 @@ def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]
             raise UserError(f"{path}: line {number} is not valid JSON ({error.msg})") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
+        refuse_half_characters(value, line, f"{path}: line {number}")
         yield number, value
 
 

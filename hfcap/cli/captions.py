@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, say
+from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, refuse_idle, say
 from hfcap.errors import UserError
 
 Inputs = Annotated[
@@ -35,7 +35,7 @@ def caption(
     temperature: Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="with --sample")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures at a time")] = 16,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="pictures at a time; default: 16")] = None,
     split: Annotated[str | None, typer.Option(help="of a dataset; default: all")] = None,
     config_name: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
     image_column: Annotated[str | None, typer.Option(help="of a dataset with several columns of pictures")] = None,
@@ -48,9 +48,16 @@ def caption(
 
     With -o, a stopped captioning goes on where it was.
     """
+    options = _given(num_beams=num_beams, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences)
+    options |= _given(temperature=temperature, top_p=top_p, seed=seed)
+    dataset = _given(split=split, config_name=config_name, image_column=image_column, images=images)
     if not inputs:
-        _refuse(output, revision, split, config_name, image_column, images, prompt, num_beams, max_new_tokens)
-        _refuse(num_return_sequences, do_sample, temperature, top_p, seed)
+        refuse_idle(
+            "give pictures or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
+            "score.split, train.per_device_eval_batch_size)",
+            **(dataset | options),
+            **_given(output=output, revision=revision, prompt=prompt, sample=do_sample, batch_size=batch_size),
+        )
         done = execute(model, None, "caption", force, trust_remote_code)
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
@@ -60,34 +67,21 @@ def caption(
 
     quiet_loading()
     if num_return_sequences is not None and num_beams is None and not do_sample:
-        num_beams = max(num_return_sequences, 3)
-    search_options = _given(
-        num_beams=num_beams, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences
-    )
-    sampling = _given(do_sample=do_sample, temperature=temperature, top_p=top_p, seed=seed)
+        options["num_beams"] = max(num_return_sequences, 3)
     caption_pictures(
         model,
         inputs,
         output,
-        overrides={**search_options, **sampling},
+        overrides=options | _given(do_sample=do_sample),
         prompt=prompt,
-        batch_size=batch_size,
+        batch_size=batch_size or 16,
         revision=revision,
         trust_remote_code=trust_remote_code,
-        dataset=DatasetChoice(split, config_name, image_column, images),
+        dataset=DatasetChoice(**dataset),
         anew=force,
     )
     if output is not None:
         say(f"Captions: {output}")
-
-
-def _refuse(*options: object) -> None:
-    """Refuse what would be ignored where no pictures are given."""
-    if any(option is not None for option in options):
-        raise UserError(
-            "give pictures or a dataset as INPUT: without, a run's split is captioned as its recipe says, and only "
-            "--force and --trust-remote-code say something about that"
-        )
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -53,6 +53,23 @@ def output_folder(help_text: str) -> Any:
     return typer.Option("-o", "--output", help=help_text, callback=_checked_output(folder=True))
 
 
+def refuse_idle(reason: str, **options: object) -> None:
+    """Refuse options that would be ignored.
+
+    Args:
+        reason: why they would be, and what to do instead.
+        options: value of each by its name; None and False are not given.
+
+    Raises:
+        UserError: names every option that is given.
+    """
+    given = [
+        f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and value is not False
+    ]
+    if given:
+        raise UserError(f"{', '.join(given)}: {reason}")
+
+
 def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
     """Load a recipe file, or the recipe of a run directory."""
     from hfcap.recipe_loading import load_recipe

@@ -8,26 +8,32 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, output_folder, say
+from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, output_folder, refuse_idle, say
 from hfcap.errors import UserError
 from hfcap.progress import console
 
-Metrics = Annotated[str, typer.Option(help="comma-separated; see 'hfcap list metrics'")]
-DocumentFrequencies = Annotated[str, typer.Option(help="CIDEr-D: corpus, coco-train, coco-val or a file")]
+DEFAULT_METRICS = "bleu,rouge_l,cider"
+
+Metrics = Annotated[
+    str | None, typer.Option(help=f"comma-separated; see 'hfcap list metrics'; default: {DEFAULT_METRICS}")
+]
+DocumentFrequencies = Annotated[
+    str | None, typer.Option(help="CIDEr-D: corpus, coco-train, coco-val or a file; default: corpus")
+]
 MetricOption = Annotated[
     list[str] | None, typer.Option(help="metric.option=value, e.g. clip_score.images=FOLDER; may be repeated")
 ]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="score only the images with a prediction")]
 
 
-def _scoring(metrics: str, document_frequencies: str, option: list[str] | None) -> dict[str, Any]:
+def _scoring(metrics: str | None, document_frequencies: str | None, option: list[str] | None) -> dict[str, Any]:
     """Arguments of score_files that say what is computed."""
     from hfcap.recipe_loading import metric_options_from
 
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    names = [name.strip() for name in (metrics or DEFAULT_METRICS).split(",") if name.strip()]
     return {
         "metrics": names,
-        "document_frequencies": document_frequencies,
+        "document_frequencies": document_frequencies or "corpus",
         "metric_options": metric_options_from(option or [], names),
     }
 
@@ -36,13 +42,15 @@ def _scoring(metrics: str, document_frequencies: str, option: list[str] | None) 
 def score(
     predictions: Annotated[Path, typer.Argument(help="result file with image_id and caption, or a run or recipe")],
     references: Annotated[Path | None, typer.Argument(help="human captions (COCO JSON, JSON lines, mapping)")] = None,
-    metrics: Metrics = "bleu,rouge_l,cider",
-    document_frequencies: DocumentFrequencies = "corpus",
+    metrics: Metrics = None,
+    document_frequencies: DocumentFrequencies = None,
     option: MetricOption = None,
     output: Annotated[Path | None, output_file("score file to write")] = None,
     split: Annotated[str | None, typer.Option(help="which images of a reference file with splits")] = None,
-    n_resamples: Annotated[int, typer.Option(min=0, help="bootstrap resamples for the intervals; 0 = none")] = 1000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    n_resamples: Annotated[
+        int | None, typer.Option(min=0, help="bootstrap resamples for the intervals; 0 = none; default: 1000")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of the bootstrap; default: 0")] = None,
     allow_missing: AllowMissing = False,
     force: Force = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -51,6 +59,23 @@ def score(
     if references is None and predictions.suffix in (".json", ".jsonl", ".csv"):
         raise UserError(f"{predictions}: give the human captions after it, as in: hfcap score {predictions} REFERENCES")
     if references is None:
+        refuse_idle(
+            "a run is scored as its recipe says: change score.metrics, score.document_frequencies, "
+            "score.metric_options, score.split, score.n_resamples or score.seed, as in: "
+            f"hfcap run {predictions} score.n_resamples=500",
+            metrics=metrics,
+            document_frequencies=document_frequencies,
+            option=option,
+            split=split,
+            n_resamples=n_resamples,
+            seed=seed,
+        )
+        refuse_idle(
+            "says nothing about a run, whose scores are in its folder; to score its predictions otherwise, give the "
+            "files: hfcap score PREDICTIONS REFERENCES",
+            output=output,
+            allow_missing=allow_missing,
+        )
         done = execute(str(predictions), None, "score", force, trust_remote_code)
         if done.accelerator.is_main_process:
             done.print_scores()
@@ -64,8 +89,8 @@ def score(
         **_scoring(metrics, document_frequencies, option),
         output=output,
         split=split,
-        n_resamples=n_resamples,
-        seed=seed,
+        n_resamples=1000 if n_resamples is None else n_resamples,
+        seed=seed or 0,
         allow_missing=allow_missing,
     )
     console.print(score_table({predictions.name: report}, f"Scores x 100 on {report.n_images:,} pictures"))
@@ -78,8 +103,8 @@ def score(
 def compare(
     systems: Annotated[list[Path], typer.Argument(help="run directories, score files or prediction files")],
     references: Annotated[Path | None, typer.Option(help="human captions, to score prediction files")] = None,
-    metrics: Metrics = "bleu,rouge_l,cider",
-    document_frequencies: DocumentFrequencies = "corpus",
+    metrics: Metrics = None,
+    document_frequencies: DocumentFrequencies = None,
     option: MetricOption = None,
     output: Annotated[Path | None, output_folder("folder for the leaderboard")] = None,
     split: Annotated[str | None, typer.Option(help="which split of runs and of the human captions")] = None,
@@ -104,7 +129,15 @@ def compare(
     if images is not None and not images.is_dir():
         raise UserError(f"--images: {images}: folder not found")
     score_one = None
-    if references is not None:
+    if references is None:
+        refuse_idle(
+            "runs and score files are compared by the scores they have; give --references to score prediction files",
+            metrics=metrics,
+            document_frequencies=document_frequencies,
+            option=option,
+            allow_missing=allow_missing,
+        )
+    else:
         # The human captions are read for each system, and what is to be said of them is the same.
         score_one = partial(
             score_files,

@@ -37,16 +37,21 @@ def listed(items: Sequence[str]) -> str:
 def check_records(records: Sequence[CaptionedImage], where: str) -> None:
     """Check that ids are unique and that every picture has captions, none of them empty.
 
+    Ids are looked at as scoring does, without white space around them (`metrics.caption_files.normalised_image_id`).
+
     Args:
         where: names the dataset and split in the error.
 
     Raises:
         UserError: lists every kind of problem at once, up to ten ids each.
     """
-    counts = Counter(record.image_id for record in records)
+    counts = Counter(record.image_id.strip() for record in records)
     problems = {
-        "image ids that occur more than once": [repr(name) for name, count in counts.items() if count > 1],
-        "pictures without an id": [repr(record.file_name) for record in records if not record.image_id],
+        "image ids that occur more than once": [repr(name) for name, count in counts.items() if name and count > 1],
+        "pictures without an id": [repr(record.file_name) for record in records if not record.image_id.strip()],
+        "image ids that are not valid text": [
+            repr(record.image_id) for record in records if record.image_id.strip() and not _is_text(record.image_id)
+        ],
         "pictures without captions": [repr(record.image_id) for record in records if not record.captions],
         "pictures with a caption that is empty or not valid text": [
             repr(record.image_id) for record in records if not all(map(_is_text, record.captions))
@@ -57,12 +62,12 @@ def check_records(records: Sequence[CaptionedImage], where: str) -> None:
         raise UserError(f"{where}: " + "; ".join(found) + ". Correct the captions file")
 
 
-def _is_text(caption: object) -> bool:
-    if not isinstance(caption, str) or not caption.strip():
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or not value.strip():
         return False
     # JSON's escapes can spell halves of characters, which no file could be written with.
     try:
-        caption.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfcap.errors import UserError
-from hfcap.files import read_json_lines, read_text
+from hfcap.files import read_json_lines, read_text, refuse_half_characters
 from hfcap.progress import error_console
 from hfcap.text import printable
 
@@ -75,10 +75,13 @@ def _no_repeated_keys(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str,
 
 
 def _parsed_json(path: Path, what: str) -> Any:
+    text = read_text(path, what)
     try:
-        return json.loads(read_text(path, what), object_pairs_hook=_no_repeated_keys(path))
+        value = json.loads(text, object_pairs_hook=_no_repeated_keys(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from None
+    refuse_half_characters(value, text, f"{path}: {what}")
+    return value
 
 
 def _field(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
@@ -95,11 +98,18 @@ def _rows_of_objects(rows: Iterator[tuple[str, Any]], caption_keys: tuple[str, .
         yield _Row(_field(row, ("image_id", "id"), where), _field(row, caption_keys, where), where)
 
 
-def _rows_of_csv(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
+def _csv_rows(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(read_text(path, what), newline=""))
-    if "image_id" not in (reader.fieldnames or ()):
-        raise UserError(f"{path}: the first line must name the columns image_id and caption; found {reader.fieldnames}")
-    yield from _rows_of_objects(((f"{path}: line {reader.line_num}", row) for row in reader), caption_keys)
+    try:
+        columns = reader.fieldnames
+        if "image_id" not in (columns or ()):
+            raise UserError(f"{path}: the first line must name the columns image_id and caption; found {columns}")
+        for row in reader:
+            yield f"{path}: line {reader.line_num}", row
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: line {reader.line_num} is not valid CSV ({error}); look for a quotation mark that is not closed"
+        ) from None
 
 
 def _rows_of_json(path: Path, value: Any, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
@@ -123,7 +133,7 @@ def _is_json_lines(path: Path, text: str) -> bool:
 
 def _rows(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
     if path.suffix == ".csv":
-        return _rows_of_csv(path, what, caption_keys)
+        return _rows_of_objects(_csv_rows(path, what), caption_keys)
     if _is_json_lines(path, read_text(path, what)):
         numbered = ((f"{path}: line {number}", row) for number, row in read_json_lines(path, what))
         return _rows_of_objects(numbered, caption_keys)
@@ -267,7 +277,7 @@ def read_file_names(path: Path) -> dict[str, str]:
     """
     value: Any
     if path.suffix == ".csv":
-        value = csv.DictReader(io.StringIO(read_text(path, "caption file"), newline=""))
+        value = (row for _, row in _csv_rows(path, "caption file"))
     elif _is_json_lines(path, read_text(path, "caption file")):
         value = (row for _, row in read_json_lines(path, "caption file"))
     else:

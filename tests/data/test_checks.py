@@ -48,12 +48,17 @@ def test_all_kinds_of_wrong_records_are_reported_at_once() -> None:
         record("", "x"),
         record("d", "x"),
         record("e", "\ud800"),
+        record("1", "x"),
+        record("1 ", "x"),
+        record(" ", "x"),
+        record("f\ud800", "x"),
     ]
     with pytest.raises(UserError) as raised:
         check_records(wrong, "some dataset")
     message = str(raised.value)
-    assert message.startswith("some dataset: 1 image ids that occur more than once: 'a'; ")
-    assert "1 pictures without an id: '.jpg'" in message
+    assert message.startswith("some dataset: 2 image ids that occur more than once: 'a', '1'; ")
+    assert "2 pictures without an id: '.jpg', ' .jpg'; " in message
+    assert "1 image ids that are not valid text: 'f\\ud800'; " in message
     assert "1 pictures without captions: 'b'" in message
     assert "2 pictures with a caption that is empty or not valid text: 'c', 'e'" in message
     assert "'d'" not in message

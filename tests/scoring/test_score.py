@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from hfcap.errors import UserError
+from hfcap.metrics.caption_files import read_file_names
 from hfcap.schema import ScoreReport
 from hfcap.scoring import (
     read_predictions,
@@ -153,6 +155,45 @@ def test_malformed_files_are_refused_with_their_line(tmp_path: Path) -> None:
         read_predictions(tmp_path / "none.json")
     with pytest.raises(UserError, match="first line must name the columns"):
         read_predictions(_table(tmp_path / "p.csv", [("id", "text"), (1, "a")]))
+
+
+def test_a_quotation_mark_that_is_never_closed_is_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('image_id,caption\n1,a dog\n2,"' + "a cat\n" * 30_000)
+    for read in (read_predictions, read_references, read_file_names):
+        with pytest.raises(UserError, match=r"p\.csv: line \d+ is not valid CSV \(field larger than field limit"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", "image_id,caption\r\n1,a dog\r\n"),
+        ("p.json", '[{"image_id": 1, "caption": "a dog"}]'),
+        ("p.jsonl", '{"image_id": 1, "caption": "a dog"}\n'),
+    ],
+)
+def test_the_byte_order_mark_of_spreadsheets_is_no_text(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8-sig", newline="")
+    assert read_predictions(path) == {"1": "a dog"}
+    assert read_references(path) == {"1": ("a dog",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("p.json", '[{"image_id": 1, "caption": "%s"}]', "p.json: prediction file"),
+        ("p.jsonl", '\n{"image_id": 1, "caption": "%s"}\n', "p.jsonl: line 2"),
+    ],
+)
+def test_half_a_character_is_refused_where_it_is_read(name: str, text: str, place: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text % r"a dog \ud83d\ude00")
+    assert read_predictions(path) == {"1": "a dog \N{GRINNING FACE}"}
+    path.write_text(text % r"a dog \ud83d")
+    with pytest.raises(UserError, match=re.escape(f"{place} holds half a character (\\ud83d)")):
+        read_predictions(path)
 
 
 def test_repeated_and_empty_predictions_are_warned_about(tmp_path: Path) -> None:

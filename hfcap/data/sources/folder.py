@@ -74,8 +74,7 @@ def parse_metadata(path: Path, caption_columns: list[str] | None = None) -> list
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = read_text(path, "metadata file").removeprefix("\ufeff")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path, "metadata file"), newline=""), strict=True)
     try:
         for row in reader:
             if None in row:
