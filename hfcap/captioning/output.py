@@ -18,7 +18,11 @@ OUTPUT_SUFFIXES = (".jsonl", ".csv")
 
 
 def write_captions(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write rows as in predictions/<split>.jsonl, or, under a name that ends in .csv, a table for spreadsheets."""
+    """Write rows as in predictions/<split>.jsonl, or, under a name that ends in .csv, a table for spreadsheets.
+
+    The table has a row per picture: file_name, caption, score, and where pictures have several captions the others in
+    caption_2, caption_3 and so on.
+    """
     if path.suffix.lower() == ".csv":
         write_text(path, _csv(predictions))
     else:
@@ -37,7 +41,12 @@ def caption_table(predictions: Sequence[Prediction]) -> Table:
 def _csv(predictions: Sequence[Prediction]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file_name", "caption", "score"])
+    most = max((len(prediction.candidates) for prediction in predictions), default=1)
+    writer.writerow(["file_name", "caption", "score", *(f"caption_{rank}" for rank in range(2, most + 1))])
     for prediction in predictions:
-        writer.writerow([inert(prediction.file_name), inert(prediction.caption), prediction.score])
+        # The first candidate is the caption. Rows are filled up, so that all have as many cells as the header.
+        others = [*prediction.candidates[1:], *[""] * (most - max(1, len(prediction.candidates)))]
+        writer.writerow(
+            [*map(inert, (prediction.file_name, prediction.caption)), prediction.score, *map(inert, others)]
+        )
     return text.getvalue()

@@ -14,7 +14,7 @@ from hfcap.captioners.loading import generation_defaults, load_captioner, local_
 from hfcap.captioning.inputs import DatasetChoice, nothing_readable, pictures_of, require_one_readable
 from hfcap.captioning.output import OUTPUT_SUFFIXES, caption_table, write_captions
 from hfcap.captioning.reading import ReadPicture, batched, read_pictures
-from hfcap.captioning.unfinished import Result, Skipped, Unfinished
+from hfcap.captioning.unfinished import Result, Skipped, Unfinished, only_writer
 from hfcap.data.loading import PixelInputs
 from hfcap.data.picture_stream import PictureStream
 from hfcap.decoding import DecodingJob, caption_batch, job_fingerprint
@@ -50,7 +50,7 @@ def caption_pictures(
         anew: forget what a stopped captioning into `output` has done.
 
     Raises:
-        UserError: wrong inputs or options, or no picture can be read.
+        UserError: wrong inputs or options, no picture can be read, or another captioning writes `output`.
         StoppedError: Ctrl-C; what is finished is kept beside `output`.
         WorkError: the Hub cannot be reached, or a dataset's stream breaks.
     """
@@ -69,13 +69,14 @@ def caption_pictures(
         captioner.model.to("cuda")
     job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0, prompt)
     unfinished = None if output is None else Unfinished(output, _fingerprint(captioner, job, pictures))
-    predictions = _Captioning(captioner, job, pictures, unfinished, anew).finish()
-    if output is None:
-        console.print(caption_table(predictions))
-    else:
-        write_captions(predictions, output)
-    if unfinished is not None:
-        unfinished.remove()
+    with only_writer(output):
+        predictions = _Captioning(captioner, job, pictures, unfinished, anew).finish()
+        if output is None:
+            console.print(caption_table(predictions))
+        else:
+            write_captions(predictions, output)
+        if unfinished is not None:
+            unfinished.remove()
     return predictions
 
 

@@ -16,6 +16,9 @@ from hfcap.text import printable
 THREADS = 4
 """Pillow decodes and resizes without Python's lock; a server is asked for no more pictures than this at a time."""
 
+_ENTRIES_PER_PLACE = 8
+"""A batch ends after so many times its size at the latest, so that a stretch of unreadable pictures is kept, too."""
+
 ReadPicture = tuple[CaptionedImage, torch.Tensor | str]
 """A picture's record, and its pixels as `PixelInputs` gives them, or what is wrong with it."""
 
@@ -52,12 +55,17 @@ def read_pictures(
 
 
 def batched(pictures: Iterable[ReadPicture], batch_size: int) -> Iterator[list[ReadPicture]]:
-    """Yield lists of pictures with `batch_size` readable ones each (the last one fewer), unreadable ones between."""
+    """Yield lists of pictures with `batch_size` readable ones each, unreadable ones between.
+
+    The last one has fewer, and so has one that reaches eight times as many entries.
+    """
     batch: list[ReadPicture] = []
+    readable = 0
     for picture in pictures:
         batch.append(picture)
-        if sum(not isinstance(content, str) for _, content in batch) == batch_size:
+        readable += not isinstance(picture[1], str)
+        if readable == batch_size or len(batch) == _ENTRIES_PER_PLACE * batch_size:
             yield batch
-            batch = []
+            batch, readable = [], 0
     if batch:
         yield batch

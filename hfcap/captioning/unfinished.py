@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfcap.errors import WorkError
+from filelock import FileLock, Timeout
+
+from hfcap.errors import UserError, WorkError
 from hfcap.schema import Prediction
 
 
@@ -21,6 +24,36 @@ class Skipped:
 
 
 Result = Prediction | Skipped
+
+
+@contextmanager
+def only_writer(output: Path | None) -> Iterator[None]:
+    """Keep other captionings away from `output` and from what is unfinished of it, for the length of the block.
+
+    Args:
+        output: None = nothing is written, and nothing is kept away.
+
+    Raises:
+        UserError: another captioning writes there.
+    """
+    if output is None:
+        yield
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = output.with_name(f".{output.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{output}: another captioning is writing there; wait until it is done, or give another name with -o"
+        ) from None
+    try:
+        yield
+    finally:
+        # Deleted while it is held: whoever opened it before sees that it is gone and makes a new one.
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 class Unfinished:

@@ -16,7 +16,7 @@ from transformers import Qwen2VLImageProcessor
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioning import caption_pictures, find_pictures, one_picture
-from hfcap.captioning.reading import read_pictures
+from hfcap.captioning.reading import batched, read_pictures
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions
@@ -130,6 +130,39 @@ def test_overrides_and_prompt(model: tuple[Captioner, str], pictures: Path, tmp_
     )
     assert len(found.candidates) == 3
     assert found.caption == _plain_caption(model[0], path, PROMPT, GenerateOptions(**options))
+
+
+def test_csv_has_every_caption_of_a_picture(
+    model: tuple[Captioner, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfcap.captioners.base import GeneratedCaption
+
+    def several(self: Captioner, states: torch.Tensor, *arguments: Any) -> list[list[GeneratedCaption]]:
+        texts = ["a dog", "=1+2", "two, dogs"]
+        return [[GeneratedCaption(text, -0.5) for text in texts[: 3 - 2 * number]] for number in range(len(states))]
+
+    monkeypatch.setattr(Captioner, "caption_states", several)
+    caption_pictures(model[1], [str(pictures / name) for name in ("a.png", "b.png")], tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as handle:
+        header, *rows = csv.reader(handle)
+    assert header == ["file_name", "caption", "score", "caption_2", "caption_3"]
+    assert [row[1:] for row in rows] == [
+        ["a dog", "-0.5", "'=1+2", "two, dogs"],
+        ["a dog", "-0.5", "", ""],
+    ]
+
+
+def test_batches_count_readable_pictures_and_end_in_a_stretch_of_unreadable_ones(pictures: Path) -> None:
+    [record] = find_pictures([str(pictures / "a.png")])
+
+    def batches(readable: str) -> list[int]:
+        read = ((record, torch.zeros(1) if letter == "r" else "damaged") for letter in readable)
+        return [len(batch) for batch in batched(read, 2)]
+
+    assert batches("rrururrr") == [2, 4, 2]
+    assert batches("u" * 40) == [16, 16, 8]
+    assert batches("r" + "u" * 15 + "rr") == [16, 2]
+    assert batches("") == []
 
 
 def test_impossible_options_are_explained(model: tuple[Captioner, str], pictures: Path) -> None:

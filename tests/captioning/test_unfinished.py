@@ -13,7 +13,7 @@ from hfcap import decoding
 from hfcap.captioners.base import Captioner
 from hfcap.captioning import DatasetChoice, caption_pictures
 from hfcap.captioning import pictures as pictures_module
-from hfcap.errors import StoppedError, WorkError
+from hfcap.errors import StoppedError, UserError, WorkError
 from tests.captioners.helpers import write_picture
 from tests.captioning.conftest import OPTIONS
 
@@ -130,6 +130,30 @@ def test_a_damaged_file_is_named(model: Model, folder: Path, tmp_path: Path, sto
     part.write_text("no JSON\n")
     with pytest.raises(WorkError, match=r"x\.csv\.part-\w+: damaged .*delete it to begin anew"):
         caption_pictures(model[1], [str(folder)], tmp_path / "x.csv", batch_size=2)
+
+
+def test_a_second_captioning_into_the_same_file_is_refused(
+    model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "x.jsonl"
+    original = decoding.caption_batch
+    refused: list[str] = []
+
+    def twice(*arguments: Any) -> Any:
+        if not refused:
+            with pytest.raises(UserError) as raised:
+                caption_pictures(model[1], [str(folder)], output, overrides={"max_new_tokens": 2}, batch_size=2)
+            refused.append(str(raised.value))
+            assert caption_pictures(model[1], [str(folder)], tmp_path / "y.jsonl", batch_size=8)
+        return original(*arguments)
+
+    monkeypatch.setattr(pictures_module, "caption_batch", twice)
+    found = caption_pictures(model[1], [str(folder)], output, batch_size=2)
+    assert refused == [
+        f"{output}: another captioning is writing there; wait until it is done, or give another name with -o"
+    ]
+    assert len(output.read_text().splitlines()) == len(found) == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "x.jsonl", "y.jsonl"]
 
 
 def test_without_a_file_nothing_is_kept(model: Model, folder: Path, stopper: Stopper) -> None:
