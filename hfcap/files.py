@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, WorkError
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -170,8 +170,12 @@ def folder_being_written(target: Path) -> Iterator[Path]:
         _flush_to_disk(target.parent)
         if old is not None:
             shutil.rmtree(old)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        from safetensors import SafetensorError  # only here: what starts fast does not need it
+
+        if isinstance(error, SafetensorError):  # its way to say that the disk is full
+            raise WorkError(f"{target}: cannot be written ({error})") from error
         raise
 
 

@@ -64,14 +64,17 @@ class Filling:
         """
         hashes = image_hashes(self.inputs.records)
         places = self.rows.places()
-        # Shares of the work are cut from the list of what is missing: all must make it before one adds to the store.
-        self.accelerator.wait_for_everyone()
-        missing = _first_of_each([number for number, value in enumerate(hashes) if value not in places], hashes)
+        # Shares are cut from all pictures: what is missing may look otherwise to each process, as another run may be
+        # adding to the store.
+        pictures = _first_of_each(hashes)
+        missing = [number for number in pictures if hashes[number] not in places]
         if missing:
             self._announce(missing)
-            mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
+            share = pictures[self.accelerator.process_index :: self.accelerator.num_processes]
+            mine = [number for number in share if hashes[number] not in places]
             self._compute(hashes, mine, batch_size, num_workers)
-            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+        if missing:
             places = self.rows.places()
         if self.accelerator.is_main_process:
             self.rows.mark_used()
@@ -100,8 +103,9 @@ class Filling:
         writer.close()
 
 
-def _first_of_each(numbers: Sequence[int], hashes: Sequence[str]) -> list[int]:
+def _first_of_each(hashes: Sequence[str]) -> list[int]:
+    """Numbers of the first picture with each hash."""
     first: dict[str, int] = {}
-    for number in numbers:
-        first.setdefault(hashes[number], number)
+    for number, value in enumerate(hashes):
+        first.setdefault(value, number)
     return list(first.values())

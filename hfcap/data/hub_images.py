@@ -6,19 +6,22 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from hfcap.data.hub_columns import Columns
 from hfcap.data.images import MAX_IMAGE_BYTES, FileImage, UnreadableImageError
 from hfcap.data.transport import transport_errors
 from hfcap.errors import WorkError
-from hfcap.files import cache_folder, write_bytes, write_json
+from hfcap.files import cache_folder, write_bytes, write_json, write_text
 from hfcap.progress import error_console, progress_bar
 
 _ARCHIVES = ("zip", "tar", "gzip")
 
-OpenSplit = Callable[[], tuple[Any, Columns]]
+OpenSplit = Callable[[str | None], tuple[Any, Columns]]
 RowFields = Callable[[Columns, str, int, dict[str, Any]], dict[str, Any]]
 
 
@@ -127,15 +130,21 @@ def _remote_bytes(path: str, name: str) -> bytes:
 
 
 def stream_to_cache(
-    identity: dict[str, Any], n_rows: int, open_split: OpenSplit, row_fields: RowFields
+    identity: dict[str, Any],
+    n_rows: int,
+    open_split: OpenSplit,
+    row_fields: RowFields,
+    newest_commit: Callable[[], str | None],
 ) -> Iterator[tuple[dict[str, Any], FileImage]]:
     """Yield (fields, picture) of the first `n_rows` rows of a streamed split; what is in the cache isn't fetched again.
 
-    A stopped run goes on where it ended, and once all rows are there no network is needed.
+    A stopped run goes on where it ended, with the commit it began with; once all rows are there no network is needed.
+    Of several processes one fetches, and the others wait for it.
 
     Args:
         identity: everything that decides what a row looks like; names the cache folder.
-        open_split: opens the stream.
+        open_split: opens the stream of a commit; None = of no particular one.
+        newest_commit: the dataset's commit now, None where it has none.
         row_fields: (columns, split, row number, row) -> JSON object that is kept with the picture.
 
     Raises:
@@ -146,9 +155,13 @@ def stream_to_cache(
     if not folder.is_dir():
         write_json(folder / "source.json", identity)
     rows = _complete_rows(folder)
-    ended = (folder / "ended").exists()
-    if len(rows) < n_rows and not ended:
-        rows += _fetch_rows(folder, len(rows), n_rows, identity["split"], open_split, row_fields)
+    if len(rows) < n_rows and not (folder / "ended").exists():
+        with FileLock(folder / "lock"):
+            commit = _first_commit(folder, newest_commit)
+            rows = _complete_rows(folder)
+            if len(rows) < n_rows and not (folder / "ended").exists():
+                opened = partial(open_split, commit)
+                rows += _fetch_rows(folder, len(rows), n_rows, identity["split"], opened, row_fields)
     for number, fields in enumerate(rows[:n_rows]):
         yield fields, FileImage(_picture_path(folder, number))
 
@@ -162,27 +175,38 @@ def _complete_rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / "rows.jsonl"
     if not path.exists():
         return []
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        # The run was killed inside a line; later lines are appended after the last whole one.
-        with path.open("r+b") as handle:
-            handle.truncate(end)
-    return [json.loads(line) for line in content[:end].split(b"\n") if line]
+    # What follows the last line break was written by a run that was killed, or is being written.
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in whole.split(b"\n") if line]
+
+
+def _first_commit(folder: Path, newest_commit: Callable[[], str | None]) -> str | None:
+    """Return the commit whose rows a cache folder holds; rows of another one would not continue them."""
+    path = folder / "commit"
+    if not path.is_file():
+        write_text(path, newest_commit() or "")
+    return path.read_text(encoding="utf-8") or None
 
 
 def _fetch_rows(
-    folder: Path, start: int, end: int, split: str, open_split: OpenSplit, row_fields: RowFields
+    folder: Path,
+    start: int,
+    end: int,
+    split: str,
+    open_stream: Callable[[], tuple[Any, Columns]],
+    row_fields: RowFields,
 ) -> list[dict[str, Any]]:
     import datasets
 
-    stream, columns = open_split()
+    stream, columns = open_stream()
     stream = stream.select_columns([columns.image, *columns.of_text]).cast_column(
         columns.image, datasets.Image(decode=False)
     )
     fetched: list[dict[str, Any]] = []
+    failures: tuple[type[Exception], ...] = (OSError, *transport_errors())
     try:
         with (folder / "rows.jsonl").open("ab") as handle, progress_bar() as progress:
+            _cut_half_line(folder / "rows.jsonl")
             task = progress.add_task(f"streaming {split}", total=end, completed=start)
             for number, row in enumerate(stream.skip(start).take(end - start), start=start):
                 fields = row_fields(columns, split, number, row)
@@ -198,10 +222,17 @@ def _fetch_rows(
                 handle.flush()
                 fetched.append(fields)
                 progress.advance(task)
-    except OSError as error:
+    except failures as error:
         raise WorkError(
             f"streaming stopped after {start + len(fetched):,} rows ({error}); run again to go on"
         ) from error
     if len(fetched) < end - start:
         (folder / "ended").touch()
     return fetched
+
+
+def _cut_half_line(path: Path) -> None:
+    """Drop a line that a killed run left unfinished."""
+    content = path.read_bytes()
+    with path.open("r+b") as handle:
+        handle.truncate(content.rfind(b"\n") + 1)

@@ -281,6 +281,8 @@ def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_work
     return DataLoader(
         _ImageOnly(inputs),
         batch_sampler=[list(batch) for batch in batches],
+        # The default puts rows of a worker into the number type of the first; a store may hold two.
+        collate_fn=torch.stack,
         num_workers=num_workers,
         # As above: training must not depend on whether the feature store was full.
         generator=torch.Generator(),

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from hfcap.errors import WorkError
-from hfcap.files import folder_being_written, read_json, write_json
+from hfcap.files import folder_being_written, read_json, write_bytes, write_json
 from hfcap.training.optimization import MovingAverage, trained_parameters
 
 
@@ -202,7 +202,7 @@ def _save_random_state(path: Path) -> None:
         tensors["cuda"] = torch.cuda.get_rng_state()
     python_state = json.dumps(random.getstate()).encode()
     tensors["python"] = torch.frombuffer(bytearray(python_state), dtype=torch.uint8)
-    save_file(tensors, path)
+    write_bytes(path, save(tensors))
 
 
 def _load_random_state(path: Path) -> None:

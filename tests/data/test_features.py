@@ -20,6 +20,7 @@ from hfcap.data import row_store
 from hfcap.data.features import FeatureStore, StoredStates, captioner_encoder, embedding_encoder
 from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs
+from hfcap.data.row_store import Place, RowStore
 from hfcap.errors import WorkError
 from hfcap.schema import CaptionedImage
 from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
@@ -151,6 +152,27 @@ def test_interrupted_encoding_keeps_whole_shards(
             store.inputs(records, 2, 0)
     assert len(list(store.folder.glob("shard-*"))) == 2
     states = _store(captioner, tmp_path).inputs(records, 2, 0)
+    torch.testing.assert_close(_stacked(states), _direct(captioner, records), rtol=1e-3, atol=1e-3)
+
+
+def test_another_run_may_add_pictures_while_processes_share_the_work(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing looks otherwise to the second process than to the first, which listed the store before."""
+    listing = RowStore.places
+
+    def listed_before(store: RowStore) -> dict[str, Place]:
+        found = listing(store)
+        monkeypatch.setattr(RowStore, "places", listing)
+        _store(captioner, tmp_path).inputs(records[:3], 3, 0)  # the other run
+        return found
+
+    monkeypatch.setattr(RowStore, "places", listed_before)
+
+    def second() -> None:
+        _store(captioner, tmp_path, Process(1, 2)).inputs(records, 3, 0)
+
+    states = _store(captioner, tmp_path, Process(0, 2, at_barrier=second)).inputs(records, 3, 0)
     torch.testing.assert_close(_stacked(states), _direct(captioner, records), rtol=1e-3, atol=1e-3)
 
 

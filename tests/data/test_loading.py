@@ -275,3 +275,11 @@ def test_pixels_travel_as_bytes_and_are_normalised_on_the_device(records: list[C
     expected = PROCESSOR(pictures, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(moved.images, expected, atol=1e-6, rtol=0)
     assert torch.equal(moved.to(torch.device("cpu")).images, moved.images)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_rows_of_two_number_types_keep_their_values(num_workers: int) -> None:
+    """A feature store may hold float16 and bfloat16 shards; 90,112 is beyond float16."""
+    rows: Any = [torch.tensor([1.5, 2.0]).half(), torch.tensor([1.5, 90112.0]).bfloat16()]
+    [batch] = image_loader(rows, [[0, 1]], num_workers)
+    assert batch.tolist() == [[1.5, 2.0], [1.5, 90112.0]]

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec  # type: ignore[import-untyped]
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from pydantic import ValidationError
 
 from hfcap.data import hub_images
 from hfcap.data.images import UnreadableImageError, decode_image
 from hfcap.data.source import load_split
+from hfcap.data.sources import hub as sources_hub
 from hfcap.data.sources.hub import HubOptions, load
 from hfcap.data.transport import transport_errors
 from hfcap.errors import UserError, WorkError
+from hfcap.schema import CaptionedImage
 from tests.data.pictures import encoded, write_jpeg
 
 COLOURS = ["red", "green", "blue", "white", "black"]
@@ -268,6 +273,61 @@ def test_streaming_goes_on_where_it_was_stopped(
     assert asked == [0, 1, 2, 2, 3]
     load(options.model_copy(update={"max_train_images": 5}), "train")
     assert asked == [0, 1, 2, 2, 3, 4]
+
+
+def test_processes_that_stream_the_same_rows_do_not_mix_them(
+    tmp_path: Path, _own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = hub_images.encoded_bytes
+
+    def slowly(cell: Any, name: str, folder: Path | None = None) -> bytes:
+        time.sleep(0.02)
+        return whole(cell, name, folder)
+
+    monkeypatch.setattr(hub_images, "encoded_bytes", slowly)
+    options = streaming(tmp_path, n=5)
+    together = threading.Barrier(3)
+
+    def one(_: int) -> list[CaptionedImage]:
+        together.wait()
+        return load(options, "train")
+
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(one, range(3)))
+    assert found[0] == found[1] == found[2] == load(options, "train")
+    assert len(next((_own_cache / "streamed").rglob("rows.jsonl")).read_text().splitlines()) == 5
+    for record, colour in zip(found[0], COLOURS, strict=True):
+        assert record.captions[0] == f"{colour} picture"
+        assert decode_image(record.image).getpixel((0, 0)) == ImageColor.getrgb(colour)
+
+
+def test_streaming_goes_on_with_the_commit_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str | None] = []
+    whole = sources_hub.open_splits
+
+    def open_splits(options: HubOptions, **arguments: Any) -> Any:
+        opened.append(options.revision)
+        return whole(options.model_copy(update={"revision": None}), **arguments)
+
+    commits = iter(["a" * 40, "b" * 40])
+    monkeypatch.setattr(sources_hub, "open_splits", open_splits)
+    monkeypatch.setattr(sources_hub, "_newest_commit", lambda _: next(commits))
+    options = streaming(tmp_path, n=2)
+    load(options, "train")
+    load(options.model_copy(update={"max_train_images": 4}), "train")
+    assert opened == ["a" * 40] * 2
+
+
+@pytest.mark.parametrize("failure", transport_errors()[1:])
+def test_a_broken_connection_ends_in_a_message(
+    failure: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(cell: Any, name: str, folder: Path | None = None) -> bytes:
+        raise failure("gone")
+
+    monkeypatch.setattr(hub_images, "encoded_bytes", breaks)
+    with pytest.raises(WorkError, match=r"streaming stopped after 0 rows \(gone"):
+        load(streaming(tmp_path), "train")
 
 
 def test_streaming_shorter_split_than_asked_for(tmp_path: Path) -> None:

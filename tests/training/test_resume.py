@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hfcap.errors import StoppedError, WorkError
@@ -216,3 +217,15 @@ def test_nothing_in_a_run_is_pickled(tmp_path: Path) -> None:
         # Pickle protocols 2 to 5 start with 0x80 and their number; torch.save writes a zip file.
         assert start[:1] != b"\x80" and start != b"PK", path
         assert path.suffix not in {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}, path
+
+
+@pytest.mark.parametrize("name", ["save_file", "write_bytes"])
+def test_a_full_disk_ends_in_a_message(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device") if name == "save_file" else OSError(28, "full")
+
+    monkeypatch.setattr(checkpoint, name, full)
+    recipe = tiny_recipe("vit_gpt2", tmp_path, save_steps=2, eval_steps=4)
+    with pytest.raises((WorkError, OSError), match=r"step-00000002: cannot be written \(I/O error: No space|full"):
+        train(recipe)
+    assert not list(_run_of(tmp_path).checkpoints.glob("*writing*"))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from pydantic import Field, model_validator
 
 from hfcap.data.checks import clean_caption
 from hfcap.data.hub_columns import Columns, captions_in, find_columns
 from hfcap.data.hub_images import RowImage, stream_to_cache
 from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.data.transport import transport_errors
 from hfcap.errors import UserError
 from hfcap.recipe import DataOptions
 from hfcap.schema import CaptionedImage, ImageBytes
@@ -81,8 +85,9 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
 
 
 def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage]:
-    def open_split() -> tuple[Any, Columns]:
-        splits = open_splits(options, streaming=True)
+    def open_split(commit: str | None) -> tuple[Any, Columns]:
+        pinned = options if commit is None else options.model_copy(update={"revision": commit})
+        splits = open_splits(pinned, streaming=True)
         if split_name not in splits:
             raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits, "streaming knows no slices")
         rows = splits[split_name]
@@ -103,13 +108,24 @@ def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage
         "image_id_column": options.image_id_column,
         "split": split_name,
     }
-    records = [
-        CaptionedImage(row["image_id"], row["image_id"], tuple(row["captions"]), image)
-        for row, image in stream_to_cache(identity, max(limits), open_split, lambda *row: _row_fields(options, *row))
-    ]
+    rows = stream_to_cache(
+        identity, max(limits), open_split, partial(_row_fields, options), partial(_newest_commit, options)
+    )
+    records = [CaptionedImage(row["image_id"], row["image_id"], tuple(row["captions"]), image) for row, image in rows]
     if not records:
         raise NoSuchSplitError(f"dataset {options.dataset}", split_name, [])
     return _merged(records) if options.image_id_column else records
+
+
+def _newest_commit(options: HubOptions) -> str | None:
+    """Return the commit that the revision names now; None for what is on this disk, or where the Hub does not tell."""
+    failures: tuple[type[Exception], ...] = (OSError, HFValidationError, *transport_errors())
+    if Path(options.dataset).expanduser().exists():
+        return None
+    try:
+        return HfApi().dataset_info(options.dataset, revision=options.revision).sha
+    except failures:
+        return None  # opening it says why
 
 
 def _row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
