@@ -7,21 +7,16 @@ subclass of `ModelOptions` or `DataOptions` in its own file.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from hfcap.recipe_block import Block, NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from hfcap.recipe_scst import ScstOptions
+
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
-
-
-class Block(BaseModel):
-    """A part of the recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class TokenizerOptions(Block):
@@ -122,8 +117,8 @@ class TrainOptions(Block):
     warmup_ratio: Share = 0.0
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.05
-    adam_beta1: Share = 0.9
-    adam_beta2: Share = 0.999
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
     adam_epsilon: NonNegativeFloat = 1e-8
     max_grad_norm: NonNegativeFloat = Field(1.0, description="0 switches clipping off")
     label_smoothing_factor: Share = 0.0
@@ -151,11 +146,16 @@ class TrainOptions(Block):
     report_to: list[Literal["tensorboard", "wandb", "trackio", "codecarbon"]] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _one_duration(self) -> Self:
+    def _consistent(self) -> Self:
         if (self.num_train_epochs is None) == (self.max_steps is None):
             raise ValueError("give exactly one of num_train_epochs and max_steps (set the other to null)")
         if self.warmup_ratio and self.warmup_steps:
             raise ValueError("give warmup_ratio or warmup_steps, not both")
+        if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
+            raise ValueError(
+                "lr_scheduler_type: constant has no warm-up; write constant_with_warmup, or leave warmup_ratio and "
+                "warmup_steps out"
+            )
         return self
 
 
@@ -186,60 +186,8 @@ class AugmentOptions(Block):
         return self.crop_scale < 1 or any(strengths)
 
 
-class RewardOptions(Block):
-    """What self-critical training rewards: a weighted sum over these values of each sampled caption."""
-
-    cider: NonNegativeFloat = Field(1.0, description="CIDEr-D (1.28, not 128)")
-    bleu_4: NonNegativeFloat = Field(0.0, description="BLEU-4 of the caption alone (0.38, not 38)")
-    length: NonNegativeFloat = Field(
-        0.0, description="taken off: |words - mean words of the human captions| / mean words of the human captions"
-    )
-    clip_score: NonNegativeFloat = Field(0.0, description="CLIPScore (0.75) of the model in clip_model")
-    clip_model: str = Field("openai/clip-vit-base-patch32", description="Hub id or folder, for clip_score")
-
-    @model_validator(mode="after")
-    def _something_rewarded(self) -> Self:
-        if not (self.cider or self.bleu_4 or self.clip_score):
-            raise ValueError("rewards nothing; give cider, bleu_4 or clip_score a weight above 0")
-        return self
-
-
-class ScstOptions(Block):
-    """Self-critical training: captions are sampled, and those that score above the baseline become more likely.
-
-    It continues from the captioner in `model.pretrained`, one that was trained with cross-entropy.
-    """
-
-    baseline: Literal["leave_one_out", "greedy"] = Field(
-        "leave_one_out",
-        description="what a sample has to beat: the mean of the image's other samples (Luo 2020), or the greedy "
-        "caption (Rennie et al. 2017)",
-    )
-    num_samples: PositiveInt = Field(5, description="sampled captions per image; at most generate.max_new_tokens long")
-    temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="of the distribution that is sampled and trained; below 1 after label smoothing"
-    )
-    dropout: bool = Field(
-        False, description="dropout in the update; off, what is made more likely is exactly what was sampled"
-    )
-    reward: RewardOptions = Field(default_factory=RewardOptions)
-    document_frequencies: str = Field(
-        "corpus", description="CIDEr-D: corpus (the training split), coco-train, coco-val, or a file"
-    )
-    end_token: bool = Field(
-        True,
-        description="the end token is a word of every caption inside the reward; false invites unfinished captions",
-    )
-    kl_weight: NonNegativeFloat = Field(0.0, description="weight of the divergence from the captioner started from")
-    max_bad_endings: Share = Field(
-        0.25, description="training stops when a larger share of the captions ends in the middle of a phrase"
-    )
-
-    @model_validator(mode="after")
-    def _enough_samples(self) -> Self:
-        if self.baseline == "leave_one_out" and self.num_samples < 2:
-            raise ValueError("baseline: leave_one_out compares samples with one another; set num_samples to 2 or more")
-        return self
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
+"""Keys of `generate` that say something only where captions are drawn (do_sample)."""
 
 
 class GenerateOptions(Block):
@@ -266,6 +214,10 @@ class GenerateOptions(Block):
                 f"not {self.num_beams}, or do_sample: true"
             )
         return self
+
+    def without_effect(self, given: Container[str]) -> list[str]:
+        """Return those of the keys that somebody gave which would be ignored, because captions are not drawn."""
+        return [] if self.do_sample else [name for name in SAMPLING_ONLY if name in given]
 
 
 class ScoreOptions(Block):
@@ -359,6 +311,22 @@ class Recipe(Block):
     score: ScoreOptions = Field(default_factory=ScoreOptions)
     publish: PublishOptions = Field(default_factory=PublishOptions)
     expect: ExpectOptions | None = None
+
+    @field_validator("generate")
+    @classmethod
+    def _nothing_ignored(cls, options: GenerateOptions) -> GenerateOptions:
+        """Stricter than `GenerateOptions`, which also hold what strangers saved with their models."""
+        usual = GenerateOptions()
+        changed = {name for name in SAMPLING_ONLY if getattr(options, name) != getattr(usual, name)}
+        if idle := options.without_effect(changed):
+            raise ValueError(
+                f"{' and '.join(idle)}: without effect where captions are not drawn; set do_sample: true, or leave out"
+            )
+        if options.min_new_tokens > options.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={options.min_new_tokens} is more than max_new_tokens={options.max_new_tokens}"
+            )
+        return options
 
     @model_validator(mode="after")
     def _scst_fits(self) -> Self:

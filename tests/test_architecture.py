@@ -22,6 +22,8 @@ ORDER = [
     "strict_yaml",
     "registry",
     "schema",
+    "recipe_block",
+    "recipe_scst",
     "recipe",
     "recipe_problems",
     "recipe_loading",

@@ -137,6 +137,36 @@ def test_a_rule_about_a_key_that_is_already_wrong_is_not_repeated(tmp_path: Path
         ),
         ("max_steps: 10", "max_steps: 10.5", "trial.yaml:8: train.max_steps: must be a whole number, not 10.5"),
         ("max_steps: 10", "max_steps: -1", "trial.yaml:8: train.max_steps: must be greater than 0, not -1"),
+        (
+            "max_steps: 10",
+            "max_steps: 10\n  adam_beta2: 1.0",
+            "trial.yaml:9: train.adam_beta2: must be less than 1, not 1.0",
+        ),
+        (
+            "learning_rate: 1e-5",
+            "lr_scheduler_type: constant\n  warmup_steps: 5",
+            "trial.yaml:7: train: lr_scheduler_type: constant has no warm-up; write constant_with_warmup, or leave",
+        ),
+        (
+            "learning_rate: 1e-5",
+            "lr_scheduler_type: constant\n  warmup_ratio: 0.1",
+            "trial.yaml:7: train: lr_scheduler_type: constant has no warm-up; write constant_with_warmup, or leave",
+        ),
+        (
+            "name: trial",
+            "generate: {temperature: 0.7, seed: 3}\nname: trial",
+            "trial.yaml:1: generate: temperature and seed: without effect where captions are not drawn; set do_sample",
+        ),
+        (
+            "name: trial",
+            "generate: {top_k: 5, num_beams: 1}\nname: trial",
+            "trial.yaml:1: generate: top_k: without effect where captions are not drawn; set do_sample: true, or",
+        ),
+        (
+            "name: trial",
+            "generate: {min_new_tokens: 9, max_new_tokens: 8}\nname: trial",
+            "trial.yaml:1: generate: min_new_tokens=9 is more than max_new_tokens=8",
+        ),
         ("name: trial", "name: ../trial", 'trial.yaml:1: name: "../trial" is not allowed (name of the run directory; '),
         ("name: trial", "name: a\nname: b", "trial.yaml:2: name: given twice, on line 1 and on line 2; delete one"),
         ("name: trial", "name: [", "trial.yaml: line 3, column 6: not valid YAML"),
@@ -147,6 +177,13 @@ def test_single_problems(tmp_path: Path, old: str, new: str, expected: str) -> N
     assert old in GOOD
     (only,) = problems(tmp_path, GOOD.replace(old, new))
     assert only.startswith(expected)
+
+
+def test_what_only_samples_need_is_allowed_for_samples_and_at_its_default(tmp_path: Path) -> None:
+    drawn = load_recipe(write(tmp_path, GOOD + "generate: {do_sample: true, temperature: 0.7, top_k: 5, seed: 3}\n"))
+    assert drawn.generate.temperature == 0.7
+    spelled_out = load_recipe(write(tmp_path, GOOD + "generate: {temperature: 1.0, top_k: 50, top_p: 1.0, seed: 0}\n"))
+    assert spelled_out.generate == load_recipe(write(tmp_path, GOOD)).generate
 
 
 def test_repo_id_is_checked_as_the_hub_would(tmp_path: Path) -> None:

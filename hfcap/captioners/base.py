@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
-from hfcap.recipe import GenerateOptions, ModelOptions
+from hfcap.recipe import SAMPLING_ONLY, GenerateOptions, ModelOptions
 from hfcap.schema import PackedCaptions
 
 SIDECAR = "hfcap.json"
@@ -289,10 +289,7 @@ class Captioner(ABC):
 
     def generation_config(self, options: GenerateOptions) -> GenerationConfig:
         """Return transformers' GenerationConfig for the recipe's `generate` block."""
-        values = options.model_dump(exclude={"seed"})
-        if not options.do_sample:
-            for sampling_only in ("temperature", "top_k", "top_p"):
-                values.pop(sampling_only)
+        values = options.model_dump(exclude={"seed"} if options.do_sample else set(SAMPLING_ONLY))
         return GenerationConfig(
             **values,
             bos_token_id=self.start_token_id,

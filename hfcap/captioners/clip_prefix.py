@@ -36,7 +36,8 @@ from hfcap.captioners.parts import (
 from hfcap.captioners.shared_prefix import SharedPrefix, looks_back
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
-from hfcap.recipe import PositiveInt, Share, TokenizerOptions
+from hfcap.recipe import TokenizerOptions
+from hfcap.recipe_block import PositiveInt, Share
 from hfcap.schema import PackedCaptions
 
 

@@ -16,7 +16,8 @@ from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.modeling_encoder_decoder import CnnTransformerForConditionalGeneration
 from hfcap.captioners.own_model import VisionOptions, as_decoder, load_as_decoder
 from hfcap.captioners.parts import TINY_CNN, load_tokenizer, require_one_origin, train_tokenizer, wrap_texts
-from hfcap.recipe import Share, TokenizerOptions
+from hfcap.recipe import TokenizerOptions
+from hfcap.recipe_block import Share
 
 
 class CnnTransformerOptions(VisionOptions):

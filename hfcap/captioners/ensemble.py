@@ -36,7 +36,8 @@ from hfcap.captioners.own_model import TokensOfConfig
 from hfcap.captioners.parts import TINY_VIT, load_tokenizer, special_token_ids, train_tokenizer, whole_model
 from hfcap.errors import UserError
 from hfcap.progress import track
-from hfcap.recipe import Block, GenerateOptions, ModelOptions, NonNegativeInt, PositiveInt, TokenizerOptions
+from hfcap.recipe import GenerateOptions, ModelOptions, TokenizerOptions
+from hfcap.recipe_block import Block, NonNegativeInt, PositiveInt
 
 _MEMBER_FOLDER = re.compile(r"member_\d+")
 

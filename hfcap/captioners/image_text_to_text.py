@@ -26,7 +26,8 @@ from hfcap.captioners._itt_qwen import QwenVL
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
 from hfcap.captioners.parts import config_from_mapping, new_image_processor, special_token_ids, train_tokenizer
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions, ModelOptions, PositiveInt, TokenizerOptions
+from hfcap.recipe import GenerateOptions, ModelOptions, TokenizerOptions
+from hfcap.recipe_block import PositiveInt
 from hfcap.schema import PackedCaptions
 
 KINDS: tuple[type[Kind], ...] = (

@@ -16,7 +16,8 @@ from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.modeling_encoder_decoder import ImageTransformerForConditionalGeneration
 from hfcap.captioners.own_model import VisionOptions, as_decoder
 from hfcap.captioners.parts import train_tokenizer, wrap_texts
-from hfcap.recipe import Block, ModelOptions, PositiveInt, Share, TokenizerOptions
+from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.recipe_block import Block, PositiveInt, Share
 
 
 class Architecture(Block):

@@ -21,7 +21,8 @@ from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_v
 from hfcap.captioners.parts import TINY_VIT, special_token_ids, train_tokenizer, vision_tower, wrap_texts
 from hfcap.captioners.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions, PositiveInt, TokenizerOptions
+from hfcap.recipe import GenerateOptions, TokenizerOptions
+from hfcap.recipe_block import PositiveInt
 
 
 class RetrievalOptions(VisionOptions):

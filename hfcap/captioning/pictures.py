@@ -98,8 +98,7 @@ def decoding_options(values: dict[str, Any]) -> GenerateOptions:
 
 def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
     """Refuse options of sampling where nothing is sampled: they would be ignored."""
-    idle = [name for name in ("temperature", "top_p", "seed") if name in given]
-    if idle and not options.do_sample:
+    if idle := options.without_effect(given):
         raise UserError(f"--{idle[0].replace('_', '-')}: says nothing where captions are not drawn; add --sample")
 
 

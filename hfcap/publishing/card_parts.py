@@ -13,6 +13,7 @@ from hfcap.publishing.card_text import count, dataset_link, duration, hub_link, 
 from hfcap.publishing.facts import CardInput, Sample
 from hfcap.publishing.machine_paths import portable
 from hfcap.publishing.metadata import shown_value
+from hfcap.recipe import SAMPLING_ONLY
 from hfcap.score_table import METRIC_NAMES, metric_name
 
 # ---- title and summary ---------------------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ def _settings(known: CardInput) -> tuple[Safe | None, Safe]:
             rows += _flat(block, f"{name}.")
     without_effect = {"data.source", "data.feature_store_folder"}
     if not recipe.generate.do_sample:
-        without_effect |= {f"generate.{name}" for name in ("temperature", "top_k", "top_p", "seed")}
+        without_effect |= {f"generate.{name}" for name in SAMPLING_ONLY}
     changed, cells = [], []
     for key, value, is_default in rows:
         of_gradients = known.is_fitted and key.startswith("train.") and key not in _TRAIN_KEYS_OF_FITTED

@@ -16,7 +16,8 @@ from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipEncoder, clip_score
 from hfcap.metrics.pictures import Pictures
 from hfcap.metrics.tokenizer import tokenize
-from hfcap.recipe import Recipe, ScstOptions
+from hfcap.recipe import Recipe
+from hfcap.recipe_scst import ScstOptions
 from hfcap.schema import CaptionedImage
 
 

@@ -24,7 +24,8 @@ from hfcap.errors import WorkError
 from hfcap.metrics.bad_endings import ends_badly
 from hfcap.metrics.pictures import Pictures
 from hfcap.metrics.tokenizer import tokenize
-from hfcap.recipe import GenerateOptions, ScstOptions
+from hfcap.recipe import GenerateOptions
+from hfcap.recipe_scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.reward import CaptionReward

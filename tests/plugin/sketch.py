@@ -24,7 +24,8 @@ from hfcap.captioners.parts import (
     whole_model,
     wrap_texts,
 )
-from hfcap.recipe import ModelOptions, PositiveInt, TokenizerOptions
+from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.recipe_block import PositiveInt
 from hfcap.schema import PackedCaptions
 
 

@@ -18,8 +18,8 @@ from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
 from hfcap.metrics.pictures import DecodedPictures
-from hfcap.recipe import RewardOptions, ScstOptions
 from hfcap.recipe_loading import RecipeError, load_recipe
+from hfcap.recipe_scst import RewardOptions, ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.build import build_captioner
 from hfcap.training.reward import CaptionReward

@@ -16,7 +16,8 @@ import torch
 
 from hfcap.data.source import Split, load_split
 from hfcap.errors import StoppedError
-from hfcap.recipe import GenerateOptions, Recipe, ScstOptions
+from hfcap.recipe import GenerateOptions, Recipe
+from hfcap.recipe_scst import ScstOptions
 from hfcap.run_directory import RunDirectory
 from hfcap.stages import Run, make_accelerator
 from hfcap.training import checkpoint, loop, stage

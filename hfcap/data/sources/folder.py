@@ -21,7 +21,8 @@ from hfcap.data.images import IMAGE_SUFFIXES, FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, read_text
-from hfcap.recipe import DataOptions, Share
+from hfcap.recipe import DataOptions
+from hfcap.recipe_block import Share
 from hfcap.registry import did_you_mean
 from hfcap.schema import CaptionedImage
 

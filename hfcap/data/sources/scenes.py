@@ -12,7 +12,8 @@ from hfcap.data.scene_captions import captions_of
 from hfcap.data.scene_layout import Scene, draw_scene
 from hfcap.data.scene_rendering import SceneImage
 from hfcap.data.source import NoSuchSplitError, Source
-from hfcap.recipe import DataOptions, NonNegativeInt
+from hfcap.recipe import DataOptions
+from hfcap.recipe_block import NonNegativeInt
 from hfcap.schema import CaptionedImage
 
 _HELD_OUT_SHARE = {"validation": 0.1, "test": 0.1}
