@@ -74,13 +74,16 @@ def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:
     return digest.hexdigest()
 
 
-def describe_datasets(splits: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, dict[str, Any]]:
-    """Counts and fingerprint of each split."""
+def describe_datasets(
+    splits: Mapping[str, Sequence[CaptionedImage]], revision: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Counts and fingerprint of each split, and the dataset's commit."""
     return {
         name: {
             "n_images": len(records),
             "n_captions": sum(len(record.captions) for record in records),
             "fingerprint": dataset_fingerprint(records),
+            "revision": revision,
         }
         for name, records in splits.items()
     }
@@ -97,7 +100,10 @@ def loaded_revision(base: BaseModel) -> str | None:
 
 
 def describe_environment(
-    seed: int, base_models: Sequence[BaseModel], splits: Mapping[str, Sequence[CaptionedImage]]
+    seed: int,
+    base_models: Sequence[BaseModel],
+    splits: Mapping[str, Sequence[CaptionedImage]],
+    data_revision: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of environment.json."""
     return {
@@ -111,5 +117,5 @@ def describe_environment(
             {"id": base.id, "revision": loaded_revision(base), "role": base.role, "local": base.is_local}
             for base in base_models
         ],
-        "datasets": describe_datasets(splits),
+        "datasets": describe_datasets(splits, data_revision),
     }

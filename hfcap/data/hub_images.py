@@ -19,6 +19,7 @@ from hfcap.errors import WorkError
 from hfcap.files import cache_folder, write_bytes, write_json, write_text
 from hfcap.progress import error_console, progress_bar
 
+_COMMIT = "commit"
 _ARCHIVES = ("zip", "tar", "gzip")
 
 OpenSplit = Callable[[str | None], tuple[Any, Columns]]
@@ -150,8 +151,7 @@ def stream_to_cache(
     Raises:
         WorkError: the stream breaks.
     """
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache_folder() / "streamed" / key
+    folder = _streamed_folder(identity)
     if not folder.is_dir():
         write_json(folder / "source.json", identity)
     rows = _complete_rows(folder)
@@ -164,6 +164,17 @@ def stream_to_cache(
                 rows += _fetch_rows(folder, len(rows), n_rows, identity["split"], opened, row_fields)
     for number, fields in enumerate(rows[:n_rows]):
         yield fields, FileImage(_picture_path(folder, number))
+
+
+def streamed_commit(identity: dict[str, Any]) -> str | None:
+    """Return the commit of the rows that `stream_to_cache` keeps under this identity, if they have one."""
+    path = _streamed_folder(identity) / _COMMIT
+    return (path.read_text(encoding="utf-8") or None) if path.is_file() else None
+
+
+def _streamed_folder(identity: dict[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_folder() / "streamed" / key
 
 
 def _picture_path(folder: Path, number: int) -> Path:
@@ -182,7 +193,7 @@ def _complete_rows(folder: Path) -> list[dict[str, Any]]:
 
 def _first_commit(folder: Path, newest_commit: Callable[[], str | None]) -> str | None:
     """Return the commit whose rows a cache folder holds; rows of another one would not continue them."""
-    path = folder / "commit"
+    path = folder / _COMMIT
     if not path.is_file():
         write_text(path, newest_commit() or "")
     return path.read_text(encoding="utf-8") or None

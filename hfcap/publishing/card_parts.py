@@ -122,7 +122,8 @@ def training(known: CardInput) -> dict[str, Any]:
 
 def _data(known: CardInput) -> Safe:
     rows = []
-    for split, facts in known.environment.get("datasets", {}).items():
+    splits = known.environment.get("datasets", {})
+    for split, facts in splits.items():
         fingerprint = str(facts.get("fingerprint") or "")
         rows.append(
             [
@@ -132,7 +133,9 @@ def _data(known: CardInput) -> Safe:
                 code(fingerprint[:16]) if fingerprint else "–",
             ]
         )
-    text = f"Data: {dataset_link(known)}, read by hfcap's source {code(known.recipe.data.source)}."
+    commits = sorted({str(facts["revision"]) for facts in splits.values() if facts.get("revision")})
+    commit = f" at commit {', '.join(code(commit) for commit in commits)}" if commits else ""
+    text = f"Data: {dataset_link(known)}{commit}, read by hfcap's source {code(known.recipe.data.source)}."
     if known.about_data:
         text += f" {known.about_data}"
     if rows:

@@ -1,6 +1,7 @@
 """The folder `publish/`: exactly the files that go to the Hub, chosen by an allow-list and made free of local paths.
 
-Pickles, optimizer states, checkpoints, logs and photographs are not on the list, so they cannot slip through.
+Pickles, optimizer states, checkpoints and logs are not on the list, so they cannot slip through; photographs only with
+`publish.samples_license`.
 """
 
 from __future__ import annotations

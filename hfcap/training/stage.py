@@ -17,6 +17,7 @@ from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.image_cache import cached_pixels
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
+from hfcap.data.source import dataset_revision
 from hfcap.decoding import DecodingJob
 from hfcap.environment import describe_environment
 from hfcap.errors import UserError
@@ -189,7 +190,8 @@ def train_stage(
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
-        write_json(run.environment, describe_environment(recipe.train.seed, captioner.base_models, splits))
+        revision = dataset_revision(recipe.data)
+        write_json(run.environment, describe_environment(recipe.train.seed, captioner.base_models, splits, revision))
         if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
             with folder_being_written(run.base_model) as folder:
                 captioner.save(folder, recipe.generate)

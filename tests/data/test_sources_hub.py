@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from hfcap.data import hub_images
 from hfcap.data.images import UnreadableImageError, decode_image
-from hfcap.data.source import load_split
+from hfcap.data.source import dataset_revision, load_split
 from hfcap.data.sources import hub as sources_hub
 from hfcap.data.sources.hub import HubOptions, load
 from hfcap.data.transport import transport_errors
@@ -311,11 +312,38 @@ def test_streaming_goes_on_with_the_commit_it_began_with(tmp_path: Path, monkeyp
 
     commits = iter(["a" * 40, "b" * 40])
     monkeypatch.setattr(sources_hub, "open_splits", open_splits)
-    monkeypatch.setattr(sources_hub, "_newest_commit", lambda _: next(commits))
+    monkeypatch.setattr(sources_hub, "_commit_of", lambda _: next(commits))
     options = streaming(tmp_path, n=2)
     load(options, "train")
     load(options.model_copy(update={"max_train_images": 4}), "train")
     assert opened == ["a" * 40] * 2
+    assert dataset_revision(options) == "a" * 40
+
+
+def test_a_branch_is_resolved_to_the_commit_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Api:
+        def dataset_info(self, dataset: str, revision: str | None) -> Any:
+            asked.append((dataset, revision))
+            return SimpleNamespace(sha="c" * 40)
+
+    def load_dataset(dataset: str, **arguments: Any) -> datasets.DatasetDict:
+        asked.append((dataset, arguments["revision"]))
+        return datasets.DatasetDict({"train": table()})
+
+    sources_hub._commit_now.cache_clear()
+    monkeypatch.setattr(sources_hub, "HfApi", Api)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    options = HubOptions(dataset="somebody/pictures", revision="main")
+    assert len(load(options, "train")) == 5
+    assert dataset_revision(options) == "c" * 40
+    assert asked == [("somebody/pictures", "main"), ("somebody/pictures", "c" * 40)]
+    sources_hub._commit_now.cache_clear()
+
+
+def test_what_is_on_this_disk_has_no_commit(tmp_path: Path) -> None:
+    assert dataset_revision(parquet(tmp_path, table())) is None
 
 
 @pytest.mark.parametrize("failure", transport_errors()[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from hfcap.data.checks import clean_caption
 from hfcap.data.hub_columns import Columns, captions_in, find_columns
-from hfcap.data.hub_images import RowImage, stream_to_cache
+from hfcap.data.hub_images import RowImage, stream_to_cache, streamed_commit
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.transport import transport_errors
 from hfcap.errors import UserError
@@ -59,7 +59,7 @@ def load(options: HubOptions, split_name: str) -> list[CaptionedImage]:
 def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage]:
     import datasets
 
-    splits = open_splits(options, streaming=False)
+    splits = open_splits(_pinned(options, _commit_of(options)), streaming=False)
     try:
         parts = datasets.ReadInstruction.from_spec(split_name).to_absolute(
             {name: len(part) for name, part in splits.items()}
@@ -86,8 +86,7 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
 
 def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage]:
     def open_split(commit: str | None) -> tuple[Any, Columns]:
-        pinned = options if commit is None else options.model_copy(update={"revision": commit})
-        splits = open_splits(pinned, streaming=True)
+        splits = open_splits(_pinned(options, commit), streaming=True)
         if split_name not in splits:
             raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits, "streaming knows no slices")
         rows = splits[split_name]
@@ -99,33 +98,44 @@ def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage
     if not limits or None in limits:
         keys = " and ".join(f"data.max_{role}_images" for role in roles) or "its max_<split>_images"
         raise UserError(f"streaming split {split_name!r} of {options.dataset} needs {keys}")
-    identity = {
-        "dataset": options.dataset,
-        "config_name": options.config_name,
-        "revision": options.revision,
-        "image_column": options.image_column,
-        "caption_columns": options.caption_columns,
-        "image_id_column": options.image_id_column,
-        "split": split_name,
-    }
-    rows = stream_to_cache(
-        identity, max(limits), open_split, partial(_row_fields, options), partial(_newest_commit, options)
-    )
+    identity, row_fields = _streamed_identity(options, split_name), partial(_row_fields, options)
+    rows = stream_to_cache(identity, max(limits), open_split, row_fields, partial(_commit_of, options))
     records = [CaptionedImage(row["image_id"], row["image_id"], tuple(row["captions"]), image) for row, image in rows]
     if not records:
         raise NoSuchSplitError(f"dataset {options.dataset}", split_name, [])
     return _merged(records) if options.image_id_column else records
 
 
-def _newest_commit(options: HubOptions) -> str | None:
-    """Return the commit that the revision names now; None for what is on this disk, or where the Hub does not tell."""
-    failures: tuple[type[Exception], ...] = (OSError, HFValidationError, *transport_errors())
+def _streamed_identity(options: HubOptions, split_name: str) -> dict[str, Any]:
+    fields = {"dataset", "config_name", "revision", "image_column", "caption_columns", "image_id_column"}
+    return {**options.model_dump(include=fields), "split": split_name}
+
+
+def loaded_commit(options: HubOptions) -> str | None:
+    """Return the commit whose rows `load` gives; None for what is on this disk, or where the Hub does not tell."""
+    if options.streaming:
+        return streamed_commit(_streamed_identity(options, options.train_split))
+    return _commit_of(options)
+
+
+def _commit_of(options: HubOptions) -> str | None:
+    """Return what the revision named when this process first asked."""
     if Path(options.dataset).expanduser().exists():
         return None
+    return _commit_now(options.dataset, options.revision)
+
+
+@lru_cache
+def _commit_now(dataset: str, revision: str | None) -> str | None:
+    failures: tuple[type[Exception], ...] = (OSError, HFValidationError, *transport_errors())
     try:
-        return HfApi().dataset_info(options.dataset, revision=options.revision).sha
+        return HfApi().dataset_info(dataset, revision=revision).sha
     except failures:
         return None  # opening it says why
+
+
+def _pinned(options: HubOptions, commit: str | None) -> HubOptions:
+    return options if commit is None else options.model_copy(update={"revision": commit})
 
 
 def _row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -213,5 +223,8 @@ def _from_disk(path: Path, streaming: bool) -> Any:
 
 
 REGISTERED = Source(
-    options=HubOptions, load=load, description="any dataset of the Hub or on disk that the datasets library reads"
+    options=HubOptions,
+    load=load,
+    description="any dataset of the Hub or on disk that the datasets library reads",
+    revision=loaded_commit,
 )
