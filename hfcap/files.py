@@ -149,6 +149,34 @@ def check_can_write(path: Path, folder: bool) -> None:
 
 
 @contextlib.contextmanager
+def only_one(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` for the length of the block; a killed process holds nothing.
+
+    Where the file system has no locks, nobody is kept away.
+
+    Raises:
+        UserError: another process holds it; the message is `busy`.
+    """
+    from filelock import FileLock, Timeout  # only here: what starts fast does not need it
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(busy) from None
+    except NotImplementedError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        # Deleted while it is held: whoever opened it before sees that it is gone and makes a new one.
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
 def folder_being_written(target: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` when the block ends without an exception.
 

@@ -32,6 +32,11 @@ class RunDirectory:
         return self.path / "recipe.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that works on the run."""
+        return self.path / ".lock"
+
+    @property
     def environment(self) -> Path:
         """Versions, hardware, git commit, seeds, dataset and base-model revisions."""
         return self.path / "environment.json"

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from hfcap.data.source import dataset_revision, load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
 from hfcap.environment import describe_datasets
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import read_json, write_json, write_json_lines, write_text
+from hfcap.files import only_one, read_json, write_json, write_json_lines, write_text
 from hfcap.progress import console
 from hfcap.publishing.card import write_card
 from hfcap.publishing.pictures import SAMPLES_FOLDER, record_pictures
@@ -169,9 +170,20 @@ class Run:
         if not self._is_finished("train", self._trained) or (force and last == "train"):
             self._check_data(last)
         # Only now: a recipe whose data are not there leaves no run directory behind.
-        write_text(self.directory.recipe, dump_recipe(self.recipe))
-        for name in STAGES[: STAGES.index(last) + 1]:
-            getattr(self, f"_{name}")(force and name == last)
+        with self._alone():
+            write_text(self.directory.recipe, dump_recipe(self.recipe))
+            for name in STAGES[: STAGES.index(last) + 1]:
+                getattr(self, f"_{name}")(force and name == last)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep other commands away from this run; its own processes follow the main one."""
+        if not self.accelerator.is_main_process:
+            return nullcontext()
+        return only_one(
+            self.directory.lock,
+            f"{self.directory.path}: another hfcap is working on this run; wait until it is done, or choose another "
+            "name (name=...)",
+        )
 
     def records(self, split: Literal["train", "validation", "test"]) -> list[CaptionedImage]:
         """Checked records of one split."""

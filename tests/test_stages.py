@@ -19,7 +19,7 @@ import yaml
 from hfcap import decoding, stages
 from hfcap.captioners.loading import load_captioner
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import read_json, read_json_lines
+from hfcap.files import only_one, read_json, read_json_lines
 from hfcap.recipe import Recipe
 from hfcap.recipe_loading import load_recipe, recipe_from_mapping
 from hfcap.run_directory import RunDirectory
@@ -49,6 +49,16 @@ def execute(recipe: Recipe, last: Any = "publish", force: bool = False) -> RunDi
     run = Run(recipe)
     run.execute(last, force)
     return run.directory
+
+
+def test_two_commands_do_not_work_on_one_run(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    directory = RunDirectory(Path(recipe.output_dir) / recipe.name)
+    with only_one(directory.lock, "busy"), pytest.raises(UserError, match="another hfcap is working on this run"):
+        execute(recipe, "train")
+    assert not directory.recipe.exists()
+    execute(recipe, "train")
+    assert directory.model.is_dir() and not directory.lock.exists()
 
 
 def test_a_finished_run_stays_finished_when_recipes_gain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import WorkError
+from hfcap.files import only_one
 from hfcap.schema import Prediction
 
 
@@ -39,21 +38,9 @@ def only_writer(output: Path | None) -> Iterator[None]:
     if output is None:
         yield
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    path = output.with_name(f".{output.name}.lock")
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{output}: another captioning is writing there; wait until it is done, or give another name with -o"
-        ) from None
-    try:
+    busy = f"{output}: another captioning is writing there; wait until it is done, or give another name with -o"
+    with only_one(output.with_name(f".{output.name}.lock"), busy):
         yield
-    finally:
-        # Deleted while it is held: whoever opened it before sees that it is gone and makes a new one.
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 class Unfinished:
