@@ -6,7 +6,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -109,3 +111,72 @@ def test_the_pinned_versions_are_those_that_the_project_allows() -> None:
     assert [str(one) for one in wanted if not one.specifier.contains(pinned[canonicalize_name(one.name)])] == []
     demo = [Requirement(text).name for text in project["optional-dependencies"]["demo"]]
     assert not set(demo) & set(pinned)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """A cluster of two machines as a script sees it: commands that note how they were called, and a training."""
+    tools, calls = tmp_path / "tools", tmp_path / "calls"
+    tools.mkdir()
+    commands = {
+        "scontrol": f'[ "$1" = show ] && printf "node7\\nnode8\\n" || echo "scontrol $*" >>{calls}',
+        "scancel": f'echo "scancel $*" >>{calls}; kill -TERM "$(cat {tmp_path}/pid)"',
+        # A machine's part of the job, which starts what it was given.
+        "srun": 'shift; SLURM_NODEID=1 exec "$@"',
+        "python": f'echo "$@" >>{calls}; echo $$ >{tmp_path}/pid; trap "exit 130" TERM; while [ -e {tmp_path}/long ]; '
+        "do sleep 0.05; done",
+    }
+    for name, script in commands.items():
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{script}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "bin").symlink_to(tools)
+    job = {"SLURM_JOB_ID": "41", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    place = {"SLURM_SUBMIT_DIR": str(tmp_path), "HFCAP_VENV": str(tmp_path / "venv")}
+    return {**job, **place, "SLURM_GPUS_ON_NODE": "4", "PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+def test_slurm_launches_all_machines(slurm: dict[str, str], tmp_path: Path) -> None:
+    result = bash(str(ROOT / "scripts/slurm.sh"), "a recipe.yaml", "data.root=x", **slurm)
+    assert (result.returncode, result.stderr) == (0, "")
+    [called] = (tmp_path / "calls").read_text().splitlines()
+    assert called.startswith("-m accelerate.commands.launch --machine_rank 1 --num_machines 2 --num_processes 8 ")
+    assert "--main_process_ip node7 --main_process_port 20041" in called and "--multi_gpu" in called
+    assert called.endswith("-m hfcap run a recipe.yaml data.root=x")
+
+
+def test_slurm_s_launch_is_understood_by_accelerate(slurm: dict[str, str], tmp_path: Path) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    bash(str(ROOT / "scripts/slurm.sh"), "recipe.yaml", **slurm)
+    called = (tmp_path / "calls").read_text().split()
+    options = launch_command_parser().parse_args(called[2:])
+    assert (options.num_machines, options.num_processes, options.machine_rank) == (2, 8, 1)
+    assert options.module and options.training_script == "hfcap"
+
+
+def test_slurm_job_that_is_stopped_queues_itself_again(slurm: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "long").touch()
+    job = subprocess.Popen(["bash", str(ROOT / "scripts/slurm.sh"), "recipe.yaml"], env=slurm, cwd="/")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    job.wait(timeout=30)
+    assert (tmp_path / "calls").read_text().splitlines()[1:] == ["scancel --signal=TERM 41", "scontrol requeue 41"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"SLURM_JOB_ID": ""}, ["recipe.yaml"], "this script is for a SLURM cluster"),
+        ({}, [], "which recipe?"),
+        ({"HFCAP_VENV": "/nowhere"}, ["recipe.yaml"], "no /nowhere/bin/python; make the environment first"),
+    ],
+)
+def test_slurm_says_what_is_missing(
+    slurm: dict[str, str], changes: dict[str, str], arguments: list[str], message: str
+) -> None:
+    result = bash(str(ROOT / "scripts/slurm.sh"), *arguments, **{**slurm, **changes})
+    assert result.returncode == 2 and message in result.stderr
