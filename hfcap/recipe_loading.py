@@ -82,7 +82,7 @@ def find_recipes(root: Path) -> list[Path]:
         UserError: `root` is not a folder.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of recipes")
+        raise UserError(f"{root}: no such folder of recipes; call it in the folder of the project, or name yours")
     return sorted(
         path
         for pattern in ("*.yaml", "*.yml")

@@ -83,6 +83,14 @@ def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
     return load_recipe(path, overrides or [])
 
 
+def run_directory_of(target: Path) -> Path:
+    """Return a run directory as it is; of a recipe file, where its run is."""
+    if not target.is_file():
+        return target
+    recipe = recipe_of(str(target), None)
+    return Path(recipe.output_dir) / recipe.name
+
+
 def say(text: str) -> None:
     """Print a result as it is: paths are neither wrapped nor read as markup; strangers' text commands no terminal."""
     console.print(printable(text, "\n\t"), markup=False, soft_wrap=True)

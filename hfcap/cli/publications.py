@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, output_folder, say
+from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, output_folder, run_directory_of, say
 from hfcap.errors import UserError
 from hfcap.progress import console
 
@@ -39,7 +39,7 @@ def card(
 
 @app.command()
 def publish(
-    run_directory: Annotated[Path, typer.Argument(help="run directory")],
+    run: Annotated[Path, typer.Argument(help="run directory, or the recipe of a finished run")],
     repo_id: Annotated[str | None, typer.Option("--repo-id", help="namespace/name; default: the recipe's")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request instead of committing")] = False,
@@ -59,7 +59,7 @@ def publish(
     from hfcap.stages import merged_model
 
     quiet_loading()
-    directory = RunDirectory.existing(run_directory)
+    directory = RunDirectory.existing(run_directory_of(run))
     result = push(
         directory,
         repo_id=repo_id,

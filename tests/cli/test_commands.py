@@ -208,6 +208,8 @@ def test_publish_dry_run_lists_and_stages_and_sends_nothing(finished: RunDirecto
 
 def test_publish_without_a_name_says_what_is_missing(finished: RunDirectory, hfcap: Hfcap) -> None:
     assert_refused(hfcap("publish", finished.path), "repo_id")
+    # The recipe names the run as the directory does.
+    assert_refused(hfcap("publish", finished.recipe), "repo_id")
 
 
 def test_card_check(finished: RunDirectory, hfcap: Hfcap) -> None:
