@@ -7,7 +7,7 @@ subclass of `ModelOptions` or `DataOptions` in its own file.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -291,6 +291,15 @@ class ExpectOptions(Block):
     )
     source: str = Field(description="where the numbers were published")
     reproduced: bool = Field(False, description="true only once a run of this recipe met the numbers")
+
+    def reached(self, metrics: Mapping[str, float | None]) -> dict[str, bool]:
+        """Return of each published metric that was measured whether the value is not lower by more than `tolerance`."""
+        values = {name: metrics.get(name) for name in self.metrics}
+        return {
+            name: value >= self.metrics[name] * (1 - self.tolerance)
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 class Recipe(Block):

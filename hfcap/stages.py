@@ -29,13 +29,14 @@ from hfcap.publishing.pictures import SAMPLES_FOLDER, record_pictures
 from hfcap.publishing.push import check_may_publish, publish
 from hfcap.publishing.samples import choose_samples
 from hfcap.publishing.staging import stage
-from hfcap.recipe import Recipe
+from hfcap.recipe import ExpectOptions, Recipe
 from hfcap.recipe_loading import dump_recipe, load_recipe
 from hfcap.run_directory import RunDirectory
-from hfcap.schema import CaptionedImage, Prediction
-from hfcap.score_table import score_table
+from hfcap.schema import CaptionedImage, Prediction, ScoreReport
+from hfcap.score_table import metric_name, score_table
 from hfcap.scoring import read_scores
 from hfcap.scoring.of_run import RunScoring
+from hfcap.text import printable
 from hfcap.training import emissions
 from hfcap.training.fitting import fit_stage
 from hfcap.training.stage import image_inputs, train_stage
@@ -318,8 +319,18 @@ class Run:
         titles = ["this captioner", *(baseline.replace("_", " ") for baseline in options.baselines)]
         files = map(self.directory.scores, self._scored_names())
         reports = dict(zip(titles, map(read_scores, files), strict=True))
-        count = reports["this captioner"].n_images
-        console.print(score_table(reports, f"Scores x 100 on {count:,} {options.split} pictures"))
+        ours = reports["this captioner"]
+        console.print(score_table(reports, f"Scores x 100 on {ours.n_images:,} {options.split} pictures"))
+        if self.recipe.expect is not None:
+            self._print_target(self.recipe.expect, ours)
+
+    def _print_target(self, expect: ExpectOptions, ours: ScoreReport) -> None:
+        """Say whether the published values were met."""
+        for name, enough in expect.reached(ours.metrics).items():
+            value, target = 100 * (ours.metrics[name] or 0.0), 100 * expect.metrics[name]
+            verdict = f"reached within {100 * expect.tolerance:g} %" if enough else "not reached"
+            text = f"Published {metric_name(name)} {target:.1f} ({expect.source}): {value:.1f} here, {verdict}"
+            console.print(printable(text), markup=False, soft_wrap=True)
 
 
 def merged_model(directory: RunDirectory, wanted: bool, trust_remote_code: bool = False) -> Path | None:

@@ -24,6 +24,7 @@ from hfcap.recipe import Recipe
 from hfcap.recipe_loading import load_recipe, recipe_from_mapping
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
+from hfcap.scoring import read_scores
 from hfcap.stages import Run, merged_model, most_frequent_caption
 from tests.training.harness import (
     FAMILIES,
@@ -49,6 +50,20 @@ def execute(recipe: Recipe, last: Any = "publish", force: bool = False) -> RunDi
     run = Run(recipe)
     run.execute(last, force)
     return run.directory
+
+
+def test_published_values_are_compared_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"bleu_1": 0.0, "cider": 2.5, "spice": 0.2}  # the last is not measured
+    recipe = recipe_of(tmp_path, expect={"metrics": metrics, "source": "a paper, table 3", "tolerance": 0.02})
+    execute(recipe, "score")
+    run = Run(recipe)
+    run.print_scores()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Published")]
+    ours = {name: 100 * value for name, value in read_scores(run.directory.scores("test")).metrics.items() if value}
+    assert said == [
+        f"Published BLEU-1 0.0 (a paper, table 3): {ours.get('bleu_1', 0.0):.1f} here, reached within 2 %",
+        f"Published CIDEr-D 250.0 (a paper, table 3): {ours.get('cider', 0.0):.1f} here, not reached",
+    ]
 
 
 def test_two_commands_do_not_work_on_one_run(tmp_path: Path) -> None:

@@ -114,11 +114,10 @@ def _score_notes(known: CardInput) -> list[Safe]:
 def _reproduction(known: CardInput) -> str:
     expect = known.recipe.expect
     assert expect is not None
-    metrics = known.scores.get("metrics", {})
-    pairs = {name: (metrics[name], target) for name, target in expect.metrics.items() if metrics.get(name) is not None}
-    if not pairs:
+    reached = expect.reached(known.scores.get("metrics", {}))
+    if not reached:
         return "none of them was measured here"
-    short = [name for name, (value, target) in pairs.items() if value < target * (1 - expect.tolerance)]
+    short = [name for name, enough in reached.items() if not enough]
     if not short:
         return f"this model reaches all of them within {100 * expect.tolerance:g} %"
     return "this model falls short in " + ", ".join(str(escape(metric_name(name))) for name in short)
