@@ -85,7 +85,7 @@ def test_the_recipe_of_the_documentation_loads(tmp_path: Path) -> None:
 
 
 def test_the_recipes_about_training_load(tmp_path: Path) -> None:
-    self_critical, augmentation = code_blocks(ROOT / "docs/training.md", "yaml")
+    self_critical, augmentation, more = code_blocks(ROOT / "docs/training.md", "yaml")
     path = tmp_path / "example.yaml"
     path.write_text(self_critical, encoding="utf-8")
     recipe = load_recipe(path)
@@ -94,6 +94,9 @@ def test_the_recipes_about_training_load(tmp_path: Path) -> None:
     path.write_text(self_critical.split("scst:")[0] + augmentation, encoding="utf-8")
     augment = load_recipe(path).augment
     assert augment is not None and augment.changes_pictures and augment.word_dropout == 0.1
+    path.write_text(self_critical.split("train:")[0] + more, encoding="utf-8")
+    recipe = load_recipe(path, ["train.num_train_epochs=1"])
+    assert recipe.train.report_to == ["tensorboard"] and recipe.lora is not None and recipe.lora.use_dora
 
 
 def test_the_errors_of_the_documentation_are_the_real_ones(tmp_path: Path) -> None:
