@@ -37,10 +37,12 @@ def escape(text: str) -> Safe:
     return Safe("<!-- -->".join(escaped))
 
 
-def code(text: str) -> Safe:
-    """Return `text` as an inline code span that also holds inside a table cell."""
-    # Tables take a bar even inside code as the end of the cell, and a code span has no escapes: show a look-alike.
-    line = one_line(text).replace("|", "¦") or " "
+def code(text: str, in_table: bool = True) -> Safe:
+    """Return `text` as an inline code span, which by default also holds inside a table cell."""
+    line = one_line(text) or " "
+    if in_table:
+        # Tables take a bar even inside code as the end of the cell, and a code span has no escapes: show a look-alike.
+        line = line.replace("|", "¦")
     longest = max((len(run) for run in re.findall("`+", line)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if line.startswith("`") or line.endswith("`") else ""

@@ -206,7 +206,8 @@ def leaderboard_markdown(comparison: Comparison) -> str:
             _markdown_table(*_by_image_rows(comparison, pairs)),
         ]
     signatures = "\n".join(
-        f"- {escape(system.name)}: {code(signature_line(system.report.signature))}" for system in comparison.systems
+        f"- {escape(system.name)}: {code(signature_line(system.report.signature), in_table=False)}"
+        for system in comparison.systems
     )
     return "\n\n".join([*parts, "## Signatures", signatures]) + "\n"
 

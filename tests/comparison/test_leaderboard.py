@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown, write_leaderboard
 from hfcap.errors import UserError
-from hfcap.scoring import read_scores, score_files
+from hfcap.scoring import read_scores, score_files, signature_line
 
 Scored = Callable[..., Path]
 
@@ -44,7 +44,9 @@ def test_files_are_written_and_agree(scored: Scored, tmp_path: Path) -> None:
     assert written["settings"] == {"n_resamples": 300, "seed": 5, "confidence_level": 0.95}
     assert written["systems"][0]["metrics"] == read_scores(paths[1]).metrics
     assert written["systems"][0]["intervals"]["cider"] == list(read_scores(paths[1]).intervals["cider"])
-    assert (tmp_path / "out" / "leaderboard.md").read_text() == leaderboard_markdown(found)
+    markdown = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert markdown == leaderboard_markdown(found)
+    assert f"`{signature_line(found.systems[0].report.signature)}`" in markdown
 
 
 def test_run_directories_bring_costs_and_published_rows(run_directory: Scored) -> None:
