@@ -26,15 +26,21 @@ class Remembered:
     """
 
     def __init__(self, name: str, otherwise: str) -> None:
-        path = cache_folder() / f"{name}.sqlite"
+        self._path, self._otherwise = cache_folder() / f"{name}.sqlite", otherwise
+        self._database = sqlite3.connect(":memory:")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=30)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self._path, timeout=30)
             self._database.execute(_CREATE)
         except (OSError, sqlite3.Error) as error:
-            error_console.print(f"warning: {path} cannot be used ({error}); {otherwise}", markup=False)
-            self._database = sqlite3.connect(":memory:")
-            self._database.execute(_CREATE)
+            self._go_without(error)
+
+    def _go_without(self, error: Exception) -> None:
+        """Remember from now on only as long as this object lives."""
+        error_console.print(f"warning: {self._path} cannot be used ({error}); {self._otherwise}", markup=False)
+        self._database.close()
+        self._database = sqlite3.connect(":memory:")
+        self._database.execute(_CREATE)
 
     def known(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the values of those keys that have one."""
@@ -43,7 +49,10 @@ class Remembered:
         for start in range(0, len(wanted), _AT_A_TIME):
             batch = wanted[start : start + _AT_A_TIME]
             marks = ",".join("?" * len(batch))
-            found.update(self._database.execute(f"SELECT key, value FROM facts WHERE key IN ({marks})", batch))
+            try:
+                found.update(self._database.execute(f"SELECT key, value FROM facts WHERE key IN ({marks})", batch))
+            except sqlite3.Error as error:  # a damaged page shows only when it is read
+                self._go_without(error)
         return found
 
     def remember(self, facts: Mapping[bytes, bytes] | Sequence[tuple[bytes, bytes]]) -> None:

@@ -141,7 +141,8 @@ class RowStore:
         """Note that the store is used now, and remove what killed processes left half written."""
         if not self.folder.is_dir():
             return
-        (self.folder / _USED).touch()
+        with contextlib.suppress(PermissionError):  # a store of somebody else, which may be read
+            (self.folder / _USED).touch()
         for path in self.folder.glob(_UNFINISHED):
             with contextlib.suppress(OSError):  # another process may be quicker
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:

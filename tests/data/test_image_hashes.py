@@ -11,6 +11,7 @@ import pytest
 from hfcap.data import image_hashes as module
 from hfcap.data.image_hashes import image_hashes
 from hfcap.data.images import FileImage, UnreadableImageError
+from hfcap.data.remembered import Remembered
 from hfcap.schema import CaptionedImage
 
 
@@ -134,3 +135,23 @@ def test_without_a_database_everything_is_read(own_cache: Path, tmp_path: Path) 
     own_cache.mkdir()
     (own_cache / "image_hashes.sqlite").write_bytes(b"no database" * 100)
     assert image_hashes([written(tmp_path / "a.jpg", b"x")]) == [sha256(b"x")]
+
+
+def test_a_damaged_page_of_the_database_costs_time_only(
+    own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {bytes([number // 256, number % 256]) * 16: b"x" * 100 for number in range(400)}
+    with Remembered("facts", "it takes longer") as table:
+        table.remember(facts)
+        assert table.known(facts) == facts
+    database = own_cache / "facts.sqlite"
+    content = bytearray(database.read_bytes())
+    content[8192:-4096] = b"\xff" * (len(content) - 8192 - 4096)
+    database.write_bytes(content)
+    with Remembered("facts", "it takes longer") as table:
+        found = table.known(facts)
+        assert found.items() <= facts.items() and len(found) < len(facts)
+        table.remember(facts)
+        assert table.known(facts) == facts
+    said = capsys.readouterr().err.replace("\n", "")  # lines end where the screen does
+    assert "facts.sqlite" in said and "malformed" in said and "it takes longer" in said
