@@ -149,22 +149,25 @@ def check_can_write(path: Path, folder: bool) -> None:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, busy: str) -> Iterator[None]:
+def only_one(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold the lock file `path` for the length of the block; a killed process holds nothing.
 
     Where the file system has no locks, nobody is kept away.
 
+    Args:
+        busy: what to say where another process holds it; None = wait until it does not.
+
     Raises:
-        UserError: another process holds it; the message is `busy`.
+        UserError: another process holds it, and there is something to say.
     """
     from filelock import FileLock, Timeout  # only here: what starts fast does not need it
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if busy is None else 0)
     except Timeout:
-        raise UserError(busy) from None
+        raise UserError(str(busy)) from None
     except NotImplementedError:
         yield
         return

@@ -2,8 +2,8 @@
 # A training on a SLURM cluster, on one machine or several. Called in the project's folder; options of sbatch stand
 # before the script, what follows it goes to hfcap run:
 #   sbatch --gpus-per-node=4 --time=12:00:00 scripts/slurm.sh recipes/blip/coco_full.yaml data.root=/data/coco
-# Two minutes before its time is over, or when it is preempted, the training writes a checkpoint, and the job queues
-# itself again and goes on from there. HFCAP_VENV names the virtual environment (default: .venv in the project).
+# Two minutes before its time is over the training writes a checkpoint, and the job queues itself again and goes on from
+# there; one that SLURM takes off a machine goes on from its last checkpoint. HFCAP_VENV names the virtual environment (default: .venv in the project).
 #SBATCH --job-name=hfcap
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -35,7 +35,7 @@ again=
 # The signal reaches this script alone; scancel hands it to the training.
 trap 'again=yes; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # shellcheck disable=SC2016  # the number of the machine is known there
-srun --kill-on-bad-exit=1 bash -c '"$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@"' \
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c '"$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@"' \
     "$python" "${launch[@]}" -m hfcap run "$@" &
 code=0
 wait $! || code=$?

@@ -122,7 +122,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "scontrol": f'[ "$1" = show ] && printf "node7\\nnode8\\n" || echo "scontrol $*" >>{calls}',
         "scancel": f'echo "scancel $*" >>{calls}; kill -TERM "$(cat {tmp_path}/pid)"',
         # A machine's part of the job, which starts what it was given.
-        "srun": 'shift; SLURM_NODEID=1 exec "$@"',
+        "srun": f'echo "$1 $2" >{tmp_path}/srun; shift 2; SLURM_NODEID=1 exec "$@"',
         "python": f'echo "$@" >>{calls}; echo $$ >{tmp_path}/pid; trap "exit 130" TERM; while [ -e {tmp_path}/long ]; '
         "do sleep 0.05; done",
     }
@@ -131,7 +131,12 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         (tools / name).chmod(0o755)
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "bin").symlink_to(tools)
-    job = {"SLURM_JOB_ID": "41", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    job = {
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_JOB_ID": "41",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+    }
     place = {"SLURM_SUBMIT_DIR": str(tmp_path), "HFCAP_VENV": str(tmp_path / "venv")}
     return {**job, **place, "SLURM_GPUS_ON_NODE": "4", "PATH": f"{tools}:{os.environ['PATH']}"}
 
@@ -143,6 +148,8 @@ def test_slurm_launches_all_machines(slurm: dict[str, str], tmp_path: Path) -> N
     assert called.startswith("-m accelerate.commands.launch --machine_rank 1 --num_machines 2 --num_processes 8 ")
     assert "--main_process_ip node7 --main_process_port 20041" in called and "--multi_gpu" in called
     assert called.endswith("-m hfcap run a recipe.yaml data.root=x")
+    # Newer SLURMs do not hand the job's number on to its steps.
+    assert (tmp_path / "srun").read_text() == "--kill-on-bad-exit=1 --cpus-per-task=8\n"
 
 
 def test_slurm_s_launch_is_understood_by_accelerate(slurm: dict[str, str], tmp_path: Path) -> None:

@@ -94,13 +94,8 @@ def _kind(text: str, split: str | None) -> Kind:
             return "dataset"
         return "pictures" if split is None else "folder"
     if path.is_file():
-        return (
-            "coco"
-            if path.suffix.lower() == ".json"
-            else "dataset"
-            if path.suffix.lower() in TABLE_SUFFIXES
-            else "pictures"
-        )
+        suffix = path.suffix.lower()
+        return "coco" if suffix == ".json" else "dataset" if suffix in TABLE_SUFFIXES else "pictures"
     return "dataset" if _may_be_on_hub(text, path) else "pictures"
 
 
@@ -111,9 +106,8 @@ def _first(folder: Path, suffixes: Iterable[str]) -> Path | None:
 def _may_be_on_hub(text: str, path: Path) -> bool:
     """Whether a name of nothing here is that of a dataset; inside a folder that is there it is a mistyped path."""
     looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
-    return (
-        looks_so and path.suffix.lower() not in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".json"} and not path.parent.exists()
-    )
+    is_file = path.suffix.lower() in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".json"}
+    return looks_so and not is_file and not path.parent.exists()
 
 
 def _dataset(text: str, kind: Kind, choice: DatasetChoice) -> PictureStream:

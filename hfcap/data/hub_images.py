@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from hfcap.data.hub_columns import Columns
 from hfcap.data.images import MAX_IMAGE_BYTES, FileImage, UnreadableImageError
 from hfcap.data.transport import transport_errors
 from hfcap.errors import WorkError
-from hfcap.files import cache_folder, write_bytes, write_json, write_text
+from hfcap.files import cache_folder, only_one, write_bytes, write_json, write_text
 from hfcap.progress import error_console, progress_bar
 
 _COMMIT = "commit"
@@ -156,7 +154,7 @@ def stream_to_cache(
         write_json(folder / "source.json", identity)
     rows = _complete_rows(folder)
     if len(rows) < n_rows and not (folder / "ended").exists():
-        with FileLock(folder / "lock"):
+        with only_one(folder / "lock"):
             commit = _first_commit(folder, newest_commit)
             rows = _complete_rows(folder)
             if len(rows) < n_rows and not (folder / "ended").exists():

@@ -141,7 +141,7 @@ class RowStore:
         """Note that the store is used now, and remove what killed processes left half written."""
         if not self.folder.is_dir():
             return
-        with contextlib.suppress(PermissionError):  # a store of somebody else, which may be read
+        with contextlib.suppress(OSError):  # a store of somebody else or on a read-only disk
             (self.folder / _USED).touch()
         for path in self.folder.glob(_UNFINISHED):
             with contextlib.suppress(OSError):  # another process may be quicker

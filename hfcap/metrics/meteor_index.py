@@ -16,11 +16,10 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from hfcap.errors import WorkError
-from hfcap.files import cache_folder, folder_being_written, write_text
+from hfcap.files import cache_folder, folder_being_written, only_one, write_text
 from hfcap.metrics.meteor_hashing import LARGEST_CHUNK, line_hashes, word_hashes
 from hfcap.metrics.meteor_resources import MeteorResources, NonBreakingPrefixes
 from hfcap.progress import progress_bar
@@ -220,8 +219,7 @@ def open_index(resources: MeteorResources | None = None, cache: Path | None = No
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return load_index(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with only_one(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "words.json").is_file():
                 build_index(resources, folder)
     except (OSError, EOFError) as error:

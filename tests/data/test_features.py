@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import shutil
 from collections import namedtuple
@@ -174,6 +175,18 @@ def test_another_run_may_add_pictures_while_processes_share_the_work(
 
     states = _store(captioner, tmp_path, Process(0, 2, at_barrier=second)).inputs(records, 3, 0)
     torch.testing.assert_close(_stacked(states), _direct(captioner, records), rtol=1e-3, atol=1e-3)
+
+
+def test_a_store_that_may_only_be_read_is_used(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _stacked(_store(captioner, tmp_path).inputs(records, 3, 0))
+
+    def touch(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    assert torch.equal(_stacked(_store(captioner, tmp_path).inputs(records, 3, 0)), first)
 
 
 def test_same_picture_is_stored_once(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:

@@ -219,13 +219,14 @@ def test_nothing_in_a_run_is_pickled(tmp_path: Path) -> None:
         assert path.suffix not in {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}, path
 
 
-@pytest.mark.parametrize("name", ["save_file", "write_bytes"])
-def test_a_full_disk_ends_in_a_message(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise SafetensorError("I/O error: No space left on device") if name == "save_file" else OSError(28, "full")
+def test_a_full_disk_ends_in_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own for it; OSError is a message of the command line already."""
 
-    monkeypatch.setattr(checkpoint, name, full)
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
     recipe = tiny_recipe("vit_gpt2", tmp_path, save_steps=2, eval_steps=4)
-    with pytest.raises((WorkError, OSError), match=r"step-00000002: cannot be written \(I/O error: No space|full"):
+    with pytest.raises(WorkError, match=r"step-00000002: cannot be written \(I/O error: No space"):
         train(recipe)
     assert not list(_run_of(tmp_path).checkpoints.glob("*writing*"))
