@@ -15,6 +15,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from hfcap.captioners.base import BaseModel
+from hfcap.data.source import dataset_revision
+from hfcap.recipe import DataOptions
 from hfcap.schema import CaptionedImage
 
 PACKAGES = ("hfcap", "torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "huggingface-hub", "numpy")
@@ -74,16 +76,14 @@ def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:
     return digest.hexdigest()
 
 
-def describe_datasets(
-    splits: Mapping[str, Sequence[CaptionedImage]], revision: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """Counts and fingerprint of each split, and the dataset's commit."""
+def describe_datasets(data: DataOptions, splits: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, dict[str, Any]]:
+    """Counts and fingerprint of each split, and the commit that it comes from."""
     return {
         name: {
             "n_images": len(records),
             "n_captions": sum(len(record.captions) for record in records),
             "fingerprint": dataset_fingerprint(records),
-            "revision": revision,
+            "revision": dataset_revision(data, name),
         }
         for name, records in splits.items()
     }
@@ -102,8 +102,8 @@ def loaded_revision(base: BaseModel) -> str | None:
 def describe_environment(
     seed: int,
     base_models: Sequence[BaseModel],
+    data: DataOptions,
     splits: Mapping[str, Sequence[CaptionedImage]],
-    data_revision: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of environment.json."""
     return {
@@ -117,5 +117,5 @@ def describe_environment(
             {"id": base.id, "revision": loaded_revision(base), "role": base.role, "local": base.is_local}
             for base in base_models
         ],
-        "datasets": describe_datasets(splits, data_revision),
+        "datasets": describe_datasets(data, splits),
     }

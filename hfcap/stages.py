@@ -18,7 +18,7 @@ from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
-from hfcap.data.source import dataset_revision, load_split
+from hfcap.data.source import load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
 from hfcap.environment import describe_datasets
 from hfcap.errors import MissingPackageError, UserError
@@ -260,7 +260,7 @@ class Run:
 
     def _record_split(self, split: str, records: Sequence[CaptionedImage]) -> None:
         environment = read_json(self.directory.environment, "environment record")
-        environment["datasets"].update(describe_datasets({split: records}, dataset_revision(self.recipe.data)))
+        environment["datasets"].update(describe_datasets(self.recipe.data, {split: records}))
         write_json(self.directory.environment, environment)
 
     def _scored_names(self) -> list[str]:

@@ -7,8 +7,11 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 from hfcap.captioners.base import BaseModel
 from hfcap.data.source import load_split
+from hfcap.data.sources import hub
 from hfcap.environment import (
     dataset_fingerprint,
     describe_datasets,
@@ -19,6 +22,8 @@ from hfcap.environment import (
 )
 from hfcap.schema import CaptionedImage
 from tests.training.harness import tiny_recipe
+
+DATA = hub.HubOptions(dataset=str(Path(__file__).parent))  # on this disk: it has no commit
 
 
 def records(tmp_path: Path) -> list[CaptionedImage]:
@@ -41,7 +46,7 @@ def test_the_fingerprint_changes_with_ids_names_captions_and_order(tmp_path: Pat
 
 
 def test_counts(tmp_path: Path) -> None:
-    described = describe_datasets({"train": records(tmp_path)})
+    described = describe_datasets(DATA, {"train": records(tmp_path)})
     assert (described["train"]["n_images"], described["train"]["n_captions"]) == (7, 35)
 
 
@@ -78,6 +83,17 @@ def test_the_commit_is_that_of_the_package_and_of_nothing_around_it(tmp_path: Pa
 
 def test_everything_together(tmp_path: Path) -> None:
     models = [BaseModel(str(tmp_path), None, "vision"), BaseModel("someone/model", "abc", "text")]
-    described = describe_environment(3, models, {"train": records(tmp_path)})
+    described = describe_environment(3, models, DATA, {"train": records(tmp_path)})
     assert described["seed"] == 3
     assert [(model["local"], model["revision"]) for model in described["base_models"]] == [(True, None), (False, "abc")]
+
+
+def test_each_split_names_the_commit_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = replace(hub.REGISTERED, revision=lambda options, split_name: f"commit of {split_name}")
+    monkeypatch.setattr(hub, "REGISTERED", source)
+    data = hub.HubOptions(dataset="a/b", validation_split="val")
+    described = describe_datasets(data, {"train": records(tmp_path), "validation": records(tmp_path)})
+    assert {name: facts["revision"] for name, facts in described.items()} == {
+        "train": "commit of train",
+        "validation": "commit of val",
+    }

@@ -20,7 +20,7 @@ from hfcap import decoding, stages
 from hfcap.captioners.loading import load_captioner
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import only_one, read_json, read_json_lines
-from hfcap.recipe import Recipe
+from hfcap.recipe import ExpectOptions, Recipe
 from hfcap.recipe_loading import load_recipe, recipe_from_mapping
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
@@ -64,6 +64,11 @@ def test_published_values_are_compared_with(tmp_path: Path, capsys: pytest.Captu
         f"Published BLEU-1 0.0 (a paper, table 3): {ours.get('bleu_1', 0.0):.1f} here, reached within 2 %",
         f"Published CIDEr-D 250.0 (a paper, table 3): {ours.get('cider', 0.0):.1f} here, not reached",
     ]
+
+
+def test_a_published_value_is_reached_within_its_tolerance() -> None:
+    expect = ExpectOptions(metrics={"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}, tolerance=0.02, source="a paper")
+    assert expect.reached({"a": 0.981, "b": 0.979, "c": None, "other": 9.0}) == {"a": True, "b": False}
 
 
 def test_two_commands_do_not_work_on_one_run(tmp_path: Path) -> None:

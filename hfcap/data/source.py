@@ -26,15 +26,15 @@ class Source:
         description: one line for `hfcap list sources`.
         about: what a model card should say of these pictures and captions (origin, known biases), as Markdown; empty
             where only the user knows.
-        revision: options -> the commit whose pictures and captions `load` gives; None where there is none or it cannot
-            be found out.
+        revision: (options, the source's own name of a split) -> the commit whose pictures and captions `load` gives;
+            None where there is none or it cannot be found out.
     """
 
     options: type[DataOptions]
     load: Callable[[Any, str], list[CaptionedImage]]
     description: str
     about: str = ""
-    revision: Callable[[Any], str | None] = lambda _: None
+    revision: Callable[[Any, str], str | None] = lambda *_: None
 
 
 class NoSuchSplitError(UserError):
@@ -47,10 +47,10 @@ class NoSuchSplitError(UserError):
         super().__init__(f"{where}: no pictures in split {split_name!r} (splits that exist: {names}){advice}")
 
 
-def dataset_revision(options: DataOptions) -> str | None:
-    """Return the commit of the recipe's dataset that is loaded, None where it has none or it cannot be found out."""
+def dataset_revision(options: DataOptions, split: str) -> str | None:
+    """Return the commit that a loaded split comes from, None where it has none or it cannot be found out."""
     source: Source = registry.load("sources", options.source).REGISTERED
-    return source.revision(options)
+    return source.revision(options, getattr(options, f"{split}_split"))
 
 
 def load_split(options: DataOptions, split: Split, check_images: bool = True) -> list[CaptionedImage]:

@@ -13,7 +13,6 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.loading import describe_size
 from hfcap.data.loading import ImageInputs, image_loader, prepared
-from hfcap.data.source import dataset_revision
 from hfcap.environment import describe_environment
 from hfcap.files import folder_being_written, write_json
 from hfcap.progress import error_console, progress_bar
@@ -38,8 +37,8 @@ def fit_stage(
     captioner.model.requires_grad_(False)
     captioner.model.to(accelerator.device).eval()
     if accelerator.is_main_process:
-        revision = dataset_revision(recipe.data)
-        write_json(run.environment, describe_environment(recipe.train.seed, captioner.base_models, splits, revision))
+        described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
+        write_json(run.environment, described)
     records, started = splits["train"], time.monotonic()
     inputs = None
     if captioner.fits_on_images:

@@ -17,7 +17,6 @@ from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.image_cache import cached_pixels
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
-from hfcap.data.source import dataset_revision
 from hfcap.decoding import DecodingJob
 from hfcap.environment import describe_environment
 from hfcap.errors import UserError
@@ -190,8 +189,8 @@ def train_stage(
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
-        revision = dataset_revision(recipe.data)
-        write_json(run.environment, describe_environment(recipe.train.seed, captioner.base_models, splits, revision))
+        described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
+        write_json(run.environment, described)
         if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
             with folder_being_written(run.base_model) as folder:
                 captioner.save(folder, recipe.generate)

@@ -317,7 +317,8 @@ def test_streaming_goes_on_with_the_commit_it_began_with(tmp_path: Path, monkeyp
     load(options, "train")
     load(options.model_copy(update={"max_train_images": 4}), "train")
     assert opened == ["a" * 40] * 2
-    assert dataset_revision(options) == "a" * 40
+    # The other split was not streamed: nothing is known of it.
+    assert dataset_revision(options, "train") == "a" * 40 and dataset_revision(options, "validation") is None
 
 
 def test_a_branch_is_resolved_to_the_commit_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,13 +338,13 @@ def test_a_branch_is_resolved_to_the_commit_that_is_loaded(monkeypatch: pytest.M
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     options = HubOptions(dataset="somebody/pictures", revision="main")
     assert len(load(options, "train")) == 5
-    assert dataset_revision(options) == "c" * 40
+    assert dataset_revision(options, "train") == "c" * 40
     assert asked == [("somebody/pictures", "main"), ("somebody/pictures", "c" * 40)]
     sources_hub._commit_now.cache_clear()
 
 
 def test_what_is_on_this_disk_has_no_commit(tmp_path: Path) -> None:
-    assert dataset_revision(parquet(tmp_path, table())) is None
+    assert dataset_revision(parquet(tmp_path, table()), "train") is None
 
 
 @pytest.mark.parametrize("failure", transport_errors()[1:])

@@ -199,7 +199,7 @@ ENVIRONMENT: dict[str, Any] = {
     "git_commit": "0123456789abcdef0123456789abcdef01234567",
     "seed": 42,
     "base_models": [],
-    "datasets": {"train": {"n_images": 120, "n_captions": 600, "fingerprint": "abc123def456abc1"}},
+    "datasets": {"train": {"n_images": 120, "n_captions": 600, "fingerprint": "abc123def456abc1", "revision": None}},
 }
 SUMMARY: dict[str, Any] = {
     "steps": 40,

@@ -176,9 +176,11 @@ def test_base_models_datasets_and_lora_are_named(run: RunDirectory) -> None:
         {"id": "google/vit", "revision": "abc", "role": "vision", "local": False},
         {"id": "/srv/nobody/gpt2", "revision": None, "role": "text", "local": True},
     ]
-    write_json(run.environment, {**ENVIRONMENT, "base_models": bases})
+    split = {"n_images": 7, "n_captions": 35, "fingerprint": "ab", "revision": "c0ffee"}
+    write_json(run.environment, {**ENVIRONMENT, "base_models": bases, "datasets": {"train": split, "test": split}})
     write_json(run.summary, {**SUMMARY, "method": "lora", "trainable_parameters": 1200})
     card = render_card(run)
+    assert " at commit `c0ffee`, read by hfcap's source " in card
     assert metadata_of(card)["base_model"] == "google/vit"
     assert metadata_of(card)["base_model_relation"] == "finetune"
     assert "LoRA: 1,200 of 100,000 parameters were trained (1.2 %)" in card

@@ -111,10 +111,10 @@ def _streamed_identity(options: HubOptions, split_name: str) -> dict[str, Any]:
     return {**options.model_dump(include=fields), "split": split_name}
 
 
-def loaded_commit(options: HubOptions) -> str | None:
+def loaded_commit(options: HubOptions, split_name: str) -> str | None:
     """Return the commit whose rows `load` gives; None for what is on this disk, or where the Hub does not tell."""
     if options.streaming:
-        return streamed_commit(_streamed_identity(options, options.train_split))
+        return streamed_commit(_streamed_identity(options, split_name))
     return _commit_of(options)
 
 
