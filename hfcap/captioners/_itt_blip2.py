@@ -12,7 +12,6 @@ from hfcap.captioners._itt_kind import expand
 from hfcap.captioners._itt_prefix import Prefix
 from hfcap.captioners._itt_rows import without_prefix
 from hfcap.captioners.parts import require_positions
-from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 
 
@@ -79,19 +78,38 @@ class Blip2(Prefix):
         """Return OPT itself; BLIP-2's forward wants pixels."""
         return self.model.language_model
 
-    def generate_alone(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the language model over queries, prompt and caption, as Blip2ForConditionalGeneration.forward does."""
+        prefix = self.embeddings(image_states, self.prompt_inputs(self.captioner.prompt))
+        rows = torch.cat([prefix, self.model.get_input_embeddings()(input_ids)], dim=1)
+        output = self.model.language_model(
+            inputs_embeds=rows,
+            attention_mask=torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device),
+            use_cache=False,
+        )
+        return output.logits[:, prefix.shape[1] :]
+
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as Blip2ForConditionalGeneration.generate does."""
+        return self._generate(image_states, input_ids, config, {})
+
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Go on with the words after the prompt, which stands in embeddings."""
+        return torch.cat([input_ids, words[:, None]], dim=1)
+
+    def _generate(
+        self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
+    ) -> Any:
         prompt = self.prompt_inputs(self.captioner.prompt)
         prefix = self.embeddings(image_states, prompt)
-        language_model = self.model.language_model
         before = expand(prompt.input_ids[None, :-1], image_states.shape[0], image_states.device)
         ids = torch.cat([before, input_ids], dim=1)
-        output = language_model.generate(
+        output = self.model.language_model.generate(
             input_ids=ids,
             inputs_embeds=torch.cat([prefix, self.model.get_input_embeddings()(input_ids)], dim=1),
             attention_mask=torch.ones_like(ids),
             generation_config=config,
-            **without_steps(config),
+            **faster,
         )
         return without_prefix(output, before.shape[1])
 

@@ -61,7 +61,11 @@ class Florence2(Kind):
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
         ).last_hidden_state
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the model's own forward, its encoder's output given."""
+        return self.model(**self._encoded(image_states), decoder_input_ids=input_ids, use_cache=False).logits
+
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run encoder and decoder; cross-attention keys and values are computed once per image."""
         read = self._read(image_states)
         decoder = self.model.model.language_model.decoder
@@ -73,21 +77,34 @@ class Florence2(Kind):
                 use_cache=False,
             ).last_hidden_state
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Return the language model's head of the states."""
         return self.model.lm_head(states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as the model does, its encoder's output given; the second start token is forced as there."""
-        read = self._read(image_states)
+        return self._generate(image_states, input_ids, config, {})
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate without keeping the scores of every step."""
+        return self._generate(image_states, input_ids, config, without_steps(config))
+
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Leave the start tokens as they are: the second one is forced."""
+        return input_ids
+
+    def _generate(
+        self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
+    ) -> Any:
         output = self.model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=read),
-            attention_mask=torch.ones(read.shape[:2], dtype=torch.long, device=read.device),
-            decoder_input_ids=input_ids[:, :1],
-            generation_config=config,
-            **without_steps(config),
+            **self._encoded(image_states), decoder_input_ids=input_ids[:, :1], generation_config=config, **faster
         )
         return _without_forced_step(output)
+
+    def _encoded(self, image_states: torch.Tensor) -> dict[str, Any]:
+        read = self._read(image_states)
+        mask = torch.ones(read.shape[:2], dtype=torch.long, device=read.device)
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=read), "attention_mask": mask}
 
 
 @contextmanager

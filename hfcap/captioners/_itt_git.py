@@ -58,7 +58,13 @@ class Git(Kind):
         """Return the image encoder's last hidden state, before the projection."""
         return self.model.git.image_encoder(pixel_values).last_hidden_state
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the model's own forward, its image encoder replaced by the states it gave before."""
+        with _encoder_returning_its_input(self.model.git):
+            output = self.model(input_ids=input_ids, pixel_values=image_states[:, None], use_cache=False)
+        return output.logits[:, -input_ids.shape[1] :]
+
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the transformer over picture and packed words; positions count words only."""
         git = self.model.git
         prefix = git.visual_projection(image_states)
@@ -68,12 +74,21 @@ class Git(Kind):
         hidden = git.encoder(torch.cat([prefix.to(words.dtype), words], dim=1), attention_mask=mask, use_cache=False)
         return hidden.last_hidden_state[:, n_prefix:]
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Return GIT's output layer of the states."""
         return self.model.output(states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as the model does, its image encoder replaced by the states it gave before."""
+        return self._generate(image_states, input_ids, config, {})
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate without keeping the scores of every step."""
+        return self._generate(image_states, input_ids, config, without_steps(config))
+
+    def _generate(
+        self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
+    ) -> Any:
         with _encoder_returning_its_input(self.model.git):
             return self.model.generate(
                 input_ids=input_ids,
@@ -81,7 +96,7 @@ class Git(Kind):
                 # Four dimensions, as of a picture: GIT takes five for a film.
                 pixel_values=image_states[:, None],
                 generation_config=config,
-                **without_steps(config),
+                **faster,
             )
 
 

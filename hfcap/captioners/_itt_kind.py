@@ -50,9 +50,6 @@ class Kind(ABC):
     default_image_size: ClassVar[int | None] = None
     """Side of the square that pictures are resized to first, for models that take pictures of any size."""
 
-    packs: ClassVar[bool] = True
-    """Whether the captions of a picture stand in one row."""
-
     def __init__(self, captioner: Captioner) -> None:
         self.captioner = captioner
         self._prompts: dict[str, PromptInputs] = {}
@@ -78,16 +75,35 @@ class Kind(ABC):
         """Return what the frozen part of the picture's path gives: pixels of B pictures -> (B, S, D)."""
 
     @abstractmethod
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Return (B, P, H) for packed captions behind the captioner's own prompt, before the head."""
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, V) of one caption per row (B, T) after the captioner's own prompt, from the model's forward."""
 
     @abstractmethod
-    def head(self, states: torch.Tensor) -> torch.Tensor:
-        """Return logits of decoder states: (..., H) -> (..., V)."""
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate after the captioner's own prompt by the model's `generate`; sequences begin with `input_ids`."""
 
-    @abstractmethod
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate behind the captioner's own prompt; sequences begin with `input_ids`."""
+    # ---- what a kind may do faster -----------------------------------------------------------------------------
+
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Return (B, P, H) for packed captions after the captioner's own prompt, before the head."""
+        raise NotImplementedError
+
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return logits of `packed_states`: (..., H) -> (..., V)."""
+        return states
+
+    @property
+    def packs(self) -> bool:
+        """Whether the captions of an image can stand in one row."""
+        return type(self).packed_states is not Kind.packed_states
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate what `plain_generate` does in less time."""
+        raise NotImplementedError
+
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Return start tokens that go on with another word for each image, for the check of generation."""
+        return torch.cat([input_ids, words[:, None]], dim=1)
 
     # ---- prompt, start and end ---------------------------------------------------------------------------------
 

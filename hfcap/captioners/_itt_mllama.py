@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from hfcap.captioners._itt_kind import expand
 from hfcap.captioners._itt_rows import Rows, accepted
+from hfcap.captioners.shared_attention import cache_argument
 
 
 class Mllama(Rows):
@@ -47,18 +48,21 @@ class Mllama(Rows):
         """Return projected states, which cross-attention reads."""
         return {"cross_attention_states": self.model.model.multi_modal_projector(image_states)}
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate as the model does; after the first step the picture is in the cache."""
+    def _generate(
+        self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
+    ) -> Any:
+        # After the first step the picture is in the cache.
         with _read_once(self.model.model):
-            return super().generate(image_states, input_ids, config)
+            return super()._generate(image_states, input_ids, config, faster)
 
 
 @contextmanager
 def _read_once(model: Any) -> Iterator[None]:
     """Withhold the picture's states once the cache holds tokens: `generate` goes on giving them."""
+    name = cache_argument(model)
 
     def withhold(_module: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        cache = named.get("past_key_values")
+        cache = named.get(name)
         if cache is not None and cache.get_seq_length() > 0:
             named = {**named, "cross_attention_states": None}
         return arguments, named

@@ -14,7 +14,8 @@ from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners._itt_kind import PromptInputs
 from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.parts import prefix_attention_mask
-from hfcap.captioners.shared_prefix import SharedPrefix, looks_back
+from hfcap.captioners.probe import penalises_repetition
+from hfcap.captioners.shared_prefix import SharedPrefix
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
 
@@ -22,7 +23,6 @@ from hfcap.schema import PackedCaptions
 class Prefix(Generic):
     """A model that hfcap knows masks and positions of, so that it packs."""
 
-    packs = True
     shares_prefix: ClassVar[bool] = True
     """Whether the prefix is read as any text is: causally, at positions 0, 1, 2, ..."""
 
@@ -50,7 +50,7 @@ class Prefix(Generic):
         """Return the additive mask over prefix and packed captions."""
         return prefix_attention_mask(caption_index, n_prefix, dtype)
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the language model over prefix and packed captions."""
         prompt = self.prompt_inputs(self.captioner.prompt)
         prefix = self.embeddings(image_states, prompt)
@@ -66,14 +66,14 @@ class Prefix(Generic):
         )
         return hidden.last_hidden_state[:, n_prefix:]
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Return the head of the states."""
         return self.language_model().get_output_embeddings()(states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate as the model does; the rows of an image share its prefix where that can be."""
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with one prefix for all rows of an image, where that can be."""
         # The model's own generate also forbids to repeat the prompt.
-        if self.shares_prefix and not looks_back(config):
+        if self.shares_prefix and not penalises_repetition(config):
             language_model = self.language_model()
             prefix = self.embeddings(image_states, self.prompt_inputs(self.captioner.prompt))
             shared = SharedPrefix.read(language_model, prefix)
@@ -82,11 +82,7 @@ class Prefix(Generic):
                     return language_model.generate(
                         **shared.inputs(input_ids), generation_config=config, **leaving(config, shared.keep)
                     )
-        return self.generate_alone(image_states, input_ids, config)
-
-    def generate_alone(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate with a prefix in every row."""
-        return super().generate(image_states, input_ids, config)
+        return super().fast_generate(image_states, input_ids, config)
 
     def language_model(self) -> Any:
         """Return the model whose base takes embeddings, and whose head makes logits."""

@@ -42,9 +42,9 @@ class PaliGemma(Prefix):
         """PaliGemma counts from 1."""
         return super().positions(prompt, device) + 1
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Cap the logits as Gemma 2 does, in PaliGemma 2."""
-        logits = super().head(states)
+        logits = super().packed_head(states)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -17,7 +17,6 @@ from hfcap.captioners._itt_kind import Kind, PromptInputs, expand
 from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
-from hfcap.schema import PackedCaptions
 
 _USUAL_SIZE, _MOST_SIZE = 448, 560
 """Sides of the square that pictures are resized to: where the vision part names none, and at most."""
@@ -25,8 +24,6 @@ _USUAL_SIZE, _MOST_SIZE = 448, 560
 
 class Rows(Kind):
     """A decoder that is given prompt and caption in one row, and the picture's states beside it."""
-
-    packs: ClassVar[bool] = False
 
     @abstractmethod
     def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
@@ -76,41 +73,37 @@ class Rows(Kind):
         first, *rest = self.prompt_inputs(self.captioner.prompt).pixel_shape
         return pixel_values.reshape(len(pixel_values) * first, *rest)
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Return the logits (B, P, V) themselves: one caption per row, put back to where it is packed."""
-        prompt, device = self.prompt_inputs(self.captioner.prompt), image_states.device
-        inside = packed.caption_index >= 0
-        per_image, longest = int(packed.caption_index.max()) + 1, int(packed.position_ids.max()) + 1
-        count, n_prefix = len(image_states) * per_image, len(prompt.input_ids) - 1
-        first_row = torch.arange(len(image_states), device=device)[:, None] * per_image
-        rows, columns = (first_row + packed.caption_index)[inside], n_prefix + packed.position_ids[inside]
-        ids = expand(prompt.input_ids[None], count, device)
-        ids = torch.cat([ids, ids.new_full((count, longest - 1), self.captioner.pad_token_id)], dim=1)
-        ids[rows, columns] = packed.input_ids[inside]
-        mask = torch.zeros_like(ids)
-        mask[:, :n_prefix] = 1
-        mask[rows, columns] = 1
-        logits = self.model(
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits at the captions: prompt and caption in one row."""
+        prompt, count = self.prompt_inputs(self.captioner.prompt), len(input_ids)
+        before = expand(prompt.input_ids[None, :-1], count, input_ids.device)
+        ids = torch.cat([before, input_ids], dim=1)
+        return self.model(
             input_ids=ids,
-            attention_mask=mask,
-            logits_to_keep=longest,
+            attention_mask=torch.ones_like(ids),
+            logits_to_keep=input_ids.shape[1],
             use_cache=False,
-            **self.picture_arguments(image_states.repeat_interleave(per_image, dim=0)),
-            **{name: _for_rows(value, n_prefix + 1, ids) for name, value in self._word_extras().items()},
+            **self.picture_arguments(image_states),
+            **{name: _for_rows(value, before.shape[1] + 1, ids) for name, value in self._word_extras().items()},
         ).logits
-        packed_logits = logits.new_zeros(*packed.input_ids.shape, logits.shape[-1])
-        packed_logits[inside] = logits[rows, columns - n_prefix]
-        return packed_logits
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the states, which are logits already."""
-        return states
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as the model does from the processor's inputs, with the picture's states given."""
+        return self._generate(image_states, input_ids, config, {})
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate as the model does from the processor's inputs, with the picture's states given.
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with a batch that finished images leave, unless the model keeps positions of its rows to itself."""
+        keeps_positions = hasattr(self.model.base_model, "rope_deltas")  # Qwen-VL's do
+        faster = without_steps(config) if keeps_positions else leaving(config)
+        return self._generate(image_states, input_ids, config, faster)
 
-        Finished images leave the batch, unless the model keeps positions of its rows to itself, as Qwen-VL's do.
-        """
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Put the words in place of the prompt's last token: the processor's outputs are for a prompt of its length."""
+        return torch.cat([input_ids[:, :-1], words[:, None]], dim=1)
+
+    def _generate(
+        self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
+    ) -> Any:
         prompt = self.prompt_inputs(self.captioner.prompt)
         batch, device = image_states.shape[0], image_states.device
         before = expand(prompt.input_ids[None, :-1], batch, device)
@@ -120,7 +113,7 @@ class Rows(Kind):
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             **self.picture_arguments(image_states),
-            **(without_steps(config) if hasattr(self.model.base_model, "rope_deltas") else leaving(config)),
+            **faster,
             **{name: expand(value, batch, device) for name, value in self._word_extras().items()},
         )
         return without_prefix(output, before.shape[1])

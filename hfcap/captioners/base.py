@@ -17,14 +17,13 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap import registry
+from hfcap.captioners.probe import may_generate_fast, may_pack
+from hfcap.captioners.rows import as_rows
+from hfcap.captioners.sidecar import SIDECAR, without_places
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
 from hfcap.recipe import SAMPLING_ONLY, GenerateOptions, ModelOptions
 from hfcap.schema import PackedCaptions
-
-SIDECAR = "hfcap.json"
-"""Small file beside the weights: what transformers has no field for (family and caption prompt)."""
-
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
@@ -100,6 +99,9 @@ class Captioner(ABC):
         self.base_models = list(base_models)
         self.assembled = assembled
         """True when no repository holds these weights as a whole (parts put together, or built from a config)."""
+        self._packed = False
+        self.verdicts: dict[str, bool] = {}
+        """Which faster ways of computing gave the same as the plain ones (probe.py)."""
 
     @classmethod
     def effective_decoding(cls, options: Any, generate: GenerateOptions) -> GenerateOptions | None:
@@ -151,12 +153,15 @@ class Captioner(ABC):
         """Run the image encoder: (B, 3, height, width) float -> image states (B, S, D)."""
 
     @abstractmethod
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run everything behind the encoder over packed captions: (B, S, D) and (B, P) -> (B, P, V)."""
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the model's own forward with one caption per row: (B, S, D), (B, T) -> logits (B, T, V).
+
+        Rows begin with the start token and the prompt, and may be filled up at the end with any tokens.
+        """
 
     @abstractmethod
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate from image states (B, S, D) and start tokens (B, T).
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate from image states (B, S, D) and start tokens (B, T) by the documented `generate` of the model.
 
         Returns transformers' generate output; its sequences begin with `input_ids`.
         """
@@ -168,17 +173,25 @@ class Captioner(ABC):
 
     # ---- what a family may say ---------------------------------------------------------------------------------
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run everything behind the encoder but the head: (B, S, D) and (B, P) -> (B, P, H).
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run everything behind the encoder but the head over packed captions: (B, S, D) and (B, P) -> (B, P, H).
 
-        `head(decoder_states(...))` equals `logits(...)`; training computes the head only where labels are. A family
-        that does not override the two keeps its logits as states, and has the cost of computing all of them.
+        Optional: saves reading an image again for each of its captions. `packed_head` of it must equal `plain_logits`
+        at every caption's positions; that is checked before it is used.
         """
-        return self.logits(image_states, packed)
+        raise NotImplementedError
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
-        """Run the head over any number of positions: (..., H) -> (..., V)."""
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run the head over any number of positions of `packed_states`: (..., H) -> (..., V)."""
         return states
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate what `plain_generate` does in less time; optional, and checked before it is used."""
+        raise NotImplementedError
+
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Return start tokens (B, T) that go on with another word (B,) for each image, for the check of generation."""
+        return torch.cat([input_ids, words[:, None]], dim=1)
 
     def states_and_penalty(
         self, image_states: torch.Tensor, packed: PackedCaptions
@@ -225,6 +238,36 @@ class Captioner(ABC):
 
     # ---- the same for all families -----------------------------------------------------------------------------
 
+    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run everything behind the encoder over packed captions: (B, S, D) and (B, P) -> (B, P, V)."""
+        return self.head(self.decoder_states(image_states, packed))
+
+    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run everything behind the encoder but the head: (B, S, D) and (B, P) -> (B, P, H).
+
+        Training computes the head only where labels are. Where captions cannot be packed, these are the logits of one
+        row per caption, put back to where they are packed, and the head leaves them as they are.
+        """
+        self._packed = self.packs_captions and may_pack(self, image_states)
+        if self._packed:
+            return self.packed_states(image_states, packed)
+        rows = as_rows(packed)
+        return rows.packed(self.plain_logits(image_states.repeat_interleave(rows.per_image, dim=0), rows.input_ids))
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Run the head over any number of positions of `decoder_states`: (..., H) -> (..., V)."""
+        return self.packed_head(states) if self._packed else states
+
+    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate from image states (B, S, D) and start tokens (B, T), the fast way where it gives the same.
+
+        Returns transformers' generate output, or one with the fields `sequences` and `sequences_scores`; its sequences
+        begin with `input_ids`.
+        """
+        if self.generates_fast and may_generate_fast(self, image_states, input_ids, config):
+            return self.fast_generate(image_states, input_ids, config)
+        return self.plain_generate(image_states, input_ids, config)
+
     @classmethod
     def from_pretrained(cls, options: ModelOptions) -> Self:
         """Load the whole captioner that `model.pretrained` names."""
@@ -260,9 +303,19 @@ class Captioner(ABC):
         return True
 
     @property
+    def states_dtype(self) -> torch.dtype:
+        """Number type of the weights, those that are quantised left out."""
+        return next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+
+    @property
     def packs_captions(self) -> bool:
-        """Whether the captions of a picture stand in one row, which needs a mask of its own."""
-        return True
+        """Whether the captions of an image can stand in one row, which needs a mask of its own."""
+        return type(self).packed_states is not Captioner.packed_states
+
+    @property
+    def generates_fast(self) -> bool:
+        """Whether there is a faster way than the model's own `generate`."""
+        return type(self).fast_generate is not Captioner.fast_generate
 
     @property
     def caption_lead(self) -> str:
@@ -340,21 +393,3 @@ class Captioner(ABC):
     def take_notes(self, notes: Mapping[str, str]) -> None:
         """Take over what `notes` gave when this captioner, or an adapter for it, was saved."""
         self.prompt = notes.get("prompt", self.prompt)
-
-
-def without_places(value: Any) -> Any:
-    """Return a model's configuration without the folders it was loaded from."""
-    if isinstance(value, dict):
-        return {key: without_places(inner) for key, inner in value.items() if key != "_name_or_path"}
-    return value
-
-
-def read_sidecar(folder: Path) -> dict[str, str]:
-    """Return family and prompt that `Captioner.save` wrote; empty for models that hfcap did not write."""
-    path = folder / SIDECAR
-    if not path.is_file():
-        return {}
-    values = read_json(path, "hfcap's note beside the weights")
-    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-        raise UserError(f"{path}: must map names to texts; delete the file or write the model again")
-    return values

@@ -25,7 +25,6 @@ from hfcap.captioners.parts import (
     wrap_texts,
 )
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
-from hfcap.captioners.step_scores import without_steps
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
@@ -137,12 +136,14 @@ class Blip(Captioner):
         """Return the vision model's last hidden state, class token first."""
         return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the text decoder; cross-attention keys and values are computed once per image."""
-        return self.head(self.decoder_states(image_states, packed))
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the text decoder."""
+        return self.model.text_decoder(
+            input_ids=input_ids, encoder_hidden_states=image_states, use_cache=False
+        ).logits
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the text decoder up to its head."""
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the text decoder up to its head; cross-attention keys and values are computed once per image."""
         return self.model.text_decoder.bert(
             input_ids=packed.input_ids,
             attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
@@ -152,25 +153,38 @@ class Blip(Captioner):
             is_decoder=True,
         ).last_hidden_state
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Run BERT's transform and the projection to words."""
         return self.model.text_decoder.cls(states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate as BlipForConditionalGeneration.generate does behind its vision model."""
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as BlipForConditionalGeneration.generate does after its vision model."""
+        return self.model.text_decoder.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            encoder_hidden_states=image_states,
+            generation_config=config,
+        )
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with one copy of the keys and values of an image for all its beams."""
         decoder = self.model.text_decoder
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         if not (is_replaced(decoder) or can_share(decoder)):
             return decoder.generate(
-                **inputs, encoder_hidden_states=image_states, generation_config=config, **without_steps(config)
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                encoder_hidden_states=image_states,
+                generation_config=config,
+                **leaving(config),
             )
         with shared_attention(decoder):
             return decoder.generate(
-                **inputs,
-                past_key_values=image_cache(decoder, image_states),
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
                 # Only asked whether it is there: keys and values come from the cache.
                 encoder_hidden_states=image_states[:, :1],
                 generation_config=config,
+                **image_cache(decoder, image_states),
                 **leaving(config),
             )
 

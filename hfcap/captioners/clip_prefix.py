@@ -33,7 +33,8 @@ from hfcap.captioners.parts import (
     train_tokenizer,
     wrap_texts,
 )
-from hfcap.captioners.shared_prefix import SharedPrefix, looks_back
+from hfcap.captioners.probe import penalises_repetition
+from hfcap.captioners.shared_prefix import SharedPrefix
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
 from hfcap.recipe import TokenizerOptions
@@ -165,12 +166,12 @@ class ClipPrefix(OwnModelCaptioner):
             "text": [self.model.language_model],
         }
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run mapper and language model; every caption of the row sees the one prefix and nothing of the others."""
-        return self.head(self.decoder_states(image_states, packed))
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the published model's own forward."""
+        return self.model(image_states=image_states, input_ids=input_ids).logits
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the mapper and the language model up to its head; states of the text positions."""
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run mapper and language model up to its head; every caption sees the one prefix and nothing of the others."""
         n_prefix = _prefix_positions(self.model.config)
         inputs = self.model.language_inputs(
             image_states,
@@ -180,17 +181,21 @@ class ClipPrefix(OwnModelCaptioner):
         )
         return body_states(self.model.language_model, **inputs)[:, n_prefix:]
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Run the language model's head."""
         return head_logits(self.model.language_model, states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate by the published model's own `generate`."""
+        return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate from the prefix of encoded images; all rows of an image share one copy of it."""
         language_model = self.model.language_model
         embeddings = self.model.get_input_embeddings().weight
         prefix = None
         # From embeddings, as the published model generates, `generate` forbids repetitions in the new words alone.
-        if not looks_back(config):
+        if not penalises_repetition(config):
             prefix = SharedPrefix.read(language_model, self.model.mapper(image_states).to(embeddings.dtype))
         if prefix is None:
             return self.model.generate(

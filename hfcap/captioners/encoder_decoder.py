@@ -64,12 +64,12 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
         """Encoder; bridge and decoder."""
         return {"vision": [self.model.vision_model], "text": [self.model.bridge, self.model.decoder]}
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run bridge and decoder; cross-attention keys and values are computed once per image."""
-        return self.head(self.decoder_states(image_states, packed))
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the published model's own forward."""
+        return self.model(image_states=image_states, input_ids=input_ids).logits
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run bridge and decoder up to its head."""
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run bridge and decoder up to its head; cross-attention keys and values are computed once per image."""
         decoder = self.model.decoder
         return body_states(
             decoder,
@@ -79,12 +79,16 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
             encoder_hidden_states=self.model.bridge(image_states),
         )
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Run the decoder's head."""
         return head_logits(self.model.decoder, states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate from encoded images; beams share one copy of their image's keys and values."""
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate by the published model's own `generate`."""
+        return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with one copy of the keys and values of an image for all its beams."""
         decoder = self.model.decoder
         if not can_share(decoder):
             return self.model.generate(
@@ -97,10 +101,10 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 position_ids=positions.expand_as(input_ids),
-                past_key_values=image_cache(decoder, read),
                 # Only asked whether they are there: keys and values come from the cache.
                 encoder_hidden_states=read[:, :1],
                 generation_config=config,
+                **image_cache(decoder, read),
                 **leaving(config),
             )
 

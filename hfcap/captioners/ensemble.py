@@ -216,7 +216,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
         """Return the joined pixel values (B, P) as (B, 1, P): each member encodes its own."""
         return pixel_values.flatten(1)[:, None]
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Choose captions by plain transformers alone, as the published model does."""
         return self.model.generate(image_states[:, 0], generation_config=config)
 

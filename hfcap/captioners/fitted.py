@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.schema import CaptionedImage, PackedCaptions
+from hfcap.schema import CaptionedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,6 @@ class FittedCaptioner(Captioner):
             UserError: the data cannot be used, for example because no caption is left.
         """
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Not there: nothing that is shared asks a family without `trains_by_gradients` for logits."""
         raise AssertionError(f"{type(self).__name__} has no logits")

@@ -255,21 +255,29 @@ class ImageTextToText(Captioner):
         """Return what the vision part gives: before the connector where the kind knows it, else behind it."""
         return self.kind.encode(self._in_number_type(pixel_values))
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run connector and language model over packed captions."""
-        return self.head(self.decoder_states(image_states, packed))
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the model's own forward after the captioner's own prompt."""
+        return self.kind.plain_logits(self._in_number_type(image_states), input_ids)
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the same but the head."""
-        return self.kind.decoder_states(self._in_number_type(image_states), packed)
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run connector and language model up to its head."""
+        return self.kind.packed_states(self._in_number_type(image_states), packed)
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Run the head."""
-        return self.kind.head(states)
+        return self.kind.packed_head(states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate behind the captioner's own prompt, of which `input_ids` is the end."""
-        return self.kind.generate(self._in_number_type(image_states), input_ids, config)
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate after the captioner's own prompt, of which `input_ids` is the end."""
+        return self.kind.plain_generate(self._in_number_type(image_states), input_ids, config)
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate the same in less time."""
+        return self.kind.fast_generate(self._in_number_type(image_states), input_ids, config)
+
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Return start tokens that go on with another word for each image."""
+        return self.kind.started_with(input_ids, words)
 
     def plain_start(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
         """Return the token that the model's own `generate` starts the caption from, given the processor's inputs."""

@@ -9,7 +9,7 @@ Letters: B images, A of them still in the batch, n rows of each, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,8 +187,7 @@ def _beam_search(
 ) -> FoundCaptions:
     n, start, length = batch.n_rows, ids.shape[1], ids.shape[1]
     beams = everything = _Beams.start(ids, n, config)
-    eos = config._eos_token_tensor
-    width = max(2, 1 + (0 if eos is None else len(eos))) * n
+    width = max(2, 1 + len(_end_tokens(config))) * n
     while True:
         flat = beams.ids[..., :length].flatten(0, 1)
         logarithms = processor(flat, batch.logits(flat).log_softmax(-1)).view(*beams.scores.shape, -1)
@@ -259,9 +258,11 @@ def _take_ended(
 
 
 def _reorder(batch: _Batch, rows: torch.Tensor) -> None:
-    cache = batch.kwargs.get("past_key_values")
-    assert cache is not None, "beam search goes through a cache"
-    cache.reorder_cache(rows)
+    # Known by what it can do: releases of transformers call the argument differently.
+    caches = [value for value in batch.kwargs.values() if hasattr(value, "reorder_cache")]
+    assert caches, "beam search goes through a cache"
+    for cache in caches:
+        cache.reorder_cache(rows)
 
 
 def _write_back(everything: _Beams, beams: _Beams, images: torch.Tensor) -> None:
@@ -275,8 +276,10 @@ def _gathered(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return ids.gather(1, places[..., None].expand(-1, -1, ids.shape[-1]))
 
 
+def _end_tokens(config: GenerationConfig) -> list[int]:
+    ends = config.eos_token_id
+    return [] if ends is None else [int(end) for end in (ends if isinstance(ends, Sequence) else [ends])]
+
+
 def _padding(config: GenerationConfig) -> int:
-    pad, end = config._pad_token_tensor, config._eos_token_tensor
-    if pad is not None:
-        return int(pad)
-    return -1 if end is None else int(end[0])
+    return int(config.pad_token_id) if config.pad_token_id is not None else [*_end_tokens(config), -1][0]

@@ -18,6 +18,7 @@ from .modeling_image_encoder import (
     as_config,
     new_vision_model,
     next_token_loss,
+    refuse_unknown,
 )
 
 
@@ -153,6 +154,7 @@ class ClipPrefixForConditionalGeneration(ImageCaptioner):
         `attention_mask` is (B, T) over the text, or already additive (B, 1, N + T, N + T) over prefix and text; then
         `position_ids` (B, T) count from 0 per caption.
         """
+        refuse_unknown(self, kwargs)
         image_states, input_ids = self.states_and_text(pixel_values, image_states, input_ids)
         outputs = self.language_model(
             **self.language_inputs(image_states, input_ids, attention_mask, position_ids),

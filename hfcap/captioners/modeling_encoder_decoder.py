@@ -18,9 +18,11 @@ from .modeling_image_encoder import (
     ImageCaptionerConfig,
     LinearMapper,
     as_config,
+    cache_argument,
     new_vision_model,
     next_token_loss,
     position_offset,
+    refuse_unknown,
 )
 
 
@@ -69,6 +71,7 @@ class EncoderDecoderModel(ImageCaptioner):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V), and the loss when `labels` (B, T) are given; `attention_mask` is (B, T)."""
+        refuse_unknown(self, kwargs)
         image_states, input_ids = self.states_and_text(pixel_values, image_states, input_ids)
         outputs = self.decoder(
             input_ids=input_ids,
@@ -90,7 +93,7 @@ class EncoderDecoderModel(ImageCaptioner):
             attention_mask=torch.ones_like(input_ids),
             position_ids=positions.expand_as(input_ids),
             encoder_hidden_states=self.bridge(image_states),
-            past_key_values=cache,
+            **{cache_argument(self.decoder): cache},
             **options,
         )
 

@@ -5,6 +5,7 @@ B images, S image states, D encoder width, H text width, T text positions, V voc
 """
 
 import importlib
+import inspect
 from typing import Any
 
 import torch
@@ -204,6 +205,21 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.
         return None
     flat = logits[:, :-1].flatten(0, 1).float()
     return nn.functional.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def cache_argument(model: Any) -> str:
+    """Return what a model's forward calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    parameters = inspect.signature(model.forward).parameters
+    return next(name for name in ("cache", "past_key_values") if name in parameters)
+
+
+def refuse_unknown(model: Any, arguments: dict[str, Any]) -> None:
+    """Raise a TypeError for arguments of `forward` that would change its result if they were not ignored."""
+    harmless = {"use_cache", "return_dict", "output_attentions", "output_hidden_states", "logits_to_keep"}
+    harmless |= {"num_items_in_batch", "token_type_ids"}
+    unknown = sorted(name for name, value in arguments.items() if value is not None and name not in harmless)
+    if unknown:
+        raise TypeError(f"{type(model).__name__}.forward does not know {', '.join(unknown)}")
 
 
 def position_offset(language_model: Any) -> int:

@@ -14,7 +14,16 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_image_encoder import ImageCaptioner, ImageCaptionerConfig, new_vision_model, next_token_loss
+from .modeling_image_encoder import (
+    ImageCaptioner,
+    ImageCaptionerConfig,
+    new_vision_model,
+    next_token_loss,
+    refuse_unknown,
+)
+
+CACHE_FIELDS = [name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__]
+"""Under which name `generate` takes a step's state from the output: "cache" since transformers 5.24."""
 
 
 class ShowAttendTellConfig(ImageCaptionerConfig):
@@ -269,21 +278,43 @@ class AttendTellDecoder(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor,
         image_states: torch.Tensor,
         image_keys: torch.Tensor | None = None,
+        cache: RecurrentState | None = None,
         past_key_values: RecurrentState | None = None,
-        use_cache: bool | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Read tokens (B, T), one row per image; `image_states` are its `cells`, `attentions` the weights (B, T, S)."""
+        """Read tokens (B, T), one row per image; `image_states` are its `cells`, `attentions` the weights (B, T, S).
+
+        The state to go on from comes as `cache` or, as before transformers 5.24, as `past_key_values`. Rows are not
+        filled up: `attention_mask` says nothing.
+        """
+        refuse_unknown(self, kwargs)
+        before = past_key_values if cache is None else cache
         embedded = self.embed(input_ids)
         words = self.cell.words(embedded)
-        state = None if past_key_values is None else past_key_values.value[:, None]
+        state = None if before is None else before.value[:, None]
         steps = self.run(image_states, words.split(1, dim=1), state, image_keys)
-        length = input_ids.shape[1] + (0 if past_key_values is None else past_key_values.get_seq_length())
-        return CausalLMOutputWithPast(
+        length = input_ids.shape[1] + (0 if before is None else before.get_seq_length())
+        output: Any = CausalLMOutputWithPast
+        return output(
             logits=self.head(self.output_mlp(embedded, steps.hidden, steps.context)),
-            past_key_values=RecurrentState(steps.state[:, 0], length),  # type: ignore[arg-type]  # as Cache, where used
             attentions=(steps.weights,),
+            **dict.fromkeys(CACHE_FIELDS[:1], RecurrentState(steps.state[:, 0], length)),
         )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, image_states: Any = None, image_keys: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the arguments of `forward` for the next step of sequences (B, T).
+
+        With the state of an earlier step, only the tokens behind it are read. Where `generate` of some release does
+        not hand the state on, everything is read again: slower, and the same words.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "image_states": image_states, "image_keys": image_keys}
+        state = next((value for value in kwargs.values() if isinstance(value, RecurrentState)), None)
+        if state is not None:
+            inputs |= {"input_ids": input_ids[:, state.get_seq_length() :], "cache": state}
+        return inputs
 
 
 class ShowAttendTellForConditionalGeneration(ImageCaptioner):
@@ -308,6 +339,7 @@ class ShowAttendTellForConditionalGeneration(ImageCaptioner):
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V), and the cross-entropy when `labels` (B, T) are given (without the regulariser)."""
         image_states, input_ids = self.states_and_text(pixel_values, image_states, input_ids)
+        refuse_unknown(self, kwargs)
         output = self.decoder(input_ids=input_ids, image_states=self.decoder.cells(image_states))
         output.loss = next_token_loss(output.logits, labels)
         return output

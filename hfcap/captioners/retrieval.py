@@ -167,7 +167,7 @@ class Retrieval(FittedCaptioner, OwnModelCaptioner):
         """Image encoder, and the projection into the index's space."""
         return {"vision": [self.model.vision_model], "index": [self.model.projection]}
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Look up captions; `input_ids` is the start token."""
         return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
 

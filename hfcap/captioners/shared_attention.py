@@ -8,6 +8,7 @@ have got with a copy of its own. The loop, the scores and the choice of beams st
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -63,17 +64,28 @@ class ImageCache(EncoderDecoderCache):
         self.cross_attention_cache.batch_select_indices(indices[::n_rows] // n_rows)
 
 
-def image_cache(decoder: Any, image_states: torch.Tensor) -> ImageCache:
+def image_cache(decoder: Any, image_states: torch.Tensor) -> dict[str, ImageCache]:
     """Project image states (B, S, D) to the keys and values of every layer of a decoder, once.
 
     Args:
-        decoder: a model with cross-attention that takes `input_ids`, `encoder_hidden_states` and `past_key_values`.
+        decoder: a model with cross-attention that takes `input_ids`, `encoder_hidden_states` and a cache.
+
+    Returns:
+        The cache under the name of the decoder's argument, for its `generate`.
     """
+    name = cache_argument(decoder)
     filled = EncoderDecoderCache(DynamicCache(), DynamicCache())
     # The decoder's own code projects; the token it sees meanwhile is forgotten.
     token = torch.zeros(image_states.shape[0], 1, dtype=torch.long, device=image_states.device)
-    decoder(input_ids=token, encoder_hidden_states=image_states, past_key_values=filled, use_cache=True)
-    return ImageCache(DynamicCache(), filled.cross_attention_cache)
+    decoder(input_ids=token, encoder_hidden_states=image_states, use_cache=True, **{name: filled})
+    assert filled.cross_attention_cache.get_seq_length() == image_states.shape[1], "the cache was not filled"
+    return {name: ImageCache(DynamicCache(), filled.cross_attention_cache)}
+
+
+def cache_argument(model: Any) -> str:
+    """Return what a model's forward calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    parameters = inspect.signature(model.forward).parameters
+    return next(name for name in ("cache", "past_key_values") if name in parameters)
 
 
 def can_share(decoder: Any) -> bool:

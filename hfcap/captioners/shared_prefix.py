@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -27,11 +27,6 @@ _NEUTRAL = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "cac
 
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Layer number -> keys and values of the prefix, (B, heads, N, D)."""
-
-
-def looks_back(config: GenerationConfig) -> bool:
-    """Whether generation forbids repetitions: of what, depends on how the published model is given prefix and text."""
-    return config.repetition_penalty not in (None, 1.0) or bool(config.no_repeat_ngram_size)
 
 
 class SharedPrefix:

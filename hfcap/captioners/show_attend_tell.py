@@ -101,15 +101,15 @@ class ShowAttendTell(OwnModelCaptioner):
         """Image encoder and decoder."""
         return {"vision": [self.model.vision_model], "text": [self.model.decoder]}
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the decoder over all captions of an image together, each as a row of its own."""
-        return self.head(self.decoder_states(image_states, packed))
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the published model's own forward."""
+        return self.model(image_states=image_states, input_ids=input_ids).logits
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the decoder up to its head."""
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run the decoder up to its head over all captions of an image together, each as a row of its own."""
         return self._run(image_states, packed)[0]
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Run the decoder's head (the paper's L_o)."""
         return self.model.decoder.head(states)
 
@@ -117,10 +117,12 @@ class ShowAttendTell(OwnModelCaptioner):
         self, image_states: torch.Tensor, packed: PackedCaptions
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the decoder's states and the doubly stochastic regulariser of the same pass."""
-        states, weights = self._run(image_states, packed)
         strength = self.model.config.attention_penalty
         if strength == 0:
-            return states, None
+            return self.decoder_states(image_states, packed), None
+        states, weights = self._run(image_states, packed)
+        # The recurrence is the published model's own code, which both ways run: nothing to check here.
+        self._packed = True
         return states, strength * doubly_stochastic_penalty(weights, packed)
 
     def _run(self, image_states: torch.Tensor, packed: PackedCaptions) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,8 +134,12 @@ class ShowAttendTell(OwnModelCaptioner):
         states = decoder.output_mlp(embedded, rows.to_packed(steps.hidden), rows.to_packed(steps.context))
         return states, rows.to_packed(steps.weights)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate from encoded images."""
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate by the published model's own `generate`."""
+        return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with a batch that finished images leave."""
         return self.model.generate(
             image_states=image_states, input_ids=input_ids, generation_config=config, **leaving(config)
         )

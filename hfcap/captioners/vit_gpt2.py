@@ -203,12 +203,16 @@ class VitGpt2(Captioner):
         """Return the encoder's last hidden state, before the projection to the decoder's width."""
         return self.model.encoder(pixel_values=pixel_values).last_hidden_state
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run projection and decoder; cross-attention keys and values are computed once per image."""
-        return self.head(self.decoder_states(image_states, packed))
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the model's own forward, its encoder's output given."""
+        return self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=image_states),
+            decoder_input_ids=input_ids,
+            use_cache=False,
+        ).logits
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the projection and the decoder up to its head."""
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Run projection and decoder up to its head; cross-attention keys and values are computed once per image."""
         return body_states(
             self.model.decoder,
             input_ids=packed.input_ids,
@@ -221,12 +225,20 @@ class VitGpt2(Captioner):
         """Image states in the decoder's width."""
         return self.model.enc_to_dec_proj(image_states) if hasattr(self.model, "enc_to_dec_proj") else image_states
 
-    def head(self, states: torch.Tensor) -> torch.Tensor:
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
         """Run the decoder's head."""
         return head_logits(self.model.decoder, states)
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with the encoder's output given, so that it does not run again."""
+        return self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=image_states),
+            decoder_input_ids=input_ids,
+            generation_config=config,
+        )
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with one copy of the keys and values of an image for all its beams."""
         decoder = self.model.decoder
         start: dict[str, Any] = {"decoder_input_ids": input_ids, "generation_config": config}
         if not can_share(decoder):
@@ -234,9 +246,9 @@ class VitGpt2(Captioner):
             return self.model.generate(encoder_outputs=encoded, **start, **without_steps(config))
         with shared_attention(decoder):
             return self.model.generate(
-                past_key_values=image_cache(decoder, self._projected(image_states)),
                 # Only asked whether they are there: keys and values come from the cache.
                 encoder_outputs=BaseModelOutput(last_hidden_state=image_states[:, :1]),
+                **image_cache(decoder, self._projected(image_states)),
                 **leaving(config),
                 **start,
             )

@@ -41,7 +41,7 @@ def up_to_end(captioner: ImageTextToText, sequences: torch.Tensor, n_prompt: int
 
 def words_of(captioner: ImageTextToText, states: torch.Tensor, options: GenerateOptions) -> list[list[int]]:
     start = torch.tensor([captioner.start_token_ids()]).expand(len(states), -1)
-    sequences = captioner.generate(states, start, captioner.generation_config(options))
+    sequences = captioner.fast_generate(states, start, captioner.generation_config(options))
     return up_to_end(captioner, sequences, start.shape[1])
 
 
@@ -95,6 +95,7 @@ def test_prefix_is_read_once_where_it_can_be(name: str, monkeypatch: pytest.Monk
         return shared
 
     monkeypatch.setattr(SharedPrefix, "read", noted)
+    monkeypatch.setattr(captioner, "generate", captioner.fast_generate)
     captioner.caption_states(states, GenerateOptions(num_beams=3, max_new_tokens=3))
     assert lengths == ([captioner.positions_before_text] if name in SHARING else [])
     captioner.caption_states(states, GenerateOptions(num_beams=3, max_new_tokens=3, repetition_penalty=1.5))

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hfcap.captioners.base import SIDECAR, Captioner
+from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import generation_defaults, load_captioner
+from hfcap.captioners.sidecar import SIDECAR
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import (

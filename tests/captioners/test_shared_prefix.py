@@ -58,8 +58,9 @@ def test_captions_and_scores_are_those_with_a_copy_for_every_row(
     options = GenerateOptions(**OPTIONS[name], max_new_tokens=9)
     states = captioner.encode(pixel_values(captioner, 4)).detach()
     torch.manual_seed(5)
+    monkeypatch.setattr(captioner, "generate", captioner.fast_generate)
     found = captioner.caption_states(states, options, prompt)
-    monkeypatch.setattr(SharedPrefix, "read", lambda language_model, prefix: None)
+    monkeypatch.setattr(captioner, "generate", captioner.plain_generate)
     torch.manual_seed(5)
     expected = captioner.caption_states(states, options, prompt)
     for ours, theirs in zip(found, expected, strict=True):
@@ -68,8 +69,9 @@ def test_captions_and_scores_are_those_with_a_copy_for_every_row(
             assert one.score == (None if other.score is None else pytest.approx(other.score, rel=1e-5))
 
 
-def test_the_language_model_reads_each_prefix_once(captioner: Captioner) -> None:
+def test_the_language_model_reads_each_prefix_once(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beams multiply the rows of the text only."""
+    monkeypatch.setattr(captioner, "generate", captioner.fast_generate)
     names = ("layer_norm", "layernorm", "ln_")
     modules = captioner.model.language_model.named_modules()
     norm = next(module for name, module in modules if name.rsplit(".", 1)[-1].endswith(names) or ".ln_1" in name)
@@ -123,8 +125,9 @@ def test_blip2_captions_are_those_with_a_copy_of_queries_and_prompt_for_every_ro
     options = GenerateOptions(**OPTIONS[name], max_new_tokens=9)
     states = captioner.encode(pixel_values(captioner, 4)).detach()
     torch.manual_seed(5)
+    monkeypatch.setattr(captioner, "generate", captioner.fast_generate)
     found = captioner.caption_states(states, options)
-    monkeypatch.setattr(SharedPrefix, "read", lambda language_model, prefix: None)
+    monkeypatch.setattr(captioner, "generate", captioner.plain_generate)
     torch.manual_seed(5)
     expected = captioner.caption_states(states, options)
     for ours, theirs in zip(found, expected, strict=True):
@@ -133,8 +136,9 @@ def test_blip2_captions_are_those_with_a_copy_of_queries_and_prompt_for_every_ro
             assert one.score == (None if other.score is None else pytest.approx(other.score, rel=1e-5))
 
 
-def test_blip2_reads_queries_and_prompt_once_per_image() -> None:
+def test_blip2_reads_queries_and_prompt_once_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = itt("blip-2")
+    monkeypatch.setattr(captioner, "generate", captioner.fast_generate)
     rows: list[int] = []
     handle = captioner.model.language_model.model.decoder.layers[0].register_forward_pre_hook(
         lambda _, inputs, named: rows.append(len(inputs[0] if inputs else named["hidden_states"])), with_kwargs=True

@@ -1,0 +1,271 @@
+"""Checks on a tiny input: fast generation against plain `generate`, packed captions against the model's own forward.
+
+Both are asked on first use (verdicts.py) of a captioner with its own weights, and decide what is computed from then on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from hfcap.captioners.rows import as_rows
+from hfcap.captioners.verdicts import holds
+from hfcap.schema import IGNORED_LABEL, PackedCaptions
+
+if TYPE_CHECKING:
+    from hfcap.captioners.base import Captioner
+
+_STEPS = 5
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_HALF_TOLERANCE = 5e-2
+"""Largest difference of a logit or score, in spreads (standard deviations) of the logits: rounding alone."""
+
+
+def may_generate_fast(
+    captioner: Captioner, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig
+) -> bool:
+    """Return whether `fast_generate` gives the captions and scores of `plain_generate` for this kind of search.
+
+    Args:
+        image_states: (B, S, D). input_ids: (B, T), as generation is about to be called with.
+    """
+    if int(config.max_new_tokens or 0) < 3:
+        return False  # nothing to gain
+    trial = _trial(config)
+    kind = {
+        "beams": trial.num_beams,
+        "returned": trial.num_return_sequences,
+        "sampled": bool(trial.do_sample),
+        "early_stopping": trial.early_stopping,
+        "logits": bool(trial.output_logits),
+        "repetitions": penalises_repetition(trial),
+    }
+
+    def check() -> bool | None:
+        with _evaluating(captioner.model), _own_randomness(image_states.device), torch.no_grad():
+            return _generates_alike(captioner, _three(image_states), _starts(captioner, input_ids), trial)
+
+    return _decided(captioner, "faster generation", kind, check, "plain generate")
+
+
+def may_pack(captioner: Captioner, image_states: torch.Tensor) -> bool:
+    """Return whether `packed_states` and `packed_head` give the logits of the model's own forward.
+
+    Args:
+        image_states: (B, S, D) that captions are about to be packed behind.
+    """
+
+    def check() -> bool:
+        device = image_states.device
+        autocast = torch.autocast(device.type, enabled=False)
+        with _evaluating(captioner.model), _own_randomness(device), torch.no_grad(), autocast:
+            return _packs_alike(captioner, _three(image_states.to(captioner.states_dtype))[:2])
+
+    return _decided(captioner, "packing of captions", {}, check, "one row for each caption")
+
+
+def penalises_repetition(config: GenerationConfig) -> bool:
+    """Whether generation forbids repetitions: of what, depends on how the published model is given prefix and text."""
+    return config.repetition_penalty not in (None, 1.0) or bool(config.no_repeat_ngram_size)
+
+
+def _decided(captioner: Captioner, what: str, kind: dict[str, Any], check: Any, plain: str) -> bool:
+    key = f"{what} {sorted(kind.items())}"
+    if key not in captioner.verdicts:
+        purpose = f"{what} of {type(captioner.model).__name__}"
+        answers: list[bool | None] = []
+
+        def noted() -> bool | None:
+            answers.append(check())
+            return answers[-1]
+
+        verdict = holds(purpose, {**kind, **_facts(captioner)}, noted, plain)
+        if answers == [None]:
+            return False  # asked again next time
+        captioner.verdicts[key] = verdict
+    return captioner.verdicts[key]
+
+
+def _facts(captioner: Captioner) -> dict[str, Any]:
+    """What the code that runs depends on, whatever the weights."""
+    model = captioner.model
+    parameter = next(model.parameters())
+    return {
+        "family": captioner.family,
+        "config": repr(model.config.to_diff_dict()),
+        "modules": sorted({f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()}),
+        "attention": sorted({str(config._attn_implementation) for config in _configs(model)}),
+        "dtype": str(parameter.dtype),
+        "device": parameter.device.type,
+    }
+
+
+def _configs(model: Any) -> Iterator[Any]:
+    for module in model.modules():
+        if hasattr(getattr(module, "config", None), "_attn_implementation"):
+            yield module.config
+
+
+# ---- the tiny input --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Switch dropout off for the block, and leave every module as it was: frozen ones may be in evaluation already."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def _three(image_states: torch.Tensor) -> torch.Tensor:
+    """Return the states of one image and of two that have the same values in other places, (3, S, D)."""
+    one = image_states[:1].detach()
+    return torch.cat([one, one.flip(-1), one.roll(1, -1)])
+
+
+def _ordinary_tokens(captioner: Captioner, count: int) -> list[int]:
+    """Return some tokens of the vocabulary that are not special, far from one another."""
+    tokenizer = captioner.tokenizer
+    special = {*tokenizer.all_special_ids, captioner.start_token_id, captioner.end_token_id, captioner.pad_token_id}
+    ordinary = [token for token in range(len(tokenizer)) if token not in special]
+    return [ordinary[(2 * number + 1) * len(ordinary) // (2 * count)] for number in range(count)]
+
+
+def _starts(captioner: Captioner, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return another beginning for each of three images, so that their captions differ."""
+    words = torch.tensor(_ordinary_tokens(captioner, 3), device=input_ids.device)
+    return captioner.started_with(input_ids[:1].expand(3, -1), words)
+
+
+def _trial(config: GenerationConfig) -> GenerationConfig:
+    trial = copy.deepcopy(config)
+    # One position less than the real search takes: the beginning may be one token longer.
+    trial.max_new_tokens = min(_STEPS, int(config.max_new_tokens or 0) - 1)
+    trial.min_new_tokens = None
+    trial.num_beams = min(3, config.num_beams)
+    trial.num_return_sequences = min(config.num_return_sequences, max(2, trial.num_beams))
+    if trial.num_beams > 1:
+        trial.num_return_sequences = min(trial.num_return_sequences, trial.num_beams)
+    trial.return_dict_in_generate = True
+    trial.output_scores = trial.num_beams > 1
+    return trial
+
+
+# ---- generation ------------------------------------------------------------------------------------------------
+
+
+def _generates_alike(
+    captioner: Captioner, states: torch.Tensor, ids: torch.Tensor, trial: GenerationConfig
+) -> bool | None:
+    watched = copy.deepcopy(trial)
+    watched.output_scores = True
+    first = ids.shape[1]
+    torch.manual_seed(0)
+    plain = captioner.plain_generate(states, ids, watched)
+    ends = _uneven_end(plain.sequences[:, first:].tolist(), len(plain.sequences) // len(states))
+    uneven = ends is not None
+    if ends is not None:
+        # Images that end at different times: what has ended may leave the batch.
+        own = trial.eos_token_id
+        trial = copy.deepcopy(trial)
+        trial.eos_token_id = [*(own if isinstance(own, Sequence) else [own] if own is not None else []), ends]
+        watched.eos_token_id = trial.eos_token_id
+        torch.manual_seed(0)
+        plain = captioner.plain_generate(states, ids, watched)
+    torch.manual_seed(0)
+    fast = captioner.fast_generate(states, ids, trial)
+    if not _same(plain, fast, first, trial, _allowed(captioner)):
+        return False
+    return True if uneven else None
+
+
+def _uneven_end(rows: list[list[int]], per_image: int) -> int | None:
+    """Return a token that the first image says early, and another image later or never; None where there is none."""
+    best = rows[::per_image]
+    for place, token in enumerate(best[0][:-1]):
+        if token not in best[0][:place] and any(row[place : place + 1] != [token] for row in best[1:]):
+            if any(token not in row[: place + 1] for row in best[1:]):
+                return token
+    return None
+
+
+def _same(plain: Any, fast: Any, first: int, trial: GenerationConfig, allowed: float) -> bool:
+    """Compare two outputs of `generate`; `allowed` is the largest difference of a score, in spreads."""
+    ends = trial.eos_token_id if isinstance(trial.eos_token_id, Sequence) else [trial.eos_token_id]
+    ours, theirs = (
+        [_up_to_end(row, ends) for row in output.sequences[:, first:].tolist()] for output in (fast, plain)
+    )
+    steps = plain.scores
+    finite = torch.cat([step[step.isfinite()] for step in steps])
+    tolerance = allowed * float(finite.float().std())
+    if trial.num_beams > 1:
+        difference = (fast.sequences_scores.float() - plain.sequences_scores.float()).abs()
+        # Different words with the same score are a tie.
+        return len(ours) == len(theirs) and bool((difference <= tolerance).all())
+    if trial.do_sample or len(ours) != len(theirs):
+        return ours == theirs
+    before = plain.sequences.shape[1] - len(steps)
+    for row, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our == their:
+            continue
+        place = next(n for n, (a, b) in enumerate(zip([*our, -1], [*their, -1], strict=False)) if a != b)
+        if place >= min(len(our), len(their)):
+            return False
+        scores = steps[place + first - before][row].float()
+        # The first word that differs must be as likely, up to rounding.
+        if not float((scores[our[place]] - scores[their[place]]).abs()) <= tolerance:
+            return False
+    return True
+
+
+def _up_to_end(row: list[int], ends: Sequence[int | None]) -> list[int]:
+    """The words of a row and the token that ended it; what fills it up differs."""
+    last = next((place for place, token in enumerate(row) if token in ends), len(row))
+    return row[: last + 1]
+
+
+def _allowed(captioner: Captioner) -> float:
+    half = torch.is_autocast_enabled(captioner.device.type)
+    return _HALF_TOLERANCE if half else _TOLERANCE.get(captioner.states_dtype, _HALF_TOLERANCE)
+
+
+# ---- packed captions -------------------------------------------------------------------------------------------
+
+
+def _packs_alike(captioner: Captioner, states: torch.Tensor) -> bool:
+    start = captioner.start_token_ids()
+    words = _ordinary_tokens(captioner, 6)
+    packed = _tiny_rows(start, [[words[:3], words[3:5]], [words[2:6]]], captioner.pad_token_id).to(states.device)
+    inside = packed.caption_index >= 0
+    found = captioner.packed_head(captioner.packed_states(states, packed))[inside].float()
+    rows = as_rows(packed)
+    expected = captioner.plain_logits(states.repeat_interleave(rows.per_image, 0), rows.input_ids)
+    expected = rows.packed(expected)[inside].float()
+    return bool((found - expected).abs().max() <= _allowed(captioner) * expected.std())
+
+
+def _tiny_rows(start: list[int], captions: list[list[list[int]]], pad: int) -> PackedCaptions:
+    """Pack captions without labels; data/packing.py is above this module."""
+    rows = [
+        [(token, place, number) for number, words in enumerate(of_image) for place, token in enumerate([*start, *words])]
+        for of_image in captions
+    ]
+    length = max(map(len, rows))
+    filled = torch.tensor([row + [(pad, 0, -1)] * (length - len(row)) for row in rows])
+    ids, positions, index = (part.contiguous() for part in filled.unbind(-1))
+    return PackedCaptions(ids, positions, index, torch.full_like(ids, IGNORED_LABEL))
