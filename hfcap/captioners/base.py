@@ -17,9 +17,10 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap import registry
-from hfcap.captioners.probe import may_generate_fast, may_pack
+from hfcap.captioners.probe import generated, may_pack
 from hfcap.captioners.rows import as_rows
 from hfcap.captioners.sidecar import SIDECAR, without_places
+from hfcap.captioners.verdicts import note_untested_release
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
 from hfcap.recipe import SAMPLING_ONLY, GenerateOptions, ModelOptions
@@ -93,6 +94,7 @@ class Captioner(ABC):
         base_models: Sequence[BaseModel] = (),
         assembled: bool = False,
     ) -> None:
+        note_untested_release()
         self.model = model
         self.processor = processor
         self.prompt = prompt
@@ -264,9 +266,7 @@ class Captioner(ABC):
         Returns transformers' generate output, or one with the fields `sequences` and `sequences_scores`; its sequences
         begin with `input_ids`.
         """
-        if self.generates_fast and may_generate_fast(self, image_states, input_ids, config):
-            return self.fast_generate(image_states, input_ids, config)
-        return self.plain_generate(image_states, input_ids, config)
+        return generated(self, image_states, input_ids, config)
 
     @classmethod
     def from_pretrained(cls, options: ModelOptions) -> Self:

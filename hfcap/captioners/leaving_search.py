@@ -26,10 +26,15 @@ _LEAVING_SHARE = 8
 
 @dataclass
 class FoundCaptions:
-    """Sequences (B * num_return_sequences, T), best first, padded, and with beams their scores."""
+    """Sequences (B * num_return_sequences, T), best first, padded, and with beams their scores.
+
+    Attributes:
+        left: how often images left the batch.
+    """
 
     sequences: torch.Tensor
     sequences_scores: torch.Tensor | None = None
+    left: int = 0
 
 
 def leaving(config: GenerationConfig, leave: Callable[[torch.Tensor], None] | None = None) -> dict[str, Any]:
@@ -62,6 +67,7 @@ def leaving_search(
     batch = _Batch(model, model_kwargs, n_rows, len(input_ids) // n_rows, leave)
     search = _beam_search if generation_config.num_beams > 1 else _one_by_one
     found = search(batch, input_ids, logits_processor, stopping_criteria, generation_config)
+    found.left = batch.left
     return found if generation_config.return_dict_in_generate else found.sequences
 
 
@@ -76,6 +82,7 @@ class _Batch:
         self.model, self.kwargs, self.n_rows, self.leave = model, kwargs, n_rows, leave
         self.images = torch.arange(n_images)
         self.started = False
+        self.left = 0
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the next token of each row, (A * n, V) float32."""
@@ -91,6 +98,7 @@ class _Batch:
 
     def keep(self, staying: torch.Tensor) -> None:
         """Go on with some of the A images, given by their places among them."""
+        self.left += 1
         device, n_before = staying.device, len(self.images) * self.n_rows
         rows = (staying[:, None] * self.n_rows + torch.arange(self.n_rows, device=device)).flatten()
         self.images = self.images[staying.to(self.images.device)]

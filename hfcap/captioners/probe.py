@@ -14,12 +14,13 @@ import torch
 from transformers import GenerationConfig
 
 from hfcap.captioners.rows import as_rows
-from hfcap.captioners.verdicts import holds
+from hfcap.captioners.verdicts import LIBRARY_CHANGES, described, holds, say_plain
 from hfcap.schema import IGNORED_LABEL, PackedCaptions
 
 if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner
 
+_GENERATION, _PLAIN_GENERATION = "faster generation", "plain generate"
 _STEPS = 5
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 5e-2
@@ -50,7 +51,28 @@ def may_generate_fast(
         with _evaluating(captioner.model), _own_randomness(image_states.device), torch.no_grad():
             return _generates_alike(captioner, _three(image_states), _starts(captioner, input_ids), trial)
 
-    return _decided(captioner, "faster generation", kind, check, "plain generate")
+    return _decided(captioner, _GENERATION, kind, check, _PLAIN_GENERATION)
+
+
+def generated(
+    captioner: Captioner, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig
+) -> Any:
+    """Generate the fast way where that gives the same as the plain one, else, or if it fails in the middle, plainly."""
+    if not (captioner.generates_fast and may_generate_fast(captioner, image_states, input_ids, config)):
+        return captioner.plain_generate(image_states, input_ids, config)
+    state = torch.get_rng_state() if config.do_sample else None
+    try:
+        return captioner.fast_generate(image_states, input_ids, config)
+    except torch.OutOfMemoryError:
+        raise
+    except LIBRARY_CHANGES as error:
+        # What is wrong with the input itself, plain generation says as well.
+        if state is not None:
+            torch.set_rng_state(state)
+        output = captioner.plain_generate(image_states, input_ids, config)
+        captioner.verdicts = dict.fromkeys(captioner.verdicts, False)
+        say_plain(_purpose(_GENERATION, captioner), described(error), _PLAIN_GENERATION)
+        return output
 
 
 def may_pack(captioner: Captioner, image_states: torch.Tensor) -> bool:
@@ -77,7 +99,7 @@ def penalises_repetition(config: GenerationConfig) -> bool:
 def _decided(captioner: Captioner, what: str, kind: dict[str, Any], check: Any, plain: str) -> bool:
     key = f"{what} {sorted(kind.items())}"
     if key not in captioner.verdicts:
-        purpose = f"{what} of {type(captioner.model).__name__}"
+        purpose = _purpose(what, captioner)
         answers: list[bool | None] = []
 
         def noted() -> bool | None:
@@ -89,6 +111,10 @@ def _decided(captioner: Captioner, what: str, kind: dict[str, Any], check: Any, 
             return False  # asked again next time
         captioner.verdicts[key] = verdict
     return captioner.verdicts[key]
+
+
+def _purpose(what: str, captioner: Captioner) -> str:
+    return f"{what} of {type(captioner.model).__name__}"
 
 
 def _facts(captioner: Captioner) -> dict[str, Any]:
@@ -158,9 +184,7 @@ def _trial(config: GenerationConfig) -> GenerationConfig:
     trial.max_new_tokens = min(_STEPS, int(config.max_new_tokens or 0) - 1)
     trial.min_new_tokens = None
     trial.num_beams = min(3, config.num_beams)
-    trial.num_return_sequences = min(config.num_return_sequences, max(2, trial.num_beams))
-    if trial.num_beams > 1:
-        trial.num_return_sequences = min(trial.num_return_sequences, trial.num_beams)
+    trial.num_return_sequences = trial.num_beams if trial.num_beams > 1 else min(2, config.num_return_sequences)
     trial.return_dict_in_generate = True
     trial.output_scores = trial.num_beams > 1
     return trial
@@ -172,41 +196,60 @@ def _trial(config: GenerationConfig) -> GenerationConfig:
 def _generates_alike(
     captioner: Captioner, states: torch.Tensor, ids: torch.Tensor, trial: GenerationConfig
 ) -> bool | None:
+    plain = _same_of_both(captioner, states, ids, trial)
+    if plain is None:
+        return False
+    ends = _ends_of_first(plain.sequences[:, ids.shape[1] :].tolist(), len(plain.sequences) // len(states))
+    if not ends:
+        return None
+    # Images that end at different times: what has ended may leave the batch.
+    uneven = copy.deepcopy(trial)
+    own = _as_list(trial.eos_token_id)
+    uneven.eos_token_id = [*own, *ends]
+    if uneven.num_beams > 1:
+        uneven.early_stopping = True
+    left: list[int] = []
+    return None if _same_of_both(captioner, states, ids, uneven, left) is not None and left == [0] else bool(left)
+
+
+def _same_of_both(
+    captioner: Captioner,
+    states: torch.Tensor,
+    ids: torch.Tensor,
+    trial: GenerationConfig,
+    left: list[int] | None = None,
+) -> Any:
+    """Generate both ways; the plain output, or None where the fast one differs.
+
+    Args:
+        left: takes how often images left the batch; 1 where the fast way lets none leave.
+    """
     watched = copy.deepcopy(trial)
     watched.output_scores = True
-    first = ids.shape[1]
     torch.manual_seed(0)
     plain = captioner.plain_generate(states, ids, watched)
-    ends = _uneven_end(plain.sequences[:, first:].tolist(), len(plain.sequences) // len(states))
-    uneven = ends is not None
-    if ends is not None:
-        # Images that end at different times: what has ended may leave the batch.
-        own = trial.eos_token_id
-        trial = copy.deepcopy(trial)
-        trial.eos_token_id = [*(own if isinstance(own, Sequence) else [own] if own is not None else []), ends]
-        watched.eos_token_id = trial.eos_token_id
-        torch.manual_seed(0)
-        plain = captioner.plain_generate(states, ids, watched)
     torch.manual_seed(0)
     fast = captioner.fast_generate(states, ids, trial)
-    if not _same(plain, fast, first, trial, _allowed(captioner)):
-        return False
-    return True if uneven else None
+    if not _same(plain, fast, ids.shape[1], trial, _allowed(captioner)):
+        return None
+    if left is not None:
+        left.append(getattr(fast, "left", 1))
+    return plain
 
 
-def _uneven_end(rows: list[list[int]], per_image: int) -> int | None:
-    """Return a token that the first image says early, and another image later or never; None where there is none."""
-    best = rows[::per_image]
-    for place, token in enumerate(best[0][:-1]):
-        if token not in best[0][:place] and any(row[place : place + 1] != [token] for row in best[1:]):
-            if any(token not in row[: place + 1] for row in best[1:]):
-                return token
-    return None
+def _ends_of_first(rows: list[list[int]], per_image: int) -> list[int]:
+    """Tokens that only the first image says, in its first steps: as end tokens they end it before the others."""
+    others = {token for row in rows[per_image:] for token in row}
+    return sorted({token for row in rows[:per_image] for token in row[:3]} - others)
+
+
+def _as_list(ends: Any) -> list[int]:
+    return [] if ends is None else [*ends] if isinstance(ends, Sequence) else [ends]
 
 
 def _same(plain: Any, fast: Any, first: int, trial: GenerationConfig, allowed: float) -> bool:
     """Compare two outputs of `generate`; `allowed` is the largest difference of a score, in spreads."""
-    ends = trial.eos_token_id if isinstance(trial.eos_token_id, Sequence) else [trial.eos_token_id]
+    ends = _as_list(trial.eos_token_id)
     ours, theirs = (
         [_up_to_end(row, ends) for row in output.sequences[:, first:].tolist()] for output in (fast, plain)
     )
@@ -233,7 +276,7 @@ def _same(plain: Any, fast: Any, first: int, trial: GenerationConfig, allowed: f
     return True
 
 
-def _up_to_end(row: list[int], ends: Sequence[int | None]) -> list[int]:
+def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
     """The words of a row and the token that ended it; what fills it up differs."""
     last = next((place for place, token in enumerate(row) if token in ends), len(row))
     return row[: last + 1]

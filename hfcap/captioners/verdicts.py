@@ -63,7 +63,7 @@ def holds(purpose: str, facts: dict[str, Any], check: Callable[[], bool | None],
                 _remember(remembered, purpose)
             else:
                 reason = "its results differ" if answer is False else answer
-                _say(f"{purpose} does not work with {_installed()} ({reason}); {plain} is used: slower, but right")
+                say_plain(purpose, reason, plain)
     return _known[name]
 
 
@@ -73,7 +73,17 @@ def _checked(check: Callable[[], bool | None]) -> bool | None | str:
     except (torch.OutOfMemoryError, UserError):
         raise
     except LIBRARY_CHANGES as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return described(error)
+
+
+def described(error: Exception) -> str:
+    """Return an error in a few words, for the warning."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def say_plain(purpose: str, reason: str, plain: str) -> None:
+    """Warn, once in a process, that the plain way is taken."""
+    _say(f"{purpose} does not work with {_installed()} ({reason}); {plain} is used: slower, but right")
 
 
 def _remember(path: Path, purpose: str) -> None:
@@ -103,7 +113,7 @@ def note_untested_release() -> None:
 @functools.cache
 def _say(message: str) -> None:
     """Print a warning, each only once in a process."""
-    error_console.print(f"warning: {message}", markup=False)
+    error_console.print(f"warning: {message}", markup=False, soft_wrap=True)
 
 
 def _installed() -> str:
