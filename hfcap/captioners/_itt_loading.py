@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hfcap.captioners.parts import load_image_processor, load_tokenizer, whole_model
+from hfcap.captioners.quantization import keep_layout
 from hfcap.errors import UserError
 
 MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
@@ -38,6 +39,7 @@ def load_model(
     if trust_remote_code:
         arguments["trust_remote_code"] = True
     model = whole_model(AutoModelForImageTextToText, location, revision, MODEL_TYPES, **arguments)
+    keep_layout(model)
     if quantization is not None:
         # Layer norms in float32; everything frozen but the LoRA layers to come.
         from peft import prepare_model_for_kbit_training

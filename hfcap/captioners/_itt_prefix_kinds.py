@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -16,6 +19,7 @@ class PaliGemma(Prefix):
     model_types = ("paligemma",)
     speaks_chat = False
     shares_prefix = False
+    caption_extras: ClassVar[Mapping[str, int]] = {"token_type_ids": 1}  # words that look back only
 
     def processor_text(self, prompt: str) -> str:
         """Return the placeholder and the task, such as 'caption en'; the processor adds start and new line."""

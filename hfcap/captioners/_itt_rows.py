@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig
@@ -24,6 +24,9 @@ _USUAL_SIZE, _MOST_SIZE = 448, 560
 
 class Rows(Kind):
     """A decoder that is given prompt and caption in one row, and the picture's states beside it."""
+
+    caption_extras: ClassVar[Mapping[str, int]] = {}
+    """What the processor's outputs say of a caption's words, where that is not what they say of the prompt's end."""
 
     @abstractmethod
     def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
@@ -84,7 +87,10 @@ class Rows(Kind):
             logits_to_keep=input_ids.shape[1],
             use_cache=False,
             **self.picture_arguments(image_states),
-            **{name: _for_rows(value, before.shape[1] + 1, ids) for name, value in self._word_extras().items()},
+            **{
+                name: _for_rows(value, before.shape[1] + 1, ids, self.caption_extras.get(name))
+                for name, value in self._word_extras().items()
+            },
         ).logits
 
     def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
@@ -143,10 +149,10 @@ def without_prefix(output: Any, n_prefix: int) -> Any:
     return output
 
 
-def _for_rows(value: torch.Tensor, n_prompt: int, ids: torch.Tensor) -> torch.Tensor:
+def _for_rows(value: torch.Tensor, n_prompt: int, ids: torch.Tensor, of_caption: int | None) -> torch.Tensor:
     """Repeat a processor's output for every row; what it says of each token, it says of captions as of the last one."""
     rows = expand(value, len(ids), ids.device)
     if value.shape[:2] != (1, n_prompt):
         return rows
-    behind = rows[:, -1:].expand(-1, ids.shape[1] - n_prompt, *rows.shape[2:])
-    return torch.cat([rows, behind], dim=1)
+    last = rows[:, -1:] if of_caption is None else torch.full_like(rows[:, -1:], of_caption)
+    return torch.cat([rows, last.expand(-1, ids.shape[1] - n_prompt, *rows.shape[2:])], dim=1)

@@ -21,6 +21,7 @@ def choose_attention(captioner: Captioner, choice: str | Mapping[str, str]) -> N
         UserError: there is no such part, or model, mask or machine cannot take the kernel.
     """
     title = captioner.card_facts.title
+    captioner.verdicts.clear()  # they were found with another kernel
     if not captioner.trains_by_gradients or captioner.attention_is_fixed:
         raise UserError(f"{_KEY}: {title} lets nobody choose its attention; leave the key out")
     if isinstance(choice, str):

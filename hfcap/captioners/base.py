@@ -26,6 +26,7 @@ from hfcap.files import read_json, write_json
 from hfcap.recipe import SAMPLING_ONLY, GenerateOptions, ModelOptions
 from hfcap.schema import PackedCaptions
 
+
 @dataclass(frozen=True, slots=True)
 class CardFacts:
     """What a model card says about a family, whatever the data."""
@@ -104,6 +105,8 @@ class Captioner(ABC):
         self._packed = False
         self.verdicts: dict[str, bool] = {}
         """Which faster ways of computing gave the same as the plain ones (probe.py)."""
+        self.undecided = 0
+        """How often that could not be told."""
 
     @classmethod
     def effective_decoding(cls, options: Any, generate: GenerateOptions) -> GenerateOptions | None:

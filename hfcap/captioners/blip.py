@@ -138,9 +138,7 @@ class Blip(Captioner):
 
     def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Run the text decoder."""
-        return self.model.text_decoder(
-            input_ids=input_ids, encoder_hidden_states=image_states, use_cache=False
-        ).logits
+        return self.model.text_decoder(input_ids=input_ids, encoder_hidden_states=image_states, use_cache=False).logits
 
     def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
         """Run the text decoder up to its head; cross-attention keys and values are computed once per image."""

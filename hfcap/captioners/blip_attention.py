@@ -54,7 +54,7 @@ class InterfaceTextAttention(BlipTextSelfAttention):
 
     wants_probabilities = False
 
-    def forward(  # type: ignore[override]  # any cache, as the library calls it
+    def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,

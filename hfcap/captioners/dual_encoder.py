@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from transformers import AutoModel, CLIPProcessor
 
-from hfcap.captioners.sidecar import without_places
 from hfcap.captioners.parts import from_pretrained, load_image_processor, load_tokenizer
+from hfcap.captioners.sidecar import without_places
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json, write_bytes, write_json
 from hfcap.progress import progress_bar

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 from hfcap import registry
 from hfcap.captioners.base import BaseModel, Captioner
 from hfcap.captioners.lora import load_adapter, merge_adapter
-from hfcap.captioners.sidecar import read_sidecar
 from hfcap.captioners.parts import require_no_revision_of_folder
+from hfcap.captioners.sidecar import read_sidecar
 from hfcap.errors import UserError, WorkError
 from hfcap.files import folder_being_written, read_json
 from hfcap.recipe import GenerateOptions

@@ -281,7 +281,7 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
         return found
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # members generate; here captions are chosen
+    def generate(
         self,
         pixel_values: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,

@@ -174,7 +174,7 @@ class ImageCaptioner(PreTrainedModel, GenerationMixin):
         return image_states, start_ids(self.config, image_states) if input_ids is None else input_ids
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # a captioner starts from pictures, not from tokens
+    def generate(
         self,
         pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,

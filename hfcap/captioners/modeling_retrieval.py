@@ -225,7 +225,7 @@ class RetrievalForImageCaptioning(PreTrainedModel, GenerationMixin):
         return self.generate(pixel_values, image_states=image_states, return_dict_in_generate=True)
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # captions are looked up, not generated token by token
+    def generate(
         self,
         pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner
 
 _GENERATION, _PLAIN_GENERATION = "faster generation", "plain generate"
-_STEPS = 5
+_STEPS, _QUESTIONS = 5, 6
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 5e-2
 """Largest difference of a logit or score, in spreads (standard deviations) of the logits: rounding alone."""
@@ -108,7 +108,10 @@ def _decided(captioner: Captioner, what: str, kind: dict[str, Any], check: Any, 
 
         verdict = holds(purpose, {**kind, **_facts(captioner)}, noted, plain)
         if answers == [None]:
-            return False  # asked again next time
+            # Asked again, but not for ever: a captioner that says the same of everything gains nothing.
+            captioner.undecided += 1
+            if captioner.undecided < _QUESTIONS:
+                return False
         captioner.verdicts[key] = verdict
     return captioner.verdicts[key]
 
@@ -250,9 +253,7 @@ def _as_list(ends: Any) -> list[int]:
 def _same(plain: Any, fast: Any, first: int, trial: GenerationConfig, allowed: float) -> bool:
     """Compare two outputs of `generate`; `allowed` is the largest difference of a score, in spreads."""
     ends = _as_list(trial.eos_token_id)
-    ours, theirs = (
-        [_up_to_end(row, ends) for row in output.sequences[:, first:].tolist()] for output in (fast, plain)
-    )
+    ours, theirs = ([_up_to_end(row, ends) for row in output.sequences[:, first:].tolist()] for output in (fast, plain))
     steps = plain.scores
     finite = torch.cat([step[step.isfinite()] for step in steps])
     tolerance = allowed * float(finite.float().std())
@@ -305,7 +306,11 @@ def _packs_alike(captioner: Captioner, states: torch.Tensor) -> bool:
 def _tiny_rows(start: list[int], captions: list[list[list[int]]], pad: int) -> PackedCaptions:
     """Pack captions without labels; data/packing.py is above this module."""
     rows = [
-        [(token, place, number) for number, words in enumerate(of_image) for place, token in enumerate([*start, *words])]
+        [
+            (token, place, number)
+            for number, words in enumerate(of_image)
+            for place, token in enumerate([*start, *words])
+        ]
         for of_image in captions
     ]
     length = max(map(len, rows))

@@ -30,11 +30,22 @@ def require_bitsandbytes(key: str, value: str, alternative: str, device: torch.d
         ) from error
 
 
+def keep_layout(model: nn.Module) -> None:
+    """Stop 4-bit layers from rewriting their weights at the first evaluation on a processor with AVX512-BF16.
+
+    bitsandbytes (0.50) packs them for inference there, once and for all: gradients through packed weights are wrong.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+
+
 def quantize_linear_layers(captioner: Captioner, names: list[str], bitsandbytes: Any) -> None:
     """Put NF4 layers with double quantisation in place of the linear layers of these names; they stay frozen."""
     for name in names:
         parent = captioner.model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], _four_bits(captioner.model.get_submodule(name), bitsandbytes))
+    keep_layout(captioner.model)
 
 
 def _four_bits(layer: Any, bitsandbytes: Any) -> nn.Module:

@@ -67,7 +67,7 @@ def holds(purpose: str, facts: dict[str, Any], check: Callable[[], bool | None],
     return _known[name]
 
 
-def _checked(check: Callable[[], bool | None]) -> bool | None | str:
+def _checked(check: Callable[[], bool | None]) -> bool | str | None:
     try:
         return check()
     except (torch.OutOfMemoryError, UserError):

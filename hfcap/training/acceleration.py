@@ -9,6 +9,7 @@ from torch import nn
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.verdicts import holds
 from hfcap.errors import UserError
 
 _LEVELS = 2**16
@@ -36,12 +37,18 @@ def use_cheap_layers(model: nn.Module) -> None:
 
     GPT-2's "gelu_new" is the tanh approximation written as eight operations; torch has it as one.
     """
+    one_gelu = holds("GELU in one operation", {}, _gelus_agree, "transformers' own activation")
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, CheapDropout(child.p).train(child.training))
-            elif type(child) is NewGELUActivation:
+            elif one_gelu and type(child) is NewGELUActivation:
                 setattr(parent, name, GELUTanh().train(child.training))
+
+
+def _gelus_agree() -> bool:
+    values = torch.linspace(-6, 6, 97)
+    return torch.allclose(GELUTanh()(values), NewGELUActivation()(values), rtol=1e-5, atol=1e-6)
 
 
 def checkpoint_layers(captioner: Captioner, setting: bool | list[str]) -> None:

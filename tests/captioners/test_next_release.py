@@ -14,6 +14,7 @@ from transformers.generation import utils as generation
 
 from hfcap.captioners import modeling_show_attend_tell, verdicts
 from hfcap.captioners.base import Captioner
+from hfcap.files import cache_folder
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import FAMILIES, build, packed, pixel_values, random_captions
 
@@ -107,7 +108,7 @@ def test_a_packed_mask_that_no_longer_holds_gives_way(
     expected = captioner.logits(states, rows)
     captioner.verdicts.clear()
     verdicts.forget_verdicts()
-    for path in (verdicts.cache_folder() / "probes").glob("*.json"):
+    for path in (cache_folder() / "probes").glob("*.json"):
         path.unlink()
     right = captioner.packed_states
 

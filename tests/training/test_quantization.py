@@ -13,7 +13,7 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.lora import adapted_modules, add_lora
 from hfcap.recipe import GenerateOptions, LoraOptions
 from hfcap.recipe_loading import recipe_from_mapping
-from tests.captioners.helpers import build, packed_loss, pixel_values, random_captions
+from tests.captioners.helpers import build, packed, packed_loss, pixel_values, random_captions
 from tests.training.harness import recipe_values, tiny_model, train
 from tests.training.test_resume import assert_same_end, stop_and_continue
 
@@ -89,3 +89,22 @@ def test_eight_bit_adam_resumes_exactly(tmp_path: Path, monkeypatch: pytest.Monk
     kinds = {tensor.dtype for tensor in load_file(whole.checkpoint(4) / "optimizer.safetensors").values()}
     # Tensors of fewer than 4,096 values keep float32 states.
     assert {torch.uint8, torch.float32} <= kinds
+
+
+def test_evaluation_leaves_the_layout_of_the_weights_and_gradients_alone() -> None:
+    """bitsandbytes packs weights for inference on processors with AVX512-BF16; training through them is wrong."""
+    captioner = build("vit_gpt2", **wide("vit_gpt2"))
+    pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [2, 1])
+    add_lora(captioner, LoraOptions(r=2, lora_alpha=4, load_in_4bit=True))
+    captioner.model.eval()
+    weights = {name: weight.clone() for name, weight in captioner.model.named_parameters() if "lora_" not in name}
+    states = captioner.encode(pixels).detach()
+    rows = packed(captioner, captions)
+    with torch.no_grad():
+        logits = captioner.logits(states, rows)
+    captioner.caption_states(states, GenerateOptions(num_beams=2, max_new_tokens=4))
+    for name, weight in captioner.model.named_parameters():
+        assert "lora_" in name or torch.equal(weight, weights[name]), name
+    learnt = captioner.logits(states, rows)
+    assert torch.equal(learnt, logits)
+    assert learnt.requires_grad
