@@ -121,7 +121,8 @@ def load_checkpoint(
     """Restore weights, optimiser and random state; return where training stood.
 
     Raises:
-        WorkError: the checkpoint is damaged, or does not belong to this recipe or this number of processes.
+        WorkError: the checkpoint is damaged, or does not belong to this recipe or this number of processes, or its
+            moving average is none.
     """
     progress = Progress(**read_json(path / "state.json", "checkpoint state"))
     if progress.processes != accelerator.num_processes:
@@ -132,7 +133,7 @@ def load_checkpoint(
     load_weights(path, model)
     _load_optimizer(path / "optimizer.safetensors", model, optimizer)
     if average is not None:
-        for name, tensor in _read_tensors(path / "average.safetensors").items():
+        for name, tensor in _read_average(path).items():
             average.average[name].copy_(tensor)
         average.updates = progress.average_updates
     _load_random_state(path / f"random-{accelerator.process_index}.safetensors")
@@ -143,7 +144,7 @@ def load_weights(path: Path, model: nn.Module, averaged: bool = False) -> None:
     """Restore the trained weights and buffers of a checkpoint (with `averaged`, the moving average of the weights)."""
     tensors = _read_tensors(path / "model.safetensors")
     if averaged:
-        tensors.update(_read_tensors(path / "average.safetensors"))
+        tensors.update(_read_average(path))
     expected = set(_model_tensors(model))
     if set(tensors) != expected:
         different = sorted(set(tensors) ^ expected)
@@ -162,6 +163,22 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: damaged checkpoint ({error}); delete the folder {path.parent.name}, the run then continues from "
             "the one before"
         ) from error
+
+
+def _read_average(path: Path) -> dict[str, torch.Tensor]:
+    """The moving average of a checkpoint.
+
+    Raises:
+        WorkError: an earlier hfcap kept it in half precision, where it stood still: its numbers are not an average.
+    """
+    tensors = _read_tensors(path / "average.safetensors")
+    rounded = sorted({str(tensor.dtype) for tensor in tensors.values()} - {str(torch.float32)})
+    if rounded:
+        raise WorkError(
+            f"{path}: an earlier hfcap kept this moving average in {rounded[0].removeprefix('torch.')}, too coarse for "
+            "it to follow the weights; train again: choose another name, or delete the run directory"
+        )
+    return tensors
 
 
 def _model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

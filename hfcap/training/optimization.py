@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import get_scheduler
 
 from hfcap.captioners.base import Captioner
@@ -147,25 +148,30 @@ def build_scheduler(optimizer: torch.optim.Optimizer, options: TrainOptions, tot
 
 
 class MovingAverage:
-    """Exponential moving average of the trained weights (Polyak averaging), kept in float32."""
+    """Exponential moving average of the trained weights (Polyak averaging).
+
+    It is kept in float32 whatever the weights' number type: in bfloat16 a step of a thousandth is rounded away, and
+    the average would stand still.
+    """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.parameters = parameters
-        self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.average = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
         self.updates = 0
 
-    @torch.no_grad()
     def update(self) -> None:
         """Take in the current weights; early updates weigh more so that the random start is forgotten."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+        weights: list[Any] = [parameter.detach().float() for parameter in self.parameters.values()]
+        # What torch hands to its own AveragedModel; that one would copy the whole model, frozen parts and all.
+        get_ema_multi_avg_fn(decay)(list(self.average.values()), weights, 0)
 
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """Swap the average into the model for the length of the block."""
+        """Swap the average, in the weights' number type, into the model for the length of the block."""
         kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             parameter.copy_(self.average[name])

@@ -275,18 +275,39 @@ def test_clipping_limits_the_gradient_and_zero_switches_it_off(tmp_path: Path) -
     assert moved[0.0] > 0.01
 
 
-def test_moving_average_follows_its_formula() -> None:
-    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    average = MovingAverage({"w": weight}, decay=0.5)
-    expected = weight.detach().clone()
-    for update in range(1, 30):
-        with torch.no_grad():
-            weight.add_(update)
+def averages_by_hand(weights: list[float], decay: float) -> list[float]:
+    """The first weight and then its average after each of the others, in float64."""
+    found = [weights[0]]
+    for update, weight in enumerate(weights[1:], start=1):
+        kept = min(decay, (1 + update) / (10 + update))  # 2/11, 3/12, ...: the random start is forgotten
+        found.append(kept * found[-1] + (1 - kept) * weight)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+def test_moving_average_follows_its_formula(decay: float, dtype: torch.dtype) -> None:
+    """From the first update on, and in bfloat16 too, where one thousandth of a weight is less than its last digit."""
+    values = [1.0] + [1.0 + number / 8 for number in range(1, 8)] + [1.5] * 300  # exact in bfloat16
+    weight = torch.nn.Parameter(torch.tensor([1.0, -1.0], dtype=dtype))
+    average = MovingAverage({"w": weight}, decay)
+    assert average.average["w"].dtype == torch.float32
+    for value, expected in zip(values[1:], averages_by_hand(values, decay)[1:], strict=True):
+        weight.data.copy_(torch.tensor([value, -value]))
         average.update()
-        decay = min(0.5, (1 + update) / (10 + update))
-        expected = decay * expected + (1 - decay) * weight.detach()
-    assert torch.allclose(average.average["w"], expected, rtol=1e-6)
+        # Each of the 300 updates rounds once, by at most half of float32's last digit.
+        torch.testing.assert_close(average.average["w"], torch.tensor([expected, -expected]), rtol=300 * 2**-24, atol=0)
     now = weight.detach().clone()
     with average.in_place():
-        assert torch.equal(weight, average.average["w"])
+        assert torch.equal(weight, average.average["w"].to(dtype)) and weight.dtype == dtype
     assert torch.equal(weight, now)
+
+
+def test_weights_come_back_when_the_look_at_the_average_fails() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    average = MovingAverage({"w": weight}, 0.9)
+    weight.data.fill_(3.0)
+    with pytest.raises(ZeroDivisionError), average.in_place():
+        assert weight.tolist() == [1.0, 1.0]
+        raise ZeroDivisionError
+    assert weight.tolist() == [3.0, 3.0]

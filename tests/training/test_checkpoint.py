@@ -1,0 +1,252 @@
+"""What a checkpoint holds comes back as it was, in the process that wrote it, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hfcap.errors import WorkError
+from hfcap.training.checkpoint import (
+    Progress,
+    checkpoint_path,
+    checkpoint_steps,
+    load_checkpoint,
+    load_weights,
+    prune_checkpoints,
+    remove_unfinished,
+    save_checkpoint,
+)
+from hfcap.training.optimization import MovingAverage, trained_parameters
+from tests.training.harness import assert_same_tensors
+
+
+class Small(nn.Module):
+    """Trained and frozen weights, buffers that are kept (batch norm's) and one that is not."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.frozen = nn.Linear(3, 4).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(4)
+        self.out = nn.Linear(4, 2)
+        self.register_buffer("computed", torch.rand(2), persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(self.frozen(inputs)))
+
+
+class Training:
+    """A model, its optimiser and average, as the loop hands them to the checkpoint."""
+
+    def __init__(self, seed: int = 0, updates: int = 0) -> None:
+        self.model = Small(seed)
+        self.parameters = trained_parameters(self.model)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.1)
+        self.average = MovingAverage(self.parameters, 0.9)
+        for _ in range(updates):
+            self.model(torch.rand(5, 3)).square().sum().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.average.update()
+
+    def save(self, folder: Path, progress: Progress, rank: int = 0, world: int = 1) -> Path:
+        progress.average_updates = self.average.updates
+        save_checkpoint(folder, self.model, self.optimizer, progress, self.average, process(rank, world))
+        return checkpoint_path(folder, progress.step)
+
+    def load(self, path: Path, rank: int = 0, world: int = 1, average: bool = True) -> Progress:
+        kept = self.average if average else None
+        return load_checkpoint(path, self.model, self.optimizer, kept, process(rank, world))
+
+
+def process(rank: int, world: int) -> Any:
+    """What the checkpoint asks of an accelerator."""
+    return SimpleNamespace(
+        process_index=rank, num_processes=world, is_main_process=rank == 0, wait_for_everyone=lambda: None
+    )
+
+
+def optimizer_state(training: Training) -> dict[str, torch.Tensor]:
+    return {
+        f"{name} {key}": value
+        for name, parameter in training.parameters.items()
+        for key, value in training.optimizer.state[parameter].items()
+    }
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    ours = Training(seed=1, updates=3)
+    progress = Progress(
+        step=12, epoch=2, window=3, images_seen=40, captions_seen=90, train_seconds=1.5, best_value=0.25, best_step=6,
+        bad_validations=2, stopped_early=True, unlogged_loss=3.5, unlogged_units=7.0, unlogged_sums={"reward": 0.5},
+        scheduler={"last_epoch": 12}, scaler={"scale": 2.0},
+    )  # fmt: skip
+    assert all(getattr(progress, f.name) != getattr(Progress(), f.name) for f in fields(Progress) if f.name not in (
+        "processes", "average_updates",
+    ))  # fmt: skip
+    path = ours.save(tmp_path, progress)
+    torch_next, python_next = torch.rand(3), random.random()
+    theirs = Training(seed=2, updates=1)
+    assert theirs.load(path) == progress and progress.average_updates == theirs.average.updates == 3
+    assert torch.equal(torch.rand(3), torch_next) and random.random() == python_next
+    assert_same_tensors(theirs.parameters, ours.parameters)
+    assert_same_tensors(theirs.average.average, ours.average.average)
+    assert_same_tensors(optimizer_state(theirs), optimizer_state(ours))
+    assert len(optimizer_state(ours)) == 3 * len(ours.parameters) == 12
+    mine, kept = dict(theirs.model.named_buffers()), dict(ours.model.named_buffers())
+    assert torch.equal(mine["norm.running_mean"], kept["norm.running_mean"]) and kept["norm.num_batches_tracked"] == 3
+    assert not torch.equal(mine["computed"], kept["computed"]), "what is computed anew is not kept"
+    assert not torch.equal(theirs.model.frozen.weight, ours.model.frozen.weight), "frozen weights are not kept"
+
+
+def test_what_lies_in_a_checkpoint(tmp_path: Path) -> None:
+    path = Training(updates=1).save(tmp_path, Progress(step=7))
+    assert path.name == "step-00000007" and [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    names = {entry.name for entry in path.iterdir()}
+    weights = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "random-0.safetensors"}
+    assert names == weights | {"state.json"}
+    assert {tensor.dtype for tensor in load_file(path / "average.safetensors").values()} == {torch.float32}
+
+
+def test_averages_of_half_precision_weights_are_kept_in_float32(tmp_path: Path) -> None:
+    ours, theirs = Training(seed=1), Training(seed=2)
+    for training in (ours, theirs):
+        training.model.bfloat16()
+        training.average = MovingAverage(trained_parameters(training.model), 0.999)
+    for _ in range(3):
+        ours.model.out.weight.data.mul_(1.25)
+        ours.average.update()
+    path = ours.save(tmp_path, Progress(step=1))
+    theirs.load(path)
+    assert_same_tensors(theirs.average.average, ours.average.average)
+    assert {tensor.dtype for tensor in theirs.average.average.values()} == {torch.float32}
+    load_weights(path, theirs.model, averaged=True)
+    assert theirs.model.out.weight.dtype == torch.bfloat16
+    assert torch.equal(theirs.model.out.weight, ours.average.average["out.weight"].bfloat16())
+
+
+def test_an_average_that_stood_still_is_refused(tmp_path: Path) -> None:
+    """Earlier versions kept it in the number type of the weights."""
+    training = Training(updates=2)
+    path = training.save(tmp_path, Progress(step=1))
+    file = path / "average.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(WorkError, match=r"step-00000001: an earlier hfcap kept .* in bfloat16.*delete the run"):
+        training.load(path)
+    with pytest.raises(WorkError, match="in bfloat16"):
+        load_weights(path, training.model, averaged=True)
+    training.load(path, average=False)  # the weights themselves are right
+    load_weights(path, training.model)
+
+
+def test_each_process_gets_its_own_random_numbers_back(tmp_path: Path) -> None:
+    training, drawn = Training(updates=1), {}
+    for rank in (1, 0):  # the main process writes the folder when all have saved
+        torch.manual_seed(10 + rank)
+        random.seed(10 + rank)
+        path = training.save(tmp_path, Progress(step=1, processes=2), rank, world=2)
+        drawn[rank] = (float(torch.rand(())), random.random())
+    assert drawn[0] != drawn[1]
+    for rank in (0, 1):
+        training.load(path, rank, world=2)
+        assert (float(torch.rand(())), random.random()) == drawn[rank]
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    training = Training(updates=1)
+    path = training.save(tmp_path, Progress(step=1, processes=2), world=2)
+    with pytest.raises(WorkError, match=r"step-00000001: was written by 2 processes, but 1 train now; continue with 2"):
+        training.load(path)
+
+
+def test_weights_with_or_without_the_average(tmp_path: Path) -> None:
+    ours, theirs = Training(seed=1, updates=2), Training(seed=2)
+    path = ours.save(tmp_path, Progress(step=1))
+    load_weights(path, theirs.model)
+    assert_same_tensors(theirs.parameters, ours.parameters)
+    load_weights(path, theirs.model, averaged=True)
+    assert_same_tensors(theirs.parameters, ours.average.average)
+    assert torch.equal(theirs.model.norm.running_var, ours.model.norm.running_var)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", ["fewer", "more"])
+def test_other_weights_are_refused(change: str, tmp_path: Path) -> None:
+    training = Training(updates=1)
+    path = training.save(tmp_path, Progress(step=1))
+    training.model.out.bias.requires_grad_(False) if change == "fewer" else training.model.frozen.requires_grad_(True)
+    pattern = r"1 differ, first out\.bias" if change == "fewer" else r"2 differ, first frozen\.bias"
+    with pytest.raises(WorkError, match=pattern):
+        load_weights(path, training.model)
+
+
+def test_a_damaged_or_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:
+    training = Training(updates=1)
+    path = training.save(tmp_path, Progress(step=1))
+    for name in ("random-0", "average", "optimizer", "model"):
+        file = path / f"{name}.safetensors"
+        file.write_bytes(file.read_bytes()[:50])
+        with pytest.raises(WorkError, match=rf"{name}\.safetensors: damaged .*delete the folder step-00000001"):
+            training.load(path)
+        file.unlink()
+        with pytest.raises(WorkError, match=rf"{name}\.safetensors: damaged"):
+            training.load(path)
+
+
+def test_whole_numbers_in_the_optimizer_stay_whole(tmp_path: Path) -> None:
+    """bitsandbytes counts its steps in Python's integers and refuses tensors."""
+    training = Training(updates=1)
+    for state in training.optimizer.state.values():
+        state["step"] = 17
+    path = training.save(tmp_path, Progress(step=1))
+    again = Training(seed=3)
+    again.load(path)
+    steps = [again.optimizer.state[parameter]["step"] for parameter in again.parameters.values()]
+    assert steps == [17] * 4 and all(type(step) is int for step in steps)
+
+
+def test_only_complete_checkpoints_count_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    assert checkpoint_steps(tmp_path / "nothing") == []
+    for name in ("step-00000900", "step-00001000", "step-00000020", ".step-00000030.writing", "step-final", "steps-1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000040").write_text("a file")
+    # Beyond eight digits names no longer sort like numbers.
+    (tmp_path / "step-123456789").mkdir()
+    assert checkpoint_steps(tmp_path) == [20, 900, 1000, 123456789]
+    assert checkpoint_path(tmp_path, 123456789).is_dir() and checkpoint_path(tmp_path, 20).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "left"), [(2, None, [4, 5]), (2, 4, [4, 5]), (2, 1, [1, 4, 5]), (1, 2, [2, 5]), (9, 3, range(6))]
+)
+def test_the_newest_checkpoints_and_the_best_stay(keep: int, best: int | None, left: Any, tmp_path: Path) -> None:
+    for step in range(6):
+        checkpoint_path(tmp_path, step).mkdir()
+        (checkpoint_path(tmp_path, step) / "model.safetensors").write_bytes(b"x")
+    prune_checkpoints(tmp_path, keep, best)
+    assert checkpoint_steps(tmp_path) == list(left)
+    assert len(list(tmp_path.iterdir())) == len(left)
+
+
+def test_a_kill_while_deleting_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        checkpoint_path(tmp_path, step).mkdir()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hfcap.training.checkpoint.shutil.rmtree", killed)
+        prune_checkpoints(tmp_path, 1, None)
+    assert checkpoint_steps(tmp_path) == [2]
+    (tmp_path / ".random-00000002").mkdir()
+    (tmp_path / "notes").mkdir()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", "notes"}
