@@ -17,7 +17,7 @@ from hfcap.errors import UserError
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import checkpoint_layers, use_cheap_layers
-from hfcap.training.optimization import freeze_parts, require_trained_parts, set_dropout
+from hfcap.training.optimization import freeze_parts, require_trained_parts, set_dropout, train_in_float32
 
 
 @dataclass
@@ -106,14 +106,15 @@ def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
     """Add LoRA or freeze parts, set dropout and gradient checkpointing as the recipe says; layers become cheap ones.
 
     Raises:
-        UserError: nothing is left to train, a part has no dropout to change or is frozen, or the model cannot do
-            gradient checkpointing.
+        UserError: nothing is left to train, weights would be trained in half precision, a part has no dropout to
+            change or is frozen, or the model cannot do gradient checkpointing.
     """
     peft_model = None
     set_dropout(captioner, recipe.train)  # before LoRA, whose layers have a key of their own
     if recipe.lora is not None:
         peft_model = add_lora(captioner, recipe.lora)
     freeze_parts(captioner, recipe.train)
+    train_in_float32(captioner, getattr(recipe.model, "dtype", None))
     require_trained_parts(captioner, recipe.train)
     use_cheap_layers(captioner.model)
     checkpoint_layers(captioner, recipe.train.gradient_checkpointing)

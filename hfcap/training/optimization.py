@@ -31,6 +31,29 @@ def freeze_parts(captioner: Captioner, options: TrainOptions) -> None:
         raise UserError(f"train.freeze: {options.freeze} leaves nothing to train; take a part out of the list")
 
 
+def train_in_float32(captioner: Captioner, chosen: str | None) -> None:
+    """Give trained weights that were stored in half precision the float32 that AdamW needs; frozen ones come along.
+
+    In bfloat16 an update below a 256th of a weight is rounded away, and the optimiser's own averages stand still:
+    training that seems to run and teaches nothing.
+
+    Args:
+        chosen: what `model.dtype` asks for, in families that have this key.
+
+    Raises:
+        UserError: the recipe asks for half precision.
+    """
+    halves = [weight for weight in trained_parameters(captioner.model).values() if weight.dtype.itemsize < 4]
+    if not halves:
+        return
+    if chosen not in (None, "float32"):
+        raise UserError(
+            f"model.dtype: AdamW cannot train {chosen} weights, it would round their updates away; add the block lora "
+            "(adapters are float32), or set dtype: float32 and train.mixed_precision: bf16"
+        )
+    captioner.model.float()
+
+
 def set_dropout(captioner: Captioner, options: TrainOptions) -> None:
     """Give the dropout layers of the parts named in `train.dropout` another probability, for this training alone.
 

@@ -311,3 +311,34 @@ def test_weights_come_back_when_the_look_at_the_average_fails() -> None:
         assert weight.tolist() == [1.0, 1.0]
         raise ZeroDivisionError
     assert weight.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("captioner", FAMILIES)
+def test_weights_stored_in_half_precision_are_trained_in_float32(captioner: str, tmp_path: Path) -> None:
+    """In bfloat16 AdamW rounds updates below a 256th of a weight away."""
+    recipe = tiny_recipe(captioner, tmp_path)
+    stored = build_captioner(recipe, load_split(recipe.data, "train"))
+    stored.model.to(torch.bfloat16)
+    stored.save(tmp_path / "half", recipe.generate)
+    values = recipe_values(captioner, tmp_path) | {"model": {"pretrained": str(tmp_path / "half")}}
+    again = recipe_from_mapping(values, "test")
+    trainable = make_trainable(load_captioner(str(tmp_path / "half")), again)
+    assert {weight.dtype for weight in trained_parameters(trainable.captioner.model).values()} == {torch.float32}
+
+
+def test_half_precision_asked_for_is_refused_without_lora(tmp_path: Path) -> None:
+    recipe = tiny_recipe("image_text_to_text", tmp_path)
+    stored = build_captioner(recipe, load_split(recipe.data, "train"))
+    stored.save(tmp_path / "base", recipe.generate)
+    for method in METHODS:
+        values = recipe_values("image_text_to_text", tmp_path, method)
+        values["model"] = {"pretrained": str(tmp_path / "base"), "dtype": "bfloat16"}
+        half = recipe_from_mapping(values, "test")
+        captioner = build_captioner(half, [])
+        assert captioner.model.dtype == torch.bfloat16
+        if method == "full":
+            with pytest.raises(UserError, match=r"model\.dtype: .*bfloat16.*lora.*float32"):
+                make_trainable(captioner, half)
+        else:
+            make_trainable(captioner, half)
+            assert captioner.model.dtype == torch.bfloat16  # the frozen weights keep their half of the memory
