@@ -5,7 +5,14 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hfcap.comparison.significance import Pair, holm, paired_bootstrap, paired_differences, paired_permutation
+from hfcap.comparison.significance import (
+    Pair,
+    _swaps,
+    holm,
+    paired_bootstrap,
+    paired_differences,
+    paired_permutation,
+)
 from hfcap.metrics.bleu import Bleu
 from hfcap.metrics.rouge_l import RougeL
 from hfcap.metrics.suite import CaptionSuite
@@ -16,14 +23,30 @@ def _scores(seed: int, n_images: int = 200, mean: float = 0.5) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 0.1, size=(n_images, 1))
 
 
-def test_permutation_test_approaches_the_exact_one() -> None:
-    """With 10 images all 1,024 exchanges can be tried."""
+@pytest.mark.parametrize("at_once", [55, 250_000])
+def test_permutation_test_approaches_the_exact_one(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 10 images all 1,024 exchanges can be tried; how many fit into a block must not matter."""
+    monkeypatch.setattr("hfcap.comparison.significance._SWAPS_AT_ONCE", at_once)
     first, second = _scores(0, 10), _scores(1, 10, 0.45)
     difference = (first - second)[:, 0]
     observed = abs(difference.mean())
     exact = np.mean([abs((difference * signs).mean()) >= observed - 1e-12 for signs in product((1, -1), repeat=10)])
     (found,) = paired_permutation([Pair(RougeL(), first, second)], n_resamples=20_000, seed=0)
-    assert found[0] == pytest.approx(exact, abs=0.015)
+    # Three standard errors of a share among 20,000.
+    assert found[0] == pytest.approx(exact, abs=3 * np.sqrt(exact * (1 - exact) / 20_000))
+
+
+def test_all_exchanges_of_a_large_corpus_differ() -> None:
+    """At 5,000 images a block holds 50 exchanges; 500 of them are 500 different ones all the same."""
+    blocks = list(_swaps(5000, 500, seed=0))
+    swaps = np.concatenate(blocks)
+    assert len(blocks) == 10 and swaps.shape == (500, 5000)
+    assert len({row.tobytes() for row in swaps}) == 500
+    assert set(np.unique(swaps)) == {0.0, 1.0}
+    # Fair and independent coins: means of 5,000 and of 500, five standard deviations away at most.
+    assert np.abs(swaps.mean(axis=1) - 0.5).max() < 5 * 0.5 / np.sqrt(5000)
+    assert np.abs(swaps.mean(axis=0) - 0.5).max() < 5 * 0.5 / np.sqrt(500)
+    assert (np.concatenate(list(_swaps(5000, 500, seed=1))) != swaps).any(axis=1).all()
 
 
 def test_equal_systems_do_not_differ() -> None:

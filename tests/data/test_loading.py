@@ -83,6 +83,30 @@ def test_same_seed_and_epoch_same_batches_others_differ() -> None:
     )
 
 
+def test_batches_come_in_random_order_whatever_their_length() -> None:
+    """Sorted inside a window of 16, an epoch would otherwise always begin with the shortest captions."""
+    lengths = list(range(64))
+    first_places, first_mates = [], []
+    for epoch in range(160):
+        batches = epoch_batches(lengths, 4, seed=0, epoch=epoch)
+        (place,) = [number for number, batch in enumerate(batches) if 0 in batch]
+        first_places.append(place)
+        first_mates.append(sorted(batches[place]))
+    # One window: the same batches each epoch, each of them in every one of the 16 places about 10 times.
+    assert set(map(tuple, first_mates)) == {(0, 1, 2, 3)}
+    counts = [first_places.count(place) for place in range(16)]
+    assert min(counts) >= 1 and max(counts) <= 22  # four standard deviations of a count (3.1) around 10
+
+
+def test_windows_hold_other_pictures_each_epoch() -> None:
+    """With more than one window, who shares a batch with whom changes from epoch to epoch."""
+    lengths = list(range(128))
+    mates: set[frozenset[int]] = {
+        frozenset(*(batch for batch in epoch_batches(lengths, 4, 0, epoch) if 0 in batch)) for epoch in range(20)
+    }
+    assert len(mates) > 15
+
+
 def test_batches_hold_pictures_of_similar_length() -> None:
     lengths = random.Random(0).choices(range(5, 100), k=400)
 

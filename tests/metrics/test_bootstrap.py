@@ -18,11 +18,27 @@ def test_every_resample_draws_n_images() -> None:
     assert len({row.tobytes() for row in weights}) == 30
 
 
-def test_equal_seeds_draw_equal_images_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = np.concatenate(list(resample_weights(50, 20, seed=3)))
-    other_seed = np.concatenate(list(resample_weights(50, 20, seed=4)))
-    assert (first == np.concatenate(list(resample_weights(50, 20, seed=3)))).all()
-    assert (first != other_seed).any()
+@pytest.mark.parametrize("at_once", [1, 350, 351, 10**6])
+def test_blocks_neither_repeat_nor_change_what_is_drawn(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draws are those of one generator, however many resamples fit into a block."""
+    monkeypatch.setattr("hfcap.metrics.bootstrap._WEIGHTS_AT_ONCE", at_once)
+    drawn = np.random.default_rng(3).integers(0, 50, size=(20, 50), dtype=np.int32)
+    expected = [[np.count_nonzero(row == image) for image in range(50)] for row in drawn]
+    blocks = list(resample_weights(50, 20, seed=3))
+    assert np.concatenate(blocks).tolist() == expected
+    assert all(len(block) == max(1, at_once // 50) for block in blocks[:-1])
+    assert {block.dtype for block in blocks} == {np.dtype(np.float64)}
+
+
+def test_all_resamples_of_a_large_corpus_differ() -> None:
+    """At 5,000 images a block holds 50 resamples; 1,000 of them are 1,000 different ones all the same."""
+    seen = {hash(row.tobytes()) for block in resample_weights(5000, 1000, seed=0) for row in block}
+    assert len(seen) == 1000
+
+
+def test_another_seed_draws_other_images() -> None:
+    first, other = (np.concatenate(list(resample_weights(50, 20, seed=seed))) for seed in (3, 4))
+    assert (first != other).any(axis=1).all()
 
 
 def test_weighted_sums_equal_the_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
