@@ -12,8 +12,10 @@ from hfcap.comparison.significance import (
     paired_bootstrap,
     paired_differences,
     paired_permutation,
+    shown_as_nothing,
 )
 from hfcap.metrics.bleu import Bleu
+from hfcap.metrics.length import Length
 from hfcap.metrics.rouge_l import RougeL
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.random_captions import random_captions
@@ -47,6 +49,29 @@ def test_all_exchanges_of_a_large_corpus_differ() -> None:
     assert np.abs(swaps.mean(axis=1) - 0.5).max() < 5 * 0.5 / np.sqrt(5000)
     assert np.abs(swaps.mean(axis=0) - 0.5).max() < 5 * 0.5 / np.sqrt(500)
     assert (np.concatenate(list(_swaps(5000, 500, seed=1))) != swaps).any(axis=1).all()
+
+
+@pytest.mark.parametrize(("at_once", "rows"), [(250_000, [40]), (190, [10] * 4), (3, [1] * 40), (76, [4] * 10)])
+def test_exchanges_are_the_bits_of_one_generator(
+    at_once: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """19 images take 19 bits of 3 bytes each, the highest first; blocks of 4 rows go on where the last one ended."""
+    monkeypatch.setattr("hfcap.comparison.significance._SWAPS_AT_ONCE", at_once)
+    blocks = list(_swaps(19, 40, seed=5))
+    assert [len(block) for block in blocks] == rows
+    generator = np.random.default_rng(5)
+    expected = []
+    for n_rows in rows:
+        drawn = generator.bytes(3 * n_rows)
+        for row in range(n_rows):
+            bits = "".join(f"{byte:08b}" for byte in drawn[3 * row : 3 * row + 3])
+            expected.append([float(bit) for bit in bits[:19]])
+    assert np.concatenate(blocks).tolist() == expected
+
+
+def test_the_last_block_is_cut_to_the_number_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfcap.comparison.significance._SWAPS_AT_ONCE", 40)
+    assert [len(block) for block in _swaps(10, 9, seed=0)] == [4, 4, 1]
 
 
 def test_equal_systems_do_not_differ() -> None:
@@ -113,6 +138,66 @@ def test_pairs_see_the_same_resamples() -> None:
     np.testing.assert_allclose(together[0], -together[1])
     alone = paired_bootstrap([Pair(RougeL(), first, second)], n_resamples=50)
     np.testing.assert_allclose(together[0], alone[0])
+
+
+def test_pairs_see_the_same_exchanges() -> None:
+    pairs = [Pair(RougeL(), _scores(8, 12), _scores(9, 12)), Pair(RougeL(), _scores(10, 12), _scores(11, 12, 0.45))]
+    together = paired_permutation(pairs, n_resamples=200, seed=3)
+    alone = [paired_permutation([pair], n_resamples=200, seed=3)[0] for pair in pairs]
+    assert [values.tolist() for values in together] == [values.tolist() for values in alone]
+    assert together[0].tolist() != together[1].tolist()
+    assert paired_permutation(pairs[:1], n_resamples=200, seed=4)[0].tolist() != alone[0].tolist()
+
+
+def test_interval_and_p_value_are_those_of_the_two_tests() -> None:
+    pair = Pair(RougeL(), _scores(8, 12), _scores(9, 12))
+    (found,) = paired_differences([pair], n_resamples=300, seed=7, confidence_level=0.5)
+    (resampled,) = paired_bootstrap([pair], n_resamples=300, seed=7)
+    (p_value,) = paired_permutation([pair], n_resamples=300, seed=7)
+    assert resampled.shape == (300, 1)
+    assert found["rouge_l"].interval == tuple(np.percentile(resampled[:, 0], [25, 75]))
+    assert found["rouge_l"].p_value == p_value[0]
+    assert found["rouge_l"].difference == pytest.approx(pair.first.mean() - pair.second.mean())
+
+
+def test_ten_thousand_resamples_of_seed_0_at_95_percent_unless_asked_otherwise() -> None:
+    pair = Pair(RougeL(), _scores(8, 6), _scores(9, 6))
+    (resampled,) = paired_bootstrap([pair])
+    assert resampled.tolist() == paired_bootstrap([pair], n_resamples=10_000, seed=0)[0].tolist()
+    assert paired_permutation([pair])[0] == paired_permutation([pair], n_resamples=10_000, seed=0)[0]
+    (found,) = paired_differences([pair])
+    assert found["rouge_l"].interval == tuple(np.percentile(resampled[:, 0], [2.5, 97.5]))
+    assert found["rouge_l"].p_value == paired_permutation([pair])[0][0]
+
+
+@pytest.mark.parametrize(("words", "nothing"), [(0.0049, True), (0.0051, False)])
+def test_lengths_are_shown_as_they_are(words: float, nothing: bool) -> None:
+    """A difference of 0.0051 words is shown as 0.01; times 100, as other values are shown, it would be 0.51."""
+    statistics = np.tile([10.0, 100.0, 5.0], (40, 1))
+    longer = statistics + np.array([words, 20 * words, 0.0])
+    (found,) = paired_differences([Pair(Length(), longer, statistics)], n_resamples=200)
+    assert found["length_mean"].difference == pytest.approx(words)
+    assert (found["length_mean"].p_value == 1.0) is nothing
+
+
+def test_undefined_values_are_left_out() -> None:
+    statistics = np.tile([10.0, 100.0, 0.0], (40, 1))  # references without any word: no ratio
+    (found,) = paired_differences([Pair(Length(), statistics, statistics)], n_resamples=20)
+    assert set(found) == {"length_mean", "length_deviation"}
+
+
+def test_half_of_the_last_digit_shown_is_a_difference() -> None:
+    assert shown_as_nothing(4.9e-5, plain=False) and shown_as_nothing(-4.9e-5, plain=False)
+    assert not shown_as_nothing(5e-5, plain=False) and not shown_as_nothing(-5e-5, plain=False)
+    assert shown_as_nothing(4.9e-3, plain=True) and not shown_as_nothing(5e-3, plain=True)
+
+
+def test_statistics_that_are_not_paired_are_a_bug() -> None:
+    for first, second in ((np.ones((3, 1)), np.ones((2, 1))), (np.ones(3), np.ones(3))):
+        with pytest.raises(AssertionError, match="not paired"):
+            Pair(RougeL(), first, second)
+    with pytest.raises(AssertionError, match="no images"):
+        Pair(RougeL(), np.ones((0, 1)), np.ones((0, 1)))
 
 
 def test_no_pairs_no_differences() -> None:

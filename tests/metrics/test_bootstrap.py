@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from hfcap.metrics.bleu import Bleu
-from hfcap.metrics.bootstrap import percentile_intervals, resample_weights, resampled_values, weighted_sums
+from hfcap.metrics.bootstrap import (
+    percentile_intervals,
+    resample_weights,
+    resampled_sums,
+    resampled_values,
+    weighted_sums,
+)
 from hfcap.metrics.rouge_l import RougeL
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.random_captions import random_captions
@@ -71,6 +77,41 @@ def test_interval_of_a_mean_is_close_to_the_normal_one() -> None:
     half = 1.96 * scores.std() / np.sqrt(400)
     assert lower == pytest.approx(scores.mean() - half, abs=0.1 * half)
     assert upper == pytest.approx(scores.mean() + half, abs=0.1 * half)
+
+
+def test_intervals_cut_the_same_share_off_both_ends() -> None:
+    column = np.arange(101.0)[::-1]
+    assert percentile_intervals({"x": column, "y": column / 10}, 0.9) == {
+        "x": (pytest.approx(5.0), pytest.approx(95.0)),
+        "y": (pytest.approx(0.5), pytest.approx(9.5)),
+    }
+    (lower, upper) = percentile_intervals({"x": column}, 0.95)["x"]
+    assert (lower, upper) == (pytest.approx(2.5), pytest.approx(97.5)) and type(lower) is type(upper) is float
+
+
+def test_all_metrics_see_the_same_draws() -> None:
+    """Values of two metrics that always agree agree in every resample; what is not summable takes no part."""
+    candidates, references = random_captions(30, 3)
+    result = CaptionSuite(("bleu", "diversity", "rouge_l", "length")).compute(candidates, references)
+    together = resampled_values(result.metrics, result.statistics, 40, seed=2)
+    summable = [metric for metric in result.metrics if metric.name != "diversity"]
+    assert list(together) == [output for metric in summable for output in metric.outputs]
+    for metric in summable:
+        alone = resampled_values((metric,), {metric.name: result.statistics[metric.name]}, 40, seed=2)
+        for output, values in alone.items():
+            assert values.shape == (40,)
+            np.testing.assert_allclose(together[output], values, rtol=1e-12)
+    (diversity,) = (metric for metric in result.metrics if metric.name == "diversity")
+    assert resampled_values((diversity,), result.statistics, 40, seed=2) == {}
+
+
+def test_sums_of_resamples_are_those_of_the_images_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfcap.metrics.bootstrap._WEIGHTS_AT_ONCE", 40)
+    statistics = np.random.default_rng(1).random((9, 3))
+    drawn = np.random.default_rng(6).integers(0, 9, size=(10, 9), dtype=np.int32)
+    expected = np.array([[sum(statistics[image, column] for image in row) for column in range(3)] for row in drawn])
+    np.testing.assert_allclose(resampled_sums(statistics, 10, seed=6), expected, rtol=1e-12)
+    assert resampled_sums(statistics, 0, seed=6).shape == (0, 3)
 
 
 def test_undefined_values_get_no_interval() -> None:

@@ -1,7 +1,9 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hfcap.errors import UserError
@@ -94,5 +96,38 @@ def test_other_categories_are_refused(tmp_path: Path) -> None:
 def test_missing_instances_and_images() -> None:
     with pytest.raises(UserError, match="instances"):
         Chair()
-    with pytest.raises(UserError, match="'2'"):
-        _chair({"1": ["dog"]}).statistics(_captions())
+    with pytest.raises(
+        UserError, match=r"'chair': 2 images, for example '2', are not .*; give the file of their split"
+    ):
+        _chair({"1": ["dog"], "3": []}).statistics(_captions())
+
+
+def test_values_of_sums() -> None:
+    """Of several resamples at once; without mentions there is no share of them, without images none of captions."""
+    metric = _chair({"1": []})
+    sums = np.array([[3.0, 12.0, 2.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    found = metric.from_sums(sums, 8)
+    assert found[[0, 2]].tolist() == [[0.25, 0.25], [1.0, 0.125]]
+    assert math.isnan(found[1, 0]) and found[1, 1] == 0.0
+    none = metric.from_sums(np.zeros(3), 0)
+    assert none.shape == (2,) and np.isnan(none).all()
+    assert metric.from_sums(sums[None], 8).shape == (1, 3, 2)
+
+
+def test_values_of_single_images() -> None:
+    metric = _chair({"1": ["dog", "bench"], "2": ["cat"], "3": [], "4": ["kite"]})
+    each = metric.per_image(metric.statistics(_captions()))
+    assert each["chair_i"][[0, 1, 3]].tolist() == [0.0, 0.5, 0.0] and math.isnan(each["chair_i"][2])
+    assert each["chair_s"].tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
+def test_instances_of_several_files_go_together(tmp_path: Path) -> None:
+    first = _instances(tmp_path / "first.json", {18: "dog"})
+    second = _instances(tmp_path / "second.json", {2: "cat"})
+    assert read_instances([first, second]) == {"1": frozenset({"dog", "cat"}), "2": frozenset()}
+    assert _chair([str(first), second]).signature()["annotated_images"] == 2
+
+
+def test_empty_captions_mention_nothing() -> None:
+    captions = CaptionSet({"1": "", "2": "a dog"}, ReferenceSet({"1": ["..."], "2": [""]}))
+    assert _chair({"1": [], "2": []}).statistics(captions).tolist() == [[0, 0, 0], [1, 1, 1]]

@@ -1,5 +1,6 @@
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,52 @@ def test_works_in_the_suite() -> None:
     assert result.values["vocabulary_size"] == 2
     assert result.values["novel_captions"] is None
     assert set(result.per_image()) >= {"novel_captions", "m_bleu_4", "length_mean"}
+
+
+def test_values_of_single_images_are_those_that_are_known() -> None:
+    options = {"training_captions": ["a dog"], "candidates": {"2": ["a b c d", "a b c d"], "9": ["x", "y"]}}
+    metric = build_metric("diversity", options)
+    captions = CaptionSet({"1": "A dog.", "2": "a cat"}, ReferenceSet({"1": ["a dog"], "2": ["a cat"]}))
+    statistics = metric.statistics(captions)
+    assert statistics.tolist() == [[0.0, -1.0], [1.0, pytest.approx(1.0)]]
+    each = metric.per_image(statistics)
+    assert list(each) == ["novel_captions", "m_bleu_4"]
+    assert each["novel_captions"].tolist() == [0.0, 1.0]
+    assert math.isnan(each["m_bleu_4"][0]) and each["m_bleu_4"][1] == pytest.approx(1.0)
+    values = metric.values(captions, statistics)
+    assert values[3:].tolist() == [0.5, pytest.approx(1.0)], "what is not known counts neither as 0 nor as an image"
+    # Alike to the last word or not at all: 0 is a value, and not 'not known'.
+    assert metric.per_image(statistics * 0)["m_bleu_4"].tolist() == [0.0, 0.0]
+
+
+def test_captions_without_words_or_pairs_have_no_distinct_ngrams() -> None:
+    values = _values(Diversity(), {"1": "...", "2": "dog"})
+    assert values["distinct_1"] == 1.0 and math.isnan(values["distinct_2"]) and values["vocabulary_size"] == 1
+    assert math.isnan(_values(Diversity(), {"1": "..."})["distinct_1"])
+
+
+def test_distinct_bigrams_by_counting() -> None:
+    """Words that occur in many orders: a pair is one only if both words are the same in the same order."""
+    lines = ["a b a b b a", "b a", "c a b", "", "a", "b b b"]
+    pairs = [pair for line in lines for pair in pairwise(line.split())]
+    values = _values(Diversity(), {str(number): line for number, line in enumerate(lines)})
+    assert values["distinct_2"] == pytest.approx(len(set(pairs)) / len(pairs))
+    assert values["distinct_1"] == pytest.approx(3 / sum(len(line.split()) for line in lines))
+
+
+@pytest.mark.parametrize(
+    "row", ['{"candidates": ["a"]}', '{"image_id": 1, "candidates": "a"}', '{"image_id": 1, "candidates": [1]}']
+)
+def test_predictions_without_candidates_are_named_with_their_line(row: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"image_id": 7, "candidates": ["a b", "c"]}\n{"image_id": 8}\n' + row + "\n")
+    with pytest.raises(UserError, match=r"p\.jsonl: line 3 needs 'image_id' and 'candidates', a list of captions"):
+        build_metric("diversity", {"candidates": path})
+    path.write_text('{"image_id": 7, "candidates": ["a b", "c"]}\n{"image_id": 8}\n')
+    # Numbers are ids as texts; a picture without a list has no candidates.
+    assert build_metric("diversity", {"candidates": path}).signature()["candidates"] == 2
+    path.write_text('{"image_id": [7], "candidates": ["a"]}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl: line 1"):
+        build_metric("diversity", {"candidates": path})
+    with pytest.raises(UserError, match=r"none\.jsonl.*predictions file|predictions file.*none\.jsonl"):
+        build_metric("diversity", {"candidates": tmp_path / "none.jsonl"})

@@ -46,4 +46,28 @@ def test_good_endings(caption: str) -> None:
 def test_share_of_bad_endings() -> None:
     captions = _captions({"1": "a man on a", "2": "a man", "3": "dogs", "4": "a cat next to the"})
     metric = BadEndings()
-    np.testing.assert_array_equal(metric.values(captions, metric.statistics(captions)), [0.5])
+    statistics = metric.statistics(captions)
+    assert statistics.dtype == np.float64 and statistics.shape == (4, 1)
+    np.testing.assert_array_equal(metric.values(captions, statistics), [0.5])
+
+
+def test_values_of_sums() -> None:
+    """Two corpora of four images: mean, deviation (of the population) and ratio of all words."""
+    words = [2.0, 3.0, 3.0, 8.0]
+    sums = np.array([[sum(words), sum(word**2 for word in words), 20.0], [12.0, 36.0, 0.0]])
+    found = Length().from_sums(sums, 4)
+    assert found[0].tolist() == pytest.approx([4.0, math.sqrt(np.var(words)), 0.8])
+    assert found[1, :2].tolist() == [3.0, 0.0] and math.isnan(found[1, 2])
+    assert np.isnan(Length().from_sums(np.zeros(3), 0)).tolist() == [True, True, True]
+
+
+def test_rounding_gives_no_negative_variance() -> None:
+    """Words of 0.1 a picture do not occur, but resamples of a mean may round the difference below zero."""
+    sums = np.array([0.3, 0.03 - 1e-17, 1.0])
+    assert Length().from_sums(sums, 3)[1] == 0.0
+
+
+def test_mean_words_of_the_references_of_each_image() -> None:
+    captions = _captions({"1": "a", "2": "a b c"}, {"1": ["a b", "a b c d"], "2": ["a", "a", "a b c d"]})
+    statistics = Length().statistics(captions)
+    assert statistics.dtype == np.float64 and statistics.tolist() == [[1.0, 1.0, 3.0], [3.0, 9.0, 2.0]]

@@ -15,14 +15,16 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from hfcap import registry
+from hfcap.captioners.base import Captioner
 from hfcap.data.source import load_split
 from hfcap.files import read_json, read_json_lines
-from hfcap.recipe import Recipe
+from hfcap.recipe import Recipe, TrainOptions
 from hfcap.recipe_loading import recipe_from_mapping
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.stages import make_accelerator
 from hfcap.training.checkpoint import checkpoint_path, checkpoint_steps
+from hfcap.training.optimization import parameter_groups
 from hfcap.training.records import TrainingLog
 from hfcap.training.stage import train_stage
 
@@ -171,6 +173,26 @@ def assert_same_tensors(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, t
     """Same names, every bit the same."""
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def plain_descent(captioner: Captioner, options: TrainOptions) -> torch.optim.Optimizer:
+    """Gradient descent in the place of `build_optimizer`, for comparisons of two ways to the same gradient.
+
+    AdamW divides a gradient by its own size: where it is nothing but rounding, so is the whole update, and weights
+    then tell processors apart.
+    """
+    return torch.optim.SGD(parameter_groups(captioner, options), lr=options.learning_rate)
+
+
+def assert_same_path(ours: Result, theirs: Result, step: int, earlier: int, name: str = "model") -> None:
+    """Two trainings by `plain_descent` end at the same weights.
+
+    They may differ by a thousandth of the longest way since the earlier checkpoint: gradients are float32 sums of a
+    few hundred terms, each off by 2 ** -24. A caption that weighs too much shows in the first or second digit.
+    """
+    way = largest_difference(theirs.weights(step, name), theirs.weights(earlier, name))
+    assert way > 1e-4
+    assert largest_difference(ours.weights(step, name), theirs.weights(step, name)) < 1e-3 * way
 
 
 def largest_difference(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:

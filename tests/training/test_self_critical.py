@@ -25,6 +25,7 @@ from hfcap.training.build import build_captioner
 from hfcap.training.reward import CaptionReward
 from hfcap.training.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
 from tests.captioners.clip_folder import write_clip
+from tests.rounding import assert_equal_to_rounding
 from tests.training.harness import FAMILIES, tiny_recipe
 
 
@@ -90,7 +91,7 @@ def test_gradient_is_that_of_reinforce(captioner_name: str, baseline: Any, tmp_p
     ours = gradients(captioner)
     samples = objective.seen[0]
     assert len({tuple(tokens) for group in samples.tokens for tokens in group}) > 6
-    expected = torch.zeros(())
+    expected, size = torch.zeros(()), 0.0
     states = captioner.encode(batch.images)
     for image in range(3):
         for number in range(4):
@@ -103,13 +104,13 @@ def test_gradient_is_that_of_reinforce(captioner_name: str, baseline: Any, tmp_p
                 bool(samples.ended[image, number]),
                 options.temperature,
             )
-            expected = expected - (rewards[image, number] - compared) * log_p / 12
+            term = -(rewards[image, number] - compared) * log_p / 12
+            expected, size = expected + term, size + abs(float(term.detach()))
     expected.backward()
     theirs = gradients(captioner)
-    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
-    assert ours.keys() == theirs.keys()
-    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-5 * max(largest, 1.0)
+    # Advantages of both signs nearly cancel out: rounding is that of the terms, not of their sum.
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0, abs=1e-5 * size)
+    assert_equal_to_rounding(ours, theirs)
 
 
 def test_leave_one_out_by_hand() -> None:
@@ -281,7 +282,8 @@ def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:
         references = ReferenceSet({image_id: ["a picture"] for image_id in ids})
         metric = ClipScore(ClipScoreOptions(model=str(model)), pictures=pictures)
         alone = metric.statistics(CaptionSet(captions, references))[:, 0]
-        assert values["clip_score"][:, number] == pytest.approx(alone, rel=1e-5)
+        # 2.5 times a cosine of float32 vectors, which may lie near 0.
+        assert values["clip_score"][:, number] == pytest.approx(alone, rel=0, abs=2e-5)
 
 
 def test_reward_is_the_weighted_sum_of_its_parts() -> None:

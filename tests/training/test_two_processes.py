@@ -12,7 +12,7 @@ import pytest
 from hfcap.files import read_json, read_json_lines
 from hfcap.run_directory import RunDirectory
 from tests.training import two_processes
-from tests.training.harness import Result, forget_accelerator, largest_difference
+from tests.training.harness import Result, assert_same_path, forget_accelerator
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_same_weights_as_one_process_with_twice_the_batch(
     two, one = (Result(RunDirectory(folder / f"{captioner}-{method}")) for folder in folders)
     assert two.summary["processes"] == 2 and one.summary["processes"] == 1
     for name in ("model", "average"):
-        assert largest_difference(two.weights(4, name), one.weights(4, name)) < 1e-5
+        assert_same_path(two, one, step=4, earlier=2, name=name)
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
     keys = ("validation_loss", "validation_cider")
     ours, theirs = ([row[key] for row in result.rows for key in keys if key in row] for result in (two, one))
