@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 
 from hfcap import registry
 from hfcap.captioners.base import BaseModel, Captioner
-from hfcap.captioners.lora import load_adapter, merge_adapter
+from hfcap.captioners.lora import load_adapter
+from hfcap.captioners.merging import is_quantized, merge_adapter, probe_logits, require_same_logits
 from hfcap.captioners.parts import require_no_revision_of_folder
 from hfcap.captioners.sidecar import read_sidecar
 from hfcap.errors import UserError, WorkError
@@ -31,10 +32,12 @@ def load_captioner(
 
     Args:
         location: run directory, folder written by hfcap or save_pretrained, adapter folder, or Hub id.
-        merge: fold an adapter into the weights (faster); otherwise its layers stay separate.
+        merge: fold an adapter into the weights (faster), unless those are stored in 4 or 8 bits; otherwise its layers
+            stay separate.
 
     Raises:
         UserError: nothing there that hfcap can caption with; the message says what was found.
+        WorkError: the merged model would not say what the adapter says.
     """
     folder = local_folder(location, revision)
     if (folder / _ADAPTER_CONFIG).is_file():
@@ -148,7 +151,7 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
         ) from error
     captioner.take_notes(read_sidecar(folder))
     adapted = load_adapter(captioner, folder)
-    if merge:
+    if merge and not is_quantized(captioner.model):
         merge_adapter(captioner, adapted)
     captioner.model.eval()
     return captioner
@@ -183,7 +186,9 @@ def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> 
     """Fold an adapter (run directory, folder or Hub id) into its base model and save a plain model folder.
 
     Raises:
-        UserError: there is no adapter, its decoding defaults are wrong, or `output` holds something else.
+        UserError: there is no adapter, its decoding defaults are wrong, its base is quantised, or `output` holds
+            something else.
+        WorkError: the saved model gives other logits than the adapter.
     """
     folder = local_folder(adapter, None)
     if not (folder / _ADAPTER_CONFIG).is_file():
@@ -196,5 +201,15 @@ def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> 
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise UserError(f"{folder / 'generation_config.json'}: {problems}; correct it, then merge again") from None
     captioner = load_captioner(adapter, trust_remote_code=trust_remote_code)
+    if is_quantized(captioner.model):
+        raise UserError(
+            f"{adapter}: the weights of its base model are stored in few bits, and merging would round all of them "
+            "anew; publish the adapter itself, or name the base in full precision as base_model_name_or_path in "
+            f"{folder / _ADAPTER_CONFIG}"
+        )
+    expected = probe_logits(captioner)
     with folder_being_written(output) as temporary:
         captioner.save(temporary, options)
+        del captioner
+        saved = load_captioner(str(temporary), trust_remote_code=trust_remote_code)
+        require_same_logits(expected, probe_logits(saved), saved.model, "the saved model", "the merged one")
