@@ -8,10 +8,13 @@ from pathlib import Path
 
 from hfcap.app import interface
 from hfcap.errors import UserError
+from hfcap.files import read_text
 from hfcap.publishing import hub
+from hfcap.publishing.pictures import RECORD
 from hfcap.publishing.published import PublishedModel, download_small
+from hfcap.publishing.requirements import installed_versions, needed_packages, packages_on_card
 from hfcap.publishing.snippet import decoding_settings
-from hfcap.publishing.spaces import pinned_version, refuse_other_folder, space_card, write_space
+from hfcap.publishing.spaces import refuse_other_folder, space_card, write_space
 
 _APP = '''"""Captions of a picture by published models, side by side; written by `hfcap publish-space`."""
 
@@ -58,7 +61,7 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
                     "--trust-remote-code"
                 )
         app = _app(models)
-    packages = ["pillow", "torch", "transformers", *(["peft"] if any(model.base for model in models) else [])]
+        requirements = sorted({line for model in models for line in _requirements(model)})
     listed = "".join(f"- [{model_id}](https://huggingface.co/{model_id})\n" for model_id in model_ids)
     text = f"Upload a picture; each model writes a caption:\n\n{listed}\nStaged by `hfcap publish-space`."
     write_space(
@@ -66,11 +69,25 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
         {
             "app.py": app,
             "interface.py": Path(interface.__file__).read_text(encoding="utf-8"),
-            "requirements.txt": "".join(f"{name}=={pinned_version(name)}\n" for name in packages),
+            "requirements.txt": "".join(f"{line}\n" for line in requirements),
             "README.md": space_card(title, text, models=list(model_ids), tags=["image-captioning", "hfcap"]),
         },
     )
     return folder
+
+
+def _requirements(model: PublishedModel) -> list[str]:
+    """Return what the model's card says to install, in the version that is installed here."""
+    card = model.files / "README.md"
+    named = packages_on_card(read_text(card, "model card")) if (model.files / RECORD).is_file() else []
+    lines = []
+    for requirement in named or needed_packages(model.files):
+        name = requirement.partition(">=")[0]
+        if name == "pillow":
+            continue  # gradio brings it, and not every version suits gradio
+        version = installed_versions([name]).get(name)
+        lines.append(f"{name}=={version}" if version else requirement)
+    return lines
 
 
 def _app(models: Sequence[PublishedModel]) -> str:

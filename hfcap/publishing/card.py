@@ -12,6 +12,7 @@ from hfcap.markdown import Safe, code_block, escape, finalize
 from hfcap.publishing import card_evaluation, card_parts, curve
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.metadata import front_matter
+from hfcap.publishing.requirements import install_command
 from hfcap.publishing.sections import MARK, merge_sections, split_front_matter
 from hfcap.publishing.snippet import usage_code
 from hfcap.run_directory import RunDirectory
@@ -74,7 +75,6 @@ def _environment() -> Environment:
 
 
 def _context(known: CardInput) -> dict[str, object]:
-    packages = ["transformers", "torch", "pillow"] + (["peft"] if known.is_adapter else [])
     base = None
     if known.is_adapter and known.base_models:
         base = (known.base_models[0]["id"], known.base_models[0]["revision"])
@@ -85,7 +85,7 @@ def _context(known: CardInput) -> dict[str, object]:
         "summary": card_parts.summary(known),
         "planned": known.is_planned,
         "caution": card_parts.caution(known),
-        "install": Safe("pip install " + " ".join(packages)),
+        "install": Safe(install_command(known.requirements)),
         "usage": code_block(usage, "python"),
         "unpublished": known.repo_id is None,
         "printed": card_parts.printed(known),

@@ -1,34 +1,50 @@
-"""Runs captioning code as a stranger would: a fresh interpreter, an empty cache, hfcap blocked from import."""
+"""Runs captioning code as a stranger would: a fresh interpreter, an empty cache, no hfcap, only the packages named."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 from hfcap.errors import WorkError
-from hfcap.files import read_json
+from hfcap.files import read_json, read_text
 from hfcap.progress import progress_bar
+from hfcap.publishing import import_guard
+from hfcap.publishing.requirements import brought_by, modules_of
 from hfcap.publishing.secrets import names_secret, redact
 
 TIMEOUT_SECONDS = 3600
 
 _RUNNER = """
 import contextlib, io, json, pathlib, sys, traceback
-import torch
+task = json.load(sys.stdin)
+guard = None if task["allowed"] is None else ImportGuard(**task["allowed"])
+if guard is not None:
+    guard.install()
 sys.modules["hfcap"] = None
+import torch
 def refuse(*_, **__):
     raise RuntimeError("its weights are a pickle, which can run code; only safetensors are loaded here")
 torch.load = refuse
+def messages(error):
+    found = []
+    while error is not None:
+        found.append("".join(traceback.format_exception_only(error)))
+        error = error.__cause__ or error.__context__
+    return found
 results = {}
-for name, job in json.load(sys.stdin).items():
-    names, captions, error = {"__name__": "card"}, [], None
+for name, job in task["jobs"].items():
+    names, captions, error, said = {"__name__": "card"}, [], None, []
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             exec(job["load"], names)
@@ -37,12 +53,13 @@ for name, job in json.load(sys.stdin).items():
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(job["caption"], names)
             captions.append(printed.getvalue())
-    except Exception:
-        error = traceback.format_exc()
-    results[name] = {"captions": captions, "error": error}
+    except Exception as failure:
+        error, said = traceback.format_exc(), messages(failure)
+    hidden = sorted(guard.asked_for) if guard is not None else []
+    results[name] = {"captions": captions, "error": error, "messages": said, "hidden": hidden}
     pathlib.Path("results.json").write_text(json.dumps(results))
 """
-"""Runs each job's code: what loads the model once, what captions photo.jpg for each picture.
+"""Runs, after import_guard.py, each job's code: what loads the model once, what captions photo.jpg for each picture.
 
 Without torch.load: transformers and PEFT fall back to pickles where a repository, or the base of an adapter, has no
 safetensors by the name they look for.
@@ -72,32 +89,49 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What was printed for each picture (white space joined); or the last lines of the failure."""
+    """What was printed for each picture (white space joined); or the last lines of the failure.
+
+    Attributes:
+        unnamed: packages that are installed here, were hidden, and are what the failure speaks of.
+    """
 
     captions: list[str]
     error: str | None
+    unnamed: tuple[str, ...] = ()
 
 
-def run_clean(jobs: Mapping[str, Job], token: str | None = None) -> dict[str, JobResult]:
+def run_clean(
+    jobs: Mapping[str, Job], token: str | None = None, packages: Sequence[str] | None = None
+) -> dict[str, JobResult]:
     """Run jobs one after the other in one clean process; an error of one leaves the others alone.
 
     Args:
         token: for private repositories; without it the process is signed out, so that code of strangers finds none.
+        packages: requirements; the process finds these and what they bring along, and nothing else that is installed
+            here. None: everything but hfcap.
 
     Raises:
         WorkError: the process was killed or did not end in time.
     """
+    allowed = None
+    if packages is not None:
+        distributions = brought_by(packages)
+        allowed = {"modules": sorted(modules_of(distributions)), "distributions": sorted(distributions)}
     task = {
-        name: {"load": job.load, "caption": job.caption, "pictures": [str(path.resolve()) for path in job.pictures]}
-        for name, job in jobs.items()
+        "allowed": allowed,
+        "jobs": {
+            name: {"load": job.load, "caption": job.caption, "pictures": [str(path.resolve()) for path in job.pictures]}
+            for name, job in jobs.items()
+        },
     }
+    runner = read_text(Path(import_guard.__file__), "part of hfcap") + _RUNNER
     with tempfile.TemporaryDirectory(prefix="hfcap-clean-") as temporary, progress_bar() as progress:
         progress.add_task("Captioning in a clean process", total=None)
         work = Path(temporary) / "work"
         work.mkdir()
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _RUNNER],
+                [sys.executable, "-c", runner],
                 input=json.dumps(task),
                 cwd=work,
                 env=_environment(Path(temporary) / "cache", token),
@@ -122,7 +156,21 @@ def _environment(cache: Path, token: str | None) -> dict[str, str]:
 
 def _result(value: dict[str, Any]) -> JobResult:
     captions = [" ".join(text.split()) for text in value["captions"]]
-    return JobResult(captions, _last_lines(value["error"]) if value["error"] else None)
+    if not value["error"]:
+        return JobResult(captions, None)
+    unnamed = next(filter(None, (_named_in(message, value["hidden"]) for message in value["messages"])), ())
+    return JobResult(captions, _last_lines(value["error"]), unnamed)
+
+
+def _named_in(message: str, modules: Sequence[str]) -> tuple[str, ...]:
+    """Return the packages of those of the modules that a message speaks of: 'requires the Torchvision library'."""
+    owners = metadata.packages_distributions()
+    found = set()
+    for module in modules:
+        for name in {*owners.get(module, []), module}:
+            if re.search(rf"(?<![\w/]){re.escape(name)}(?![\w/])", message, re.IGNORECASE):
+                found.update(map(canonicalize_name, owners.get(module, [module])))
+    return tuple(sorted(found))
 
 
 def _last_lines(text: str) -> str:

@@ -13,6 +13,7 @@ from hfcap.errors import UserError
 from hfcap.files import read_json, read_json_lines
 from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
+from hfcap.publishing.requirements import needed_packages, with_bounds
 from hfcap.publishing.snippet import brings_code
 from hfcap.recipe import GenerateOptions, Recipe
 from hfcap.recipe_loading import load_recipe
@@ -52,6 +53,7 @@ class CardInput:
         must_merge: the weights are an adapter to a base model that only this run has; `model` is that base.
         is_adapter: `model` holds a PEFT adapter.
         has_code: `model` holds its own modelling code, which users must trust.
+        requirements: what to install to caption with the model, with lower bounds where versions are known.
         published_captions: path of each published picture -> what the model says about exactly that file.
         missing: one line for each fact that is not known, with its remedy.
     """
@@ -72,6 +74,7 @@ class CardInput:
     baselines: dict[str, dict[str, Any]]
     samples: list[Sample]
     worst: list[Sample]
+    requirements: list[str]
     published_captions: dict[str, str]
     missing: list[str] = field(default_factory=list)
 
@@ -169,6 +172,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     pictures = {sample.file_name: sample.picture for sample in samples}
     worst = [replace(sample, picture=pictures.get(sample.file_name)) for sample in _worst(run, split, scores)]
     shown = {sample.file_name for sample in worst}
+    record = read_record(run.path) if (run.path / RECORD).is_file() else {}
     card_input = CardInput(
         recipe=recipe,
         family=registry.load("captioners", recipe.captioner).REGISTERED.card_facts,
@@ -186,10 +190,17 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
         baselines={name: values for name, values in baselines.items() if values},
         samples=[sample for sample in samples if sample.file_name not in shown][:N_SAMPLES],
         worst=worst,
-        published_captions=read_record(run.path)["captions"] if (run.path / RECORD).is_file() else {},
+        requirements=_requirements(folder, record, environment),
+        published_captions=record.get("captions", {}),
     )
     card_input.missing.extend(_missing(run, card_input))
     return card_input
+
+
+def _requirements(folder: Path, record: dict[str, Any], environment: dict[str, Any]) -> list[str]:
+    names = dict.fromkeys([*needed_packages(folder), *record.get("also_needed", [])])
+    versions = record.get("versions") or environment.get("versions", {})
+    return with_bounds(names, versions)
 
 
 def _object(path: Path, what: str) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_bytes, write_json
+from hfcap.publishing.requirements import installed_versions, needed_packages
 from hfcap.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -83,7 +84,22 @@ def record_pictures(
     for name, content in files.items():
         write_bytes(run.path / name, content)
     captions = {name: _caption(captioner, content, options) for name, content in files.items()}
-    write_json(run.path / RECORD, {"deterministic": not options.do_sample, "captions": captions})
+    versions = installed_versions(needed_packages(run.model))
+    write_json(run.path / RECORD, {"deterministic": not options.do_sample, "captions": captions, "versions": versions})
+
+
+def note_packages(run: RunDirectory, model: Path, also_needed: Iterable[str] = ()) -> None:
+    """Note the versions that the proof of publishing will run with, here and now.
+
+    Args:
+        model: folder with the weights. also_needed: packages that the proof missed (see requirements.py).
+    """
+    record = read_json(run.path / RECORD, "recorded captions")
+    found = sorted({*read_record(run.path)["also_needed"], *also_needed})
+    versions = installed_versions([*needed_packages(model), *found])
+    noted = {**record, "versions": versions} | ({"also_needed": found} if found else {})
+    if noted != record:
+        write_json(run.path / RECORD, noted)
 
 
 def _caption(captioner: Captioner, content: bytes, options: GenerateOptions) -> str:
@@ -98,7 +114,10 @@ def _caption(captioner: Captioner, content: bytes, options: GenerateOptions) -> 
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return {"deterministic": bool, "captions": {path inside `folder`: caption}} of a run or a repository.
+    """Return what was recorded in a run or a repository, with every key.
+
+    The keys: deterministic (bool), captions (path inside `folder` -> caption), versions (package -> version that the
+    proof ran with) and also_needed (packages that the proof found missing).
 
     Raises:
         UserError: nothing was recorded, or a name leads out of the folder (a repository is a stranger's text).
@@ -114,7 +133,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         inside = (folder / name).resolve().is_relative_to(folder.resolve())
         if not inside or not (folder / name).is_file():
             raise UserError(f"{path}: {name!r} is no picture of this folder")
-    return {"deterministic": bool(record.get("deterministic", True)), "captions": captions}
+    versions, also_needed = record.get("versions", {}), record.get("also_needed", [])
+    if not isinstance(versions, dict) or not isinstance(also_needed, list):
+        raise UserError(f"{path}: versions must map packages to versions, and also_needed must be a list")
+    if not all(isinstance(text, str) for text in [*versions.values(), *also_needed]):
+        raise UserError(f"{path}: names and versions of packages must be texts")
+    deterministic = bool(record.get("deterministic", True))
+    return {"deterministic": deterministic, "captions": captions, "versions": versions, "also_needed": also_needed}
 
 
 def copy_pictures(run: RunDirectory, folder: Path) -> None:
@@ -122,4 +147,4 @@ def copy_pictures(run: RunDirectory, folder: Path) -> None:
     record = read_record(run.path)
     for name in record["captions"]:
         write_bytes(folder / name, (run.path / name).read_bytes())
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, {key: value for key, value in record.items() if value != []})

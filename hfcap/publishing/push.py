@@ -131,7 +131,14 @@ def publish(
     with tempfile.TemporaryDirectory() as temporary:
         pictures = _sample_pictures(run, recipe, Path(temporary))
         # Before, so that nothing broken becomes visible; after, because only then it is what a stranger gets.
-        verify_folder(folder, repo_id, pictures).require()
+        report = verify_folder(folder, repo_id, pictures)
+        also_needed: list[str] = []
+        while set(report.unnamed) - set(also_needed):
+            # The model needs more than its files told; with it on the card the proof is made again.
+            also_needed += report.unnamed
+            folder = stage(run, model, repo_id, trust_remote_code=trust_remote_code, also_needed=also_needed)
+            report = verify_folder(folder, repo_id, pictures)
+        report.require()
         result = push_folder(folder, repo_id, wants_private, create_pr, branch, force)
         report = verify(repo_id, result.commit, pictures, trust_remote_code=True)
     report.require()

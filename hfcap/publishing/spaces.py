@@ -46,7 +46,7 @@ metric.compute(predictions=["a cat"], references=[["a cat sits", "one cat"]], im
         {
             f"{name}.py": source,
             "app.py": app,
-            "requirements.txt": f"evaluate=={pinned_version('evaluate')}\nhfcap=={__version__}\n",
+            "requirements.txt": f"evaluate=={metadata.version('evaluate')}\nhfcap=={__version__}\n",
             "README.md": space_card(name, text, tags=["evaluate", "metric", "image-captioning"]),
         },
     )
@@ -74,12 +74,6 @@ def space_card(title: str, text: str, **metadata_: Any) -> str:
         **metadata_,
     }
     return f"---\n{strict_yaml.dump(values)}---\n\n{text}"
-
-
-def pinned_version(package: str) -> str:
-    """Return the installed version of a package as a requirements file names it."""
-    # Local builds ("2.13.0+cpu") are not on package indexes.
-    return metadata.version(package).split("+")[0]
 
 
 def refuse_other_folder(folder: Path) -> None:

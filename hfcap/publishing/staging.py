@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from hfcap.publishing.code_files import needed_code
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.machine_paths import is_machine_path, portable
 from hfcap.publishing.metadata import eval_results_file
-from hfcap.publishing.pictures import RECORD, copy_pictures, record_pictures
+from hfcap.publishing.pictures import RECORD, copy_pictures, note_packages, record_pictures
 from hfcap.publishing.published import PICKLES
 from hfcap.publishing.secrets import refuse_secrets
 from hfcap.recipe import Recipe
@@ -94,6 +95,7 @@ def stage(
     repo_id: str | None = None,
     verifiable: bool = True,
     trust_remote_code: bool = False,
+    also_needed: Iterable[str] = (),
 ) -> Path:
     """Write run.publish anew and return it; an earlier one stays until the new one is complete and checked.
 
@@ -103,6 +105,7 @@ def stage(
         verifiable: with pictures and the model's captions of them, which `verify` compares; a run that has none yet
             loads its model and records them.
         trust_remote_code: that loading may run code that came with the model.
+        also_needed: packages that the proof found missing on the card.
 
     Raises:
         UserError: no weights, a pickle in their place, an adapter without a base on the Hub, a secret in a file.
@@ -110,6 +113,8 @@ def stage(
     if verifiable and not (run.path / RECORD).is_file():
         _check_weights(read_card_input(run, repo_id, model))
         _record_drawn_pictures(run, model, trust_remote_code)
+    if verifiable:
+        note_packages(run, model or run.model, also_needed)
     known = read_card_input(run, repo_id, model)
     _check_weights(known)
     with folder_being_written(run.publish) as folder:

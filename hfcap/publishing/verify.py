@@ -22,6 +22,7 @@ from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
 from hfcap.publishing.published import PICKLES, PublishedModel, download_small
+from hfcap.publishing.requirements import packages_on_card, unmet
 
 TOLERATED_SHARE = 0.4
 """Of the run's own pictures: hfcap may have scored them from half-precision features and faster JPEG decoding."""
@@ -56,12 +57,17 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """What verification found at one commit."""
+    """What verification found at one commit.
+
+    Attributes:
+        unnamed: packages that the model needs, as far as was found out, and that its card does not name.
+    """
 
     repo_id: str
     commit: str
     checks: list[Check] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    unnamed: tuple[str, ...] = ()
 
     @property
     def failures(self) -> list[Check]:
@@ -145,6 +151,7 @@ class _Examination:
         pictures: more pictures with captions, beside those that the repository records.
         recorded: pictures of the repository with their captions.
         same: whether the same captions must come out (no sampling).
+        packages: what the card says to install, and all that the code may find; None where nothing is known of it.
     """
 
     report: Report
@@ -152,11 +159,12 @@ class _Examination:
     pictures: Mapping[Path, str]
     recorded: Mapping[Path, str] = field(default_factory=dict)
     same: bool = True
+    packages: tuple[str, ...] | None = None
 
 
 def _examine(examinations: Sequence[_Examination], trust_remote_code: bool) -> None:
-    # Two processes, so that code of a public repository never meets the token that a private one needs.
-    jobs: dict[bool, dict[str, Job]] = {False: {}, True: {}}
+    # Code of a public repository never meets the token that a private one needs, nor packages that its card leaves out.
+    shares: dict[tuple[bool, tuple[str, ...] | None], dict[str, Job]] = {}
     with tempfile.TemporaryDirectory(prefix="hfcap-drawn-") as temporary:
         drawn = {Path(temporary) / name: content for name, content in drawn_pictures().items()}
         for path, content in drawn.items():
@@ -164,17 +172,21 @@ def _examine(examinations: Sequence[_Examination], trust_remote_code: bool) -> N
         for number, examination in enumerate(examinations):
             if code := _prepare(examination, trust_remote_code):
                 job = Job(*code, [*(examination.recorded or drawn), *examination.pictures])
-                jobs[examination.model.needs_token][str(number)] = job
-        results: dict[str, JobResult] = {}
-        for closed, share in jobs.items():
-            if share:
-                results |= run_clean(share, get_token() if closed else None)
-    for name, result in results.items():
-        examination = examinations[int(name)]
-        found = result.error or "and captions pictures"
-        if examination.report.add("loads without hfcap", result.error is None, found):
-            job = {**jobs[False], **jobs[True]}[name]
-            _compare(examination, dict(zip(job.pictures, result.captions, strict=True)))
+                share = (examination.model.needs_token, examination.packages)
+                shares.setdefault(share, {})[str(number)] = job
+        for (closed, packages), jobs in shares.items():
+            for name, result in run_clean(jobs, get_token() if closed else None, packages).items():
+                _judge(examinations[int(name)], jobs[name], result)
+
+
+def _judge(examination: _Examination, job: Job, result: JobResult) -> None:
+    report = examination.report
+    found = result.error or "and captions pictures"
+    if result.unnamed:
+        report.unnamed = result.unnamed
+        found += f"\nthe card does not name what this needs: {', '.join(result.unnamed)}"
+    if report.add("loads without hfcap", result.error is None, found):
+        _compare(examination, dict(zip(job.pictures, result.captions, strict=True)))
 
 
 def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, str] | None:
@@ -190,6 +202,8 @@ def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, s
             examination.recorded = {model.files / name: text for name, text in record["captions"].items()}
             examination.same = record["deterministic"]
         code = _code(report, model)
+        if code is not None and not _check_packages(examination):
+            return None
     except UserError as error:
         report.add("configuration", False, str(error).replace(f"{model.files}/", ""))
         return None
@@ -220,6 +234,26 @@ def _check_card(report: Report, repository: Path) -> None:
         return
     errors = hub.card_errors(read_text(repository / "README.md", "model card"))
     report.add("card", not errors, "; ".join(errors) or "the Hub accepts its metadata")
+
+
+def _check_packages(examination: _Examination) -> bool:
+    """Read what the card says to install; whether it can be tried here."""
+    report, model = examination.report, examination.model
+    if not (model.files / RECORD).is_file():
+        return report.add(
+            "packages", None, "not a repository of hfcap: tried with all that is installed here but hfcap"
+        )
+    named = packages_on_card(read_text(model.files / "README.md", "model card"))
+    if not named:
+        return report.add("packages", False, "the card does not say what to install; publish it again")
+    if missing := unmet(named):
+        return report.add(
+            "packages",
+            False,
+            f"the card asks for {', '.join(missing)}, which is not here: install it, then verify again",
+        )
+    examination.packages = tuple(named)
+    return report.add("packages", True, f"only {', '.join(named)} and what these bring along")
 
 
 def _code(report: Report, model: PublishedModel) -> tuple[str, str] | None:

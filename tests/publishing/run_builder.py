@@ -159,17 +159,18 @@ def write_records(run: RunDirectory, captions: list[str]) -> None:
     run.log.write_text("".join(json.dumps(row) + "\n" for row in log))
 
 
-def adapter_run(run: RunDirectory, base: dict[str, Any], base_location: str | None = None) -> RunDirectory:
+def adapter_run(run: RunDirectory, base: dict[str, Any], base_location: str | None = None, **lora: Any) -> RunDirectory:
     """Turn a run into a LoRA run whose adapter changes the captions.
 
     Args:
         base: the base model as environment.json notes it.
+        lora: keys of the recipe's block `lora`.
         base_location: where the base's weights are, if not at the Hub under base["id"].
     """
     import torch
 
     captioner = load_captioner(str(run.model), trust_remote_code=True)
-    peft_model = add_lora(captioner, LoraOptions(r=2))
+    peft_model = add_lora(captioner, LoraOptions(**{"r": 2, **lora}))
     torch.manual_seed(1)
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name:
