@@ -24,7 +24,7 @@ from hfcap.captioners.verdicts import note_untested_release
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
 from hfcap.recipe import SAMPLING_ONLY, GenerateOptions, ModelOptions
-from hfcap.schema import PackedCaptions
+from hfcap.schema import IMAGE_BACKEND, PackedCaptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +389,8 @@ class Captioner(ABC):
     def notes(self) -> dict[str, str]:
         """Return what transformers has no field for, to be kept beside the weights."""
         notes = {"captioner": self.family, "prompt": self.prompt}
+        if getattr(self.image_processor, "backend", None) == IMAGE_BACKEND:
+            notes["image_backend"] = IMAGE_BACKEND
         own_code = not type(self.model).__module__.startswith("transformers.")
         # An adapter's folder holds no code, but whoever loads its base must trust some.
         return notes | ({"brings_code": "true"} if own_code else {})
