@@ -23,7 +23,6 @@ from hfcap.strict_yaml import KeyPath
 __all__ = [
     "RecipeError",
     "dump_recipe",
-    "find_recipes",
     "load_recipe",
     "metric_options_from",
     "recipe_from_mapping",
@@ -31,9 +30,6 @@ __all__ = [
 ]
 
 Shape = TypeVar("Shape", bound=BaseModel)
-
-NOT_RECIPES = {"accelerate"}
-"""Folders below recipes/ whose YAML files are for other programs."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -73,22 +69,6 @@ def recipe_from_mapping(values: Mapping[str, Any], where: str) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML with every default spelled out; loading it gives an equal recipe."""
     return strict_yaml.dump(recipe.model_dump(mode="json"))
-
-
-def find_recipes(root: Path) -> list[Path]:
-    """Return all recipe files below `root`, sorted.
-
-    Raises:
-        UserError: `root` is not a folder.
-    """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of recipes; call it in the folder of the project, or name yours")
-    return sorted(
-        path
-        for pattern in ("*.yaml", "*.yml")
-        for path in root.rglob(pattern)
-        if not NOT_RECIPES.intersection(path.relative_to(root).parts[:-1])
-    )
 
 
 def recipe_json_schema() -> dict[str, Any]:

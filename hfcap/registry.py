@@ -66,7 +66,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     options = list(choices)
     if not options:
         return "; there is none"
-    close = difflib.get_close_matches(word, options, n=2, cutoff=0.6)
-    if close:
-        return "; did you mean " + " or ".join(repr(match) for match in close) + "?"
+    if close := nearest(word, options):
+        return f"; did you mean {close}?"
     return "; choose one of " + ", ".join(repr(option) for option in sorted(options))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return the one or two choices that look most like a word, joined by "or"; "" where none does."""
+    return " or ".join(repr(match) for match in difflib.get_close_matches(word, list(choices), n=2, cutoff=0.6))

@@ -18,7 +18,8 @@ from hfcap.publishing.card import render_card
 from hfcap.publishing.facts import CardInput, read_card_input
 from hfcap.publishing.pictures import RECORD
 from hfcap.publishing.staging import published_recipe
-from hfcap.recipe_loading import find_recipes, load_recipe
+from hfcap.recipe_files import find_recipes
+from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]

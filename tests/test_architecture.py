@@ -27,6 +27,7 @@ ORDER = [
     "recipe",
     "recipe_problems",
     "recipe_loading",
+    "recipe_files",
     "run_directory",
     "metrics",
     "captioners",

@@ -17,7 +17,6 @@ from hfcap.recipe import Recipe
 from hfcap.recipe_loading import (
     RecipeError,
     dump_recipe,
-    find_recipes,
     load_recipe,
     recipe_from_mapping,
     recipe_json_schema,
@@ -304,15 +303,6 @@ def test_a_dumped_recipe_spells_everything_out_and_loads_equal(tmp_path_factory:
     assert load_recipe(path) == recipe
     assert "  save_total_limit: 2\n" in text  # a default that nobody gave
     assert ("lora: null\n" in text) == (values.get("lora") is None)
-
-
-def test_find_recipes_searches_below_and_skips_other_programs_files(tmp_path: Path) -> None:
-    for name in ("b.yaml", "x/a.yml", "x/y/c.yaml", "accelerate/cpu.yaml", "notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert [str(path.relative_to(tmp_path)) for path in find_recipes(tmp_path)] == ["b.yaml", "x/a.yml", "x/y/c.yaml"]
-    with pytest.raises(UserError, match="no such folder"):
-        find_recipes(tmp_path / "none")
 
 
 def matches(schema: dict[str, Any], values: dict[str, Any]) -> bool:

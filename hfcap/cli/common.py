@@ -26,7 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeOrRun = Annotated[str, typer.Argument(help="recipe file, or run directory", show_default=False)]
+RecipeOrRun = Annotated[
+    str, typer.Argument(help="recipe: file, or name ('hfcap list recipes'); or run directory", show_default=False)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="recipe keys to change, key=value", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="do this stage again although its output is there")]
 TrustRemoteCode = Annotated[
@@ -71,23 +73,22 @@ def refuse_idle(reason: str, **options: object) -> None:
 
 
 def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
-    """Load a recipe file, or the recipe of a run directory."""
+    """Load a recipe by its file or name, or the recipe of a run directory."""
+    from hfcap.recipe_files import recipe_path
     from hfcap.recipe_loading import load_recipe
     from hfcap.run_directory import RunDirectory
 
-    path = Path(target)
-    if not path.exists():
-        raise UserError(f"{target}: no such recipe file or run directory")
+    path = recipe_path(target)
     if path.is_dir():
         path = RunDirectory.existing(path).recipe
     return load_recipe(path, overrides or [])
 
 
-def run_directory_of(target: Path) -> Path:
-    """Return a run directory as it is; of a recipe file, where its run is."""
-    if not target.is_file():
-        return target
-    recipe = recipe_of(str(target), None)
+def run_directory_of(target: str) -> Path:
+    """Return a run directory as it is; of a recipe, where its run is."""
+    if Path(target).is_dir():
+        return Path(target)
+    recipe = recipe_of(target, None)
     return Path(recipe.output_dir) / recipe.name
 
 

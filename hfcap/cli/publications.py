@@ -25,7 +25,7 @@ def card(
         from hfcap.publishing.card import missing_facts
         from hfcap.run_directory import RunDirectory
 
-        missing = missing_facts(RunDirectory.existing(Path(recipe)))
+        missing = missing_facts(RunDirectory.existing(run_directory_of(recipe)))
         for fact in missing:
             say(f"missing: {fact}")
         if missing:
@@ -39,7 +39,7 @@ def card(
 
 @app.command()
 def publish(
-    run: Annotated[Path, typer.Argument(help="run directory, or the recipe of a finished run")],
+    run: Annotated[str, typer.Argument(help="run directory, or the recipe of a finished run")],
     repo_id: Annotated[str | None, typer.Option("--repo-id", help="namespace/name; default: the recipe's")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request instead of committing")] = False,

@@ -20,6 +20,7 @@ from hfcap.cli.common import (
     recipe_of,
     say,
 )
+from hfcap.errors import UserError
 from hfcap.progress import console
 
 
@@ -70,15 +71,19 @@ def list_entries(
     kind: Annotated[
         Literal["captioners", "recipes", "metrics", "sources"] | None, typer.Argument(help="default: all")
     ] = None,
+    folder: Annotated[bool, typer.Option("--folder", help="only say where the recipes lie, to copy one")] = False,
 ) -> None:
     """List captioners, recipes, metrics or data sources."""
-    from hfcap.recipe_loading import find_recipes
+    from hfcap.recipe_files import SHIPPED, shipped_recipes
     from hfcap.registry import names
 
-    # outside a checkout there are no recipes to list: asked for everything, that is no error
-    everything = ["captioners", "sources", "metrics", *(["recipes"] if Path("recipes").is_dir() else [])]
-    for one in [kind] if kind else everything:
-        entries = [str(path) for path in find_recipes(Path("recipes"))] if one == "recipes" else names(one)
+    if folder:
+        if kind != "recipes":
+            raise UserError("--folder: only recipes are files to copy; write 'hfcap list recipes --folder'")
+        say(str(SHIPPED.resolve()))
+        return
+    for one in [kind] if kind else ["captioners", "sources", "metrics", "recipes"]:
+        entries = list(shipped_recipes()) if one == "recipes" else names(one)
         if kind is None:
             console.print(one, style="bold")
         for entry in entries:

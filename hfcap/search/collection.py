@@ -13,6 +13,7 @@ from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.recipe import DataOptions
+from hfcap.recipe_files import recipe_path
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
@@ -41,7 +42,7 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
             raise UserError(f"{target}: --split: a folder without metadata.jsonl or metadata.csv has no splits")
         return find_pictures([target])
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml"):
-        data = load_recipe(RunDirectory(path).recipe if path.is_dir() else path).data
+        data = load_recipe(RunDirectory(path).recipe if path.is_dir() else recipe_path(str(path))).data
         names = [data.train_split, data.validation_split, data.test_split]
         return _distinct(_load(data, dict.fromkeys(names) if split is None else [split]))
     if path.suffix.lower() == ".json" and path.is_file():

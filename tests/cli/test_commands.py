@@ -24,6 +24,7 @@ from hfcap.data.images import FileImage, decode_image
 from hfcap.data.source import load_split
 from hfcap.files import read_json_lines
 from hfcap.metrics.suite import metric_class
+from hfcap.recipe_files import shipped_recipes
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
 from tests.captioners.clip_folder import write_clip
@@ -264,21 +265,26 @@ def test_help_of_every_command(hfcap: Hfcap) -> None:
         assert outcome.code == 0 and outcome.err == ""
 
 
-def test_list(hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
+def test_list(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what comes with hfcap is there in every folder
     assert {"blip", "clip_prefix", "vit_gpt2"} <= set(hfcap("list", "captioners").out.split())
     assert {"coco", "coco_json", "folder", "hub", "scenes"} <= set(hfcap("list", "sources").out.split())
     recipes = hfcap("list", "recipes").out.split()
-    assert "recipes/quickstart.yaml" in recipes and all(Path(recipe).is_file() for recipe in recipes)
+    assert recipes == list(shipped_recipes())
+    folder = Path(hfcap("list", "recipes", "--folder").out.removesuffix("\n"))
+    assert all((folder / f"{name}.yaml").is_file() for name in [*recipes, "accelerate/cpu"])
     everything = hfcap("list").out
-    assert all(title in everything for title in ("captioners", "recipes", "metrics", "sources", "blip"))
+    assert all(title in everything for title in ("captioners", "recipes", "metrics", "sources", "blip", *recipes))
 
 
-def test_list_of_everything_outside_a_checkout(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["quickstart", "recipes/quickstart.yaml"])
+def test_a_recipe_that_comes_with_hfcap_goes_by_its_name(
+    name: str, tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands differ only in how far they go: all of them look where `doctor` looks."""
     monkeypatch.chdir(tmp_path)
-    everything = hfcap("list")
-    assert everything.code == 0 and everything.err == "" and "blip" in everything.out
-    assert_refused(hfcap("list", "recipes"), "recipes: no such folder of recipes")
+    outcome = hfcap("doctor", name, "data.n_train=60", "data.n_validation=8", "data.n_test=8", "--steps", 0)
+    assert "quickstart" in outcome.out and "Traceback" not in outcome.err and outcome.code == 0, outcome.err
 
 
 def test_recipe_schema_accepts_a_recipe_and_refuses_a_typing_error(tmp_path: Path, hfcap: Hfcap) -> None:

@@ -334,8 +334,13 @@ def test_a_hub_over_an_impossible_folder(folder: str, tmp_path: Path, hfcap: Hfc
 @pytest.mark.parametrize(
     ("command", "fragments"),
     [
-        ("run gone.yaml", ["gone.yaml: no such recipe file or run directory"]),
-        ("score gone", ["gone: no such recipe file or run directory"]),
+        ("run gone.yaml", ["gone.yaml: no such recipe or run directory; 'hfcap list recipes' names"]),
+        ("score gone", ["gone: no such recipe or run directory"]),
+        ("doctor blip/folder_lra", ["no such recipe or run directory; did you mean 'blip/folder_lora'"]),
+        ("publish quikstart", ["no such recipe or run directory; did you mean 'quickstart'?"]),
+        ("card quickstart --check", ["runs/quickstart: not a run directory"]),
+        ("list metrics --folder", ["--folder: only recipes are files to copy"]),
+        ("search dog recipes/none.yaml", ["recipes/none.yaml: no such recipe"]),
         ("score captions.json", ["give the human captions after it", "hfcap score captions.json REFERENCES"]),
         ("caption run --num-beams 5", ["--num-beams: give pictures or a dataset as INPUT"]),
         ("caption run -o captions.csv", ["--output: give pictures or a dataset as INPUT"]),
