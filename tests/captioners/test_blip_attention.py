@@ -19,6 +19,8 @@ from hfcap.captioners.blip_attention import (
 )
 from tests.captioners.helpers import build, gradients, make_lively, packed, pixel_values, random_captions
 
+pytestmark = pytest.mark.contract
+
 OURS = (InterfaceTextAttention, InterfaceVisionAttention)
 
 

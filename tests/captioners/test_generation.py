@@ -13,6 +13,8 @@ from hfcap.captioners.base import Captioner
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, pixel_values, random_picture
 
+pytestmark = pytest.mark.contract
+
 N_IMAGES = 4
 
 

@@ -40,6 +40,8 @@ from tests.captioners.itt_own_forward import (
 )
 from tests.rounding import assert_equal_to_rounding
 
+pytestmark = pytest.mark.contract
+
 ALL = ["git", *MODELS]
 _WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDE_GIT = {

@@ -18,6 +18,8 @@ from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
 from tests.captioners.itt_own_forward import own_captions, own_inputs
 
+pytestmark = pytest.mark.speed
+
 BUILDERS: dict[str, Callable[[str], ImageTextToText]] = {
     **dict.fromkeys((name for name in MODELS if name != "florence2"), itt),
     **dict.fromkeys(MORE_MODELS, more),

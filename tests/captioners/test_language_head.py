@@ -12,6 +12,8 @@ from hfcap.captioners.language_head import body_states, head_logits
 from tests.captioners.backbones import LANGUAGE_MODELS
 from tests.captioners.helpers import make_lively
 
+pytestmark = pytest.mark.speed
+
 _SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,

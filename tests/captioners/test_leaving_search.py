@@ -13,6 +13,8 @@ from hfcap.captioners.base import Captioner
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import SEARCHES, build, pixel_values
 
+pytestmark = pytest.mark.speed
+
 FAMILIES = ("blip", "clip_prefix", "vit_gpt2", "cnn_transformer", "show_attend_tell")
 
 

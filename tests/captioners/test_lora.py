@@ -21,6 +21,8 @@ from hfcap.recipe import GenerateOptions, LoraOptions
 from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, packed_loss, pixel_values, random_captions
 from tests.rounding import assert_equal_to_rounding
 
+pytestmark = pytest.mark.contract
+
 OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=7)
 COUNTS = (2, 1, 3)
 

@@ -22,6 +22,8 @@ from tests.captioners.helpers import (
 from tests.captioners.plain_show_attend_tell import PlainCaption
 from tests.rounding import assert_equal_to_rounding
 
+pytestmark = pytest.mark.contract
+
 COUNTS = (3, 1, 2)
 
 

@@ -23,6 +23,8 @@ from tests.captioners.helpers import build, packed, packed_loss, pixel_values, r
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
 
+pytestmark = pytest.mark.contract
+
 OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=7)
 COUNTS = (2, 1, 3)
 HEADS = {

@@ -18,6 +18,8 @@ from hfcap.files import cache_folder
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import FAMILIES, build, packed, pixel_values, random_captions
 
+pytestmark = pytest.mark.contract
+
 COUNT = 4
 SEARCHES = {"greedy": {"num_beams": 1}, "beams": {"num_beams": 3}}
 

@@ -31,6 +31,8 @@ from tests.captioners.helpers import (
 )
 from tests.shared_data import SHARED, requires_shared
 
+pytestmark = pytest.mark.contract
+
 EFFICIENTNET = SHARED / "models" / "efficientnet-lite0"
 PIPELINE_FAMILIES = {"blip", "image_text_to_text", "vit_gpt2"}
 NEEDS_ARGUMENTS = {"blip"}

@@ -13,6 +13,8 @@ from hfcap.captioners.base import Captioner
 from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import SEARCHES, build, pixel_values
 
+pytestmark = pytest.mark.speed
+
 CROSS_ATTENTION = ("blip", "vit_gpt2")
 
 

@@ -13,6 +13,8 @@ from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import PROMPT, build, pixel_values
 from tests.captioners.itt_models import itt
 
+pytestmark = pytest.mark.speed
+
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
     # Two key heads for four query heads, rotated positions.

@@ -13,6 +13,8 @@ from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import build, pixel_values
 from tests.captioners.itt_models import itt
 
+pytestmark = pytest.mark.speed
+
 KINDS = ("git", "florence2", "qwen2_vl")
 SHARING: dict[str, Any] = {"vit_gpt2": vit_gpt2, "cnn_transformer": encoder_decoder, "clip_prefix": shared_prefix}
 """Families whose beams share their image, and the module that asks whether they can."""

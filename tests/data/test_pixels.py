@@ -22,6 +22,8 @@ from hfcap.data.pixels import PixelPlan, identity_of, plan_of
 from hfcap.schema import CaptionedImage
 from tests.shared_data import SHARED, requires_shared
 
+pytestmark = pytest.mark.contract
+
 MOST, MEAN = 3.1, 0.06
 """Levels of 255 between plan and processor, at any pixel and on average: torch's kernels for bytes have weights of 16
 bits, Pillow has 22, and both passes of a resize round."""

@@ -14,6 +14,8 @@ from hfcap.metrics.document_frequencies import count_document_frequencies
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.random_captions import random_captions
 
+pytestmark = pytest.mark.contract
+
 pytest.importorskip("pycocoevalcap")
 
 TOLERANCE = 1e-9

@@ -11,6 +11,8 @@ from hfcap.files import write_json
 from hfcap.publishing.clean_process import Job, run_clean
 from hfcap.publishing.published import PublishedModel
 
+pytestmark = pytest.mark.contract
+
 SHOW = "import os; print(*sorted(name for name in os.environ if os.environ[name].startswith('private-')))"
 
 

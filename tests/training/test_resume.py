@@ -25,6 +25,8 @@ from tests.training.harness import (
     train,
 )
 
+pytestmark = pytest.mark.contract
+
 EVERYTHING: dict[str, Any] = {
     "gradient_accumulation_steps": 3,  # of 4 micro-batches per epoch: windows of 3 and 1
     "ema_decay": 0.9,
