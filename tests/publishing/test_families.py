@@ -166,6 +166,7 @@ def others(folder: Path) -> list[str]:
     return ["alice/changed", "alice/injected", "alice/foreign", "alice/pickled", "alice/empty"]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(("family", "method"), PUBLISHED)
 def test_it_captions_like_the_run_in_a_clean_process(family: str, method: str, published: Published) -> None:
     limits = limits_of(family)
@@ -194,6 +195,7 @@ def test_an_adapter_names_its_base_on_the_hub_pinned(family: str, published: Pub
     assert "model.safetensors" in merged and "adapter_config.json" not in merged
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pipeline_of_transformers_captions_with_it(family: str, published: Published) -> None:
     if {"publish", "pipeline"} & set(limits_of(family)):
