@@ -19,14 +19,12 @@ from hfcap.captioners.parts import (
     load_image_processor,
     load_tokenizer,
     new_image_processor,
-    packed_attention_mask,
     train_tokenizer,
     whole_model,
     wrap_texts,
 )
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.recipe_block import PositiveInt
-from hfcap.schema import PackedCaptions
 
 
 class SketchOptions(ModelOptions):
@@ -105,17 +103,12 @@ class Sketch(Captioner):
         """Return the encoder's last hidden state."""
         return self.model.encoder(pixel_values=pixel_values).last_hidden_state
 
-    def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Run the decoder."""
-        return self.model.decoder(
-            input_ids=packed.input_ids,
-            attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
-            position_ids=packed.position_ids,
-            encoder_hidden_states=image_states,
-            use_cache=False,
-        ).logits
+        encoded = BaseModelOutput(last_hidden_state=image_states)
+        return self.model(encoder_outputs=encoded, decoder_input_ids=input_ids, use_cache=False).logits
 
-    def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with the encoder's output given."""
         return self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=image_states),
