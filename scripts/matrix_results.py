@@ -6,7 +6,6 @@ python scripts/matrix_results.py table FOLDER FILE
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from datetime import UTC, datetime
@@ -24,6 +23,16 @@ from hfcap.metrics.suite import score_captions
 from hfcap.recipe_loading import load_recipe
 
 ORDER = ("pinned", "lowest", "newest", "vision", "python3.12")
+HEAD = """# Tested versions
+
+Written by `bash scripts/matrix.sh`. The pinned cell runs the whole test suite; the others run the contract suite
+(captions equal to `generate`, loss equal to the plain forward, save and reload, publish and verify, pixels equal to the
+model's processor), and the tests of what makes hfcap faster. Where one of those fails, hfcap says so once and takes the
+plain way: slower, with the same results.
+"""
+FOOT = """"quick start": whether captions and scores of its trained model, on all images of its test split, are those of the
+pinned cell.
+"""
 METRICS = ("bleu", "cider", "rouge_l")
 PACKAGES = (
     "transformers",
@@ -112,12 +121,7 @@ def write_table(folder: Path, path: Path) -> None:
     }
     expected = found.get("pinned", {}).get("quickstart")
     lines = [
-        "# Tested versions",
-        "",
-        "Written by `bash scripts/matrix.sh`. The pinned cell runs the whole test suite; the others run the contract",
-        "suite (captions equal to `generate`, loss equal to the plain forward, save and reload, publish and verify,",
-        "pixels equal to the model's processor), and the tests of what makes hfcap faster. Where one of those fails, hfcap",
-        "says so once and takes the plain way: slower, with the same results.",
+        *HEAD.splitlines(),
         "",
         "| cell | date | Python | "
         + " | ".join(PACKAGES)
@@ -132,11 +136,7 @@ def write_table(folder: Path, path: Path) -> None:
         same = "-" if ours is None or expected is None else "same" if _equal(ours, expected) else "differs"
         tests = [str(cell["tests"][key]) for key in ("passed", "failed", "skipped")]
         lines.append("| " + " | ".join([name, cell["date"], cell["python"], *versions, *tests, faster, same]) + " |")
-    lines += [
-        "",
-        '"quick start": whether captions and scores of its trained model are those of the pinned cell, on all images of',
-        "its test split.",
-    ]
+    lines += ["", *FOOT.splitlines()]
     write_text(path, "\n".join(lines) + "\n")
     print(path.read_text(encoding="utf-8"))
 
