@@ -30,8 +30,8 @@ Written by `bash scripts/matrix.sh`. The pinned cell runs the whole test suite; 
 model's processor), and the tests of what makes hfcap faster. Where one of those fails, hfcap says so once and takes the
 plain way: slower, with the same results.
 """
-FOOT = """"quick start": whether captions and scores of its trained model, on all images of its test split, are those of the
-pinned cell.
+FOOT = """Quick start: whether captions and scores of its trained model, on all images of its test split, are those of
+the pinned cell.
 """
 METRICS = ("bleu", "cider", "rouge_l")
 PACKAGES = (
