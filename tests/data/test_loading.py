@@ -83,6 +83,25 @@ def test_same_seed_and_epoch_same_batches_others_differ() -> None:
     )
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_newer_hfcap_continues_in_the_same_order(world_size: int) -> None:
+    """Written out: shuffle, sort in windows of 16 batches of all processes together, shuffle the batches."""
+    lengths = random.Random(3).choices(range(5, 30), k=101)
+    generator = torch.Generator().manual_seed(7 * 1_000_003 + 2)
+    shuffled = torch.randperm(101, generator=generator).tolist()
+    together, window = 2 * world_size, 32 * world_size
+    whole: list[list[int]] = []
+    for number, index in enumerate(sorted(range(101), key=lambda k: (k // window, lengths[shuffled[k]]))):
+        if number % window % together == 0:
+            whole.append([])
+        whole[-1].append(shuffled[index])
+    whole = [batch for batch in whole if len(batch) >= world_size]
+    order = torch.randperm(len(whole), generator=generator).tolist()
+    for rank in range(world_size):
+        expected = [whole[number][rank::world_size] for number in order]
+        assert epoch_batches(lengths, 2, seed=7, epoch=2, rank=rank, world_size=world_size) == expected
+
+
 def test_batches_come_in_random_order_whatever_their_length() -> None:
     """Sorted inside a window of 16, an epoch would otherwise always begin with the shortest captions."""
     lengths = list(range(64))
@@ -143,6 +162,18 @@ def test_captions_are_drawn_anew_each_epoch_and_alike_each_time() -> None:
         assert all(caption in dataset.tokens[index] for captions in drawn for caption in captions)
     everything = {tuple(caption) for epoch in epochs for captions in epoch for caption in captions}
     assert len(everything) > 80  # of 100: no caption is left out for good
+
+
+def test_captions_drawn_depend_on_seed_epoch_and_picture() -> None:
+    """Written out, since a newer hfcap must draw the same."""
+    dataset = CaptionDataset(NumberedInputs(3), _tokens(3, n_captions=5), 3, seed=9)
+    for epoch in range(3):
+        for index in range(3):
+            expected = random.Random(f"9/{epoch}/{index}").sample(range(5), 3)
+            assert dataset.drawn(epoch, index) == expected
+            item = dataset[(epoch, index)]
+            assert item.captions == [dataset.tokens[index][number] for number in expected]
+            assert item.number == index and item.shown is None and float(item.image.mean()) == index
 
 
 @pytest.mark.parametrize("captions_per_image", [None, 5, 9])
@@ -217,6 +248,18 @@ def test_states_of_half_precision_come_back_as_float32() -> None:
     assert moved.images.dtype == torch.float32 and moved.images.shape == (2, 2, 3)
 
 
+def test_a_batch_keeps_all_it_holds_on_its_way_to_the_device() -> None:
+    collate = Collate([START, 7], END, PAD, NumberedInputs(2))
+    batch = collate([CaptionItem(torch.ones(2, 3), [[5], [6, 8]], 7), CaptionItem(torch.ones(2, 3), [[9]], 3, [[4]])])
+    moved = batch.to(torch.device("cpu"))
+    for each in (batch, moved):
+        assert (each.encoded, each.n_captions, each.numbers, each.plan) == (True, 3, (7, 3), None)
+        assert each.packed.input_ids.tolist() == [[START, 7, 5, START, 7, 6, 8], [START, 7, 4, PAD, PAD, PAD, PAD]]
+        assert each.packed.labels[1].tolist() == [-100, 9, END, -100, -100, -100, -100]
+    elsewhere = batch.to(torch.device("meta"))
+    assert {elsewhere.images.device.type, elsewhere.packed.labels.device.type} == {"meta"}
+
+
 def test_large_jpegs_give_the_pixels_of_their_whole(tmp_path: Path) -> None:
     """Pillow could decode them at a half, which is faster, and differs by two levels on average."""
     path = tmp_path / "large.jpg"
@@ -237,6 +280,8 @@ def test_blank_pictures_are_mid_grey_and_of_the_same_shape(records: list[Caption
     assert len(blank) == len(inputs)
     grey = PROCESSOR(images=Image.new("RGB", (8, 8), (127, 127, 127)), return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(blank[3], grey, atol=0.01, rtol=0)
+    alone = BlankInputs(PixelInputs(records[:1], PROCESSOR))
+    assert len(alone) == 1 and alone[0].dtype == torch.float32 and not alone[0].any()
 
 
 def test_inputs_can_be_sent_to_workers(records: list[CaptionedImage]) -> None:

@@ -33,6 +33,30 @@ def test_captions_come_back(captions: list[list[list[int]]], start: list[int]) -
         assert bool((packed.labels[row][filling] == IGNORED_LABEL).all())
 
 
+def test_by_hand_with_a_prompt_a_caption_cut_short_and_hidden_words() -> None:
+    packed = pack_captions(
+        [[[10, 11], [12]], [[13]]],
+        [START, 7],
+        END,
+        PAD,
+        ended=[[True, False], [True]],
+        shown=[[[10, 99], [12]], [[98]]],
+    )
+    none = IGNORED_LABEL
+    assert packed.input_ids.tolist() == [[START, 7, 10, 99, START, 7, 12], [START, 7, 98, PAD, PAD, PAD, PAD]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2], [0, 1, 2, 0, 0, 0, 0]]
+    assert packed.caption_index.tolist() == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, -1, -1, -1, -1]]
+    # What is learnt are the words themselves; one that was cut short never chose to end.
+    assert packed.labels.tolist() == [[none, 10, 11, END, none, 12, none], [none, 13, END, none, none, none, none]]
+
+
+def test_what_cannot_be_packed_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="common start token"):
+        pack_captions([[[5]]], [], END, PAD)
+    with pytest.raises(AssertionError, match="must have its length"):
+        pack_captions([[[5, 6]]], [START], END, PAD, shown=[[[5]]])
+
+
 @given(CAPTIONS, STARTS)
 def test_supervised_tokens_are_counted_exactly(captions: list[list[list[int]]], start: list[int]) -> None:
     packed = pack_captions(captions, start, END, PAD)

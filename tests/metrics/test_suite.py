@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hfcap import registry
 from hfcap.errors import UserError
-from hfcap.metrics.base import ReferenceSet
-from hfcap.metrics.suite import CaptionSuite, build_metric, checked_metric_names, metric_class, score_captions
+from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
+from hfcap.metrics.suite import (
+    CaptionSuite,
+    build_metric,
+    checked_metric_names,
+    metric_class,
+    metric_for_statistics,
+    number_or_none,
+    score_captions,
+)
 from tests.metrics.random_captions import random_captions
 
 
@@ -129,3 +140,122 @@ def test_the_documentation_names_values_and_options_of_every_metric() -> None:
         assert set(re.findall(r"`(\w+)`", options)) == set(found.options_class.model_fields)
         assert better == {True: "higher", False: "lower", None: "-"}[found.higher_is_better]
         assert interval == ("yes" if found.summable else "no")
+
+
+class Needy(CaptionMetric):
+    """Needs what only whoever makes statistics has."""
+
+    name = "needy"
+    outputs = ("first", "second")
+    summary = "a mean and twice the mean"
+
+    def __init__(self) -> None:
+        raise UserError("no resources")
+
+    def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
+        raise AssertionError
+
+    def from_sums(self, sums: NDArray[np.float64], n_images: int) -> NDArray[np.float64]:
+        return np.concatenate([sums, 2 * sums], axis=-1) / n_images
+
+
+def test_statistics_become_values_without_the_metric_s_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        registry, "load", lambda kind, name: SimpleNamespace(REGISTERED={("metrics", "needy"): Needy}[kind, name])
+    )
+    with pytest.raises(UserError, match="no resources"):
+        build_metric("needy")
+    metric = metric_for_statistics("needy")
+    rows = np.array([[1.0], [2.0], [6.0]])
+    assert metric.aggregate(rows).tolist() == [3.0, 6.0]
+    assert metric.aggregate(np.stack([rows, 2 * rows])).tolist() == [[3.0, 6.0], [6.0, 12.0]]
+    each = metric.per_image(rows)
+    assert {name: values.tolist() for name, values in each.items()} == {"first": [1, 2, 6], "second": [2, 4, 12]}
+    assert not metric.is_mean and metric.signature() == {}
+
+
+def test_which_metrics_are_means_of_their_images() -> None:
+    assert {name: build_metric(name).is_mean for name in ("cider", "rouge_l", "bleu", "length", "diversity")} == {
+        "cider": True,
+        "rouge_l": True,
+        "bleu": False,
+        "length": False,
+        "diversity": False,
+    }
+
+
+def test_a_mean_over_no_images_is_undefined() -> None:
+    assert np.isnan(build_metric("rouge_l").aggregate(np.zeros((0, 1)))).tolist() == [True]
+    assert build_metric("rouge_l").from_sums(np.array([[3.0], [1.0]]), 4).tolist() == [[0.75], [0.25]]
+
+
+def test_numbers_that_json_does_not_know() -> None:
+    assert [number_or_none(value) for value in (0.5, math.nan, math.inf, -math.inf, 0)] == [0.5, None, None, None, 0.0]
+    assert type(number_or_none(np.float64(0.5))) is float
+
+
+def test_all_problems_with_options_are_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        build_metric("clip_score", {"modle": "x", "scale": "much", "pictures": None})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "metric 'clip_score': unknown option 'modle'; did you mean 'model'?" or lines[1] == lines[0]
+    assert all(line.startswith("metric 'clip_score': ") for line in lines)
+    with pytest.raises(UserError, match=r"metric 'cider': option 'document_frequencies': .*, not 3"):
+        build_metric("cider", {"document_frequencies": 3})
+
+
+def test_options_belong_to_metrics_that_are_computed() -> None:
+    with pytest.raises(UserError, match="options of metric 'diversity', which is not computed; add it to the metrics"):
+        CaptionSuite(("bleu",), options={"diversity": {}})
+    with pytest.raises(UserError, match="are 'coco-val' and 'coco-train'; give one"):
+        CaptionSuite(
+            ("cider",), document_frequencies="coco-val", options={"cider": {"document_frequencies": "coco-train"}}
+        )
+    suite = CaptionSuite(("bleu", "diversity"), options={"diversity": {"training_captions": ["a dog"]}})
+    assert suite.signature()["metrics"]["diversity"] == {"training_captions": 1, "candidates": None}
+    given = {"cider": {"document_frequencies": "corpus"}}
+    assert CaptionSuite(("cider",), options=given).outputs == ("cider",)
+    assert given == {"cider": {"document_frequencies": "corpus"}}
+    assert CaptionSuite(("bleu",), document_frequencies="coco-val").outputs[0] == "bleu_1"  # nobody asks for them
+
+
+def test_messages_name_what_is_wrong() -> None:
+    with pytest.raises(UserError, match=r"no metrics: choose some of .*bleu, .*cider"):
+        checked_metric_names([])
+    candidates, references = random_captions(3, 24)
+    with pytest.raises(UserError, match=r"^predictions and references differ in 1 images, for example '2'$"):
+        CaptionSuite().compute({k: v for k, v in candidates.items() if k != "2"}, references)
+    with pytest.raises(UserError, match="the caption of image '1' must be text, not 7"):
+        CaptionSuite().compute(candidates | {"1": 7}, references)  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"image '1' needs a list of human captions, all of them text, not \['a', 3\]"):
+        CaptionSuite().compute(candidates, references | {"1": ["a", 3]})  # type: ignore[list-item]
+    with pytest.raises(UserError, match="references of image 'x' are one text; give a list of human captions"):
+        ReferenceSet({"x": "a dog"})
+
+
+def test_results_keep_ids_metrics_and_values_in_order() -> None:
+    suite = CaptionSuite(("rouge_l", "length"))
+    result = suite.compute({"b": "a dog", "a": ""}, {"a": ["..."], "b": ["a dog"]})
+    assert result.image_ids == ("a", "b") and result.metrics == suite.metrics
+    assert result.values == {"rouge_l": 0.5, "length_mean": 1.0, "length_deviation": 1.0, "length_ratio": 1.0}
+    each = result.per_image()
+    assert list(each) == list(suite.outputs)
+    assert each["rouge_l"].tolist() == [0.0, 1.0] and each["length_mean"].tolist() == [0.0, 2.0]
+    nothing = CaptionSuite(("length",)).compute({"a": "a"}, {"a": ["."]})
+    assert nothing.values["length_ratio"] is None
+
+
+def test_captions_of_a_set_are_tokenised_once_and_by_image() -> None:
+    references = ReferenceSet({"1": ["A dog.", "One dog"], "2": ["two cats"]})
+    captions = CaptionSet({"1": "Dogs!", "2": ""}, references)
+    assert len(captions) == len(references) == 2
+    assert captions.references == (("A dog.", "One dog"), ("two cats",))
+    assert captions.tokenized_references == [["a dog", "one dog"], ["two cats"]]
+    assert captions.tokenized_candidates == ["dogs", ""]
+    assert references.counts.tolist() == [2, 1] and references.image_of_caption.tolist() == [0, 0, 1]
+    assert captions.ngrams(2) is captions.ngrams(2) and captions.ngram_matches(1) is captions.ngram_matches(1)
+    assert captions.vocabulary is references.vocabulary
+    split = ReferenceSet({"1": ["A dog."]}, tokenized=True)
+    assert CaptionSet({"1": "Dogs! x"}, split).tokenized_candidates == ["Dogs! x"] and split.tokenized == [["A dog."]]
+    with pytest.raises(AssertionError, match="same images in order"):
+        CaptionSet({"2": "", "1": "Dogs!"}, references)

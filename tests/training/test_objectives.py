@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,3 +71,37 @@ def test_the_family_s_penalty_counts_in_training_only() -> None:
     objective.captioner.states_and_penalty = lambda states, packed: (logits, torch.tensor(2.5))  # type: ignore[method-assign, assignment]
     assert float(objective.train()(batch)) == pytest.approx(by_hand(logits, 0.0) + 2.5, rel=1e-6)
     assert float(objective.eval()(batch)) == pytest.approx(by_hand(logits, 0.0), rel=1e-6)
+
+
+def test_stored_states_are_not_encoded_again() -> None:
+    batch, objective, logits = batch_and_objective(0.0)
+    seen: list[torch.Tensor] = []
+    captioner: Any = objective.captioner
+    captioner.encode = lambda images: images + 1
+    captioner.decoder_states = lambda states, packed: seen.append(states) or logits
+    objective.train()(batch)
+    objective.eval()(batch)
+    objective(replace(batch, encoded=True))
+    assert [float(states.mean()) for states in seen] == [1.0, 1.0, 0.0]
+    assert objective.units(batch) == 9
+
+
+def test_sums_for_the_log_start_again_and_go_on() -> None:
+    _, objective, _ = batch_and_objective(0.0)
+    assert objective.sums == {} and objective.report({"a": 1.0}, 2) == {}
+    objective._add(reward=1.5, words=2.0)
+    objective._add(reward=0.5, samples=1.0)
+    assert list(objective.sums.items()) == [("reward", 2.0), ("words", 2.0), ("samples", 1.0)]
+    kept = {"reward": 7.0}
+    objective.restart_sums(kept)
+    objective._add(reward=1.0)
+    assert objective.sums == {"reward": 8.0} and kept == {"reward": 7.0}
+    objective.restart_sums({})
+    assert objective.sums == {}
+    objective.check({"step": 1, "loss": float("nan")})  # nothing to object to in cross-entropy
+
+
+def test_the_model_is_registered_once() -> None:
+    _, objective, _ = batch_and_objective(0.1)
+    assert [name for name, _ in objective.named_parameters()] == ["model.weight", "model.bias"]
+    assert objective.label_smoothing_factor == 0.1

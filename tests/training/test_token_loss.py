@@ -64,3 +64,39 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
 def test_a_batch_without_any_label_gives_zero() -> None:
     head, states, labels = _problem()
     assert float(supervised_loss(head, states, torch.full_like(labels, IGNORED_LABEL))) == 0.0
+
+
+@pytest.mark.parametrize(("at_once", "gradients", "calls"), [(3, True, 2), (2, True, 4), (2, False, 2), (3, False, 1)])
+def test_logits_are_computed_again_only_where_they_were_not_kept(at_once: int, gradients: bool, calls: int) -> None:
+    """Three labels: in one piece they are kept; without gradients nothing has to be."""
+    head, states, _ = _problem()
+    labels = torch.full((3, 7), IGNORED_LABEL)
+    labels[0, 2], labels[1, 0], labels[2, 6] = 4, 0, 10
+    sizes: list[int] = []
+
+    def counted(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        return head(part)
+
+    with torch.set_grad_enabled(gradients):
+        loss = supervised_loss(counted, states, labels, positions_at_once=at_once)
+    if gradients:
+        loss.backward()
+    assert len(sizes) == (calls if at_once == 2 or not gradients else 1)
+    assert sizes[: -(-3 // at_once)] == ([3] if at_once == 3 else [2, 1])
+    chosen = torch.stack([states[0, 2], states[1, 0], states[2, 6]])
+    expected = nn.functional.cross_entropy(head(chosen), torch.tensor([4, 0, 10]), reduction="sum")
+    torch.testing.assert_close(loss, expected)
+
+
+def test_weights_belong_to_their_positions() -> None:
+    head, states, labels = _problem()
+    each = nn.functional.cross_entropy(head(states).flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    chosen = [(row, column) for row in range(3) for column in range(7) if labels[row, column] != IGNORED_LABEL]
+    assert len(chosen) > 6
+    for row, column in chosen:
+        weights = torch.zeros(3, 7)
+        weights[row, column] = 2.0
+        for at_once in (2, 100):
+            found = supervised_loss(head, states, labels, weights=weights, positions_at_once=at_once)
+            torch.testing.assert_close(found, 2.0 * each[row, column])

@@ -1,0 +1,144 @@
+"""Which weights the optimiser gets and with which numbers; on a captioner that was never loaded into a training."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hfcap.errors import UserError
+from hfcap.recipe import TrainOptions
+from hfcap.training.optimization import (
+    MovingAverage,
+    build_optimizer,
+    build_scheduler,
+    encoder_is_frozen,
+    freeze_parts,
+    frozen_modules,
+    parameter_groups,
+    require_trained_parts,
+    set_dropout,
+    train_in_float32,
+    trained_parameters,
+)
+
+
+def two_parts() -> Any:
+    """A vision part of two modules and a text part with dropout; every module has a matrix and a vector."""
+    model = nn.ModuleDict(
+        {
+            "first": nn.Linear(3, 4),
+            "second": nn.Linear(4, 4),
+            "words": nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Dropout(0.0), nn.Dropout(0.3)),
+        }
+    )
+    parts = {"vision": [model["first"], model["second"]], "text": [model["words"]]}
+    return SimpleNamespace(model=model, part_modules=lambda: parts, device=torch.device("cpu"))
+
+
+def options(**values: Any) -> TrainOptions:
+    return TrainOptions(**{"max_steps": 10, **values})
+
+
+def test_groups_by_part_and_decay() -> None:
+    captioner = two_parts()
+    groups = parameter_groups(captioner, options(learning_rate=1e-3, learning_rates={"text": 5e-5}, weight_decay=0.25))
+    shapes = {(g["part"], g["weight_decay"], g["lr"]): [tuple(p.shape) for p in g["params"]] for g in groups}
+    assert shapes == {
+        ("vision", 0.25, 1e-3): [(4, 3), (4, 4)],
+        ("vision", 0.0, 1e-3): [(4,), (4,)],
+        ("text", 0.25, 5e-5): [(4, 4)],
+        ("text", 0.0, 5e-5): [(4,)],
+    }
+
+
+def test_adamw_as_the_recipe_says() -> None:
+    captioner = two_parts()
+    given = options(learning_rate=2e-3, adam_beta1=0.8, adam_beta2=0.98, adam_epsilon=1e-5, weight_decay=0.0)
+    optimizer = build_optimizer(captioner, given)
+    assert type(optimizer) is torch.optim.AdamW
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-3] * 4
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["fused"]) == ((0.8, 0.98), 1e-5, True)
+    captioner.device = torch.device("meta")
+    assert build_optimizer(captioner, given).param_groups[0]["fused"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "warm"), [({"warmup_steps": 4}, 4), ({"warmup_ratio": 0.26}, 3), ({}, 0), ({"warmup_ratio": 0.04}, 0)]
+)
+def test_steps_of_the_warm_up(given: dict[str, Any], warm: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5)
+    scheduler = build_scheduler(optimizer, options(lr_scheduler_type="constant_with_warmup", **given), total_steps=10)
+    rates = []
+    for _ in range(6):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.5 * min(1.0, step / max(warm, 1)) if warm else 0.5 for step in range(6)])
+
+
+def test_frozen_parts() -> None:
+    captioner = two_parts()
+    assert frozen_modules(captioner) == [] and not encoder_is_frozen(captioner)
+    captioner.model["first"].requires_grad_(False)
+    assert frozen_modules(captioner) == [captioner.model["first"]] and not encoder_is_frozen(captioner)
+    freeze_parts(captioner, options(freeze=["vision"]))
+    assert encoder_is_frozen(captioner) and len(frozen_modules(captioner)) == 2
+    assert list(trained_parameters(captioner.model)) == ["words.0.weight", "words.0.bias"]
+    with pytest.raises(
+        UserError, match=r"train\.freeze: \['vision', 'text'\] leaves nothing to train; take a part out"
+    ):
+        freeze_parts(captioner, options(freeze=["vision", "text"]))
+
+
+def test_dropout_of_a_part() -> None:
+    captioner = two_parts()
+    set_dropout(captioner, options(dropout={"text": 0.5}))
+    assert [layer.p for layer in captioner.model["words"][1:]] == [0.5, 0.0, 0.5]
+    with pytest.raises(
+        UserError, match=r"train\.dropout\.vision: this part has no dropout layer .*; leave the key out"
+    ):
+        set_dropout(captioner, options(dropout={"vision": 0.5}))
+    require_trained_parts(captioner, options(dropout={"text": 0.5}))
+    captioner.model["words"][0].bias.requires_grad_(False)
+    require_trained_parts(captioner, options(dropout={"text": 0.5}))
+    captioner.model["words"].requires_grad_(False)
+    with pytest.raises(UserError, match=r"train\.dropout\.text: nothing of this part is trained.*; leave the key out"):
+        require_trained_parts(captioner, options(dropout={"text": 0.5}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chosen", [None, "float32"])
+def test_one_trained_weight_in_half_precision_makes_all_float32(dtype: torch.dtype, chosen: str | None) -> None:
+    captioner = two_parts()
+    captioner.model["first"].to(dtype).requires_grad_(False)
+    train_in_float32(captioner, "bfloat16")
+    assert captioner.model["first"].weight.dtype == dtype, "frozen weights may be what they are"
+    captioner.model["words"].to(dtype)
+    with pytest.raises(UserError, match=r"model\.dtype: AdamW cannot train bfloat16 weights"):
+        train_in_float32(captioner, "bfloat16")
+    train_in_float32(captioner, chosen)
+    assert {weight.dtype for weight in captioner.model.parameters()} == {torch.float32}
+    captioner.model.double()
+    train_in_float32(captioner, chosen)
+    assert captioner.model["words"][0].weight.dtype == torch.float64
+
+
+def test_the_average_follows_every_weight_and_stands_apart() -> None:
+    weights = {"a": nn.Parameter(torch.ones(2)), "b": nn.Parameter(torch.full((1, 1), 4.0))}
+    average = MovingAverage(weights, 0.9)
+    weights["a"].data += 11.0
+    weights["b"].data += 22.0
+    assert average.average["a"].tolist() == [1.0, 1.0] and average.updates == 0
+    average.update()
+    # (1 + 1) / (10 + 1) of the old value stays at the first update.
+    assert average.average["a"].tolist() == pytest.approx([10.0, 10.0]) and average.updates == 1
+    assert average.average["b"].item() == pytest.approx(22.0)
+    assert not any(tensor.requires_grad for tensor in average.average.values())
+    with average.in_place():
+        assert weights["a"].tolist() == pytest.approx([10.0, 10.0]) and weights["b"].item() == pytest.approx(22.0)
+    assert weights["a"].tolist() == [12.0, 12.0] and weights["b"].item() == 26.0
