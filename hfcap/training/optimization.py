@@ -43,13 +43,13 @@ def train_in_float32(captioner: Captioner, chosen: str | None) -> None:
     Raises:
         UserError: the recipe asks for half precision.
     """
-    halves = [weight for weight in trained_parameters(captioner.model).values() if weight.dtype.itemsize < 4]
+    halves = [name for name, weight in trained_parameters(captioner.model).items() if weight.dtype.itemsize < 4]
     if not halves:
         return
     if chosen not in (None, "float32"):
         raise UserError(
-            f"model.dtype: AdamW cannot train {chosen} weights, it would round their updates away; add the block lora "
-            "(adapters are float32), or set dtype: float32 and train.mixed_precision: bf16"
+            f"model.dtype: AdamW cannot train {chosen} weights ({halves[0]}), it would round their updates away; train "
+            "adapters alone (the block lora, without modules_to_save), or set dtype: float32 and train.mixed_precision"
         )
     captioner.model.float()
 
