@@ -68,9 +68,10 @@ def test_clip_score_sees_the_runs_pictures_and_keeps_their_features(clip_folder:
         {record.image_id: caption for record, caption in zip(records, CAPTIONS, strict=True)},
         {record.image_id: record.captions for record in records},
     )
-    assert found["metrics"] == pytest.approx(expected.values, abs=1e-6)
+    # 2.5 times a cosine of float32 vectors, computed in other batches.
+    assert found["metrics"] == pytest.approx(expected.values, rel=0, abs=2e-5)
     each = [row["clip_score"] for row in found["per_image"].values()]
-    np.testing.assert_allclose(each, expected.per_image()["clip_score"], atol=1e-6)
+    np.testing.assert_allclose(each, expected.per_image()["clip_score"], rtol=0, atol=2e-5)
     assert found["signature"]["metrics"]["clip_score"]["model"] == Path(clip_folder).name
     assert str(tmp_path) not in scoring.directory.scores("test").read_text()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.safetensors")}
