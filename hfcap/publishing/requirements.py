@@ -14,7 +14,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from hfcap.errors import UserError
 from hfcap.files import read_json
@@ -28,8 +28,9 @@ _OF_QUANTIZATION = {"bitsandbytes": ("accelerate", "bitsandbytes")}
 _PROCESSOR_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "video_processor_type")
 _NO_CONFIGURATION = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 
-_LINE = re.compile(r"^pip install ([^\n`]+)$", re.MULTILINE)
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(>=[0-9][0-9A-Za-z.]*)?")
+_NAME, _BOUND = r"[A-Za-z0-9][A-Za-z0-9._-]*", r">=[0-9][0-9A-Za-z.]*"
+_LINE = re.compile(rf'^pip install((?: {_NAME}| "{_NAME}{_BOUND}")+)$', re.MULTILINE)
+_REQUIREMENT = re.compile(f"{_NAME}({_BOUND})?")
 
 
 def needed_packages(model: Path) -> list[str]:
@@ -126,13 +127,20 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def with_bounds(packages: Iterable[str], versions: Mapping[str, str]) -> list[str]:
-    """Return requirements: each package from the version on that the model was proven with, where it is known."""
-    return [f"{name}>={_short(versions[name])}" if name in versions else name for name in packages]
+    """Return requirements: each package from the version on that the model was proven with, where it is known.
+
+    Raises:
+        UserError: one is no version (a run directory may be a stranger's).
+    """
+    return [f"{name}>={_short(name, versions[name])}" if name in versions else name for name in packages]
 
 
-def _short(version: str) -> str:
+def _short(package: str, version: str) -> str:
     """5.23.0 -> 5.23."""
-    return re.sub(r"^(\d+\.\d+)(\.0)+$", r"\1", Version(version).public)
+    try:
+        return re.sub(r"^(\d+\.\d+)(\.0)+$", r"\1", Version(version).public)
+    except InvalidVersion:
+        raise UserError(f"versions of the run: {package} has {version[:80]!r}, which is no version") from None
 
 
 def install_command(requirements: Iterable[str]) -> str:
@@ -152,8 +160,7 @@ def install_command(requirements: Iterable[str]) -> str:
 def packages_on_card(card: str) -> list[str]:
     """Return what the first install line of a card names; empty where there is none that hfcap could have written."""
     line = _LINE.search(card)
-    named = line[1].replace('"', "").split() if line else []
-    return named if all(_REQUIREMENT.fullmatch(requirement) for requirement in named) else []
+    return line[1].replace('"', "").split() if line else []
 
 
 def unmet(requirements: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from hfcap.app.space import stage_demo
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.pictures import drawn_pictures
 from hfcap.publishing.push import publish, push_folder
+from hfcap.publishing.requirements import installed_versions
 from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import Report, verify_all
 from hfcap.run_directory import RunDirectory
@@ -225,6 +226,10 @@ def test_a_space_captions_with_all_of_them(published: Published) -> None:
         "requirements.txt",
         "written-by-hfcap.txt",
     }
+    # Pillow comes with gradio, and not in every version.
+    asked_for = published.hub.store.repository("alice/demo", "space").content("main", "requirements.txt").decode()
+    versions = installed_versions(["peft", "torch", "transformers"])
+    assert asked_for == "".join(f"{name}=={version}\n" for name, version in versions.items())
 
 
 def test_verification_notices_other_captions(published: Published) -> None:
