@@ -64,7 +64,7 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
     for tracker in recipe.train.report_to:
         # Accelerate leaves trackers out without a word.
         if importlib.util.find_spec(tracker) is None:
-            raise MissingPackageError(tracker, tracker, f"train.report_to: {tracker}")
+            raise MissingPackageError(tracker, f"train.report_to: {tracker}")
     torch.set_flush_denormal(True)
     return Accelerator(
         mixed_precision=recipe.train.mixed_precision,

@@ -102,15 +102,33 @@ def test_the_benchmark_of_pictures_needs_photos(tmp_path: Path) -> None:
         bench_images.main([str(tmp_path)])
 
 
-def test_the_pinned_versions_are_those_that_the_project_allows() -> None:
-    """Every extra that the scripts install resolves under constraints.txt; `demo` is the one that leaves it out."""
+def declared() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included; without what one extra takes over from another."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    wanted = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
-    assert [str(one) for one in wanted if not one.specifier.contains(pinned[canonicalize_name(one.name)])] == []
-    demo = [Requirement(text).name for text in project["optional-dependencies"]["demo"]]
-    assert not set(demo) & set(pinned)
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    listed = map(Requirement, [*project["dependencies"], *extras])
+    return [one for one in listed if one.name != "hfcap"]
+
+
+def pinned(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_the_pinned_versions_are_those_that_the_project_allows() -> None:
+    """Every extra has its versions in constraints.txt, and so goes with every other one."""
+    versions = pinned("constraints.txt")
+    assert [str(one) for one in declared() if not one.specifier.contains(versions[canonicalize_name(one.name)])] == []
+
+
+def test_every_lower_bound_is_a_version_that_is_run() -> None:
+    """constraints-lowest.txt names exactly the lower bounds; torch has no CPU build of that age here."""
+    bounds = {one.name: specifier.version for one in declared() for specifier in one.specifier}
+    assert {specifier.operator for one in declared() for specifier in one.specifier} == {">="}
+    del bounds["torch"]
+    assert pinned("constraints-lowest.txt") == bounds
+    tools = {one.name for one in declared() if not one.specifier}
+    assert tools == {"mypy", "ruff", "types-jsonschema", "types-pyyaml"}  # they run on the code, in constraints.txt
 
 
 @pytest.fixture

@@ -352,7 +352,7 @@ def test_merged_model(tmp_path: Path) -> None:
 
 def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=r"train\.report_to: wandb.*pip install 'hfcap\[wandb\]'"):
+    with pytest.raises(MissingPackageError, match=r"train\.report_to: wandb.*pip install 'wandb>=0"):
         Run(recipe_of(tmp_path, train={"report_to": ["wandb"]}))
 
 

@@ -54,7 +54,7 @@ def load_models(locations: Sequence[str], trust_remote_code: bool = False) -> di
         UserError: a model cannot be loaded or is given twice, or gradio is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise MissingPackageError("gradio", "demo", "hfcap demo")
+        raise MissingPackageError("gradio", "hfcap demo")
     names = shown_names(locations)
     return {name: LoadedModel(place, trust_remote_code) for name, place in zip(names, locations, strict=True)}
 

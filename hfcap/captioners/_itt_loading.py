@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from hfcap.captioners.parts import load_image_processor, load_tokenizer, whole_model
 from hfcap.captioners.quantization import keep_layout
-from hfcap.errors import UserError
+from hfcap.errors import MissingPackageError, UserError
 
 MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
 """What transformers calls image-text-to-text, without the types that have a family of their own."""
@@ -62,9 +62,8 @@ def quantization_config(quantization: str, dtype: str | None) -> BitsAndBytesCon
 
 def _require_quantization(quantization: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"model.quantization: {quantization} needs the package bitsandbytes: pip install 'bitsandbytes>=0.50', or "
-            "set it to null and model.dtype to bfloat16"
+        raise MissingPackageError(
+            "bitsandbytes", f"model.quantization: {quantization}", ", or set it to null and model.dtype to bfloat16"
         )
 
 

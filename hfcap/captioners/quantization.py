@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hfcap.captioners.base import Captioner
-from hfcap.errors import UserError
+from hfcap.errors import MissingPackageError, UserError
 
 
 def require_bitsandbytes(key: str, value: str, alternative: str, device: torch.device) -> Any:
@@ -25,8 +25,8 @@ def require_bitsandbytes(key: str, value: str, alternative: str, device: torch.d
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
-        raise UserError(
-            f"{key}: {value} needs bitsandbytes ({error}): pip install 'bitsandbytes>=0.50', or set it to {alternative}"
+        raise MissingPackageError(
+            "bitsandbytes", f"{key}: {value}", f", or set it to {alternative} ({error})"
         ) from error
 
 

@@ -155,14 +155,14 @@ def publish_metric(
     private: Annotated[bool, typer.Option("--private/--public")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder")] = False,
 ) -> None:
-    """Write a metric as a Space for `evaluate.load("namespace/name")`, and push it."""
+    """Write a metric and hfcap itself as a Space for `evaluate.load("namespace/name")`, and push it."""
     from hfcap.publishing.hub import check_repo_id
     from hfcap.publishing.spaces import stage_metric
 
     check_repo_id(repo_id)
     if repo_id.split("/")[1] != metric:
         raise UserError(f"--repo-id: evaluate finds a module by its name; publish as {repo_id.split('/')[0]}/{metric}")
-    _push_space(stage_metric(metric, output or Path("spaces") / metric), repo_id, private, dry_run)
+    _push_space(stage_metric(metric, output or Path("spaces") / metric, repo_id), repo_id, private, dry_run)
 
 
 def _push_space(folder: Path, repo_id: str, private: bool, dry_run: bool) -> None:

@@ -142,7 +142,7 @@ def _coco_captions(split: str) -> dict[str, list[str]]:
     """Human captions of COCO 2014 from the annotations that the package pycocoevalcap carries."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPackageError("pycocoevalcap", "meteor", f"document_frequencies 'coco-{split}'")
+        raise MissingPackageError("pycocoevalcap", f"document_frequencies 'coco-{split}'")
     archive = Path(spec.submodule_search_locations[0]) / "spice" / "spice-1.0.jar"
     try:
         with zipfile.ZipFile(archive) as jar:

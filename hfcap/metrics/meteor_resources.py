@@ -67,7 +67,7 @@ class MeteorResources:
         """
         spec = importlib.util.find_spec("pycocoevalcap")
         if spec is None or not spec.submodule_search_locations:
-            raise MissingPackageError("pycocoevalcap", "meteor", "METEOR (its word lists and paraphrase table)")
+            raise MissingPackageError("pycocoevalcap", "METEOR (its word lists and paraphrase table)")
         folder = Path(spec.submodule_search_locations[0]) / "meteor"
         found = cls(folder / "meteor-1.5.jar", folder / "data" / "paraphrase-en.gz")
         for path in (found.jar, found.paraphrases):

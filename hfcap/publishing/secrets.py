@@ -44,7 +44,8 @@ _PATHS = re.compile(
 )
 # A vocabulary holds fragments of any text; there only secrets that this machine really has are looked for.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
-_BINARY = {".png", ".jpg", ".model"}
+# A wheel is hfcap's own code, in which these patterns stand.
+_BINARY = {".png", ".jpg", ".model", ".whl"}
 LARGEST_HEADER = 100 * 2**20
 _FOLDER_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HFCAP_CACHE", "TORCH_HOME", "VIRTUAL_ENV")
 _SECRET_NAMES = re.compile(r"(?i)token|secret|password|passwd|(?:api|access|private)_?key|credential")

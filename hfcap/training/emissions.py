@@ -20,7 +20,7 @@ def _new_tracker() -> tuple[Any, str]:
     try:
         import codecarbon
     except ImportError:
-        raise MissingPackageError(NAME, NAME, key) from None
+        raise MissingPackageError(NAME, key) from None
     country = os.environ.get(COUNTRY)
     if not country:
         # Otherwise codecarbon would ask a service in the network where this machine is.

@@ -187,7 +187,7 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         open_index(_resources(tmp_path / "resources"), tmp_path / "file")
 
 
-def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(MissingPackageError, match=r"hfcap\[meteor\]"):
+    with pytest.raises(MissingPackageError, match=r"METEOR .*: pip install 'pycocoevalcap>=1.2'"):
         MeteorResources.installed()
