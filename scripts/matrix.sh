@@ -61,6 +61,8 @@ install_cell() { # $1 cell
     # shellcheck disable=SC2086  # several packages on purpose
     run_pip "${given[@]}" $torch
     run_pip "${given[@]}" -e "$project[test]"
+    # gradio, for the demo alone, holds Pillow back.
+    if [ "$constraints" = none ]; then run_pip --upgrade pillow; fi
 }
 
 run_cell() { # $1 cell
