@@ -105,8 +105,7 @@ class Captioner(ABC):
         self._packed = False
         self.verdicts: dict[str, bool] = {}
         """Which faster ways of computing gave the same as the plain ones (probe.py)."""
-        self.undecided = 0
-        """How often that could not be told."""
+        self.undecided = 0  # how often that could not be told
 
     @classmethod
     def effective_decoding(cls, options: Any, generate: GenerateOptions) -> GenerateOptions | None:
@@ -264,11 +263,7 @@ class Captioner(ABC):
         return self.packed_head(states) if self._packed else states
 
     def generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate from image states (B, S, D) and start tokens (B, T), the fast way where it gives the same.
-
-        Returns transformers' generate output, or one with the fields `sequences` and `sequences_scores`; its sequences
-        begin with `input_ids`.
-        """
+        """Generate as `plain_generate` does, the fast way where that gives the same (then perhaps `FoundCaptions`)."""
         return generated(self, image_states, input_ids, config)
 
     @classmethod
