@@ -82,9 +82,9 @@ run_cell() { # $1 cell
         if [ -z "${HFCAP_SUITE_RAN:-}" ]; then "$python" -m pytest -n 2 --junitxml "$junit" || status=$?; fi
         "$venv/bin/hfcap" run recipes/quickstart.yaml "output_dir=$matrix/runs" || status=$?
     else
-        "$python" -m pytest -n 2 -m contract --junitxml "$junit" || status=$?
+        "$python" -m pytest -n 2 --dist loadfile -m contract --junitxml "$junit" || status=$?
         # What only makes things faster is reported; where it fails, hfcap takes the plain way.
-        "$python" -m pytest -n 2 -m speed --junitxml "$matrix/$1-speed.xml" ||
+        "$python" -m pytest -n 2 --dist loadfile -m speed --junitxml "$matrix/$1-speed.xml" ||
             say "$1: some of what makes hfcap faster gives way here; its results do not change"
     fi
     "$python" scripts/matrix_results.py cell "$matrix" "$1" $((SECONDS - began)) || status=$?
