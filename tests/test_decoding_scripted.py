@@ -46,7 +46,7 @@ def _scripted(options: GenerateOptions, prompt: str | None = None) -> tuple[Any,
 @pytest.mark.parametrize("encoded", [True, False])
 def test_what_a_captioner_is_given_and_what_becomes_of_its_answers(encoded: bool) -> None:
     captioner, job = _scripted(SAMPLES, "a cat")
-    job.inputs.encoded = encoded  # type: ignore[misc]
+    job.inputs.encoded = encoded
     batches = list(caption_batches(captioner, job, [7, 1, 2, 5]))
     assert [[row.image_id for row in batch] for batch in batches] == [["id 7", "id 1", "id 2"], ["id 5"]]
     added = 0.0 if encoded else 100.0

@@ -165,7 +165,7 @@ def _result(value: dict[str, Any]) -> JobResult:
 def _named_in(message: str, modules: Sequence[str]) -> tuple[str, ...]:
     """Return the packages of those of the modules that a message speaks of: 'requires the Torchvision library'."""
     owners = metadata.packages_distributions()
-    found = set()
+    found: set[str] = set()
     for module in modules:
         for name in {*owners.get(module, []), module}:
             if re.search(rf"(?<![\w/]){re.escape(name)}(?![\w/])", message, re.IGNORECASE):

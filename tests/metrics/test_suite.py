@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -226,9 +227,9 @@ def test_messages_name_what_is_wrong() -> None:
     with pytest.raises(UserError, match=r"^predictions and references differ in 1 images, for example '2'$"):
         CaptionSuite().compute({k: v for k, v in candidates.items() if k != "2"}, references)
     with pytest.raises(UserError, match="the caption of image '1' must be text, not 7"):
-        CaptionSuite().compute(candidates | {"1": 7}, references)  # type: ignore[dict-item]
+        CaptionSuite().compute(cast("dict[str, str]", {**candidates, "1": 7}), references)
     with pytest.raises(UserError, match=r"image '1' needs a list of human captions, all of them text, not \['a', 3\]"):
-        CaptionSuite().compute(candidates, references | {"1": ["a", 3]})  # type: ignore[list-item]
+        CaptionSuite().compute(candidates, cast("dict[str, list[str]]", {**references, "1": ["a", 3]}))
     with pytest.raises(UserError, match="references of image 'x' are one text; give a list of human captions"):
         ReferenceSet({"x": "a dog"})
 

@@ -78,7 +78,12 @@ def test_stored_states_are_not_encoded_again() -> None:
     seen: list[torch.Tensor] = []
     captioner: Any = objective.captioner
     captioner.encode = lambda images: images + 1
-    captioner.decoder_states = lambda states, packed: seen.append(states) or logits
+
+    def noted(states: torch.Tensor, packed: Any) -> torch.Tensor:
+        seen.append(states)
+        return logits
+
+    captioner.decoder_states = noted
     objective.train()(batch)
     objective.eval()(batch)
     objective(replace(batch, encoded=True))

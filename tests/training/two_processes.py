@@ -88,7 +88,7 @@ def train_cases(folder: Path, batch_size: int) -> None:
     """Train every case on pictures with one to five captions, then do all stages of one."""
     originals = (stage.SelfCritical, validation.caption_batches, loop.build_optimizer)  # type: ignore[attr-defined]
     replaced = (FirstTwo, half_of_a_caption, plain_descent)
-    stage.SelfCritical, validation.caption_batches, loop.build_optimizer = replaced  # type: ignore[attr-defined, misc, assignment]
+    stage.SelfCritical, validation.caption_batches, loop.build_optimizer = replaced  # type: ignore[attr-defined, assignment]
     for captioner, method in CASES:
         recipe = case_recipe(captioner, method, folder, batch_size)
         run = RunDirectory(folder / recipe.name)
