@@ -58,6 +58,25 @@ def test_pooling_joins_equal_texts_and_drops_empty_ones() -> None:
     assert pooled([["", ""], [" "]], [1, 1]) == Pool(("",), (1.0,))
 
 
+def test_a_captioner_of_weight_0_proposes_without_a_vote() -> None:
+    pool = pooled([["a dog"], ["a cat", "a dog"]], [2.0, 0.0])
+    assert pool == Pool(("a dog", "a cat"), (2.0, 0.0))
+    # Where nobody has a vote, all have the same.
+    assert pooled([["a dog"], ["a cat"]], [0.0, 0.0]) == Pool(("a dog", "a cat"), (1.0, 1.0))
+    assert pooled([], []) == Pool(("",), (1.0,))
+    with pytest.raises(ValueError, match="shorter"):
+        pooled([["a dog"], ["a cat"]], [1.0])
+
+
+def test_equals_keep_their_order() -> None:
+    """Captions in another order of words, none like the other: rounding must not decide."""
+    pools = [Pool(("one two", "red sun", "big sea", "old man"), (0.1, 0.1, 0.1, 0.1)), Pool(("x",), (1.0,))]
+    ranked, alone = ranked_by_consensus(pools)
+    assert [item.caption for item in ranked] == ["one two", "red sun", "big sea", "old man"]
+    assert [item.expected_cider for item in ranked] == pytest.approx([5.0 / 4] * 4)
+    assert [item.caption for item in alone] == ["x"]
+
+
 @given(st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=4), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_any_text_is_ranked_and_nothing_is_lost(lists: list[list[str]]) -> None:
