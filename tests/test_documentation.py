@@ -44,6 +44,18 @@ def test_commands_exist(page: Path) -> None:
     assert set(commands_in(page)) - COMMANDS == set()
 
 
+def test_nobody_is_told_to_install_hfcap_from_a_package_index() -> None:
+    """No index has it, and one may have something else by that name (errors.MissingPackageError)."""
+    from_index = re.compile(r"pip install [^`\n]*?(?<![\w/.-])hfcap(?:\[[\w,]+\])?['\"]?(?![\w/.\[ -])")
+    assert all(map(from_index.search, ("pip install hfcap", "pip install 'hfcap[demo]'", "(pip install -U hfcap[x])")))
+    assert not any(map(from_index.search, ("pip install 'hfcap @ git+ADDRESS'", "pip install x/hfcap-0.1.0-py3.whl")))
+    places = ("hfcap", "docs", "recipes", "scripts", "model_cards")
+    files = [ROOT / "README.md", *(path for place in places for path in (ROOT / place).rglob("*.*"))]
+    texts = [path for path in files if path.suffix in (".md", ".py", ".jinja", ".yaml", ".sh")]
+    assert len(texts) > 200
+    assert [str(path) for path in texts if from_index.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_the_commands_of_the_captioning_page_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for block in code_blocks(ROOT / "docs/captioning.md", "bash") for line in block.splitlines()]
