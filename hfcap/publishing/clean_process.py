@@ -113,7 +113,7 @@ def run_clean(
     Raises:
         WorkError: the process was killed or did not end in time.
     """
-    allowed = None
+    allowed: dict[str, list[str]] | None = None
     if packages is not None:
         distributions = brought_by(packages)
         allowed = {"modules": sorted(modules_of(distributions)), "distributions": sorted(distributions)}
@@ -144,7 +144,8 @@ def run_clean(
         results = read_json(work / "results.json", "results") if (work / "results.json").is_file() else {}
     if set(results) != set(jobs):
         raise WorkError(f"the clean process ended with code {done.returncode}: {_last_lines(done.stderr)}")
-    return {name: _result(value) for name, value in results.items()}
+    shown = set(metadata.packages_distributions()) - {"hfcap"} if allowed is None else set(allowed["modules"])
+    return {name: _result(value, shown) for name, value in results.items()}
 
 
 def _environment(cache: Path, token: str | None) -> dict[str, str]:
@@ -154,22 +155,27 @@ def _environment(cache: Path, token: str | None) -> dict[str, str]:
     return values | ({"HF_TOKEN": token} if token else {})
 
 
-def _result(value: dict[str, Any]) -> JobResult:
+def _result(value: dict[str, Any], shown: set[str]) -> JobResult:
     captions = [" ".join(text.split()) for text in value["captions"]]
     if not value["error"]:
         return JobResult(captions, None)
-    unnamed = next(filter(None, (_named_in(message, value["hidden"]) for message in value["messages"])), ())
+    unnamed = next(filter(None, (_named_in(message, value["hidden"], shown) for message in value["messages"])), ())
     return JobResult(captions, _last_lines(value["error"]), unnamed)
 
 
-def _named_in(message: str, modules: Sequence[str]) -> tuple[str, ...]:
-    """Return the packages of those of the modules that a message speaks of: 'requires the Torchvision library'."""
-    owners = metadata.packages_distributions()
+def _named_in(message: str, asked_for: Sequence[str], shown: set[str]) -> tuple[str, ...]:
+    """Return hidden packages that a message speaks of: 'requires the Torchvision library', 'pip install timm'.
+
+    Args:
+        asked_for: modules that the process looked for in vain. shown: modules that it could find.
+    """
     found: set[str] = set()
-    for module in modules:
-        for name in {*owners.get(module, []), module}:
-            if re.search(rf"(?<![\w/]){re.escape(name)}(?![\w/])", message, re.IGNORECASE):
-                found.update(map(canonicalize_name, owners.get(module, [module])))
+    for module, owners in metadata.packages_distributions().items():
+        # transformers may not even look for a package, because it misses another one that this one needs.
+        before = r"(?<![\w/])" if module in asked_for else r"(?:requires (?:the )?|pip install )"
+        names = "|".join(re.escape(name) for name in {*owners, module})
+        if module not in shown and re.search(rf"{before}(?:{names})(?![\w/])", message, re.IGNORECASE):
+            found.update(map(canonicalize_name, owners))
     return tuple(sorted(found))
 
 

@@ -78,7 +78,7 @@ def _of_block(block: dict[str, Any]) -> Iterator[str]:
 def _of_processor(name: str) -> Iterator[str]:
     """Yield what a processor of transformers cannot do without, by the name of its class."""
     import transformers
-    from transformers.utils import DummyObject
+    from transformers.utils.import_utils import DummyObject
 
     if name in _OF_PROCESSORS:
         yield from _OF_PROCESSORS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.errors import UserError, WorkError
 from hfcap.publishing.clean_process import Job, run_clean
 from hfcap.publishing.facts import read_card_input
-from hfcap.publishing.pictures import RECORD, read_record
+from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
+from hfcap.publishing.published import PublishedModel
 from hfcap.publishing.push import publish
 from hfcap.publishing.requirements import (
     CORE,
@@ -27,8 +31,10 @@ from hfcap.publishing.requirements import (
 )
 from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import Report, verify_folder
+from hfcap.recipe import GenerateOptions
 from hfcap.run_directory import RunDirectory
-from tests.captioners.itt_models import itt
+from tests.captioners.helpers import build
+from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
 from tests.hub_server import Hub
 from tests.publishing.run_builder import build_run, write_json
@@ -160,6 +166,7 @@ def test_the_clean_process_finds_only_what_is_named(tmp_path: Path) -> None:
         "looks": job,
         "imports": Job(f"import {UNNAMED}", "", []),
         "asks": Job("from transformers.utils import requires_backends as r; r(object(), ['pandas'])", "", []),
+        "says": Job("raise ImportError('X requires the scikit-learn library: pip install evaluate')", "", []),
         "fails": Job("raise ValueError('something else')", "", []),
         "own": Job(f"import sys; sys.path.insert(0, {str(tmp_path / 'brought')!r}); import brought_along", "", []),
         "hfcap": Job("import hfcap", "", []),
@@ -168,9 +175,42 @@ def test_the_clean_process_finds_only_what_is_named(tmp_path: Path) -> None:
     assert (results["looks"].captions, results["looks"].error) == (["None False"], None)
     assert results["imports"].unnamed == (UNNAMED,) and UNNAMED in str(results["imports"].error)
     assert results["asks"].unnamed == ("pandas",)
+    assert results["says"].unnamed == ("evaluate",)
     assert results["fails"].unnamed == () and "something else" in str(results["fails"].error)
     assert results["own"].error is None
     assert results["hfcap"].error is not None
+
+
+def qwen_with_films() -> ImageTextToText:
+    """A tiny Qwen2.5-VL with the whole processor, as its repositories have it."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+
+    model, processor = MODELS["qwen2_5_vl"]()
+    parts = (processor.image_processor, processor.tokenizer, Qwen2VLVideoProcessor())
+    whole = Qwen2_5_VLProcessor(*parts, chat_template=processor.chat_template)
+    return ImageTextToText(model, whole, "what is on it?", image_size=84)
+
+
+def with_timm() -> Captioner:
+    """A captioner whose encoder is one of timm."""
+    return build("show_attend_tell", vision_config={"model_type": "timm_wrapper", "architecture": "test_efficientnet"})
+
+
+@pytest.mark.parametrize(
+    ("package", "make"), [("torchvision", qwen_with_films), ("timm", with_timm)], ids=["torchvision", "timm"]
+)
+def test_models_that_need_more_caption_with_exactly_what_is_named(
+    package: str, make: Callable[[], Captioner], tmp_path: Path
+) -> None:
+    pytest.importorskip(package)
+    make().save(tmp_path / "model", GenerateOptions(num_beams=1, max_new_tokens=3))
+    packages = needed_packages(tmp_path / "model")
+    assert packages == [*CORE, package]
+    (tmp_path / "ball.png").write_bytes(drawn_pictures()["ball.png"])
+    code = PublishedModel(tmp_path / "model", [], str(tmp_path / "model"), None, closed=False).code()
+    job = {"job": Job(*code, [tmp_path / "ball.png"])}
+    assert run_clean(job, packages=packages)["job"].error is None
+    assert run_clean(job, packages=CORE)["job"].unnamed == (package,)
 
 
 @pytest.fixture(scope="module")
