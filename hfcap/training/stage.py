@@ -27,6 +27,7 @@ from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import compile_layers
+from hfcap.training.accelerator import require_number_types, used_precision
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
 from hfcap.training.checkpoint import Progress
 from hfcap.training.emissions import measured_emissions, total_emissions
@@ -186,10 +187,11 @@ def train_stage(
     restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe)
+    require_number_types(captioner, accelerator.device)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
+    described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
     if accelerator.is_main_process:
-        described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
         write_json(run.environment, described)
         if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
             with folder_being_written(run.base_model) as folder:
@@ -201,6 +203,7 @@ def train_stage(
     if recipe.train.report_to:
         accelerator.init_trackers("hfcap")
     if accelerator.is_main_process:
+        write_json(run.environment, {**described, "precision": used_precision(captioner, accelerator)})
         share = size["trainable_parameters"] / size["parameters"]
         error_console.print(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
