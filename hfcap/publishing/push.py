@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -133,25 +132,28 @@ def publish(
     with tempfile.TemporaryDirectory() as temporary:
         pictures = _sample_pictures(run, recipe, Path(temporary))
         # Before, so that nothing broken becomes visible; after, because only then it is what a stranger gets.
-        stage_again = partial(stage, run, model, repo_id, trust_remote_code=trust_remote_code)
-        folder = _proven(folder, repo_id, pictures, stage_again)
+        _prove(run, repo_id, model, pictures, trust_remote_code)
         result = push_folder(folder, repo_id, wants_private, create_pr, branch, force)
         report = verify(repo_id, result.commit, pictures, trust_remote_code=True)
     report.require()
     return replace(result, comparisons=report.comparisons)
 
 
-def _proven(folder: Path, repo_id: str, pictures: Mapping[Path, str], stage_again: Callable[..., Path]) -> Path:
-    """Return the staged folder once it captions as recorded with nothing but the packages that its card names."""
-    report = verify_folder(folder, repo_id, pictures)
+def _prove(
+    run: RunDirectory, repo_id: str, model: Path | None, pictures: Mapping[Path, str], trust_remote_code: bool
+) -> None:
+    """Verify what is staged; a package that only this shows to be needed goes onto the card, and it is verified again.
+
+    Raises:
+        WorkError: a check failed.
+    """
+    report = verify_folder(run.publish, repo_id, pictures)
     also_needed: list[str] = []
     while set(report.unnamed) - set(also_needed):
-        # The model needs more than its files told; with it on the card the proof is made again.
         also_needed += report.unnamed
-        folder = stage_again(also_needed=also_needed)
-        report = verify_folder(folder, repo_id, pictures)
+        stage(run, model, repo_id, trust_remote_code=trust_remote_code, also_needed=also_needed)
+        report = verify_folder(run.publish, repo_id, pictures)
     report.require()
-    return folder
 
 
 def _refuse_foreign_code(folder: Path, captioner: str) -> None:
