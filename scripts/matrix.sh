@@ -45,24 +45,19 @@ python_of_version() { # $1 e.g. 3.12: prints an interpreter, or nothing
     done
 }
 
-install_cell() { # $1 cell
-    local base given
-    if [ ! -x "$python" ]; then
-        base=$(python_of_version "$version")
-        if [ -z "$base" ]; then return 1; fi
-        "$base" -m venv "$venv"
-    fi
-    given=()
+install_cell() { # $1 cell: fails where pip does
+    local given=()
+    if [ ! -x "$python" ]; then "$(python_of_version "$version")" -m venv "$venv" || return 1; fi
     if [ "$constraints" != none ]; then
         # The cell names its torch itself.
         grep -vE '^(torch|torchvision)==' "$project/$constraints" >"$venv/.hfcap-constraints.txt"
         given=(-c "$venv/.hfcap-constraints.txt")
     fi
     # shellcheck disable=SC2086  # several packages on purpose
-    run_pip "${given[@]}" $torch
-    run_pip "${given[@]}" -e "$project[test]"
+    run_pip "${given[@]}" $torch || return 1
+    run_pip "${given[@]}" -e "$project[test]" || return 1
     # gradio, for the demo alone, holds Pillow back.
-    if [ "$constraints" = none ]; then run_pip --upgrade pillow; fi
+    if [ "$constraints" = none ]; then run_pip --upgrade pillow || return 1; fi
 }
 
 run_cell() { # $1 cell
@@ -74,10 +69,12 @@ run_cell() { # $1 cell
     began=$SECONDS
     rm -f "$matrix/$1.json" "$matrix/$1-speed.xml"
     say "== $1: Python $version, $constraints, $torch"
-    if ! install_cell "$1"; then
+    if [ -z "$(python_of_version "$version")" ]; then
         say "$1: no Python $version here; not run"
         return 0
     fi
+    install_cell "$1" || return 1
+    table_python=$python
     if [ "$suite" = all ]; then
         if [ -z "${HFCAP_SUITE_RAN:-}" ]; then "$python" -m pytest -n 2 --junitxml "$junit" || status=$?; fi
         "$venv/bin/hfcap" run recipes/quickstart.yaml "output_dir=$matrix/runs" || status=$?
@@ -93,9 +90,9 @@ run_cell() { # $1 cell
 
 cells=("$@")
 if [ $# -eq 0 ]; then cells=(pinned lowest newest vision python3.12); fi
-failed=()
+failed=() table_python=
 for cell in "${cells[@]}"; do
     run_cell "$cell" || failed+=("$cell")
 done
-"$python" scripts/matrix_results.py table "$matrix" "$table"
+if [ -n "$table_python" ]; then "$table_python" scripts/matrix_results.py table "$matrix" "$table"; fi
 if [ ${#failed[@]} -gt 0 ]; then stop "failed: ${failed[*]} (see above)"; fi
