@@ -131,6 +131,7 @@ def test_chat_model_with_lora_behind_a_frozen_encoder(tmp_path: Path, monkeypatc
         "prompt": "what is on it?",
         "call": "chat",
         "returns": "prompt and caption",
+        "image_backend": "pil",
     }
     assert "apply_chat_template" in run.card.read_text()
 
