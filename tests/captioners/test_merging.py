@@ -199,6 +199,7 @@ def test_modules_trained_in_full_are_checked_by_name() -> None:
 def test_a_model_that_computes_otherwise_without_ties_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 scales its states where the head is tied."""
     captioner = build("vit_gpt2")
+    probe_logits(captioner)  # packing is compared with the model's forward before its head is exchanged here
 
     def scaled(decoder: Any, states: torch.Tensor) -> torch.Tensor:
         return head_logits(decoder, states) * (0.5 if decoder.config.tie_word_embeddings else 1.0)

@@ -28,8 +28,10 @@ SEARCHES = {"greedy": {"num_beams": 1}, "beams": {"num_beams": 3}}
 def _nothing_known_yet(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HFCAP_CACHE", str(tmp_path))
     verdicts.forget_verdicts()
+    verdicts._say.cache_clear()
     yield
     verdicts.forget_verdicts()
+    verdicts._say.cache_clear()
 
 
 def rename_private_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
