@@ -15,6 +15,9 @@ from typing import Any
 
 from hfcap.errors import UserError, WorkError
 
+UNFINISHED = ".*.unfinished-*"
+"""Pattern of what is being written under a temporary name; after a kill it stays, and nobody reads it."""
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -29,7 +32,7 @@ def _flush_to_disk(path: Path) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically: temporary name in the same folder, flush, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.unfinished-")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as handle:
@@ -186,7 +189,7 @@ def folder_being_written(target: Path) -> Iterator[Path]:
     An existing `target` is replaced; it stays as it was until the new one is complete.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.writing-"))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -195,7 +198,7 @@ def folder_being_written(target: Path) -> Iterator[Path]:
                 _flush_to_disk(path)
         old: Path | None = None
         if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-old-"))
             target.replace(old / target.name)
         temporary.replace(target)
         _flush_to_disk(target.parent)

@@ -61,13 +61,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _checked(values, findings)
 
 
-def recipe_from_mapping(values: Mapping[str, Any], where: str) -> Recipe:
-    """Check a recipe given as nested dicts; `where` stands for the file in error messages.
+def recipe_from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Check a recipe given as nested dicts, with overrides; `where` stands for the file in error messages.
 
     Raises:
         RecipeError: the recipe is wrong; names every problem.
     """
-    return _checked(copy.deepcopy(dict(values)), Findings(where))
+    copied, findings = copy.deepcopy(dict(values)), Findings(where)
+    for override in overrides:
+        _apply_override(copied, override, findings)
+    return _checked(copied, findings)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -78,10 +78,11 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
     return get_peft_model(captioner.model, config)
 
 
-def save_adapter(peft_model: Any, base_location: str, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors; the config names the base model's location."""
+def save_adapter(peft_model: Any, base_location: str, folder: Path, revision: str | None = None) -> None:
+    """Write adapter_config.json and adapter_model.safetensors; the config names the base model and its commit."""
     for config in peft_model.peft_config.values():
         config.base_model_name_or_path = base_location
+        config.revision = revision
     peft_model.save_pretrained(folder, safe_serialization=True)
     # PEFT writes a card of its own that lacks the base model; hfcap writes the real one.
     (folder / "README.md").unlink(missing_ok=True)

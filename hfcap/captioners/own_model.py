@@ -25,13 +25,14 @@ from hfcap.captioners.parts import (
     whole_model,
 )
 from hfcap.errors import UserError
+from hfcap.places import Location
 from hfcap.recipe import GenerateOptions, ModelOptions
 
 
 class VisionOptions(ModelOptions):
     """Keys of `model` that name the image encoder."""
 
-    vision: str | None = Field(
+    vision: Location | None = Field(
         None, description="Hub id or folder of the image encoder (CLIP, SigLIP, ViT, ResNet, ...)"
     )
     vision_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfcap.children import environment_without_secrets, run_program
 from hfcap.errors import WorkError
 from hfcap.files import read_json
 from hfcap.progress import progress_bar
-from hfcap.publishing.secrets import names_secret, redact
+from hfcap.publishing.secrets import redact
 
 TIMEOUT_SECONDS = 3600
 
@@ -96,14 +96,12 @@ def run_clean(jobs: Mapping[str, Job], token: str | None = None) -> dict[str, Jo
         work = Path(temporary) / "work"
         work.mkdir()
         try:
-            done = subprocess.run(
+            done = run_program(
                 [sys.executable, "-c", _RUNNER],
-                input=json.dumps(task),
-                cwd=work,
-                env=_environment(Path(temporary) / "cache", token),
-                capture_output=True,
-                text=True,
+                folder=work,
+                send=json.dumps(task),
                 timeout=TIMEOUT_SECONDS,
+                environment=_environment(Path(temporary) / "cache", token),
             )
         except subprocess.TimeoutExpired:
             raise WorkError(f"the clean process did not end within {TIMEOUT_SECONDS} s") from None
@@ -115,7 +113,7 @@ def run_clean(jobs: Mapping[str, Job], token: str | None = None) -> dict[str, Jo
 
 def _environment(cache: Path, token: str | None) -> dict[str, str]:
     # A repository's own code may run there: it gets no secret of whoever verifies it, whatever service it is for.
-    values = {name: value for name, value in os.environ.items() if name not in _DROPPED and not names_secret(name)}
+    values = {name: value for name, value in environment_without_secrets().items() if name not in _DROPPED}
     values |= {"HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return values | ({"HF_TOKEN": token} if token else {})
 

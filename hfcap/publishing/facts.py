@@ -15,8 +15,9 @@ from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
 from hfcap.publishing.snippet import brings_code
 from hfcap.recipe import GenerateOptions, Recipe
-from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run
+from hfcap.training.log_file import read_log
 
 if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner, CardFacts
@@ -151,7 +152,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     Raises:
         UserError: a file of the run is damaged.
     """
-    recipe = load_recipe(run.recipe)
+    recipe = recipe_of_run(run)
     folder = model or run.model
     # Without a base model on the Hub only merged weights can be published; they look like the run's own base model.
     must_merge = model is None and (folder / "adapter_config.json").is_file() and run.base_model.is_dir()
@@ -163,7 +164,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     baselines = {
         name: _object(run.scores(f"{split}.{name}"), "scores of a baseline") for name in recipe.score.baselines
     }
-    log = [row for _, row in read_json_lines(run.log, "training log")] if run.log.is_file() else []
+    log = read_log(run.log) if run.log.is_file() else []
     config = _object(folder / "config.json", "configuration of the model")
     samples = _samples(run)
     pictures = {sample.file_name: sample.picture for sample in samples}

@@ -23,8 +23,8 @@ from hfcap.publishing.snippet import brings_code
 from hfcap.publishing.staging import StagedFile, stage, staged_files
 from hfcap.publishing.verify import Comparison, verify, verify_folder
 from hfcap.recipe import Recipe
-from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run
 
 DEFAULT_BRANCH = "main"
 N_RUN_PICTURES = 5
@@ -107,7 +107,7 @@ def publish(
         UserError: not signed in, no permission, wrong names, a secret in a file, better scores on the Hub.
         WorkError: the Hub or the network failed, or what was published does not caption as recorded.
     """
-    recipe = load_recipe(run.recipe)
+    recipe = recipe_of_run(run)
     options = recipe.publish
     repo_id = repo_id or options.repo_id
     if repo_id is None and not dry_run:

@@ -35,8 +35,8 @@ from hfcap.publishing.pictures import RECORD, copy_pictures, record_pictures
 from hfcap.publishing.published import PICKLES
 from hfcap.publishing.secrets import refuse_secrets
 from hfcap.recipe import Recipe
-from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run
 
 FULL_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
@@ -130,7 +130,7 @@ def stage(
 def _record_drawn_pictures(run: RunDirectory, model: Path | None, trust_remote_code: bool) -> None:
     from hfcap.captioners.loading import load_captioner
 
-    recipe = load_recipe(run.recipe)
+    recipe = recipe_of_run(run)
     captioner = load_captioner(str(model or run.path), trust_remote_code=trust_remote_code)
     record_pictures(run, captioner, recipe.generate, samples=[])
 

@@ -15,6 +15,7 @@ from hfcap.errors import UserError
 from hfcap.recipe import DataOptions
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run, run_directory_at
 from hfcap.schema import CaptionedImage
 
 _NO_SPLIT = "no_split_has_this_name"
@@ -41,7 +42,8 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
             raise UserError(f"{target}: --split: a folder without metadata.jsonl or metadata.csv has no splits")
         return find_pictures([target])
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml"):
-        data = load_recipe(RunDirectory(path).recipe if path.is_dir() else path).data
+        run = run_directory_at(path)
+        data = (load_recipe(path) if run is None else recipe_of_run(run)).data
         names = [data.train_split, data.validation_split, data.test_split]
         return _distinct(_load(data, dict.fromkeys(names) if split is None else [split]))
     if path.suffix.lower() == ".json" and path.is_file():

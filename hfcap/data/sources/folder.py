@@ -21,6 +21,7 @@ from hfcap.data.images import IMAGE_SUFFIXES, FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, read_text
+from hfcap.places import LocalPath
 from hfcap.recipe import DataOptions
 from hfcap.recipe_block import Share
 from hfcap.registry import did_you_mean
@@ -42,7 +43,7 @@ class FolderOptions(DataOptions):
     """Keys of `data` for source folder."""
 
     source: Literal["folder"] = "folder"
-    root: str = Field(description="folder of pictures with metadata.jsonl or metadata.csv")
+    root: LocalPath = Field(description="folder of pictures with metadata.jsonl or metadata.csv")
     caption_columns: list[str] | None = Field(
         None, description="columns that hold captions; default: captions, caption, caption_0.. or text"
     )
