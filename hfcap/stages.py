@@ -148,6 +148,8 @@ class Run:
             self.accelerator.wait_for_everyone()
             if not anew:
                 self.watch.require_same_recipe()  # what another command did until now counts
+                if not self._is_finished("train", self._trained):
+                    self.watch.require_same_data("train", "train", "validation")
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 remove_unfinished(self.directory)
@@ -178,8 +180,6 @@ class Run:
     def _train(self, force: bool) -> None:
         if not force and self._is_finished("train", self._trained):
             return
-        if not force:
-            self.watch.require_same_data("train", "train", "validation")
         self._begin("train", force)
         splits = {name: self.records(name) for name in ("train", "validation")}
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
