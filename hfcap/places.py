@@ -109,7 +109,9 @@ def absolute(text: str, place: Place, folder: Path) -> str:
         folder: what a relative path is relative to.
     """
     path = Path(text).expanduser()
-    if not text or text in place.words or (place.program and not place.always and "/" not in text):
+    if not text or text in place.words or "://" in text:
+        return text
+    if place.program and not place.always and "/" not in text:
         return text
     if path.is_absolute():
         return text if path == Path(text) else str(path)

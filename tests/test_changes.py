@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 from collections.abc import Callable
@@ -11,17 +12,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from hfcap.captioners.loading import load_captioner
+from hfcap.data.sources.hub import HubOptions
 from hfcap.errors import StoppedError, UserError
 from hfcap.files import read_json
+from hfcap.recipe import AugmentOptions, DataOptions, LoraOptions, ModelOptions, TrainOptions
+from hfcap.recipe_block import Block
 from hfcap.recipe_changes import _TABLE, Effect, changed_values, key_changes
 from hfcap.recipe_loading import recipe_from_mapping
+from hfcap.recipe_scst import ScstOptions
 from hfcap.run_directory import RunDirectory
 from hfcap.stage_record import part_of
 from hfcap.stages import Run
 from tests.data.pictures import write_jpeg
+from tests.hub_server import Hub
+from tests.hub_server import hub as hub
 from tests.test_run_directories import snapshot, write_photos
 from tests.training.harness import (
     Result,
@@ -216,6 +224,30 @@ def test_a_base_that_moved_is_the_same(photos: Path, tmp_path: Path) -> None:
         execute({**values, "model": {"pretrained": str(other)}})
 
 
+def test_a_base_on_the_hub_stays_the_commit_that_was_loaded(hub: Hub, photos: Path, tmp_path: Path) -> None:
+    """Its branch moves while the run stands still."""
+    base = tmp_path / "base"
+    save_base(base)
+    HfApi().create_repo("alice/base")
+    first = HfApi().upload_folder(repo_id="alice/base", folder_path=base).oid
+    model = {"pretrained": "alice/base"}
+    values = {**values_of(tmp_path / "runs", photos), "model": model, "lora": {"r": 2}}
+    stopped(values)
+    whole = execute({**values, "name": "whole"})
+    assert read_json(whole.run.model / "adapter_config.json", "adapter")["revision"] == first
+    captions = execute({**values, "name": "whole"}, "caption").run.predictions("test")
+    said = captions.read_text()
+    save_base(base, scale=3.0)
+    second = HfApi().upload_folder(repo_id="alice/base", folder_path=base).oid
+    with pytest.raises(UserError, match=rf"base model alice/base: commit {first} then, {second} now"):
+        execute(values)
+    # The remedy that the message names; the spelling of a revision is no change of the recipe.
+    resumed = execute({**values, "model": {**model, "revision": first}})
+    assert_same_tensors(resumed.model_weights(), whole.model_weights())
+    captions.unlink()
+    assert execute({**values, "name": "whole"}, "caption").run.predictions("test").read_text() == said
+
+
 def test_other_versions_are_a_warning(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = values_of(tmp_path / "runs", photos)
     result = stopped(values)
@@ -393,13 +425,7 @@ def test_another_model_is_not_continued_whatever_is_accepted(
 
 def test_the_table_has_no_dead_line_and_knows_every_key(photos: Path, tmp_path: Path) -> None:
     """A pattern that no key of any block meets first says nothing; the last one meets what remains."""
-    import fnmatch
-
-    from hfcap.data.sources.hub import HubOptions
-    from hfcap.recipe import AugmentOptions, DataOptions, LoraOptions, ModelOptions, TrainOptions
-    from hfcap.recipe_scst import ScstOptions
-
-    blocks = {
+    blocks: dict[str, type[Block]] = {
         "model": ModelOptions,
         "data": DataOptions,
         "train": TrainOptions,

@@ -87,7 +87,8 @@ def test_a_run_chooses_no_programs(
     jar, java = stand_in(tmp_path / "evil")
     monkeypatch.delenv("HFCAP_SPICE_JAR", raising=False)
     edit(run, score={"metrics": ["spice"], "metric_options": {"spice": {"java": str(java), "jar": str(jar)}}})
-    for command in (("score",), ("card",), ("run",), ("score", "--force"), ("publish", "--dry-run")):
+    commands: list[tuple[str, ...]] = [("score",), ("card",), ("run",), ("score", "--force"), ("publish", "--dry-run")]
+    for command in commands:
         outcome = hfcap(command[0], run.path, *command[1:])
         assert not (tmp_path / "evil" / "was_run.json").exists(), command
         if command[0] != "publish":
@@ -197,7 +198,7 @@ def coded(run: RunDirectory, tmp_path: Path) -> Path:
 def test_no_command_runs_the_code_of_a_runs_model(run: RunDirectory, coded: Path, tmp_path: Path, hfcap: Hfcap) -> None:
     """Once `hfcap doctor RUN --steps 0` did."""
     write_jpeg(tmp_path / "one.jpg", "red")
-    gated = [
+    gated: list[tuple[str, ...]] = [
         ("run",),
         ("train", "--force"),
         ("caption",),
@@ -211,16 +212,17 @@ def test_no_command_runs_the_code_of_a_runs_model(run: RunDirectory, coded: Path
             refused = hfcap(command[0], target, *command[1:])
             assert_refused(refused, "model.trust_remote_code of its recipe", "--trust-remote-code")
             assert not coded.exists(), command
-    for command in (
+    others: list[tuple[Any, ...]] = [
         ("caption", run.path, tmp_path / "one.jpg"),
         ("explain", run.path, tmp_path / "one.jpg", "-o", tmp_path / "maps.png"),
         ("merge", run.path, "-o", tmp_path / "merged"),
         ("compare", run.path),
         ("search", "red", run.path),
         ("card", run.path, "--check"),
-    ):
-        hfcap(*command)
-        assert not coded.exists(), command
+    ]
+    for arguments in others:
+        hfcap(*arguments)
+        assert not coded.exists(), arguments
 
 
 def test_with_the_option_it_runs(run: RunDirectory, coded: Path, hfcap: Hfcap) -> None:

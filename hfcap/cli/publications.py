@@ -81,12 +81,18 @@ def publish(
 def verify(
     repo_ids: Annotated[list[str], typer.Argument(help="namespace/name of models on the Hub", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="branch, tag, refs/pr/NUMBER or commit")] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="human captions of the scored split, to score the predictions again")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Check published models as a stranger would: clean process, empty cache, no hfcap; exit code 1 if one fails."""
+    """Check published models as a stranger would: clean process, empty cache, no hfcap; exit code 1 if one fails.
+
+    Card, score files and predictions are compared, and what can be computed again is.
+    """
     from hfcap.publishing.verify import verify_all
 
-    reports = verify_all(dict.fromkeys(repo_ids, revision), trust_remote_code=trust_remote_code)
+    reports = verify_all(dict.fromkeys(repo_ids, revision), None, trust_remote_code, references)
     for report in reports:
         say(str(report))
     if any(report.failures for report in reports):

@@ -131,9 +131,11 @@ def publish(
     with tempfile.TemporaryDirectory() as temporary:
         pictures = _sample_pictures(run, recipe, Path(temporary))
         # Before, so that nothing broken becomes visible; after, because only then it is what a stranger gets.
-        verify_folder(folder, repo_id, pictures).require()
+        human = run.references(recipe.score.split)
+        references = human if human.is_file() else None
+        verify_folder(folder, repo_id, pictures, references).require()
         result = push_folder(folder, repo_id, wants_private, create_pr, branch, force)
-        report = verify(repo_id, result.commit, pictures, trust_remote_code=True)
+        report = verify(repo_id, result.commit, pictures, True, references)
     report.require()
     return replace(result, comparisons=report.comparisons)
 

@@ -34,6 +34,7 @@ from hfcap.publishing.metadata import eval_results_file
 from hfcap.publishing.pictures import RECORD, copy_pictures, record_pictures
 from hfcap.publishing.published import PICKLES
 from hfcap.publishing.secrets import refuse_secrets
+from hfcap.publishing.verify_scores import write_manifest
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
 from hfcap.run_recipe import recipe_of_run
@@ -124,6 +125,7 @@ def stage(
         if verifiable:
             copy_pictures(run, folder)
         refuse_secrets(folder, private_folders=(run.path, known.model))
+        write_manifest(folder)
     return run.publish
 
 

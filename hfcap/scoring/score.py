@@ -26,7 +26,7 @@ from hfcap.metrics.suite import (
 from hfcap.metrics.tokenizer import LINE_SEPARATORS
 from hfcap.schema import ScoreReport
 from hfcap.scoring.report_files import write_scores
-from hfcap.scoring.signature import data_signature
+from hfcap.scoring.signature import data_signature, predictions_hash
 
 _FEW_IMAGES = 100
 
@@ -129,6 +129,7 @@ def score_files(
     resampled = resampled_values(result.metrics, result.statistics, n_resamples, seed)
     label = split or "all"
     conditions = {"hfcap": __version__, **data_signature(human, label, n_missing), **result.signature}
+    conditions["predictions_sha256"] = predictions_hash(predicted)
     conditions["bootstrap"] = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
     conditions |= {"run": dict(signature)} if signature else {}
     report = ScoreReport(
