@@ -32,6 +32,9 @@ __all__ = [
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
+MOST_PROBLEMS = 50
+"""So many problems of a block are worded; a file with more is no recipe with mistakes in it."""
+
 NOT_RECIPES = {"accelerate"}
 """Folders below recipes/ whose YAML files are for other programs."""
 
@@ -290,13 +293,17 @@ def _validated(shape: type[Shape], values: dict[str, Any], findings: Findings, a
             return shape.model_validate_json(json.dumps(values, default=str), strict=True)
         except ValidationError as error:
             messages: dict[KeyPath, list[str]] = {}
-            for detail in error.errors(include_url=False):
+            details = error.errors(include_url=False)
+            for detail in details[:MOST_PROBLEMS]:
                 path = key_path(detail, values)
                 what = describe(detail, path, shape)
                 if not _repeats(detail, path, what, dropped):
                     messages.setdefault(path, []).append(what)
             for path, whats in messages.items():
                 findings.add((*above, *path), joined(whats))
+            if len(details) > MOST_PROBLEMS:
+                findings.left_out += len(details) - MOST_PROBLEMS
+                return None
             wrong = {_field_path(path, shape) for path in messages} - dropped
             if not any([_remove(values, path, shape) for path in wrong]):
                 return None

@@ -197,8 +197,12 @@ def refuse_changes(run: RunDirectory, stage: str, lines: Sequence[str], remedy: 
 def note_changes(run: RunDirectory, stage: str, lines: Sequence[str]) -> None:
     """Keep in environment.json what changed while the run went on."""
     if lines:
-        environment = read_json(run.environment, "environment of the run") if run.environment.is_file() else {}
+        try:
+            environment = read_environment(run)
+        except UserError:
+            environment = {}  # damaged, and accepted as it is
         earlier = environment.get("changes", [])
+        earlier = earlier if isinstance(earlier, list) else []
         write_json(run.environment, {**environment, "changes": [*earlier, {"stage": stage, "what": list(lines)}]})
 
 

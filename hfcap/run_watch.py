@@ -10,7 +10,7 @@ from hfcap import registry
 from hfcap.data.source import Split
 from hfcap.environment import describe_datasets
 from hfcap.errors import UserError
-from hfcap.files import read_json, write_json, write_text
+from hfcap.files import write_json, write_text
 from hfcap.progress import error_console
 from hfcap.recipe import Recipe
 from hfcap.recipe_changes import Effect, KeyChange, key_changes
@@ -178,9 +178,9 @@ class Watch:
 
     def note_split(self, split: Split, records: Sequence[CaptionedImage]) -> None:
         """Note in environment.json what a split is that is captioned now."""
-        environment = read_json(self.run.environment, "environment record")
-        environment["datasets"].update(describe_datasets(self.recipe.data, {split: records}))
-        write_json(self.run.environment, environment)
+        environment = self._environment()
+        datasets = {**environment.get("datasets", {}), **describe_datasets(self.recipe.data, {split: records})}
+        write_json(self.run.environment, {**environment, "datasets": datasets})
 
     def require_whole_model(self) -> None:
         """Refuse weights that are not those that training wrote.

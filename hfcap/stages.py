@@ -19,7 +19,7 @@ from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
 from hfcap.data.source import Split, load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import read_json, write_json, write_json_lines
+from hfcap.files import read_json_object, write_json, write_json_lines
 from hfcap.progress import console
 from hfcap.publishing.card import write_card
 from hfcap.publishing.pictures import SAMPLES_FOLDER, record_pictures
@@ -206,8 +206,8 @@ class Run:
             write_json(self.directory.references(split), _coco_references(records))
             self.watch.note_split(split, records)
         captioner = self._trained_captioner()
-        frozen = read_json(self.directory.summary, "training summary")["encoder_frozen"]
-        stored = frozen and self.recipe.data.may_store_features
+        frozen = read_json_object(self.directory.summary, "training summary").get("encoder_frozen")
+        stored = bool(frozen) and self.recipe.data.may_store_features
         inputs = image_inputs(captioner, records, self.recipe, stored, self.accelerator)
         self._write_predictions(captioner, records, inputs, split)
         for baseline in self.recipe.score.baselines:
@@ -258,8 +258,9 @@ class Run:
 
     def _decoding_signature(self) -> dict[str, Any]:
         values = self.recipe.generate.model_dump(mode="json")
-        size = read_json(self.directory.model / "processor_config.json", "processor configuration")
-        image_size = size.get("image_processor", {}).get("size")
+        processor = read_json_object(self.directory.model / "processor_config.json", "processor configuration")
+        images = processor.get("image_processor")
+        image_size = images.get("size") if isinstance(images, dict) else None
         return {"decoding": values, "prompt": self.recipe.model.prompt, "image_size": image_size}
 
     def _record_samples(self) -> None:

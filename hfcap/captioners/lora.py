@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
 from torch import nn
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.parts import reason_of, unreadable_files
 from hfcap.captioners.quantization import quantize_linear_layers, require_bitsandbytes
 from hfcap.errors import UserError
 from hfcap.recipe import LoraOptions
@@ -97,10 +97,8 @@ def load_adapter(captioner: Captioner, folder: Path | str) -> PeftModel:
     if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
         # PEFT would read adapter_model.bin, a pickle, or ask the Hub for a repository of this name.
         raise UserError(f"{folder}: holds no {SAFETENSORS_WEIGHTS_NAME}; save the adapter with safetensors")
-    try:
+    with unreadable_files(lambda error: f"{folder}: the adapter does not fit its base model: {reason_of(error)}"):
         return PeftModel.from_pretrained(captioner.model, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the adapter does not fit its base model: {str(error).splitlines()[0]}") from error
 
 
 def merge_adapter(captioner: Captioner, peft_model: PeftModel) -> Captioner:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfcap import registry
 from hfcap.errors import UserError
-from hfcap.files import read_json, read_json_lines
+from hfcap.files import read_json, read_json_lines, read_json_object
+from hfcap.metrics.caption_files import read_references
 from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
 from hfcap.publishing.snippet import brings_code
@@ -196,10 +197,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
 def _object(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    value = read_json(path, what)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {what} must be a JSON object, not {type(value).__name__}; run the stage again")
-    return value
+    return read_json_object(path, what)
 
 
 def _scores(run: RunDirectory, split: str) -> dict[str, Any]:
@@ -250,8 +248,7 @@ def _worst(run: RunDirectory, split: str, scores: dict[str, Any]) -> list[Sample
     rows = {str(row.get("image_id")): row for _, row in read_json_lines(run.predictions(split), "predictions")}
     references: dict[str, str] = {}
     if run.references(split).is_file():
-        for note in read_json(run.references(split), "references").get("annotations", []):
-            references.setdefault(str(note["image_id"]), str(note["caption"]))
+        references = {image_id: group[0] for image_id, group in read_references(run.references(split)).items()}
     return [
         Sample(
             file_name=str(rows[image_id].get("file_name") or image_id),

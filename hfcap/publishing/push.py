@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from hfcap import captioners, registry
 from hfcap.data.source import load_split
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.files import read_json, write_json
+from hfcap.files import parse_json, read_json, read_json_object, write_json
 from hfcap.publishing import hub
 from hfcap.publishing.code_files import foreign_code
 from hfcap.publishing.commit import Push
@@ -161,7 +160,7 @@ def pin_base_model(run: RunDirectory, recipe: Recipe, model: Path | None) -> Non
     """
     if model is not None or not (run.model / "adapter_config.json").is_file() or not run.environment.is_file():
         return
-    environment = read_json(run.environment, "environment of the run")
+    environment = read_json_object(run.environment, "environment of the run")
     for base in hub_base_models(recipe, environment)[:1]:
         if base["revision"] is None:
             doing = f"reading the base model {base['id']}"
@@ -341,8 +340,8 @@ def _refuse_worse_scores(api: HfApi, folder: Path, repo_id: str, revision: str) 
         if content is None:
             continue
         try:
-            old = json.loads(content)
-        except ValueError:
+            old = parse_json(content.decode("utf-8", "replace"), f"{repo_id}: scores/{path.name}")
+        except UserError:
             continue
         if not isinstance(old, dict) or not isinstance(old.get("metrics"), dict):
             continue  # no scores of ours

@@ -95,7 +95,7 @@ def _header(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(length)) if length < LARGEST_HEADER else None
         ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"] if header else []
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError):
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         header, ends = None, []
     if not header or path.stat().st_size != 8 + length + max(ends, default=0):
         raise UserError(f"{path.name}: is no complete safetensors file; save the model again")

@@ -19,6 +19,7 @@ from hfcap.files import (
     folder_being_written,
     read_json,
     read_json_lines,
+    read_json_object,
     write_bytes,
     write_json,
     write_json_lines,
@@ -161,7 +162,7 @@ def _check_weights(known: CardInput) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no trained model; run 'hfcap train' first")
     note = folder / "hfcap.json"
-    if note.is_file() and (reason := read_json(note, "hfcap's note beside the weights").get("unpublishable")):
+    if note.is_file() and (reason := read_json_object(note, "hfcap's note beside the weights").get("unpublishable")):
         raise UserError(f"{folder}: cannot be published: {reason}")
     names = [path.name for path in folder.iterdir()]
     wanted = ADAPTER_WEIGHTS if known.is_adapter else FULL_WEIGHTS
@@ -258,7 +259,7 @@ def _write_shards(source: Path, folder: Path, max_shard_size: str) -> None:
 def _write_results(run: RunDirectory, known: CardInput, folder: Path) -> None:
     for name in (known.split, *(f"{known.split}.{baseline}" for baseline in known.baselines)):
         if run.scores(name).is_file():
-            scores = read_json(run.scores(name), "scores")
+            scores = read_json_object(run.scores(name), "scores")
             signature = portable(scores.get("signature", {}))
             target = folder / "scores" / f"{name}.json"
             if signature == scores.get("signature", {}):

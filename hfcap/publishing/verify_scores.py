@@ -236,7 +236,7 @@ def _check_predictions(folder: Path, reports: Mapping[str, ScoreReport]) -> tupl
     n_compared = 0
     for name, report in reports.items():
         path = folder / "predictions" / f"{name}.jsonl"
-        noted = report.signature.get("predictions_sha256")
+        noted = report.predictions_sha256
         if not path.is_file():
             wrong += [f"predictions/{name}.jsonl is missing"] if noted else []
             continue

@@ -129,7 +129,6 @@ def score_files(
     resampled = resampled_values(result.metrics, result.statistics, n_resamples, seed)
     label = split or "all"
     conditions = {"hfcap": __version__, **data_signature(human, label, n_missing), **result.signature}
-    conditions["predictions_sha256"] = predictions_hash(predicted)
     conditions["bootstrap"] = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
     conditions |= {"run": dict(signature)} if signature else {}
     report = ScoreReport(
@@ -140,6 +139,7 @@ def score_files(
         signature=conditions,
         per_image=_per_image_rows(result),
         statistics=_statistics_rows(result),
+        predictions_sha256=predictions_hash(predicted),
     )
     if output is not None:
         write_scores(report, output)

@@ -161,7 +161,7 @@ def test_other_references_are_not_taken_for_the_scored_ones(folder: Path, tmp_pa
 def test_what_an_earlier_hfcap_published_is_not_failed_for_it(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     for path in (folder / "scores").iterdir():
-        edit_json(path, lambda scores: scores["signature"].pop("predictions_sha256"))
+        edit_json(path, lambda scores: scores.pop("predictions_sha256"))
     found_outcomes = outcomes(folder)
     assert found_outcomes["file hashes"] == found_outcomes["predictions"] == "not checked"
     assert "failed" not in found_outcomes.values()
