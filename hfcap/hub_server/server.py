@@ -331,7 +331,7 @@ class Handler(BaseHTTPRequestHandler):
         """Return the answer; a refusal becomes one, with the headers that the client looks at."""
         try:
             answer = work()
-        except (HubError, KeyError, TypeError, ValueError) as refusal:
+        except (HubError, KeyError, TypeError, ValueError, RecursionError) as refusal:
             # Requests of strangers may lack anything.
             error = refusal if isinstance(refusal, HubError) else HubError(400, "the request is malformed")
             answer = Answer.of({"error": error.message}, error.status)

@@ -26,7 +26,7 @@ from hfcap.metrics.suite import (
 from hfcap.metrics.tokenizer import LINE_SEPARATORS
 from hfcap.schema import ScoreReport
 from hfcap.scoring.report_files import write_scores
-from hfcap.scoring.signature import data_signature
+from hfcap.scoring.signature import data_signature, predictions_hash
 
 _FEW_IMAGES = 100
 
@@ -139,6 +139,7 @@ def score_files(
         signature=conditions,
         per_image=_per_image_rows(result),
         statistics=_statistics_rows(result),
+        predictions_sha256=predictions_hash(predicted),
     )
     if output is not None:
         write_scores(report, output)

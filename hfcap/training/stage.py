@@ -18,17 +18,26 @@ from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.image_cache import cached_pixels
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
-from hfcap.environment import describe_environment
+from hfcap.environment import loaded_revision
 from hfcap.errors import UserError
 from hfcap.files import folder_being_written, write_json
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.progress import error_console
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_record import (
+    describe_run,
+    note_changes,
+    read_environment,
+    refuse_changes,
+    require_same_words,
+    start_changes,
+    version_changes,
+)
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import compile_layers
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
-from hfcap.training.checkpoint import Progress
+from hfcap.training.checkpoint import Progress, checkpoint_steps
 from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives import CrossEntropy
@@ -154,7 +163,12 @@ def _objective(
 
 
 def training_run(
-    recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner, splits: Mapping[str, Any], accelerator: Any
+    recipe: Recipe,
+    run: RunDirectory,
+    trainable: TrainableCaptioner,
+    splits: Mapping[str, Any],
+    accelerator: Any,
+    accept_changes: bool = False,
 ) -> TrainingRun:
     """Put together data, validation and loop for a captioner that is ready to train."""
     captioner, options = trainable.captioner, recipe.train
@@ -176,28 +190,75 @@ def training_run(
     if options.torch_compile:
         compile_layers(captioner.model)
     objective = _objective(recipe, captioner, splits["train"], accelerator)
-    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective)
+    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective, accept_changes)
+
+
+def _note_start(
+    recipe: Recipe,
+    run: RunDirectory,
+    captioner: Captioner,
+    splits: Mapping[str, Sequence[CaptionedImage]],
+    accept_changes: bool,
+) -> None:
+    """Write environment.json; where a training goes on, compare with what it began with first.
+
+    Raises:
+        UserError: base model, tokenizer or image processor are others.
+    """
+    described = describe_run(recipe, captioner, splits)
+    changes: list[str] = []
+    earlier: dict[str, Any] = {}
+    if checkpoint_steps(run.checkpoints):
+        try:
+            earlier = read_environment(run)
+        except UserError:
+            if not accept_changes:
+                raise
+        require_same_words(run, earlier, described)
+        changes = start_changes(earlier, described)
+        remedy = (
+            f"Put it back as it was (model.revision names a commit), or train anew: hfcap train {run.path} --force, or "
+            "go on from the last checkpoint with what is there now: --accept-changes."
+        )
+        refuse_changes(run, "train", changes, remedy, accept_changes)
+        if versions := version_changes(earlier, described):
+            changes += versions
+            said = f"warning: the training goes on with other versions than it began with: {', '.join(versions)}"
+            error_console.print(said, markup=False, soft_wrap=True)
+    kept = {key: earlier[key] for key in ("changes", "hub_revisions") if key in earlier}
+    write_json(run.environment, {**described, **kept})
+    note_changes(run, "train", changes)
 
 
 def train_stage(
-    recipe: Recipe, run: RunDirectory, splits: Mapping[str, Sequence[CaptionedImage]], accelerator: Any
+    recipe: Recipe,
+    run: RunDirectory,
+    splits: Mapping[str, Sequence[CaptionedImage]],
+    accelerator: Any,
+    accept_changes: bool = False,
 ) -> None:
-    """Train (or continue) and write model/, environment.json and training_summary.json."""
+    """Train (or continue) and write model/, environment.json and training_summary.json.
+
+    Args:
+        accept_changes: continue although base model or keys of the recipe are not those that the training began with.
+
+    Raises:
+        UserError: they are not, and nobody accepted it.
+    """
     restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
-        described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
-        write_json(run.environment, described)
+        _note_start(recipe, run, captioner, splits, accept_changes)
         if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
             with folder_being_written(run.base_model) as folder:
                 captioner.save(folder, recipe.generate)
     accelerator.wait_for_everyone()
     trainable = make_trainable(captioner, recipe)
     size = describe_size(captioner)
-    training = training_run(recipe, run, trainable, splits, accelerator)
+    training = training_run(recipe, run, trainable, splits, accelerator, accept_changes)
     if recipe.train.report_to:
         accelerator.init_trackers("hfcap")
     if accelerator.is_main_process:
@@ -224,7 +285,9 @@ def _save_model(recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner
             return
         pretrained = recipe.model.pretrained
         base = str(run.base_model.absolute()) if pretrained is None else pretrained
-        save_adapter(trainable.peft_model, base, folder)
+        # The commit that was trained on: the adapter says nothing on another one.
+        commits = [loaded_revision(model) for model in trainable.captioner.base_models if model.id == pretrained]
+        save_adapter(trainable.peft_model, base, folder, commits[0] if commits else None)
         trainable.captioner.save_processor(folder)
         trainable.captioner.generation_config(recipe.generate).save_pretrained(folder)
 
