@@ -25,16 +25,18 @@ from hfcap.schema import CaptionedImage
 PACKAGES = (
     "hfcap",
     "torch",
+    "torchvision",
+    "timm",
     "transformers",
+    "tokenizers",
     "accelerate",
     "peft",
+    "bitsandbytes",
     "datasets",
     "evaluate",
     "huggingface-hub",
     "numpy",
     "pillow",
-    "torchvision",
-    "timm",
 )
 
 

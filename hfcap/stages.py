@@ -10,8 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
@@ -38,6 +36,7 @@ from hfcap.scoring.of_run import RunScoring
 from hfcap.stage_record import StageRecord
 from hfcap.text import printable
 from hfcap.training import emissions
+from hfcap.training.accelerator import new_accelerator
 from hfcap.training.fitting import fit_stage
 from hfcap.training.stage import image_inputs, train_stage
 
@@ -46,21 +45,20 @@ STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")
 
 
 def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
-    """Create the Accelerator of a run; on CPU, denormal numbers are flushed to zero (they slow products 200 times).
+    """Create the Accelerator of a run.
 
     Raises:
         MissingPackageError: a tracker in `train.report_to` is not installed.
+        UserError: the precision, or the accelerate configuration, is nothing that hfcap can train with here.
     """
-    from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
 
     for tracker in recipe.train.report_to:
         # Accelerate leaves trackers out without a word.
         if importlib.util.find_spec(tracker) is None:
             raise MissingPackageError(tracker, f"train.report_to: {tracker}")
-    torch.set_flush_denormal(True)
-    return Accelerator(
-        mixed_precision=recipe.train.mixed_precision,
+    return new_accelerator(
+        recipe.train.mixed_precision,
         log_with=[tracker for tracker in recipe.train.report_to if tracker != emissions.NAME] or None,
         project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path / "trackers")),
         # The loop accumulates; a number in the user's accelerate configuration would divide the loss once more.

@@ -29,6 +29,7 @@ from hfcap.files import write_json
 from hfcap.progress import console, error_console
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
+from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
 from hfcap.training.build import build_captioner, make_trainable
 from hfcap.training.stage import tokenised, train_dataset, uses_feature_store
 
@@ -158,6 +159,7 @@ class _Examination:
         assert report.weights is not None
         schedule = plan_schedule(recipe, lengths, findings)
         accelerator = self._accelerator()
+        require_number_types(captioner, accelerator.device)
         available = memory_of(accelerator.device)
         trained = report.weights.trained * 4
         fixed = Memory(report.weights.weight_bytes, trained, 2 * trained, 0, 0, available)
@@ -181,18 +183,12 @@ class _Examination:
         )
 
     def _accelerator(self) -> Any:
-        from accelerate import Accelerator
-
         precision = self.recipe.train.mixed_precision
-        if precision == "fp16" and not torch.cuda.is_available():
-            self.report.findings.error(
-                "train.mixed_precision",
-                "fp16 needs a GPU, and this machine has none (measured without it)",
-                "set it to no or bf16 here",
-            )
-            precision = "no"
-        torch.set_flush_denormal(True)
-        return Accelerator(mixed_precision=precision)
+        try:
+            return new_accelerator(precision)
+        except PrecisionError as error:
+            self.report.findings.error("train.mixed_precision", f"{error.problem} (measured without it)", error.remedy)
+            return new_accelerator("no")
 
 
 def _report_untrained(names: Sequence[str], captioner: Captioner, findings: Any) -> None:

@@ -176,9 +176,23 @@ def _run(known: CardInput) -> Safe:
         memory = f", {facts['peak_memory_bytes'] / 2**30:.1f} GiB peak memory" if facts.get("peak_memory_bytes") else ""
         on = f" on {escape(hardware)}" if hardware else ""
         sentences.append(f"Training took {duration(facts['train_seconds'])}{on}{speed}{memory}.")
+    if precision := _precision(known.environment.get("precision")):
+        sentences.append(precision)
     if emissions := facts.get("co2_eq_emissions"):
         sentences.append(f"It emitted {emissions['grams']:.3g} g of CO2 equivalents ({escape(emissions['source'])}).")
     return Safe(" ".join(sentences) + _members(facts.get("members") or []))
+
+
+def _precision(facts: Any) -> str:
+    """What training computed in, as read back from it."""
+    if not isinstance(facts, dict) or not facts.get("weights"):
+        return ""
+    weights = str(escape(" and ".join(map(str, facts["weights"]))))
+    text = f"It was computed in {weights}"
+    if facts.get("autocast"):
+        text = f"It was computed in {escape(str(facts['autocast']))} (mixed precision) with {weights} weights"
+    rounded = str(escape(" and ".join(map(str, facts.get("tf32") or []))))
+    return f"{text}, {rounded} in TF32." if rounded else f"{text}."
 
 
 def _members(members: Sequence[dict[str, Any]]) -> str:

@@ -36,6 +36,7 @@ from hfcap.run_record import (
 )
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import compile_layers
+from hfcap.training.accelerator import require_number_types, used_precision
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
 from hfcap.training.checkpoint import Progress, checkpoint_steps
 from hfcap.training.emissions import measured_emissions, total_emissions
@@ -248,6 +249,7 @@ def train_stage(
     restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe)
+    require_number_types(captioner, accelerator.device)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
@@ -262,6 +264,7 @@ def train_stage(
     if recipe.train.report_to:
         accelerator.init_trackers("hfcap")
     if accelerator.is_main_process:
+        write_json(run.environment, {**read_environment(run), "precision": used_precision(captioner, accelerator)})
         share = size["trainable_parameters"] / size["parameters"]
         error_console.print(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "

@@ -1,0 +1,141 @@
+"""The Accelerator of a run: refused where it would train otherwise than asked, and what it really computes in."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, DynamoBackend, parse_flag_from_env
+
+from hfcap.captioners.base import Captioner
+from hfcap.errors import UserError
+from hfcap.progress import error_console
+
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""`train.mixed_precision` -> the number type of products."""
+
+_SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+"""What `accelerate launch` sets -> what it asks for. Each cuts weights into pieces, and hfcap would save those."""
+
+
+_REMEDY = (
+    "hfcap trains in one process or data-parallel, each process with all weights: set distributed_type to 'NO', "
+    "MULTI_GPU or MULTI_CPU (recipes/accelerate/), and save memory with lora, train.gradient_checkpointing or bf16"
+)
+
+
+class PrecisionError(UserError):
+    """`train.mixed_precision` names what this device lacks."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"train.mixed_precision: {problem}; {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+
+def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
+    """Create an Accelerator; denormal numbers are flushed to zero (on a CPU they slow products 200 times).
+
+    Args:
+        mixed_precision: no, bf16 or fp16. arguments: as Accelerator takes them.
+
+    Raises:
+        PrecisionError: the device cannot compute in that precision.
+        UserError: the accelerate configuration asks for what hfcap does not do, or for a package that is not there.
+    """
+    for name, what in _SHARDING.items():
+        if parse_flag_from_env(name):
+            raise UserError(f"the accelerate configuration asks for {what}; {_REMEDY}")
+    torch.set_flush_denormal(True)
+    try:
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        if mixed_precision == "fp16" and state.device.type == "cpu":
+            # Accelerate would train in float32 without a word.
+            raise PrecisionError("fp16 needs a GPU, and training runs on the CPU", "set it to no or bf16 here")
+        accelerator = Accelerator(mixed_precision=mixed_precision, **arguments)
+    except ImportError as error:
+        raise UserError(f"the accelerate configuration needs a package that is not installed: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"accelerate refuses its configuration, or train.mixed_precision: {error}") from error
+    _require_plain(accelerator)
+    used = autocast_type(accelerator)
+    if used != _AUTOCAST[mixed_precision]:
+        raise PrecisionError(
+            f"{mixed_precision} is not what accelerate computes in on {accelerator.device.type} "
+            f"({_name(used) if used else 'float32'})",
+            "set it to no or bf16 here",
+        )
+    _say_what_is_overridden(accelerator, mixed_precision)
+    return accelerator
+
+
+def _require_plain(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
+        raise UserError(f"the accelerate configuration asks for distributed_type {kind.value}; {_REMEDY}")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise UserError(
+            "the accelerate configuration has a dynamo_backend, which would compile the model in another way than "
+            "hfcap checks (and switch TF32 on); set it to 'no', and train.torch_compile: true in the recipe"
+        )
+
+
+def _say_what_is_overridden(accelerator: Accelerator, mixed_precision: str) -> None:
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if configured not in ("no", mixed_precision) and accelerator.is_main_process:
+        error_console.print(
+            f"train.mixed_precision: {mixed_precision} counts; the accelerate configuration says {configured}",
+            markup=False,
+        )
+
+
+def autocast_type(accelerator: Any) -> torch.dtype | None:
+    """Return the number type that products are computed in inside the Accelerator's autocast; None: as they come."""
+    device = accelerator.device.type
+    with accelerator.autocast():
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def require_number_types(captioner: Captioner, device: torch.device) -> None:
+    """Refuse to train through float16 weights on a CPU: small gradients vanish there, and nothing scales the loss.
+
+    Raises:
+        UserError: names model.dtype where the family has that key.
+    """
+    if device.type == "cpu" and any(weight.dtype == torch.float16 for weight in captioner.model.parameters()):
+        key = "model.dtype" if "dtype" in captioner.options_class.model_fields else "model"
+        raise UserError(
+            f"{key}: the weights are float16, which needs a GPU to train with, and training runs on the CPU; use "
+            "float32 or bfloat16 weights here"
+        )
+
+
+def used_precision(captioner: Captioner, accelerator: Any) -> dict[str, Any]:
+    """Return what training computes in, for environment.json and the card.
+
+    The keys: autocast (number type of products, None where they are computed in the weights' own), weights (number
+    types of all weights) and tf32 (which float32 products a GPU rounds to TF32).
+    """
+    autocast = autocast_type(accelerator)
+    device, tf32 = accelerator.device, []
+    if autocast is None and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8:
+        tf32 += ["matrix products"] if torch.get_float32_matmul_precision() != "highest" else []
+        tf32 += ["convolutions"] if torch.backends.cudnn.allow_tf32 else []
+    return {
+        "autocast": None if autocast is None else _name(autocast),
+        "weights": sorted({_name(weight.dtype) for weight in captioner.model.parameters()}),
+        "tf32": tf32,
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,168 @@
+"""The Accelerator of a run: what is refused or said, and that what is written down is what was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hfcap.captioners.image_text_to_text import ImageTextToText, ImageTextToTextOptions
+from hfcap.errors import UserError
+from hfcap.files import read_json
+from hfcap.publishing.card_parts import training
+from hfcap.publishing.facts import read_card_input
+from hfcap.recipe import GenerateOptions
+from hfcap.recipe_loading import dump_recipe
+from hfcap.run_directory import RunDirectory
+from hfcap.stages import make_accelerator
+from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types, used_precision
+from tests.captioners.helpers import build
+from tests.training.harness import forget_accelerator, tiny_recipe, train
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    forget_accelerator()
+    yield
+    forget_accelerator()
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+def refusal(tmp_path: Path, **train_options: Any) -> str:
+    recipe = tiny_recipe("blip", tmp_path, **train_options)
+    with pytest.raises(UserError) as found:
+        make_accelerator(recipe, RunDirectory(tmp_path))
+    message = str(found.value)
+    assert "\n" not in message
+    return message
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path: Path, on_cpu: None) -> None:
+    """Accelerate would train in float32, and the card would say fp16."""
+    message = refusal(tmp_path, mixed_precision="fp16")
+    assert message == (
+        "train.mixed_precision: fp16 needs a GPU, and training runs on the CPU; set it to no or bf16 here"
+    )
+    # Nothing is left behind: with what was advised it goes on.
+    assert new_accelerator("bf16").mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
+    ],
+)
+def test_weights_in_pieces_are_refused(
+    variable: str, words: str, tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    message = refusal(tmp_path)
+    assert message.startswith(f"the accelerate configuration asks for {words}; hfcap trains in one process or data-")
+
+
+def test_a_compiler_of_accelerate_is_refused(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    assert "train.torch_compile: true" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (ImportError("X is not installed"), "needs a package that is not installed: X is not installed"),
+        (ValueError("bf16 mixed precision requires a supported device."), "refuses .*bf16 mixed precision requires"),
+    ],
+)
+def test_what_accelerate_itself_refuses_is_one_sentence(
+    failure: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr("hfcap.training.accelerator.Accelerator", refuse)
+    with pytest.raises(UserError, match=words):
+        new_accelerator("bf16")
+
+
+def test_a_precision_that_is_not_computed_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device: what counts is what autocast does."""
+    monkeypatch.setattr(Accelerator, "autocast", lambda self: nullcontext())
+    with pytest.raises(
+        PrecisionError, match=r"train\.mixed_precision: bf16 is not what accelerate computes in .*float32"
+    ):
+        new_accelerator("bf16")
+
+
+def test_what_the_recipe_overrides_is_said(
+    on_cpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert new_accelerator("no").mixed_precision == "no"
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "train.mixed_precision: no counts; the accelerate configuration says bf16"
+
+
+@pytest.mark.parametrize(("precision", "product"), [("no", "float32"), ("bf16", "bfloat16")])
+def test_what_is_written_down_is_what_products_are(precision: str, product: str, on_cpu: None) -> None:
+    accelerator = new_accelerator(precision)
+    captioner = build("blip")
+    with accelerator.autocast():
+        computed = captioner.model.text_decoder.cls.predictions.transform.dense(torch.zeros(1, 32))
+    assert computed.dtype == getattr(torch, product)
+    found = used_precision(captioner, accelerator)
+    assert found == {"autocast": None if precision == "no" else product, "weights": ["float32"], "tf32": []}
+
+
+def test_environment_and_card_say_what_was_computed_in(tmp_path: Path, on_cpu: None) -> None:
+    recipe = tiny_recipe("blip", tmp_path, mixed_precision="bf16", max_steps=1)
+    run = train(recipe).run
+    run.recipe.write_text(dump_recipe(recipe))
+    facts = read_json(run.environment, "environment")["precision"]
+    assert facts == {"autocast": "bfloat16", "weights": ["float32"], "tf32": []}
+    known = read_card_input(run)
+    assert "It was computed in bfloat16 (mixed precision) with float32 weights." in str(training(known)["run"])
+    known.environment["precision"] = {"autocast": None, "weights": ["bfloat16", "float32"], "tf32": ["convolutions"]}
+    said = str(training(known)["run"])
+    assert "It was computed in bfloat16 and float32, convolutions in TF32." in said
+    del known.environment["precision"]  # of earlier versions of hfcap
+    assert "computed in" not in str(training(known)["run"])
+
+
+def test_float16_weights_are_not_trained_through_on_a_cpu(tmp_path: Path) -> None:
+    build("image_text_to_text").save(tmp_path, GenerateOptions())
+    options = {"pretrained": str(tmp_path)}
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for dtype in ("float32", "bfloat16"):
+        captioner = ImageTextToText.build(ImageTextToTextOptions(**options, dtype=dtype), ())
+        require_number_types(captioner, cpu)
+    captioner = ImageTextToText.build(ImageTextToTextOptions(**options, dtype="float16"), ())
+    with pytest.raises(UserError, match=r"model\.dtype: the weights are float16, which needs a GPU"):
+        require_number_types(captioner, cpu)
+    require_number_types(captioner, gpu)
+    other = build("blip")
+    other.model.half()
+    with pytest.raises(UserError, match="model: the weights are float16"):
+        require_number_types(other, cpu)
+
+
+def test_training_asks_before_it_computes(tmp_path: Path, on_cpu: None) -> None:
+    build("image_text_to_text").save(tmp_path / "base", GenerateOptions())
+    model = {"pretrained": str(tmp_path / "base"), "dtype": "float16"}
+    recipe = tiny_recipe("image_text_to_text", tmp_path, "lora")
+    options = ImageTextToTextOptions.model_validate(model)
+    with pytest.raises(UserError, match=r"model\.dtype: the weights are float16"):
+        train(recipe.model_copy(update={"model": options}))
