@@ -78,6 +78,7 @@ class Rows(Kind):
 
     def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the logits at the captions: prompt and caption in one row."""
+        self.check_prompt()
         prompt, count = self.prompt_inputs(self.captioner.prompt), len(input_ids)
         before = expand(prompt.input_ids[None, :-1], count, input_ids.device)
         ids = torch.cat([before, input_ids], dim=1)
@@ -110,6 +111,7 @@ class Rows(Kind):
     def _generate(
         self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
     ) -> Any:
+        self.check_prompt()
         prompt = self.prompt_inputs(self.captioner.prompt)
         batch, device = image_states.shape[0], image_states.device
         before = expand(prompt.input_ids[None, :-1], batch, device)

@@ -26,7 +26,6 @@ _OF_MODEL_TYPES = {"timm_wrapper": ("timm",), "timm_backbone": ("timm",)}
 _OF_PROCESSORS = {"SmolVLMProcessor": ("torchvision", "num2words"), "TimmWrapperImageProcessor": ("timm",)}
 _OF_QUANTIZATION = {"bitsandbytes": ("accelerate", "bitsandbytes")}
 _PROCESSOR_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "video_processor_type")
-_NO_CONFIGURATION = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 
 _NAME, _BOUND = r"[A-Za-z0-9][A-Za-z0-9._-]*", r">=[0-9][0-9A-Za-z.]*"
 _LINE = re.compile(rf'^pip install((?: {_NAME}| "{_NAME}{_BOUND}")+)$', re.MULTILINE)
@@ -46,13 +45,13 @@ def needed_packages(model: Path) -> list[str]:
     if (model / "adapter_config.json").is_file():
         found["peft"] = None
     for folder in [model, *sorted(path for path in model.glob("*") if path.is_dir())]:
-        names = [path.name for path in sorted(folder.glob("*.json")) if path.name not in _NO_CONFIGURATION]
+        names = [path.name for path in sorted(folder.glob("*config.json"))]
         for name in names:
             for block in _blocks(read_json(folder / name, "configuration of the model")):
                 found |= dict.fromkeys(_of_block(block))
         if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")):
             found["sentencepiece"] = None
-        code = needed_code(folder, [name for name in names if name.endswith("config.json")])
+        code = needed_code(folder, names)
         found |= dict.fromkeys(_of_code([folder / name for name in sorted(code)], found))
     return list(found)
 
