@@ -22,6 +22,7 @@ from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCapt
 from hfcap.captioners.dual_encoder import DualEncoder
 from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner, local_folder
+from hfcap.captioners.merging import require_merged
 from hfcap.captioners.modeling_ensemble import (
     RERANKER,
     EnsembleConfig,
@@ -302,7 +303,9 @@ def _for_members(options: GenerateOptions, candidates: int, beam_candidates: int
 
 def _load_member(member: MemberOptions, trust_remote_code: bool) -> Captioner:
     try:
-        return load_captioner(member.model, member.revision, trust_remote_code)
+        captioner = load_captioner(member.model, member.revision, trust_remote_code)
+        require_merged(captioner, member.model)
+        return captioner
     except UserError as error:
         raise UserError(f"model.members: {member.model}: {error}") from error
 

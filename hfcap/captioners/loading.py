@@ -13,7 +13,13 @@ from pydantic import ValidationError
 from hfcap import registry
 from hfcap.captioners.base import BaseModel, Captioner
 from hfcap.captioners.lora import load_adapter
-from hfcap.captioners.merging import is_quantized, merge_adapter, probe_logits, require_same_logits
+from hfcap.captioners.merging import (
+    is_quantized,
+    merge_adapter,
+    probe_logits,
+    require_merged,
+    require_same_logits,
+)
 from hfcap.captioners.parts import require_no_revision_of_folder
 from hfcap.captioners.sidecar import read_sidecar
 from hfcap.errors import UserError, WorkError
@@ -203,12 +209,7 @@ def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> 
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise UserError(f"{folder / 'generation_config.json'}: {problems}; correct it, then merge again") from None
     captioner = load_captioner(adapter, trust_remote_code=trust_remote_code)
-    if is_quantized(captioner.model):
-        raise UserError(
-            f"{adapter}: the weights of its base model are stored in few bits, and merging would round all of them "
-            "anew; publish the adapter itself, or name the base in full precision as base_model_name_or_path in "
-            f"{folder / _ADAPTER_CONFIG}"
-        )
+    require_merged(captioner, adapter)
     expected = probe_logits(captioner)
     with folder_being_written(output) as temporary:
         captioner.save(temporary, options)

@@ -57,6 +57,20 @@ def is_quantized(model: Any) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
+def require_merged(captioner: Captioner, location: str) -> None:
+    """Refuse a captioner whose adapter stayed separate, where whole weights are needed.
+
+    Raises:
+        UserError: names the way out.
+    """
+    if any(isinstance(module, BaseTunerLayer) for module in captioner.model.modules()):
+        raise UserError(
+            f"{location}: the weights of its base model are stored in few bits, and merging its adapter would round "
+            "all of them anew; publish the adapter itself, or name the base in full precision as base_model_name_or_path "
+            "in its adapter_config.json"
+        )
+
+
 @torch.no_grad()
 def probe_logits(captioner: Captioner) -> torch.Tensor:
     """Return the logits (T, V) of a short caption of a small drawn picture; the model is put into evaluation mode."""
@@ -64,7 +78,8 @@ def probe_logits(captioner: Captioner) -> torch.Tensor:
     ramp = Image.linear_gradient("L")
     picture = Image.merge("RGB", (ramp, Image.radial_gradient("L"), ramp.rotate(90))).resize((96, 64))
     pixels = captioner.image_processor(images=picture, return_tensors="pt")["pixel_values"].to(captioner.device)
-    ids = [*captioner.start_token_ids(), *captioner.caption_token_ids([_TEXT], 8)[0]]
+    # A slice to None is the whole list: some text models have no limit.
+    ids = [*captioner.start_token_ids(), *captioner.caption_token_ids([_TEXT], 8)[0]][: captioner.max_text_tokens]
     row = torch.tensor([ids])
     packed = PackedCaptions(row, torch.arange(len(ids))[None], torch.zeros_like(row), row).to(captioner.device)
     return captioner.logits(captioner.encode(pixels), packed)[0].float()

@@ -13,6 +13,7 @@ from hfcap.captioners.attention_choice import choose_attention
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner
 from hfcap.captioners.lora import add_lora
+from hfcap.captioners.merging import require_merged
 from hfcap.errors import UserError
 from hfcap.recipe import Recipe
 from hfcap.schema import CaptionedImage
@@ -51,6 +52,7 @@ def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> 
 
 def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) -> Captioner:
     captioner = load_captioner(location, trust_remote_code=recipe.model.trust_remote_code)
+    require_merged(captioner, location)
     if type(captioner) is not family:
         raise UserError(f"captioner: {location} holds a {captioner.family}, not a {recipe.captioner}")
     if captioner.prompt.strip() != recipe.model.prompt.strip():

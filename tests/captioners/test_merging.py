@@ -16,7 +16,7 @@ from hfcap.captioners.image_text_to_text import ImageTextToText, ImageTextToText
 from hfcap.captioners.language_head import head_logits
 from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.captioners.lora import add_lora, save_adapter
-from hfcap.captioners.merging import merge_adapter, probe_logits, require_same_logits
+from hfcap.captioners.merging import merge_adapter, probe_logits, require_merged, require_same_logits
 from hfcap.errors import UserError, WorkError
 from hfcap.recipe import GenerateOptions, LoraOptions
 from tests.captioners.helpers import build, packed, packed_loss, pixel_values, random_captions
@@ -291,8 +291,18 @@ def test_an_adapter_on_quantised_weights_stays_separate(tmp_path: Path) -> None:
     assert any("lora_A" in name for name, _ in loaded.model.named_parameters())
     # float32 where nothing is quantised, bfloat16 inside quantised layers
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
-    with pytest.raises(UserError, match=r"stored in few bits.*base_model_name_or_path"):
-        save_merged(str(tmp_path / "adapter"), tmp_path / "merged")
+    for asks in (lambda name: save_merged(name, tmp_path / "merged"), lambda name: require_merged(loaded, name)):
+        with pytest.raises(UserError, match=r"adapter: .*stored in few bits.*base_model_name_or_path"):
+            asks(str(tmp_path / "adapter"))
+
+
+def test_a_text_model_with_few_positions_is_merged() -> None:
+    shape = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 3}
+    captioner = build("vit_gpt2", decoder_config=shape)
+    peft_model = add_lora(captioner, LoraOptions(r=2))
+    shake(captioner)
+    assert len(probe_logits(captioner)) == 3
+    merge_adapter(captioner, peft_model)
 
 
 def test_an_adapter_that_changes_no_layers_is_refused(tmp_path: Path) -> None:
