@@ -66,8 +66,8 @@ def require_merged(captioner: Captioner, location: str) -> None:
     if any(isinstance(module, BaseTunerLayer) for module in captioner.model.modules()):
         raise UserError(
             f"{location}: the weights of its base model are stored in few bits, and merging its adapter would round "
-            "all of them anew; publish the adapter itself, or name the base in full precision as base_model_name_or_path "
-            "in its adapter_config.json"
+            "all of them anew; publish the adapter itself, or name the base in full precision as "
+            "base_model_name_or_path in its adapter_config.json"
         )
 
 
