@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,12 +45,16 @@ from hfcap.training.stage import image_inputs, train_stage
 StageName = Literal["train", "caption", "score", "card", "publish"]
 STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")
 
+_LAUNCHER_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR", "WORLD_SIZE")
+"""Set by accelerate's launcher always; for several processes; by launchers that really start several."""
+
 
 def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
     """Create the Accelerator of a run; on CPU, denormal numbers are flushed to zero (they slow products 200 times).
 
     Raises:
         MissingPackageError: a tracker in `train.report_to` is not installed.
+        UserError: several processes were asked for, and one was started.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
@@ -59,7 +64,7 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
         if importlib.util.find_spec(tracker) is None:
             raise MissingPackageError(tracker, tracker, f"train.report_to: {tracker}")
     torch.set_flush_denormal(True)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=recipe.train.mixed_precision,
         log_with=[tracker for tracker in recipe.train.report_to if tracker != emissions.NAME] or None,
         project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path / "trackers")),
@@ -68,6 +73,18 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
         # Encoders carry heads that captioning does not use (poolers); their weights never get gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    _require_all_processes(accelerator)
+    return accelerator
+
+
+def _require_all_processes(accelerator: Any) -> None:
+    """Refuse what `accelerate launch --cpu --num_processes 2` does: it sets a meeting point, and starts one process."""
+    launched, meeting, counted = (name in os.environ for name in _LAUNCHER_VARIABLES)
+    if launched and meeting and not counted and accelerator.num_processes == 1:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does on CPUs; start them with: "
+            "ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hfcap ..., or leave --num_processes out"
+        )
 
 
 class Run:

@@ -272,3 +272,20 @@ def test_without_recipe_and_record_nobody_guesses(copied: Path, hfcap: Hfcap) ->
     before = snapshot(run.path)
     assert_refused(hfcap("train", recipe), "no recipe.yaml or stages.json")
     assert snapshot(run.path) == before
+
+
+@pytest.mark.parametrize(("variables", "refused"), [(("MASTER_ADDR",), True), ((), False)])
+def test_accelerate_launch_that_starts_one_process_of_two_is_refused(
+    variables: tuple[str, ...], refused: bool, copied: Path, hfcap: Hfcap, monkeypatch: Any
+) -> None:
+    """What `accelerate launch --cpu --num_processes 2` leaves in the environment of the one process it starts."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    for name in ("MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in variables:
+        monkeypatch.setenv(name, "127.0.0.1")
+    outcome = hfcap("score", copied / "runs" / "tiny")
+    if refused:
+        assert_refused(outcome, "asked for several processes and started one", "torchrun --nproc-per-node 2")
+    else:
+        assert outcome.code == 0, outcome.err

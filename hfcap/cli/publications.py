@@ -189,11 +189,15 @@ def demo(
     models: Annotated[list[str], typer.Argument(help="run directories, model folders or Hub ids", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="default: the first free one from 7860")] = None,
+    accounts: Annotated[
+        Path | None, typer.Option(help="FILE of lines 'name password'; without it whoever reaches the page may use it")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Open a page that captions pictures with several models side by side."""
-    from hfcap.app.demo import launch, load_models
+    from hfcap.app.demo import launch, load_models, read_demo_accounts
     from hfcap.captioners.parts import quiet_loading
 
     quiet_loading()
-    launch(load_models(models, trust_remote_code), host, port)
+    allowed = None if accounts is None else read_demo_accounts(accounts)
+    launch(load_models(models, trust_remote_code), host, port, allowed)

@@ -42,6 +42,7 @@ from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import encoder_is_frozen
+from hfcap.training.processes import summed
 from hfcap.training.records import peak_memory_bytes, restart_peak_memory
 from hfcap.training.reward import StoredPictures
 from hfcap.training.self_critical import SelfCritical
@@ -67,7 +68,8 @@ def image_inputs(
         captioner.model.to(accelerator.device)
         encoder = captioner_encoder(captioner, accelerator.mixed_precision)
         store = FeatureStore(encoder, _folder(data.feature_store_folder), accelerator)
-        return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
+        if data.feature_store == "on" or _may_write(store, accelerator):
+            return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
     if data.image_cache:
         if changes_pictures(recipe):
             raise UserError(
@@ -75,6 +77,19 @@ def image_inputs(
             )
         return cached_pixels(records, captioner.image_processor, _folder(data.image_cache_folder), accelerator, workers)
     return PixelInputs(records, captioner.image_processor)
+
+
+def _may_write(store: FeatureStore, accelerator: Any) -> bool:
+    """Whether all processes may add to a feature store; where not, `auto` goes without and says so."""
+    problem = store.rows.write_problem()
+    if problem and accelerator.is_main_process:
+        error_console.print(
+            f"warning: no feature store, because {problem}: the encoder runs again in each epoch; set "
+            "data.feature_store_folder (or HFCAP_CACHE) to a place that can be written",
+            markup=False,
+            soft_wrap=True,
+        )
+    return summed(accelerator, problem is not None)[0] == 0
 
 
 def _folder(name: str | None) -> Path | None:

@@ -177,7 +177,6 @@ def test_what_an_earlier_hfcap_published_is_not_failed_for_it(folder: Path) -> N
         (MANIFEST, "[]"),
         (MANIFEST, '{"../../secret": "0"}'),
         ("README.md", "---\n" + "a: [" * 20_000 + "\n---\n"),
-        ("README.md", "---\nmodel-index: [1, {results: {}}, {results: [{metrics: [2]}]}]\n---\n"),
         ("predictions/test.jsonl", "\0\0\0"),
         ("recipe.yaml", "[]"),
     ],
@@ -185,3 +184,8 @@ def test_what_an_earlier_hfcap_published_is_not_failed_for_it(folder: Path) -> N
 def test_hostile_files_are_found_wanting_and_nothing_more(name: str, content: str, folder: Path) -> None:
     (folder / name).write_text(content)
     assert "failed" in outcomes(folder).values()
+
+
+def test_a_card_of_strange_metadata_shows_no_scores(folder: Path) -> None:
+    (folder / "README.md").write_text("---\nmodel-index: [1, {results: {}}, {results: [{metrics: [2]}]}]\n---\n")
+    assert outcomes(folder)["scores on the card"] == "not checked"
