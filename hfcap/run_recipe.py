@@ -31,7 +31,7 @@ def run_directory_at(path: Path) -> RunDirectory | None:
         UserError: a folder without recipe, or a published model, which carries its recipe beside the weights.
     """
     if path.is_dir():
-        run = RunDirectory.existing(path)
+        run = RunDirectory.existing(_with_name(path))
         if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UserError(
                 f"{path}: is a published model, not a run directory; caption with it (hfcap caption {path} IMAGE), or "
@@ -39,7 +39,12 @@ def run_directory_at(path: Path) -> RunDirectory | None:
             )
         return run
     made = path.name == "recipe.yaml" and any((path.parent / name).is_file() for name in _MADE_BY_RUNS)
-    return RunDirectory(path.parent) if made else None
+    return RunDirectory(_with_name(path.parent)) if made else None
+
+
+def _with_name(folder: Path) -> Path:
+    """Return the folder under its own name, where it is called `.` or `..`."""
+    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def recipe_of_run(run: RunDirectory, overrides: Sequence[str] = ()) -> Recipe:

@@ -62,7 +62,8 @@ class Watch:
     @property
     def _is_trained(self) -> bool:
         """Whether anything was learnt that could be lost or mixed."""
-        return self.run.checkpoints.is_dir() or self.run.model.is_dir()
+        begun = self.run.checkpoints.iterdir() if self.run.checkpoints.is_dir() else ()
+        return self.run.model.is_dir() or any(not path.name.startswith(".") for path in begun)
 
     def _recipe_changes(self) -> list[KeyChange]:
         before = self.record.earlier("train")

@@ -169,6 +169,15 @@ def test_a_published_model_is_no_run(copied: Path, hfcap: Hfcap) -> None:
     assert snapshot(publish) == before
 
 
+def test_a_run_is_also_named_from_inside(copied: Path, hfcap: Hfcap, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied / "runs" / "tiny")
+    (copied / "runs" / "tiny" / "scores" / "test.json").unlink()
+    assert hfcap("score", ".").code == 0
+    assert (copied / "runs" / "tiny" / "scores" / "test.json").is_file()
+    hfcap("doctor", "recipe.yaml", "--steps", 0)
+    assert sorted(path.name for path in (copied / "runs").iterdir()) == ["tiny", "tiny.doctor"]
+
+
 def test_the_doctor_writes_beside_the_run(copied: Path, tmp_path: Path, hfcap: Hfcap, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = hfcap("doctor", copied / "runs" / "tiny", "--steps", 0)

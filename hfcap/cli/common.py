@@ -107,8 +107,8 @@ def recipe_of(target: str, overrides: list[str] | None, trust_remote_code: bool)
     if not renamed:
         return recipe, run
     # The person's own words: another run, beside this one.
-    place = Path(recipe.output_dir) if "output_dir" in renamed else run.path.absolute().parent
-    return recipe, RunDirectory(place / (recipe.name if "name" in renamed else run.path.absolute().name))
+    place = Path(recipe.output_dir) if "output_dir" in renamed else run.path.parent
+    return recipe, RunDirectory(place / (recipe.name if "name" in renamed else run.path.name))
 
 
 def say(text: str) -> None:

@@ -71,7 +71,7 @@ def doctor(
     quiet_loading()
     chosen, directory = recipe_of(recipe, overrides, trust_remote_code)
     # Beside the run directory, which the doctor never touches.
-    place = output or directory.path.with_name(f"{directory.path.absolute().name}.doctor")
+    place = output or directory.path.parent / f"{directory.path.name}.doctor"
     if not examine(chosen, place, steps):
         raise typer.Exit(1)
 
