@@ -15,6 +15,10 @@ IGNORED_LABEL = -100
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow's other decoders (EPS, PSD, FITS, ...) are never tried: more code that strangers' bytes would reach."""
 
+IMAGE_BACKEND = "pil"
+"""Backend of every image processor that transformers has several of. Pillow is there wherever hfcap is, torchvision may
+come and go, and the two round differently: training, captioning and scores must not see other pixels for that."""
+
 
 class ImageBytes(Protocol):
     """Where the encoded bytes of one picture come from; small and picklable, so that workers can receive it."""

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoImageProcessor
 from transformers.utils import logging
 
+from hfcap.captioners.parts import load_image_processor
 from hfcap.data.image_cache import cached_pixels
 from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.loading import ImageInputs, PixelInputs, image_loader, prepared
@@ -82,7 +82,7 @@ def sides(paths: Sequence[Path], processor: Any, batch_size: int, workers: int, 
     """Return what is compared: name -> a function that loads every photo once, in batches on the CPU."""
     records = [CaptionedImage(str(number), path.name, (), FileImage(path)) for number, path in enumerate(paths)]
     batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
-    pixels, exact = PixelInputs(records, processor), PixelInputs(records, processor, draft=False)
+    pixels = PixelInputs(records, processor)
 
     def plain() -> Iterator[torch.Tensor]:
         yield from DataLoader(PlainDataset(paths, processor), batch_size=batch_size, num_workers=workers)
@@ -97,7 +97,6 @@ def sides(paths: Sequence[Path], processor: Any, batch_size: int, workers: int, 
     found = {
         "processor in a DataLoader": plain,
         "hfcap": ours(pixels),
-        "hfcap, no JPEG drafts": ours(exact),
         "hfcap, floats from the workers": ours(FloatInputs(pixels)),
     }
     if pixels.plan is not None:
@@ -117,11 +116,11 @@ def measure(found: dict[str, Side], repeats: int) -> dict[str, float]:
     return best
 
 
-def difference(paths: Sequence[Path], processor: Any, draft: bool) -> tuple[float, float]:
+def difference(paths: Sequence[Path], processor: Any) -> tuple[float, float]:
     """Return mean and largest difference from the processor's pixels over some photos, in levels of 255."""
     chosen = list(paths[:32])
     records = [CaptionedImage(str(path), path.name, (), FileImage(path)) for path in chosen]
-    inputs = PixelInputs(records, processor, draft)
+    inputs = PixelInputs(records, processor)
     if inputs.plan is None:
         return 0.0, 0.0
     expected = processor([Image.open(path).convert("RGB") for path in chosen], return_tensors="pt")["pixel_values"]
@@ -143,7 +142,7 @@ def photos_in(folder: Path, count: int) -> list[Path]:
 
 
 def enlarged(paths: Sequence[Path], folder: Path, tiles: int = 3) -> list[Path]:
-    """Write large JPEGs (mosaics of tiles x tiles photos), for which drafts matter, and return their paths."""
+    """Write large JPEGs (mosaics of tiles x tiles photos), and return their paths."""
     written = []
     for number in range(0, len(paths) // (tiles * tiles)):
         group = paths[number * tiles * tiles :][: tiles * tiles]
@@ -159,27 +158,24 @@ def enlarged(paths: Sequence[Path], folder: Path, tiles: int = 3) -> list[Path]:
 
 def benchmark(name: str, paths: Sequence[Path], options: argparse.Namespace, cache: Path) -> dict[str, Any]:
     """Measure one processor on the photos and print its table."""
-    processor = AutoImageProcessor.from_pretrained(str(_saved(name, cache)))
+    processor = load_image_processor(str(_saved(name, cache)), "--processor", None, False)
     seconds = measure(sides(paths, processor, options.batch_size, options.workers, cache / name), options.repeats)
     baseline = seconds["processor in a DataLoader"]
-    apart = {"exact": difference(paths, processor, draft=False), "drafts": difference(paths, processor, draft=True)}
+    mean, most = difference(paths, processor)
     width, height = Image.open(paths[0]).size
     title = f"{name}: {len(paths)} photos (first {width} x {height}), {options.workers} workers"
     table = Table("", "photos/s", "ratio", title=title)
     for side, value in seconds.items():
         table.add_row(side, f"{len(paths) / value:,.0f}", f"{baseline / value:.2f}")
     console.print(table)
-    mean, most = apart["exact"]
     console.print(f"difference from the processor: mean {mean:.4f}, at most {most:.0f} of 255 levels")
-    mean, most = apart["drafts"]
-    console.print(f"the same with JPEG drafts:     mean {mean:.4f}, at most {most:.0f} of 255 levels")
     return {
         "processor": name,
         "photos": len(paths),
         "first_size": [width, height],
         "photos_per_second": {side: len(paths) / value for side, value in seconds.items()},
         "ratios": {side: baseline / value for side, value in seconds.items()},
-        "levels_apart": {kind: {"mean": mean, "largest": most} for kind, (mean, most) in apart.items()},
+        "levels_apart": {"mean": mean, "largest": most},
     }
 
 
@@ -201,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--large", action="store_true", help="also mosaics of 3 x 3 photos, where drafts matter")
+    parser.add_argument("--large", action="store_true", help="also mosaics of 3 x 3 photos")
     parser.add_argument("--output", type=Path, help="JSON file with every number")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()

@@ -20,7 +20,7 @@ from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
 from hfcap.recipe import SAMPLING_ONLY, GenerateOptions, ModelOptions
-from hfcap.schema import PackedCaptions
+from hfcap.schema import IMAGE_BACKEND, PackedCaptions
 
 SIDECAR = "hfcap.json"
 """Small file beside the weights: what transformers has no field for (family and caption prompt)."""
@@ -333,6 +333,8 @@ class Captioner(ABC):
     def notes(self) -> dict[str, str]:
         """Return what transformers has no field for, to be kept beside the weights."""
         notes = {"captioner": self.family, "prompt": self.prompt}
+        if getattr(self.image_processor, "backend", None) == IMAGE_BACKEND:
+            notes["image_backend"] = IMAGE_BACKEND
         own_code = not type(self.model).__module__.startswith("transformers.")
         # An adapter's folder holds no code, but whoever loads its base must trust some.
         return notes | ({"brings_code": "true"} if own_code else {})

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -259,21 +260,17 @@ class EnsembleForImageCaptioning(PreTrainedModel, GenerationMixin):
         return dict(zip(listed, idf.tolist(), strict=True))
 
     def _cosines(self, captions: list[list[str]], pixels: torch.Tensor) -> list[list[float]]:
-        text_config = self.reranker.config.get_text_config()
-        siglip = "siglip" in str(self.reranker.config.model_type)
+        longest = self.reranker.config.get_text_config().max_position_embeddings
+        padding = "max_length" if "siglip" in str(self.reranker.config.model_type) else True
         images = self.reranker.get_image_features(pixel_values=pixels)
         images = nn.functional.normalize(getattr(images, "pooler_output", images).float(), dim=-1)
         found = []
         for texts, image in zip(captions, images, strict=True):
             tokens = self.reranker_processor.tokenizer(
-                texts,
-                padding="max_length" if siglip else True,
-                truncation=True,
-                max_length=text_config.max_position_embeddings,
-                return_tensors="pt",
+                texts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"
             ).to(pixels.device)
             given = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
-            if siglip:
+            if padding == "max_length":
                 given.pop("attention_mask", None)
             vectors = self.reranker.get_text_features(**given)
             vectors = nn.functional.normalize(getattr(vectors, "pooler_output", vectors).float(), dim=-1)
@@ -366,12 +363,12 @@ class EnsembleProcessor:
 
     @classmethod
     def from_pretrained(cls, location: Any, revision: str | None = None, token: Any = None, **kwargs: Any) -> Any:
-        """Load the processors of all members from a folder or repository."""
+        """Load the processors of all members from a folder or repository; Pillow's, as in training."""
         folder = whole_folder(location, revision, token)
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = [checked_name(member["folder"]) for member in values["members"]]
-        names += [RERANKER] if values["choice"] == "clip" else []
-        parts = [AutoProcessor.from_pretrained(folder / name, trust_remote_code=True).image_processor for name in names]
+        places = [folder / checked_name(member["folder"]) for member in values["members"]]
+        places += [folder / RERANKER] if values["choice"] == "clip" else []
+        parts = [AutoImageProcessor.from_pretrained(place, backend="pil", trust_remote_code=True) for place in places]
         return cls(EnsembleImageProcessor(parts), PreTrainedTokenizerFast.from_pretrained(folder))
 
     def save_pretrained(self, folder: Any) -> None:

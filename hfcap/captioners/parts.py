@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+)
 from transformers.utils import logging as transformers_logging
 
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
 from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.schema import IMAGE_BACKEND
 
 TINY_VIT = {
     "model_type": "vit",
@@ -107,19 +115,22 @@ def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_c
 
 
 def load_image_processor(location: str, key: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """Load an image processor."""
+    """Load an image processor: of IMAGE_BACKEND where it has that one, else its only one.
+
+    Raises:
+        UserError: there is none, it is damaged, or it needs a package that is not installed.
+    """
     try:
-        return AutoImageProcessor.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoImageProcessor.from_pretrained(
+            location, backend=IMAGE_BACKEND, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: no image processor in {location}: {str(error).splitlines()[0]}") from error
 
 
 def new_image_processor(image_size: int) -> Any:
     """Return a processor for an encoder trained from scratch: square resize, pixels scaled to [-1, 1]."""
-    # Looked up late: the look-up logs that torchvision is absent, and by now logging is as the caller wants it.
-    from transformers import ViTImageProcessor
-
-    return ViTImageProcessor(
+    return ViTImageProcessorPil(
         size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
 

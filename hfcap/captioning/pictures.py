@@ -17,6 +17,7 @@ from hfcap.captioning.reading import ReadPicture, batched, read_pictures
 from hfcap.captioning.unfinished import Result, Skipped, Unfinished, only_writer
 from hfcap.data.loading import PixelInputs
 from hfcap.data.picture_stream import PictureStream
+from hfcap.data.pixels import identity_of
 from hfcap.decoding import DecodingJob, caption_batch, job_fingerprint
 from hfcap.errors import StoppedError, UserError
 from hfcap.progress import console, error_console, progress_bar
@@ -104,7 +105,7 @@ def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
 
 def _fingerprint(captioner: Captioner, job: DecodingJob, pictures: PictureStream) -> str:
     # Unlike in a run directory, models with the same weights may see pictures in different ways.
-    processor = str(captioner.image_processor)
+    processor = identity_of(captioner.image_processor)
     return job_fingerprint(captioner, job, [type(captioner).__name__, processor, pictures.identity])
 
 

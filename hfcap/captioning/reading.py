@@ -30,7 +30,7 @@ def read_pictures(
 
     def read(record: CaptionedImage) -> torch.Tensor | str:
         try:
-            picture = decode_image(record.image, pixels.draft_size)
+            picture = decode_image(record.image)
         except UnreadableImageError as error:
             return printable(str(error))
         try:

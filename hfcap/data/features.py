@@ -7,7 +7,6 @@ shards of `row_store.py`. Recipes, metrics and searches that use the same frozen
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 from hfcap.captioners.base import Captioner
 from hfcap.data.filling import Filling, OneProcess, Wording
 from hfcap.data.loading import PixelInputs, prepared
-from hfcap.data.pixels import PixelPlan
+from hfcap.data.pixels import PixelPlan, identity_of
 from hfcap.data.row_store import RowStore, StoredRows
 from hfcap.files import cache_folder
 from hfcap.schema import CaptionedImage
@@ -38,7 +37,7 @@ def encoder_key(modules: Iterable[nn.Module], image_processor: Any, precision: s
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     digest.update(output.encode())
-    digest.update(json.dumps(image_processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(identity_of(image_processor).encode())
     return digest.hexdigest()[:32]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL
+import torch
 
 from hfcap.data.filling import Filling, OneProcess, Wording
 from hfcap.data.loading import PixelInputs
@@ -17,7 +18,7 @@ from hfcap.errors import UserError
 from hfcap.files import cache_folder
 from hfcap.schema import CaptionedImage
 
-_LAYOUT = 2
+_LAYOUT = 3
 _BATCH = 32
 
 
@@ -40,7 +41,8 @@ def cached_pixels(
 ) -> CachedPixels:
     """Return the pictures as `PixelInputs` gives them, from `<folder>/<key>`; those it lacks are added first.
 
-    The key changes with size, crop and filter (not with the normalisation, which comes later) and with Pillow.
+    The key changes with size, crop and filter (not with the normalisation, which comes later), with whose resizing it
+    is, and with Pillow and torch.
 
     Args:
         folder: None = `images` in the cache folder.
@@ -76,9 +78,9 @@ def cached_pixels(
 
 def cache_rows(plan: PixelPlan, folder: Path | None = None) -> RowStore:
     """Return the store that pictures of this plan are kept in; nothing is made."""
-    key = hashlib.sha256(f"{_LAYOUT} {PIL.__version__} {_size(plan)}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{_LAYOUT} {PIL.__version__} {torch.__version__} {_size(plan)}".encode()).hexdigest()[:32]
     return RowStore((cache_folder() / "images" if folder is None else folder) / key)
 
 
 def _size(plan: PixelPlan) -> str:
-    return f"{plan.height} x {plan.width}, shortest edge {plan.shortest_edge}, filter {plan.resample}"
+    return f"{plan.height} x {plan.width}, shortest edge {plan.shortest_edge}, filter {plan.resample} of {plan.resizer}"

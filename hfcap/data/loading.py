@@ -43,20 +43,14 @@ class ImageInputs(Protocol):
 
 
 class PixelInputs:
-    """Decoded and resized pictures, one at a time (so that worker processes share the load).
-
-    Args:
-        draft: decode large JPEGs at a half, a quarter or an eighth where that is still as large as the captioner needs.
-    """
+    """Decoded and resized images, one at a time (so that worker processes share the load)."""
 
     encoded = False
 
-    def __init__(self, records: Sequence[CaptionedImage], image_processor: Any, draft: bool = True) -> None:
+    def __init__(self, records: Sequence[CaptionedImage], image_processor: Any) -> None:
         self.records = records
         self.image_processor = image_processor
         self.plan = plan_of(image_processor)
-        # What a processor without a plan does with the size is not known: it gets the whole picture.
-        self.draft_size = self.plan.draft_size if draft and self.plan is not None else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -71,7 +65,7 @@ class PixelInputs:
 
     def picture(self, index: int) -> Image:
         """Return the decoded picture, RGB, upright."""
-        return decode_image(self.records[index].image, self.draft_size)
+        return decode_image(self.records[index].image)
 
     def processed(self, picture: Image) -> torch.Tensor:
         """Return what `self[index]` gives for this picture."""

@@ -1,39 +1,46 @@
-"""What an image processor does to a picture, done in less time: straight to the target size, in bytes until the device.
+"""What an image processor does to an image, done in less time: straight to the target size, in bytes until the device.
 
-transformers' processors rescale and normalise every picture in NumPy, in several passes over floats. A `PixelPlan` says
-the same with one resize of the part that is kept, and one multiplication and addition per batch on the device. It is
-read from the processor's configuration and tried out against the processor itself on generated pictures; a processor
-that does anything else keeps doing its work alone.
+transformers' processors rescale and normalise every image in several passes over floats. A `PixelPlan` says the same
+with one resize of the part that is kept, and one multiplication and addition per batch on the device. It is read from
+the processor's configuration, for both of transformers' backends (Pillow and torchvision round differently), and tried
+out against the processor itself on generated images when it is first asked for; a processor that no plan matches within
+MOST_LEVELS and MEAN_LEVELS keeps doing its work itself.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image
 
-_MOST_CROPPED = 4
-"""Of long pictures, whose crop keeps less than a quarter, only that part is computed: 1 x 2000 pixels would otherwise
-become half a gigabyte. It may be a few levels off in places, because Pillow rounds between its two passes and chooses
-their order by what there is to compute."""
+MOST_LEVELS, MEAN_LEVELS = 3.0, 0.05
+"""How far a plan may be from its processor, in levels of 255: at any pixel of a probe, and on average over one. Probes
+are noise, the worst case. torch's kernels for bytes have weights of 16 bits where Pillow has 22, so single pixels are
+one or two levels off; another filter, or a crop that lies one pixel off, differs by several levels on average."""
+
+Resizer = Literal["pillow", "torchvision"]
+"""Whose resizing: torchvision works row by row first and rounds to bytes in between (or not, without vector kernels);
+Pillow takes the order that leaves less to do."""
+
+_MOST_CROPPED: dict[Resizer, int] = {"pillow": 4, "torchvision": 64}
+"""Of long images, whose crop keeps less than a quarter (a 64th), only that part is computed: 1 x 2000 pixels would
+otherwise become half a gigabyte. By Pillow, since torch's kernels know no part; what torchvision computes in floats is
+then rounded once more."""
 
 _KERNELS = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
 _WITH_KERNELS = ("AVX2", "AVX512")
 _MAY_GO_DOWN_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 """Since then Pillow resizes heights before widths where that leaves less to do."""
-_MEAN_LEVELS, _MOST_LEVELS = 0.6, 12.0
-"""How far plan and processor may be apart on a probe, in levels of 255. Pillow's processors are met but for single
-pixels that are one or two levels off (weights of 16 bits instead of 22). Another filter or a crop that lies one pixel
-off differ by several levels on average."""
 
-_PROBES = ((97, 61), (300, 420), (640, 250))
+_PROBES = ((97, 61), (300, 420), (640, 250), (40, 33), (60, 700), (1100, 90))
 _CONVNEXT_WARPS_FROM = 384
 
 
@@ -46,6 +53,7 @@ class PixelPlan:
         shortest_edge: resize the shorter side to this and crop the middle; None = resize both sides, shape lost.
         resample: Pillow's number of the filter.
         scale, offset: of each channel: value = level x scale + offset, level in 0..255.
+        resizer: whose resizing.
     """
 
     height: int
@@ -54,16 +62,12 @@ class PixelPlan:
     resample: int
     scale: tuple[float, ...]
     offset: tuple[float, ...]
-
-    @property
-    def draft_size(self) -> int:
-        """Shorter side that a picture needs at least so that nothing is enlarged."""
-        return max(self.height, self.width) if self.shortest_edge is None else self.shortest_edge
+    resizer: Resizer = "pillow"
 
     def levels(self, picture: Image.Image) -> torch.Tensor:
-        """Return the resized and cropped RGB picture, (3, height, width) uint8."""
+        """Return the resized and cropped RGB image, (3, height, width) uint8."""
         if self.shortest_edge is None:
-            return _resized(picture, (self.width, self.height), self.resample).contiguous()
+            return self._resized(picture, (self.width, self.height)).contiguous()
         return self._middle(picture, self.shortest_edge).contiguous()
 
     def _middle(self, picture: Image.Image, shortest_edge: int) -> torch.Tensor:
@@ -72,12 +76,45 @@ class PixelPlan:
         longest_edge = int(shortest_edge * max(width, height) / min(width, height))
         full = (shortest_edge, longest_edge) if width <= height else (longest_edge, shortest_edge)
         left, top = (full[0] - self.width) // 2, (full[1] - self.height) // 2
-        if self.resample == Image.Resampling.NEAREST or full[0] * full[1] <= _MOST_CROPPED * self.width * self.height:
-            whole = _resized(picture, full, self.resample)
+        most = _MOST_CROPPED[self.resizer] * self.width * self.height
+        if self.resample == Image.Resampling.NEAREST or full[0] * full[1] <= most:
+            whole = self._resized(picture, full)
             return whole[:, top : top + self.height, left : left + self.width]
-        x, y = width / full[0], height / full[1]
-        box = (left * x, top * y, min((left + self.width) * x, width), min((top + self.height) * y, height))
+        # One direction after the other, as the whole would be: what is rounded in between stays the same.
+        columns = (left * width / full[0], min((left + self.width) * width / full[0], width))
+        rows = (top * height / full[1], min((top + self.height) * height / full[1], height))
+        box: tuple[float, float, float, float]
+        if self._goes_down_first(picture.size, full):
+            picture = picture.resize((width, self.height), self.resample, (0, rows[0], width, rows[1]))
+            box = (columns[0], 0, columns[1], self.height)
+        else:
+            picture = picture.resize((self.width, height), self.resample, (columns[0], 0, columns[1], height))
+            box = (0, rows[0], self.width, rows[1])
         return _levels(picture.resize((self.width, self.height), self.resample, box))
+
+    def _resized(self, picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+        """Resize to (width, height): as Pillow does, by torch's three times faster kernel for bytes where there is one.
+
+        torchvision uses that kernel, or floats, by its own rules.
+        """
+        width, (new_width, new_height) = picture.width, size
+        if self.resizer == "torchvision":
+            functional = importlib.import_module("torchvision.transforms.v2.functional")
+            name = Image.Resampling(self.resample).name
+            mode = functional.InterpolationMode["NEAREST_EXACT" if name == "NEAREST" else name]
+            return functional.resize(_levels(picture), [new_height, new_width], interpolation=mode, antialias=True)
+        kernel = _KERNELS.get(self.resample)
+        if kernel is None or torch.backends.cpu.get_cpu_capability() not in _WITH_KERNELS:
+            return _levels(picture.resize(size, self.resample))
+        levels = _levels(picture).unsqueeze(0)
+        if self._goes_down_first(picture.size, size):
+            levels = torch.nn.functional.interpolate(levels, size=(new_height, width), mode=kernel, antialias=True)
+        return torch.nn.functional.interpolate(levels, size=(new_height, new_width), mode=kernel, antialias=True)[0]
+
+    def _goes_down_first(self, size: tuple[int, int], new_size: tuple[int, int]) -> bool:
+        """Whether heights are resized before widths; both round to bytes in between, so that the order shows."""
+        lower, narrower = (size[axis] - new_size[axis] for axis in (1, 0))
+        return self.resizer == "pillow" and _MAY_GO_DOWN_FIRST and lower > 0 and lower > 2 * narrower
 
     def normalised(self, levels: torch.Tensor) -> torch.Tensor:
         """Return pixel values (..., 3, height, width) float32 of uint8 levels, on their device."""
@@ -100,33 +137,44 @@ def _levels(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def _resized(picture: Image.Image, size: tuple[int, int], resample: int) -> torch.Tensor:
-    """Resize to (width, height): as Pillow does, by torch's three times faster kernel for bytes where there is one."""
-    mode = _KERNELS.get(resample)
-    if mode is None or torch.backends.cpu.get_cpu_capability() not in _WITH_KERNELS:
-        return _levels(picture.resize(size, resample))
-    levels = _levels(picture).unsqueeze(0)
-    (width, height), (new_width, new_height) = picture.size, size
-    # Both round to bytes between the passes, so that their order shows.
-    if _MAY_GO_DOWN_FIRST and height > new_height and height - new_height > 2 * (width - new_width):
-        levels = torch.nn.functional.interpolate(levels, size=(new_height, width), mode=mode, antialias=True)
-    return torch.nn.functional.interpolate(levels, size=(new_height, new_width), mode=mode, antialias=True)[0]
+def identity_of(image_processor: Any) -> str:
+    """Return a text that changes with what an image processor does: class, and with it backend, and configuration.
+
+    Raises:
+        ValueError: it cannot say its configuration.
+    """
+    try:
+        return (
+            f"{type(image_processor).__qualname__} {json.dumps(image_processor.to_dict(), sort_keys=True, default=str)}"
+        )
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{type(image_processor).__name__} cannot say its configuration ({error})") from error
 
 
 def plan_of(image_processor: Any) -> PixelPlan | None:
-    """Return what the processor does, or None where it does something that a plan cannot say."""
+    """Return what the processor does, or None where it does something that no plan matches."""
     try:
-        configuration = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
-    except (AttributeError, TypeError, ValueError):
+        key = (type(image_processor), identity_of(image_processor))
+    except ValueError:
         return None
-    key = (type(image_processor), configuration)
     if key not in _PLANS:
-        plan = _read(image_processor)
-        _PLANS[key] = plan if plan is not None and _agrees(plan, image_processor) else None
+        plans = _candidates(image_processor)
+        _PLANS[key] = next((plan for plan in plans if _agrees(plan, image_processor)), None)
     return _PLANS[key]
 
 
 _PLANS: dict[tuple[type, str], PixelPlan | None] = {}
+
+
+def _candidates(image_processor: Any) -> list[PixelPlan]:
+    """Return the plans that its configuration allows; first that of the backend which the processor says it has."""
+    plan = _read(image_processor)
+    if plan is None:
+        return []
+    if importlib.util.find_spec("torchvision") is None:
+        return [plan]
+    plans = [plan, replace(plan, resizer="torchvision")]
+    return plans[::-1] if getattr(image_processor, "backend", None) == "torchvision" else plans
 
 
 def _read(image_processor: Any) -> PixelPlan | None:
@@ -143,11 +191,15 @@ def _read(image_processor: Any) -> PixelPlan | None:
     if mean is None or deviation is None or 0.0 in deviation:
         return None
     height, width, shortest_edge = target
+    # torchvision's processors take its modes, too, which have the names of Pillow's filters.
+    resample = Image.Resampling.__members__.get(getattr(value("resample"), "name", ""), value("resample"))
+    if resample not in list(Image.Resampling):
+        return None
     return PixelPlan(
         height,
         width,
         shortest_edge,
-        int(value("resample")),
+        int(resample),
         tuple(scale / d for d in deviation),
         tuple(-m / d for m, d in zip(mean, deviation, strict=True)),
     )
@@ -188,17 +240,20 @@ def _three(values: Any) -> tuple[float, ...] | None:
 
 
 def _agrees(plan: PixelPlan, image_processor: Any) -> bool:
-    """Whether plan and processor say the same about generated pictures (and neither fails)."""
+    """Whether plan and processor say the same about generated images, and neither refuses one."""
     step = 1 / max(abs(scale) for scale in plan.scale)
     for picture in _probes():
-        expected = image_processor(images=picture, return_tensors="pt")
+        try:
+            expected = image_processor(images=picture, return_tensors="pt")
+        except ValueError:
+            return False  # it refuses some shapes
         if set(expected) != {"pixel_values"}:
             return False
         values = expected["pixel_values"]
         if values.shape != (1, 3, plan.height, plan.width):
             return False
         apart = (plan.normalised(plan.levels(picture)) - values[0].float()).abs() * step
-        if not (float(apart.mean()) <= _MEAN_LEVELS and float(apart.max()) <= _MOST_LEVELS):
+        if not (float(apart.mean()) <= MEAN_LEVELS and float(apart.max()) <= MOST_LEVELS):
             return False
     return True
 

@@ -14,6 +14,7 @@ from hfcap.errors import UserError
 from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.pictures import DecodedPictures, FileBytes, Pictures, picture_files
+from hfcap.schema import IMAGE_BACKEND
 
 PROMPT = "A photo depicts "
 """Stands before every candidate and every human caption, as in the paper."""
@@ -51,12 +52,13 @@ class ClipEncoder:
 
     def __init__(self, model: str, device: str | None = None, batch_size: int = 64) -> None:
         import torch
-        from transformers import AutoModel, AutoProcessor
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         try:
             # float32: half precision moves CLIPScore in the third decimal.
             loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
-            self._processor: Any = AutoProcessor.from_pretrained(model)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+            self._image_processor: Any = AutoImageProcessor.from_pretrained(model, backend=IMAGE_BACKEND)
         except (OSError, ValueError) as error:
             raise UserError(f"{model}: the CLIP model of metric 'clip_score' cannot be loaded ({error})") from None
         if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
@@ -77,7 +79,7 @@ class ClipEncoder:
         found: list[NDArray[np.float32]] = []
         for batch in _in_batches(captions, self._batch_size):
             # The tokenizer cuts the words and puts the end token behind what is left.
-            tokens = self._processor.tokenizer(
+            tokens = self._tokenizer(
                 [PROMPT + caption for caption in batch],
                 padding=True,
                 truncation=True,
@@ -98,8 +100,7 @@ class ClipEncoder:
         Raises:
             UserError: a picture is missing or cannot be read; the message names it.
         """
-        image_processor = self._processor.image_processor
-        return _unit(pictures.embeddings(self._name, self._model, image_processor, image_ids, self._batch_size))
+        return _unit(pictures.embeddings(self._name, self._model, self._image_processor, image_ids, self._batch_size))
 
 
 class ClipScoreOptions(MetricOptions):

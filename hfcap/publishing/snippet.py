@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text
+from hfcap.schema import IMAGE_BACKEND
 
 
 def _notes(model: Path) -> dict[str, str]:
@@ -100,7 +101,12 @@ def usage_code(
     trust = ", trust_remote_code=True" if has_code else ""
     weights = ", use_safetensors=True" if only_safetensors else ""
     own = f", revision={_quoted(revision)}" if revision else ""
-    lines = ["from PIL import Image", "from transformers import AutoModelForImageTextToText, AutoProcessor"]
+    as_trained = _notes(model).get("image_backend") == IMAGE_BACKEND
+    image_processor = "AutoImageProcessor, " if as_trained else ""
+    lines = [
+        "from PIL import Image",
+        f"from transformers import {image_processor}AutoModelForImageTextToText, AutoProcessor",
+    ]
     if base is None:
         lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({_quoted(model_id)}{own}{trust}{weights})"]
     else:
@@ -112,8 +118,14 @@ def usage_code(
             f"base = AutoModelForImageTextToText.from_pretrained({_quoted(base_id)}{pin}{trust}{weights})",
             f"model = PeftModel.from_pretrained(base, {_quoted(model_id)}{own})",
         ]
+    lines.append(f"processor = AutoProcessor.from_pretrained({_quoted(model_id)}{own}{trust})")
+    if as_trained:
+        backend = f', backend="{IMAGE_BACKEND}"'
+        lines += [
+            "# The pixels of the training: torchvision, where it is installed, rounds differently.",
+            f"processor.image_processor = AutoImageProcessor.from_pretrained({_quoted(model_id)}{own}{trust}{backend})",
+        ]
     lines += [
-        f"processor = AutoProcessor.from_pretrained({_quoted(model_id)}{own}{trust})",
         "",
         f'image = Image.open("photo.jpg").convert("RGB"){_resizing(model)}',
         *(_lines_as_noted(model, decoding) or _captioning_lines(read_prompt(model), decoding, model_type)),

@@ -193,26 +193,18 @@ def test_states_of_half_precision_come_back_as_float32() -> None:
     assert moved.images.dtype == torch.float32 and moved.images.shape == (2, 2, 3)
 
 
-def test_large_jpegs_are_decoded_small_but_never_below_the_size_needed(tmp_path: Path) -> None:
+def test_large_jpegs_give_the_pixels_of_their_whole(tmp_path: Path) -> None:
+    """Pillow could decode them at a half, which is faster, and differs by two levels on average."""
     path = tmp_path / "large.jpg"
     Image.effect_mandelbrot((640, 480), (-3, -2.5, 2, 2.5), 100).convert("RGB").save(path, "JPEG", quality=95)
     record = CaptionedImage("1", path.name, (), FileImage(path))
-    for processor, decoded in (
-        (ViTImageProcessor(size={"height": 48, "width": 64}), (160, 120)),
-        (CLIPImageProcessor(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60}), (80, 60)),
-        (CLIPImageProcessor(size={"shortest_edge": 61}, crop_size={"height": 60, "width": 60}), (160, 120)),
-        (ConvNextImageProcessor(size={"shortest_edge": 224}), (640, 480)),  # its crop is taken from 256
-        (ViTImageProcessor(size={"height": 700, "width": 700}), (640, 480)),
+    for processor in (
+        ViTImageProcessor(size={"height": 48, "width": 64}),
+        CLIPImageProcessor(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60}),
+        ConvNextImageProcessor(size={"shortest_edge": 224}),
     ):
-        inputs = PixelInputs([record], processor)
-        assert inputs.picture(0).size == decoded
         full = processor(images=Image.open(path), return_tensors="pt")["pixel_values"]
-        values = inputs.pixel_values([0])
-        assert values.shape == full.shape
-        assert float((values - full).abs().mean()) < 0.1 * float(full.std())
-        exact = PixelInputs([record], processor, draft=False)
-        assert exact.picture(0).size == (640, 480)
-        torch.testing.assert_close(exact.pixel_values([0]), full, atol=0.02, rtol=0)
+        torch.testing.assert_close(PixelInputs([record], processor).pixel_values([0]), full, atol=0.03, rtol=0)
 
 
 def test_blank_pictures_are_mid_grey_and_of_the_same_shape(records: list[CaptionedImage]) -> None:
