@@ -19,7 +19,20 @@ from hfcap.data.source import dataset_revision
 from hfcap.recipe import DataOptions
 from hfcap.schema import CaptionedImage
 
-PACKAGES = ("hfcap", "torch", "transformers", "accelerate", "peft", "datasets", "evaluate", "huggingface-hub", "numpy")
+PACKAGES = (
+    "hfcap",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "evaluate",
+    "huggingface-hub",
+    "numpy",
+    "pillow",
+    "torchvision",
+    "timm",
+)
 
 
 def package_versions() -> dict[str, str]:

@@ -12,6 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+"""Layouts of a feature map: (B, D, height, width), or (B, height, width, D) as timm's Swin has it."""
+
 
 def as_config(value: Any) -> Any:
     """Turn the nested dictionary of a saved config into the config object it stands for.
@@ -28,7 +31,7 @@ def new_vision_model(config: Any) -> Any:
     """Build the image encoder that `config.vision_config` describes, with random weights."""
     vision_config = config.vision_config
     if not isinstance(vision_config, dict):
-        return encoder_from_config(vision_config)
+        return without_parts(encoder_from_config(vision_config), getattr(config, "vision_unused", None) or [])
     # The backbone's own code lies beside this file: in the folder or repository the config was loaded from.
     location: Any = config.name_or_path
     names = vision_config["auto_map"]
@@ -51,17 +54,25 @@ def encoder_from_config(config: Any) -> Any:
     raise ValueError(f"transformers has no image encoder for model_type {config.model_type!r}")
 
 
-def image_states_from(outputs: Any, vision_feature: str) -> torch.Tensor:
+def without_parts(vision_model: Any, names: list[str]) -> Any:
+    """Take parts out of a network of timm that no image state comes from, and return the encoder."""
+    for name in names:
+        setattr(vision_model.timm_model, name, nn.Identity())
+    return vision_model
+
+
+def image_states_from(outputs: Any, vision_feature: str, layout: str = CHANNELS_FIRST) -> torch.Tensor:
     """Return image states (B, S, D) from the output of any vision model.
 
-    Feature maps (B, D, height, width) become height * width states; a missing pooled vector is the mean of the states.
+    Feature maps become height * width states; a missing pooled vector is the mean of the states.
 
     Args:
         vision_feature: "pooled" (one vector per image) or "patches" (every patch or feature-map cell).
+        layout: of a feature map, CHANNELS_FIRST or CHANNELS_LAST.
     """
     hidden = outputs.last_hidden_state
     if hidden.ndim == 4:
-        hidden = hidden.flatten(2).transpose(1, 2)
+        hidden = hidden.flatten(1, 2) if layout == CHANNELS_LAST else hidden.flatten(2).transpose(1, 2)
     if vision_feature == "patches":
         return hidden
     pooled = getattr(outputs, "pooler_output", None)
@@ -103,6 +114,8 @@ class ImageCaptionerConfig(PreTrainedConfig):
         vision_config: config of the image encoder.
         vision_feature: "pooled" (one vector per image) or "patches" (every patch or feature-map cell).
         vision_width: D. vision_tokens: S. vision_grid: (height, width) of the last states as places in the picture.
+        vision_layout: where the channels of a feature map stand, CHANNELS_FIRST or CHANNELS_LAST.
+        vision_unused: parts of a network of timm that are left out, because no image state comes from them.
     """
 
     text_config: Any = None
@@ -114,6 +127,8 @@ class ImageCaptionerConfig(PreTrainedConfig):
         vision_width: int = 768,
         vision_tokens: int = 1,
         vision_grid: list[int] | None = None,
+        vision_layout: str = CHANNELS_FIRST,
+        vision_unused: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vision_config = as_config(vision_config)
@@ -121,6 +136,8 @@ class ImageCaptionerConfig(PreTrainedConfig):
         self.vision_width = vision_width
         self.vision_tokens = vision_tokens
         self.vision_grid = vision_grid
+        self.vision_layout = vision_layout
+        self.vision_unused = vision_unused or []
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +179,13 @@ class ImageCaptioner(PreTrainedModel, GenerationMixin):
 
     def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
         """(B, 3, height, width) -> image states (B, S, D)."""
-        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
+        config = self.config
+        states = image_states_from(
+            self.vision_model(pixel_values=pixel_values), config.vision_feature, config.vision_layout
+        )
+        if states.shape[-1] != config.vision_width:
+            raise ValueError(f"the image encoder gives states of width {states.shape[-1]}, not {config.vision_width}")
+        return states
 
     def states_and_text(
         self, pixel_values: torch.Tensor | None, image_states: torch.Tensor | None, input_ids: torch.Tensor | None

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from .modeling_image_encoder import as_config, image_states_from, new_vision_model
+from .modeling_image_encoder import CHANNELS_FIRST, as_config, image_states_from, new_vision_model
 
 ROWS_AT_ONCE = 65_536
 """Index rows compared at a time: the index stays in half precision, and no copy of it as a whole is made."""
@@ -32,6 +32,7 @@ class RetrievalConfig(PreTrainedConfig):
         n_neighbours: index items that are candidates.
         consensus: choose the candidate that agrees most with the others, instead of the nearest one.
         consensus_size: compare with so many of the most similar candidates; None = with all.
+        vision_layout: as in ImageCaptionerConfig.
         vision_width: W. index_width: D; equal to W where `projection` is False.
         sizes: lengths of the index buffers, set by `RetrievalForImageCaptioning.set_index`.
     """
@@ -50,6 +51,7 @@ class RetrievalConfig(PreTrainedConfig):
         index_width: int = 768,
         projection: bool = False,
         projection_bias: bool = False,
+        vision_layout: str = CHANNELS_FIRST,
         sizes: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -63,6 +65,7 @@ class RetrievalConfig(PreTrainedConfig):
         self.index_width = index_width
         self.projection = projection
         self.projection_bias = projection_bias
+        self.vision_layout = vision_layout
         self.sizes = sizes or {"items": 0, "captions": 0, "tokens": 0, "entries": 0, "ngrams": 0}
         super().__init__(**kwargs)
 
@@ -145,7 +148,8 @@ class RetrievalForImageCaptioning(PreTrainedModel, GenerationMixin):
 
     def encode(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
         """(B, 3, height, width) -> pooled image states (B, 1, W)."""
-        return image_states_from(self.vision_model(pixel_values=pixel_values), self.config.vision_feature)
+        outputs = self.vision_model(pixel_values=pixel_values)
+        return image_states_from(outputs, self.config.vision_feature, self.config.vision_layout)
 
     def index_vectors(self, image_states: torch.Tensor) -> torch.Tensor:
         """Image states (B, S, W) -> unit vectors (B, D) of the index's space, float32."""

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from PIL import Image
 from pydantic import Field
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPProcessor
 
 from hfcap.captioners.base import BaseModel, Captioner
 from hfcap.captioners.cross_attention import square_grid
-from hfcap.captioners.modeling_image_encoder import encoder_from_config, image_states_from
+from hfcap.captioners.feature_map import map_layout, take_out_unused, timm_network
+from hfcap.captioners.modeling_image_encoder import CHANNELS_LAST, encoder_from_config, image_states_from
 from hfcap.captioners.parts import (
     config_from_mapping,
     copy_remote_code,
     from_pretrained,
+    load_encoder,
     load_image_processor,
     load_tokenizer,
     new_image_processor,
@@ -111,9 +114,9 @@ def build_vision(options: VisionOptions, base_models: list[BaseModel]) -> tuple[
             model = encoder_from_config(config)
         except (ImportError, ValueError) as error:  # timm's networks, for example
             raise UserError(f"model.vision_config: {' '.join(str(error).split())}") from error
-        return model, new_image_processor(getattr(config, "image_size", 224))
+        return model, new_image_processor(getattr(config, "image_size", None) or _image_size_of(model))
     revision, trust = options.vision_revision, options.trust_remote_code
-    model = from_pretrained(AutoModel, options.vision, "model.vision", revision=revision, trust_remote_code=trust)
+    model = load_encoder(options.vision, "model.vision", revision, trust)
     base_models.append(BaseModel(options.vision, revision, "vision"))
     tower = vision_tower(model)
     own_code = type(tower).__module__.startswith("transformers_modules")
@@ -125,26 +128,44 @@ def build_vision(options: VisionOptions, base_models: list[BaseModel]) -> tuple[
     return tower, load_image_processor(options.vision, "model.vision", revision, trust)
 
 
+def _image_size_of(vision_model: Any) -> int:
+    """Side of the images that a network of timm was made for; 224 for encoders that name none."""
+    network = timm_network(vision_model)
+    return 224 if network is None else int(network.pretrained_cfg["input_size"][-1])
+
+
 def vision_settings(vision_model: Any, image_processor: Any, vision_feature: str) -> dict[str, Any]:
-    """Return what a captioner's config says about its encoder: vision_config, vision_feature, width, tokens, grid.
+    """Return what a captioner's config says about its encoder: vision_config, vision_feature, width, tokens, grid, ...
 
     `vision_grid` is (height, width) of the encoder's last states as places in the picture, None where the states are
-    no grid. The encoder is run once on a blank picture; it is left in evaluation mode.
+    no grid. The encoder is tried out on a blank image; it is left in evaluation mode, without the parts that no state
+    comes from.
+
+    Raises:
+        UserError: what it gives cannot be read as states of places in the image.
     """
-    size = image_processor.size
-    height = size.get("height") or (image_processor.crop_size or {}).get("height") or size["shortest_edge"]
-    with torch.no_grad():
-        outputs = vision_model.eval()(pixel_values=torch.zeros(1, 3, height, height))
-    states = image_states_from(outputs, vision_feature)
+    # Any image will do: what its processor makes of it has the right size.
+    blank = image_processor(images=Image.new("RGB", (256, 256)), return_tensors="pt")["pixel_values"]
+    vision_model.eval()
     config = vision_model.config
+    if timm_network(vision_model) is not None:
+        config.do_pooling = vision_feature == "pooled"
+    layout = map_layout(vision_model, blank, "model.vision")
+    unused = take_out_unused(vision_model, blank, vision_feature)
+    with torch.no_grad():
+        outputs = vision_model(pixel_values=blank)
+    states = image_states_from(outputs, vision_feature, layout)
     hidden = outputs.last_hidden_state
-    grid = tuple(hidden.shape[2:]) if hidden.ndim == 4 else square_grid(hidden.shape[1])
+    sides = hidden.shape[1:3] if layout == CHANNELS_LAST else hidden.shape[2:]
+    grid = tuple(sides) if hidden.ndim == 4 else square_grid(hidden.shape[1])
     return {
         "vision_config": config.to_dict() if getattr(config, "auto_map", None) else config,
         "vision_feature": vision_feature,
         "vision_width": states.shape[2],
         "vision_tokens": states.shape[1],
         "vision_grid": list(grid) if grid is not None and vision_feature == "patches" else None,
+        "vision_layout": layout,
+        "vision_unused": unused,
     }
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
@@ -61,7 +62,9 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
         arguments["use_safetensors"] = True
     try:
         return loader.from_pretrained(location, **arguments)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except ImportError as error:
+        raise UserError(f"{key}: {location}: {missing_package(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         remedy = "check the name, or give a local folder with config.json and model.safetensors"
         if "safetensors" in reason or "pytorch_model" in reason or "no file named" in reason:
@@ -72,6 +75,22 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
         elif "trust_remote_code" in str(error):
             remedy = "its own code would run on this machine: set model.trust_remote_code: true if you trust it"
         raise UserError(f"{key}: cannot load {location}: {reason} ({remedy})") from error
+
+
+def missing_package(error: ImportError) -> str:
+    """Return what transformers says about a package that it needs, in one line and without how to restart notebooks."""
+    return " ".join(str(error).split()).partition(" Please note that")[0]
+
+
+def load_encoder(location: str, key: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """Load a model that holds an image encoder, for AutoModel."""
+    arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = from_pretrained(AutoConfig, location, key, **arguments)
+    if config.model_type == "timm_wrapper" and config.model_args:
+        # timm writes how many classes there were, transformers passes that a second time.
+        arguments["config"] = config
+        config.model_args.pop("num_classes", None)
+    return from_pretrained(AutoModel, location, key, **arguments)
 
 
 def require_no_revision_of_folder(location: str, revision: str | None, prefix: str = "") -> None:
@@ -121,11 +140,32 @@ def load_image_processor(location: str, key: str, revision: str | None, trust_re
         UserError: there is none, it is damaged, or it needs a package that is not installed.
     """
     try:
-        return AutoImageProcessor.from_pretrained(
+        processor = AutoImageProcessor.from_pretrained(
             location, backend=IMAGE_BACKEND, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except ImportError as error:
+        raise UserError(f"{key}: {location}: {missing_package(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{key}: no image processor in {location}: {str(error).splitlines()[0]}") from error
+    return _describing_itself(processor)
+
+
+def _describing_itself(image_processor: Any) -> Any:
+    """Return it, with the attributes by which other image processors say what they do, where timm's lacks them.
+
+    `pretrained_cfg` is what it is made from, and is saved with it: without that it could not be loaded again.
+    """
+    if type(image_processor).__name__ == "TimmWrapperImageProcessor":
+        facts = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in image_processor.data_config.items()
+        }
+        image_processor.pretrained_cfg = facts
+        image_processor.size = {"height": facts["input_size"][1], "width": facts["input_size"][2]}
+        image_processor.do_rescale, image_processor.rescale_factor = True, 1 / 255
+        image_processor.do_normalize = True
+        image_processor.image_mean, image_processor.image_std = facts["mean"], facts["std"]
+    return image_processor
 
 
 def new_image_processor(image_size: int) -> Any:

@@ -10,7 +10,7 @@ from typer.models import CommandInfo, TyperInfo
 
 from hfcap import __version__
 from hfcap.cli import captions, datasets, publications, runs, scores  # noqa: F401  # each adds its commands to `app`
-from hfcap.cli.common import app
+from hfcap.cli.common import app, broken_torchvision
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import console, error_console
 from hfcap.text import printable
@@ -71,6 +71,12 @@ def main() -> None:
     except StoppedError as error:
         error_console.print(str(error), style="yellow", markup=False, soft_wrap=True)
         sys.exit(_STOPPED)
+    except (ImportError, RuntimeError) as error:
+        problem = broken_torchvision(error)
+        if problem is None:
+            raise
+        error_console.print(printable(f"error: {problem}", "\n\t"), style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
     except SystemExit as stop:
         # Typer turns Ctrl-C into this code without a word.
         if stop.code == _STOPPED:

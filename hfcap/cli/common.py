@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,3 +123,28 @@ def execute(
     run = Run(recipe)
     run.execute(last, force)
     return run
+
+
+def broken_torchvision(error: BaseException) -> str | None:
+    """Return what is wrong with torchvision, and the remedy, where that is why something could not be imported.
+
+    torchvision is built for one version of torch. With another one its import fails, and transformers, which takes it
+    wherever it is installed, says only that it could not import a module of its own.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())
+        if isinstance(error, ImportError) or "torchvision" in reason:
+            ours, torch = (metadata.version(name) for name in ("torchvision", "torch"))
+            return (
+                f"torchvision {ours} cannot be imported beside torch {torch} ({reason}): install the two that belong "
+                "together (pip install --upgrade torch torchvision), or remove torchvision, which only timm and some "
+                "vision-language models need (pip uninstall torchvision)"
+            )
+    return None

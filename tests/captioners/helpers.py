@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
@@ -89,6 +90,13 @@ class MemoryPicture:
 
     def describe(self) -> str:
         return f"random picture {self.seed}"
+
+
+def plain_processor(folder: Path | str, **arguments: Any) -> Any:
+    """Load a saved processor with plain transformers, as the code of the card does."""
+    processor: Any = AutoProcessor.from_pretrained(folder, **arguments)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **arguments)
+    return processor
 
 
 def make_lively(model: Any, seed: int) -> None:

@@ -10,19 +10,19 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     Blip2Processor,
-    BlipImageProcessor,
-    CLIPImageProcessor,
+    BlipImageProcessorPil,
+    CLIPImageProcessorPil,
     Florence2Processor,
-    Gemma3ImageProcessor,
+    Gemma3ImageProcessorPil,
     Gemma3Processor,
-    Idefics3ImageProcessor,
+    Idefics3ImageProcessorPil,
     Idefics3Processor,
     LlavaProcessor,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
-    Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
-    SiglipImageProcessor,
+    SiglipImageProcessorPil,
 )
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
@@ -97,7 +97,7 @@ def model_of(model_type: str, **values: Any) -> Any:
 
 def blip2() -> tuple[Any, Any]:
     """BLIP-2 with OPT."""
-    processor = Blip2Processor(BlipImageProcessor(size=SIZE), new_tokenizer(), num_query_tokens=4)
+    processor = Blip2Processor(BlipImageProcessorPil(size=SIZE), new_tokenizer(), num_query_tokens=4)
     opt = {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, **LAYERS}
     model = model_of(
         "blip-2",
@@ -114,7 +114,7 @@ def blip2() -> tuple[Any, Any]:
 
 def florence2() -> tuple[Any, Any]:
     """Florence-2."""
-    image_processor: Any = CLIPImageProcessor(size=SIZE, do_center_crop=False)
+    image_processor: Any = CLIPImageProcessorPil(size=SIZE, do_center_crop=False)
     image_processor.image_seq_length = 5
     tokenizer = new_tokenizer(image_token="<image>")
     processor = Florence2Processor(image_processor, tokenizer)
@@ -161,7 +161,7 @@ def paligemma2() -> tuple[Any, Any]:
 
 def paligemma(text_type: str = "gemma", **text: Any) -> tuple[Any, Any]:
     """PaliGemma with Gemma."""
-    image_processor: Any = SiglipImageProcessor(size=SIZE)
+    image_processor: Any = SiglipImageProcessorPil(size=SIZE)
     image_processor.image_seq_length = 4
     processor = PaliGemmaProcessor(image_processor, new_tokenizer())
     tokenizer = processor.tokenizer
@@ -180,7 +180,7 @@ def idefics3() -> tuple[Any, Any]:
     special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", "<|im_start|>"]
     tokenizer = new_tokenizer(special)
     # Splitting is on by default, as in the published repositories.
-    image_processor = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    image_processor = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE)
     model = model_of(
         "idefics3",
@@ -196,7 +196,7 @@ def llava() -> tuple[Any, Any]:
     """LLaVA with Llama."""
     tokenizer = new_tokenizer(["<image>"])
     processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE),
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE),
         tokenizer,
         patch_size=16,
         vision_feature_select_strategy="default",
@@ -219,7 +219,7 @@ def gemma3() -> tuple[Any, Any]:
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     tokenizer = new_tokenizer(**names)
     processor = Gemma3Processor(
-        Gemma3ImageProcessor(size=SIZE),
+        Gemma3ImageProcessorPil(size=SIZE),
         tokenizer,
         image_seq_length=4,
         chat_template=QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", names["boi_token"]),
@@ -253,7 +253,9 @@ class QwenProcessor(Qwen2VLProcessor):
 def _qwen(model_type: str, **vision: Any) -> tuple[Any, Any]:
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = new_tokenizer(special)
-    image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}, patch_size=14)
+    image_processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}, patch_size=14
+    )
     processor = QwenProcessor(image_processor, tokenizer, QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     ids = {

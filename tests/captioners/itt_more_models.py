@@ -8,27 +8,27 @@ from typing import Any
 import torch
 from transformers import (
     AyaVisionProcessor,
-    BlipImageProcessor,
-    CLIPImageProcessor,
-    DeepseekVLImageProcessor,
+    BlipImageProcessorPil,
+    CLIPImageProcessorPil,
+    DeepseekVLImageProcessorPil,
     DeepseekVLProcessor,
-    Glm4vImageProcessor,
+    Glm4vImageProcessorPil,
     Glm4vProcessor,
-    GotOcr2ImageProcessor,
-    Idefics2ImageProcessor,
+    GotOcr2ImageProcessorPil,
+    Idefics2ImageProcessorPil,
     Idefics2Processor,
     InstructBlipProcessor,
     InternVLProcessor,
-    JanusImageProcessor,
+    JanusImageProcessorPil,
     JanusProcessor,
     Kosmos2Processor,
-    LlavaNextImageProcessor,
+    LlavaNextImageProcessorPil,
     LlavaNextProcessor,
-    LlavaOnevisionImageProcessor,
+    LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
-    MllamaImageProcessor,
+    MllamaImageProcessorPil,
     MllamaProcessor,
-    Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorPil,
     Qwen3VLProcessor,
 )
 
@@ -69,7 +69,7 @@ def internvl() -> tuple[Any, Any]:
         "video_token": "<video>",
     }
     tokenizer = new_tokenizer(["<|im_start|>", "<|im_end|>"], **names)
-    image_processor = GotOcr2ImageProcessor(size=SIZE, min_patches=1, max_patches=4)
+    image_processor = GotOcr2ImageProcessorPil(size=SIZE, min_patches=1, max_patches=4)
     processor = without_films(InternVLProcessor)(
         image_processor, tokenizer, None, image_seq_length=4, chat_template=template("<IMG_CONTEXT>\n")
     )
@@ -88,7 +88,7 @@ def llava_next() -> tuple[Any, Any]:
     tokenizer = new_tokenizer(["<image>"])
     grid = [[32, 64], [64, 32], [64, 64]]
     processor = LlavaNextProcessor(
-        LlavaNextImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE, image_grid_pinpoints=grid),
+        LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE, image_grid_pinpoints=grid),
         tokenizer,
         patch_size=16,
         vision_feature_select_strategy="default",
@@ -110,7 +110,7 @@ def llava_onevision() -> tuple[Any, Any]:
     tokenizer = new_tokenizer(["<|im_start|>", "<|im_end|>", "<image>", "<video>"])
     grid = [[32, 32], [32, 64], [64, 64]]
     processor = without_films(LlavaOnevisionProcessor)(
-        LlavaOnevisionImageProcessor(size=SIZE, image_grid_pinpoints=grid),
+        LlavaOnevisionImageProcessorPil(size=SIZE, image_grid_pinpoints=grid),
         tokenizer,
         None,
         num_image_tokens=4,
@@ -133,7 +133,7 @@ def aya_vision() -> tuple[Any, Any]:
     special = ["<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>"]
     tokenizer = new_tokenizer([*special, "TILE", "TILE_GLOBAL", "<|im_start|>", "<|im_end|>"])
     processor = AyaVisionProcessor(
-        GotOcr2ImageProcessor(size=SIZE, min_patches=1, max_patches=4),
+        GotOcr2ImageProcessorPil(size=SIZE, min_patches=1, max_patches=4),
         tokenizer,
         patch_size=8,
         img_size=32,
@@ -155,7 +155,7 @@ def idefics2() -> tuple[Any, Any]:
     """Idefics2: pictures keep their shape, a resampler makes equally many states of all."""
     tokenizer = new_tokenizer(["<|im_start|>"])
     processor = Idefics2Processor(
-        Idefics2ImageProcessor(size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True),
+        Idefics2ImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True),
         tokenizer,
         image_seq_len=4,
         chat_template=IDEFICS_TEMPLATE,
@@ -181,7 +181,9 @@ def qwen3_vl() -> tuple[Any, Any]:
     """Qwen3-VL: features of early layers are added in the first layers of the language model."""
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = new_tokenizer(special)
-    image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 32 * 32, "longest_edge": 128 * 128}, patch_size=16)
+    image_processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 32 * 32, "longest_edge": 128 * 128}, patch_size=16
+    )
     processor = without_films(Qwen3VLProcessor)(image_processor, tokenizer, None, chat_template=QWEN_TEMPLATE)
     ids = {
         "image_token_id": "<|image_pad|>",
@@ -213,7 +215,7 @@ def glm4v() -> tuple[Any, Any]:
     names = ["<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>"]
     films = ["<|begin_of_video|>", "<|end_of_video|>"]
     tokenizer = new_tokenizer([*names, *films, "<|im_start|>", "<|im_end|>"])
-    image_processor = Glm4vImageProcessor(size={"shortest_edge": 28 * 28 * 2, "longest_edge": 112 * 112 * 2})
+    image_processor = Glm4vImageProcessorPil(size={"shortest_edge": 28 * 28 * 2, "longest_edge": 112 * 112 * 2})
     processor = without_films(Glm4vProcessor)(
         image_processor,
         tokenizer,
@@ -256,7 +258,7 @@ def _deepseek(model_type: str, processor_class: Any, image_processor: Any, **val
 
 def deepseek_vl() -> tuple[Any, Any]:
     """DeepSeek-VL."""
-    image_processor = DeepseekVLImageProcessor(size=SIZE, min_size=8)
+    image_processor = DeepseekVLImageProcessorPil(size=SIZE, min_size=8)
     tokenizer, processor = _deepseek("deepseek_vl", DeepseekVLProcessor, image_processor, num_image_tokens=4)
     model = model_of(
         "deepseek_vl",
@@ -269,7 +271,7 @@ def deepseek_vl() -> tuple[Any, Any]:
 
 def janus() -> tuple[Any, Any]:
     """Janus, of which only the understanding half is used."""
-    image_processor = JanusImageProcessor(size=SIZE, min_size=8)
+    image_processor = JanusImageProcessorPil(size=SIZE, min_size=8)
     tokenizer, processor = _deepseek("janus", JanusProcessor, image_processor)
     processor.num_image_tokens = 4
     vision = {**LAYERS, "image_size": 32, "patch_size": 16, "projection_dim": 32, "mlp_ratio": 2, "depth": 2}
@@ -299,7 +301,7 @@ def kosmos2() -> tuple[Any, Any]:
     tokenizer.unk_token = "<unk>"
     # The ids behind the unknown token stand for the picture.
     tokenizer.add_tokens([f"<picture{number}>" for number in range(64)])
-    processor = Kosmos2Processor(CLIPImageProcessor(size=SIZE, do_center_crop=False), tokenizer, 4)
+    processor = Kosmos2Processor(CLIPImageProcessorPil(size=SIZE, do_center_crop=False), tokenizer, 4)
     model = model_of(
         "kosmos-2",
         vision_config={**LAYERS, "image_size": 32, "patch_size": 16},
@@ -314,7 +316,7 @@ def mllama() -> tuple[Any, Any]:
     """Llama 3.2 Vision: four tiles at most."""
     tokenizer = new_tokenizer(["<|image|>", "<|python_tag|>", "<|im_start|>", "<|im_end|>"])
     processor = MllamaProcessor(
-        MllamaImageProcessor(size=SIZE, max_image_tiles=4), tokenizer, chat_template=template("<|image|>")
+        MllamaImageProcessorPil(size=SIZE, max_image_tiles=4), tokenizer, chat_template=template("<|image|>")
     )
     vision = {
         "hidden_size": 32,
@@ -349,7 +351,7 @@ def mllama() -> tuple[Any, Any]:
 def instructblip() -> tuple[Any, Any]:
     """InstructBLIP with Llama (Vicuna)."""
     words = new_tokenizer()
-    processor = InstructBlipProcessor(BlipImageProcessor(size=SIZE), new_tokenizer(), words, num_query_tokens=4)
+    processor = InstructBlipProcessor(BlipImageProcessorPil(size=SIZE), new_tokenizer(), words, num_query_tokens=4)
     model = model_of(
         "instructblip",
         vision_config={**LAYERS, "image_size": 32, "patch_size": 16},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel
 
 from hfcap.captioners.ensemble import Ensemble, EnsembleOptions
 from hfcap.captioners.loading import load_captioner
@@ -29,7 +29,7 @@ from hfcap.metrics.document_frequencies import count_document_frequencies
 from hfcap.metrics.tokenizer import tokenize
 from hfcap.recipe import GenerateOptions
 from tests.captioners.clip_folder import write_clip
-from tests.captioners.helpers import CORPUS, build, fit, pixel_values, random_picture
+from tests.captioners.helpers import CORPUS, build, fit, pixel_values, plain_processor, random_picture
 from tests.metrics.random_captions import random_captions
 from tests.metrics.reference_cider import reference_cider
 
@@ -158,7 +158,7 @@ def test_clip_chooses_the_caption_nearest_to_the_picture(members: list[str], tmp
     clip = write_clip(tmp_path / "clip")
     captioner = ensemble(members, choice="clip", clip=clip)
     captioner.save(tmp_path / "model", OPTIONS)
-    model, processor = AutoModel.from_pretrained(clip), AutoProcessor.from_pretrained(clip)
+    model, processor = AutoModel.from_pretrained(clip), plain_processor(clip)
     by_member = alone(members, 3)
     for loaded in (captioner, load_captioner(str(tmp_path / "model"))):
         with torch.inference_mode():

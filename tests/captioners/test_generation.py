@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from hfcap.captioners.base import Captioner
 from hfcap.recipe import GenerateOptions
-from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, pixel_values, random_picture
+from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, pixel_values, plain_processor, random_picture
 
 N_IMAGES = 4
 
@@ -23,7 +23,7 @@ class Saved:
         self.captioner: Captioner = build(family)
         self.captioner.save(folder, GenerateOptions())
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.processor: Any = plain_processor(folder)
         self.pixels = pixel_values(self.captioner, N_IMAGES)
 
     def captions(self, prompt: str = "", **options: Any) -> list[list[str]]:

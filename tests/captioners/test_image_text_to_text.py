@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners._itt_loading import MODEL_TYPES, quantization_config
@@ -29,6 +29,7 @@ from tests.captioners.helpers import (
     packed,
     packed_loss,
     pixel_values,
+    plain_processor,
     random_captions,
     random_picture,
 )
@@ -212,7 +213,7 @@ def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path:
         assert torch.equal(again.encode(pixel_values(again, 2)), states)
         assert torch.equal(again.logits(states, rows), captioner.logits(states, rows))
     plain: Any = ImageTextToText.__new__(ImageTextToText)
-    plain.processor = AutoProcessor.from_pretrained(tmp_path)
+    plain.processor = plain_processor(tmp_path)
     plain.model, plain.prompt, plain.image_size = captioner.model, captioner.prompt, captioner.image_size
     model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     inputs = own_inputs(plain, 2)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     Pix2StructConfig,
     Pix2StructForConditionalGeneration,
 )
@@ -20,7 +19,7 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.lora import adapted_modules
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions, LoraOptions
-from tests.captioners.helpers import gradients, pixel_values, random_picture
+from tests.captioners.helpers import gradients, pixel_values, plain_processor, random_picture
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
 from tests.captioners.itt_own_forward import (
@@ -80,7 +79,7 @@ def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path:
     assert again.sees_one_picture == captioner.sees_one_picture
     assert torch.equal(pixel_values(again, 2), pixels)
     assert [captions[0].text for captions in again.caption_states(again.encode(pixels), options)] == expected
-    again.processor = AutoProcessor.from_pretrained(tmp_path)
+    again.processor = plain_processor(tmp_path)
     model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     inputs = own_inputs(again, 2)
     # The language models inside these bring generation settings of their own.

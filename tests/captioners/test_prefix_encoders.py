@@ -27,7 +27,7 @@ import json, sys
 sys.modules["hfcap"] = None
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 torch.set_num_threads(1)
 picture = Image.open(sys.argv[1]).convert("RGB")
@@ -35,6 +35,7 @@ found = {}
 for folder in sys.argv[2:]:
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=True)
     tokens = model.generate(**processor(images=picture, return_tensors="pt"))
     found[folder] = processor.decode(tokens[0], skip_special_tokens=True)
 print("RESULT" + json.dumps(found))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel
 
 from hfcap.captioners import dual_encoder
 from hfcap.captioners.dual_encoder import DualEncoder
@@ -22,7 +22,7 @@ from hfcap.recipe import GenerateOptions
 from hfcap.recipe_loading import RecipeError, recipe_from_mapping
 from hfcap.schema import CaptionedImage
 from tests.captioners.clip_folder import write_clip
-from tests.captioners.helpers import MemoryPicture, build, fit, pixel_values, random_picture
+from tests.captioners.helpers import MemoryPicture, build, fit, pixel_values, plain_processor, random_picture
 from tests.metrics.reference_cider import reference_cider
 from tests.training.harness import recipe_values
 
@@ -176,7 +176,7 @@ def test_nearest_caption_by_plain_clip(clip: str, tmp_path: Path) -> None:
     captioner = clip_captioner(clip)
     assert not captioner.fits_on_images
     captioner.fit(FittingData(records(CORPUS), None, 2, tmp_path))
-    model, processor = AutoModel.from_pretrained(clip), AutoProcessor.from_pretrained(clip)
+    model, processor = AutoModel.from_pretrained(clip), plain_processor(clip)
     pictures = [random_picture(number) for number in range(6)]
     unique = list(dict.fromkeys(CORPUS))
     inputs = processor(text=unique, images=pictures, padding=True, truncation=True, max_length=24, return_tensors="pt")

@@ -39,7 +39,7 @@ PLAIN_SCRIPT = """
 import json, sys
 sys.modules["hfcap"] = None  # any import of it fails
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 picture = Image.open(sys.argv[1]).convert("RGB")
 result = {}
@@ -47,6 +47,7 @@ for job in json.loads(sys.argv[2]):
     trust = {"trust_remote_code": True} if job["own_code"] else {}
     model = AutoModelForImageTextToText.from_pretrained(job["folder"], **trust).eval()
     processor = AutoProcessor.from_pretrained(job["folder"], **trust)
+    processor.image_processor = AutoImageProcessor.from_pretrained(job["folder"], backend="pil", **trust)
     sequences = model.generate(**processor(images=picture, return_tensors="pt"), **job["decoding"])
     found = {"generate": processor.batch_decode(sequences, skip_special_tokens=True)[0]}
     if job["pipeline"]:

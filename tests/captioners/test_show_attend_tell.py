@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hfcap.captioners.modeling_show_attend_tell import RecurrentState
+from hfcap.captioners.parts import load_image_processor
 from hfcap.captioners.show_attend_tell import CaptionRows, doubly_stochastic_penalty
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
@@ -207,13 +211,15 @@ def test_frozen_batch_norm_does_not_learn_and_a_trained_one_does() -> None:
     assert not torch.equal(norm.running_mean, before)
 
 
-def test_network_that_needs_a_missing_package_says_so() -> None:
-    pytest.importorskip("transformers.models.timm_wrapper")
-    try:
-        import timm  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match=r"model\.vision_config: .*timm"):
-            build("show_attend_tell", vision_config={"model_type": "timm_wrapper", "architecture": "vgg16"})
-    else:
-        built = build("show_attend_tell", vision_config={"model_type": "timm_wrapper", "architecture": "resnet18"})
-        assert built.encode(pixel_values(built, 1)).ndim == 3
+def test_network_that_needs_a_missing_package_says_so(tmp_path: Path) -> None:
+    if importlib.util.find_spec("timm") is not None:
+        pytest.skip("timm is installed; with it: test_timm.py")
+    with pytest.raises(UserError, match=r"model\.vision_config: .*timm"):
+        build("show_attend_tell", vision_config={"model_type": "timm_wrapper", "architecture": "vgg16"})
+    config = {"architecture": "vgg16", "num_classes": 0, "pretrained_cfg": {"input_size": [3, 64, 64]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = r"model\.vision: .*requires the timm library .*`pip install timm`\.$"
+    with pytest.raises(UserError, match=message):
+        build("show_attend_tell", vision=str(tmp_path), vision_config=None)
+    with pytest.raises(UserError, match=message):
+        load_image_processor(str(tmp_path), "model.vision", None, False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +367,25 @@ def test_what_strangers_try(command: str, fragments: list[str], tmp_path: Path, 
     words = command.format(tmp_path).split()
     written = ["-o", str(tmp_path / "out")] if words[0] == "merge" else []
     assert_refused(hfcap(*words, *written), *fragments)
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_named(tmp_path: Path) -> None:
+    """transformers says only that it could not import a module of its own."""
+    package, notes = tmp_path / "torchvision", tmp_path / "torchvision-0.20.0.dist-info"
+    for folder in (package, notes):
+        folder.mkdir()
+    (notes / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.20.0\n")
+    (notes / "RECORD").write_text("torchvision/__init__.py,,\n")
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    paths = [str(tmp_path), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-m", "hfcap", "caption", "no/model", "a.png"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+        timeout=120,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    [message] = done.stderr.strip().splitlines()
+    assert message.startswith("error: torchvision 0.20.0 cannot be imported beside torch ")
+    assert "operator torchvision::nms does not exist" in message and "pip uninstall torchvision" in message

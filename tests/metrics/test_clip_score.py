@@ -63,16 +63,17 @@ def _clip_score(folder: str, pictures: Pictures | None = None, **options: Any) -
 
 def _by_hand(folder: str) -> list[list[float]]:
     """One caption at a time, from the projection matrices and the hidden states."""
-    from transformers import CLIPModel, CLIPProcessor
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     model: Any = CLIPModel.from_pretrained(folder).eval()
-    processor: Any = CLIPProcessor.from_pretrained(folder)
+    tokenizer: Any = CLIPTokenizer.from_pretrained(folder)
+    image_processor: Any = CLIPImageProcessorPil.from_pretrained(folder)
 
     def unit(vector: Any) -> Any:
         return vector / vector.norm()
 
     def text(caption: str) -> Any:
-        ids = processor.tokenizer("A photo depicts " + caption)["input_ids"]
+        ids = tokenizer("A photo depicts " + caption)["input_ids"]
         end = ids[-1]
         if len(ids) > LONGEST:
             ids = [*ids[: LONGEST - 1], end]
@@ -80,7 +81,7 @@ def _by_hand(folder: str) -> list[list[float]]:
         return unit(model.text_projection(states[len(ids) - 1]))
 
     def image(picture: _Picture) -> Any:
-        pixels = processor.image_processor(Image.open(io.BytesIO(picture.read())), return_tensors="pt")["pixel_values"]
+        pixels = image_processor(Image.open(io.BytesIO(picture.read())), return_tensors="pt")["pixel_values"]
         states = model.vision_model(pixel_values=pixels).last_hidden_state[0, 0]
         return unit(model.visual_projection(model.vision_model.post_layernorm(states)))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel
 
 from hfcap.captioners.dual_encoder import DualEncoder
 from hfcap.errors import UserError
@@ -25,7 +25,7 @@ from hfcap.schema import CaptionedImage
 from hfcap.search import find, load_collection, write_hits
 from hfcap.search.words import CaptionWords
 from tests.captioners.clip_folder import write_clip
-from tests.captioners.helpers import MemoryPicture, random_picture
+from tests.captioners.helpers import MemoryPicture, plain_processor, random_picture
 from tests.metrics.random_captions import random_captions
 
 CAPTIONS = [
@@ -85,7 +85,7 @@ def test_captions_alone_find_other_forms_of_a_word_and_nothing_else() -> None:
 
 
 def _plain_cosines(clip: str, query: str, count: int) -> Any:
-    model, processor = AutoModel.from_pretrained(clip), AutoProcessor.from_pretrained(clip)
+    model, processor = AutoModel.from_pretrained(clip), plain_processor(clip)
     pictures = [random_picture(number) for number in range(count)]
     inputs = processor(text=[query], images=pictures, padding=True, truncation=True, max_length=24, return_tensors="pt")
     with torch.inference_mode():
