@@ -22,6 +22,7 @@ class PicturesOfOneSize:
         self.image_processor = image_processor
         self.image_size = image_size
         self.settings = dict(settings or {})
+        self.backend = getattr(image_processor, "backend", None)
         self.do_normalize = image_processor.do_normalize
         self.image_mean = image_processor.image_mean
         self.image_std = image_processor.image_std
@@ -45,7 +46,8 @@ class PicturesOfOneSize:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, for the feature store's key."""
-        return {**self.image_processor.to_dict(), **self.settings, "image_size": self.image_size}
+        kind = {"class": type(self.image_processor).__name__, "image_size": self.image_size}
+        return {**self.image_processor.to_dict(), **self.settings, **kind}
 
 
 def square(picture: Image.Image, side: int) -> Image.Image:

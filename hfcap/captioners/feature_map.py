@@ -96,7 +96,7 @@ def _unclear(vision_model: Any, hidden: torch.Tensor, key: str) -> UserError:
 def take_out_unused(vision_model: Any, pixel_values: torch.Tensor, vision_feature: str) -> list[str]:
     """Take the parts out of timm's network that the states do not come from, and return their names.
 
-    Some networks end in layers that only a classifier reads: 119 of VGG-11's 129 million weights. They would be
+    Some networks end in layers that only a classifier reads: 120 of VGG-11's 129 million weights. They would be
     loaded, kept in the optimiser and published for nothing. Other encoders are left alone.
     """
     network = timm_network(vision_model)
