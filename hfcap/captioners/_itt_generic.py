@@ -42,10 +42,16 @@ class Generic(Rows):
         "vision_model",
         "visual",
         "image_encoder",
+        "vision_encoder",
         "vision_embed_tokens",
     )
     connector_names: ClassVar[tuple[str, ...]] = (
         "multi_modal_projector",
+        "mm_projector",
+        "vision_projection",
+        "vision_adapter",
+        "perception_emb_norm",
+        "merger",
         "connector",
         "embed_vision",
         "aligner",
@@ -72,6 +78,11 @@ class Generic(Rows):
             raise UserError(
                 f"model.pretrained: hfcap cannot caption with {name}: it does not take the picture as tokens of its "
                 "prompt; docs/image_text_to_text.md lists the models that work"
+            )
+        if not self.part_modules()["vision"]:
+            raise UserError(
+                f"model.pretrained: hfcap does not find the image encoder of {name}; docs/image_text_to_text.md lists "
+                "the models that work"
             )
 
     def check_prompt(self) -> None:
@@ -153,10 +164,11 @@ class Generic(Rows):
         return self._form
 
     def _reader(self) -> Any:
-        for holder in (self.model, self.model.base_model):
-            if hasattr(holder, "get_image_features"):
-                return holder.get_image_features
-        return None
+        found = [holder for holder in (self.model, self.model.base_model) if hasattr(holder, "get_image_features")]
+        readers = [holder.get_image_features for holder in found]
+        # Some only hand on whatever they are given, and do not say what that may be.
+        named = [reader for reader in readers if "pixel_values" in inspect.signature(reader).parameters]
+        return next(iter(named or readers), None)
 
     def _read(self, pixels: torch.Tensor, count: int) -> Any:
         """Run the model's own vision part over the pixels of `count` pictures, in the processor's shape."""

@@ -98,7 +98,9 @@ def assert_own_loss_and_gradients(captioner: ImageTextToText, counts: Sequence[i
     assert float(expected.detach()) / n_tokens > 1
     assert abs(float(found.detach() - expected.detach())) / n_tokens < 1e-5
     for name, gradient in expected_gradients.items():
-        assert float((found_gradients[name] - gradient).abs().max()) / n_tokens < 1e-5, name
+        # In float32 a sum is off in proportion to its largest terms.
+        largest = max(1.0, float(gradient.abs().max()) / n_tokens)
+        assert float((found_gradients[name] - gradient).abs().max()) / n_tokens < 1e-5 * largest, name
 
 
 def assert_own_captions(captioner: ImageTextToText, num_beams: int) -> None:

@@ -47,7 +47,8 @@ for job in json.loads(sys.argv[2]):
     trust = {"trust_remote_code": True} if job["own_code"] else {}
     model = AutoModelForImageTextToText.from_pretrained(job["folder"], **trust).eval()
     processor = AutoProcessor.from_pretrained(job["folder"], **trust)
-    processor.image_processor = AutoImageProcessor.from_pretrained(job["folder"], backend="pil", **trust)
+    if job["name"] != "ensemble":  # whose own code does this
+        processor.image_processor = AutoImageProcessor.from_pretrained(job["folder"], backend="pil", **trust)
     sequences = model.generate(**processor(images=picture, return_tensors="pt"), **job["decoding"])
     found = {"generate": processor.batch_decode(sequences, skip_special_tokens=True)[0]}
     if job["pipeline"]:
