@@ -42,7 +42,7 @@ from tests.training.harness import forget_accelerator
 timm = pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("one_thread")]
 
 FAMILIES = ("show_attend_tell", "cnn_transformer")
 OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
