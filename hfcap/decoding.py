@@ -15,7 +15,7 @@ import torch
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import ImageInputs, image_loader, prepared
 from hfcap.errors import UserError
-from hfcap.files import read_json_lines, write_json_lines
+from hfcap.files import read_json_lines, write_bytes, write_json_lines
 from hfcap.progress import progress_bar
 from hfcap.recipe import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
@@ -123,14 +123,23 @@ def job_fingerprint(captioner: Captioner, job: DecodingJob, pictures: Any) -> st
 
 
 def _finished_ids(part: Path) -> set[str]:
-    """Ids in a part file; a last line cut off by a kill is removed from the file."""
+    """Ids in a part file; lines that a kill cut off or a disk damaged are removed from the file."""
     if not part.is_file():
         return set()
-    content = part.read_text(encoding="utf-8", errors="ignore")
-    complete = content[: content.rfind("\n") + 1]
-    if complete != content:
-        part.write_text(complete, encoding="utf-8")
-    return {row["image_id"] for _, row in read_json_lines(part, "unfinished predictions")}
+    lines = part.read_bytes().splitlines(keepends=True)
+    rows = [_finished_row(line) for line in lines]
+    if None in rows:
+        write_bytes(part, b"".join(line for line, row in zip(lines, rows, strict=True) if row is not None))
+    return {row["image_id"] for row in rows if row is not None}
+
+
+def _finished_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("image_id"), str) and isinstance(row.get("caption"), str)
+    return row if whole else None
 
 
 def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> None:

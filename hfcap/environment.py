@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from hfcap.captioners.base import BaseModel
+from hfcap.children import run_program
+from hfcap.data.image_hashes import image_hashes
+from hfcap.data.images import CheckableImage
 from hfcap.data.source import dataset_revision
 from hfcap.recipe import DataOptions
 from hfcap.schema import CaptionedImage
@@ -74,10 +77,10 @@ def git_commit(folder: Path) -> str | None:
     output = ""
     for arguments in (["ls-files", "--error-unmatch", "."], ["rev-parse", "HEAD"]):
         try:
-            result = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-            )
+            result = run_program(["git", *arguments], folder=folder, timeout=10)
         except (OSError, subprocess.SubprocessError):
+            return None
+        if result.returncode:
             return None
         output = result.stdout
     return output.strip()
@@ -85,19 +88,30 @@ def git_commit(folder: Path) -> str | None:
 
 def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:
     """SHA-256 over ids, file names and captions in order; tells whether two runs saw the same split."""
+    return _digest([record.image_id, record.file_name, record.captions] for record in records)
+
+
+def _digest(rows: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for record in records:
-        digest.update(json.dumps([record.image_id, record.file_name, record.captions], ensure_ascii=False).encode())
+    for row in rows:
+        digest.update(json.dumps(row, ensure_ascii=False).encode())
     return digest.hexdigest()
 
 
 def describe_datasets(data: DataOptions, splits: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, dict[str, Any]]:
-    """Counts and fingerprint of each split, and the commit that it comes from."""
+    """Counts and fingerprints of each split, in whole and by parts, and the commit that it comes from.
+
+    `images` is about the encoded bytes of images that lie somewhere; drawn ones follow from the recipe.
+    """
     return {
         name: {
             "n_images": len(records),
             "n_captions": sum(len(record.captions) for record in records),
             "fingerprint": dataset_fingerprint(records),
+            "ids": _digest(record.image_id for record in records),
+            "file_names": _digest(record.file_name for record in records),
+            "captions": _digest(record.captions for record in records),
+            "images": _digest(image_hashes([one for one in records if isinstance(one.image, CheckableImage)])),
             "revision": dataset_revision(data, name),
         }
         for name, records in splits.items()

@@ -8,12 +8,21 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hfcap.errors import UserError, WorkError
+
+UNFINISHED = ".*.unfinished-*"
+"""Pattern of what is being written under a temporary name; after a kill it stays, and nobody reads it."""
+
+MAX_TEXT_BYTES = 512 * 2**20
+"""Largest text or JSON file that is read as a whole: a little more than COCO's annotations of objects."""
+MAX_LINE_BYTES = 16 * 2**20
+"""Longest line of JSON lines: what a hostile one costs in memory is some twenty times as much."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -29,7 +38,7 @@ def _flush_to_disk(path: Path) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically: temporary name in the same folder, flush, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.unfinished-")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as handle:
@@ -53,14 +62,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     """Read UTF-8 text without the byte order mark that spreadsheets write; `what` names the kind of file in the error.
 
+    Args:
+        limit: a file of more bytes is refused before it is read.
+
     Raises:
-        UserError: the file is missing, is a folder, or is not UTF-8.
+        UserError: the file is missing, is a folder, is too large, or is not UTF-8.
     """
+    with _user_errors(path, what):
+        with path.open("rb") as handle:
+            content = handle.read(limit + 1)
+        if len(content) > limit:
+            raise UserError(f"{path}: {what} has more than {limit:,} bytes, the limit for such a file")
+        text = content.decode("utf-8-sig")
+        # As text files are read everywhere: line ends of Windows and of old Macs are line feeds.
+        return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+@contextlib.contextmanager
+def _user_errors(path: Path, what: str) -> Iterator[None]:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: {what} not found") from None
     except (IsADirectoryError, PermissionError) as error:
@@ -69,21 +93,53 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{path}: {what} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
+def parse_json(
+    text: str, where: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None, lines: bool = False
+) -> Any:
+    """Parse JSON that somebody else wrote.
+
+    Args:
+        where: file and place, for the error.
+        hook: builds objects from their pairs of key and value.
+        lines: the text is a file, whose lines are counted; otherwise a piece of a line.
+
+    Raises:
+        UserError: it is not JSON (the message gives the place), is nested too deeply, holds a number of thousands of
+            digits, or spells half a character, which no file could hold again.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=hook)
+        refuse_half_characters(value, text, where)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if lines else f"column {error.colno}"
+        raise UserError(f"{where} is not valid JSON ({place}: {error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read") from None
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"{where} holds a number of more than {sys.get_int_max_str_digits():,} digits") from None
+    return value
+
+
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON (the message gives line and column), or half a character is
-            escaped in it, which no file could hold again.
+        UserError: the file is missing, too large, or no JSON that can be used (see `parse_json`).
     """
-    text = read_text(path, what)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: {what} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-        ) from None
-    refuse_half_characters(value, text, f"{path}: {what}")
+    return parse_json(read_text(path, what), f"{path}: {what}", lines=True)
+
+
+def read_json_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: as `read_json`, or it holds something else.
+    """
+    value = read_json(path, what)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {what} must be a JSON object, not {type(value).__name__}; the file is damaged")
     return value
 
 
@@ -107,23 +163,27 @@ def refuse_half_characters(value: Any, text: str, where: str) -> None:
 
 
 def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of a JSON-lines file; blank lines are skipped.
+    """Yield (line number from 1, object) of a JSON-lines file; blank lines are skipped. Lines are read one by one.
 
     Raises:
-        UserError: the file is missing, a line is not a JSON object, or half a character is escaped in it.
+        UserError: the file is missing, a line is longer than MAX_LINE_BYTES, or is not a JSON object that can be used.
     """
-    # Only the line feed ends a line: str.splitlines would also cut at U+2028, which JSON allows inside strings.
-    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not valid JSON ({error.msg})") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object")
-        refuse_half_characters(value, line, f"{path}: line {number}")
-        yield number, value
+    with _user_errors(path, what):
+        handle = path.open("rb")
+    with handle:
+        # Only the line feed ends a line: str.splitlines would also cut at U+2028, which JSON allows inside strings.
+        for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            where = f"{path}: line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(f"{where} has more than {MAX_LINE_BYTES:,} bytes; write one object a line")
+            with _user_errors(path, f"{what}, line {number},"):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            value = parse_json(text.rstrip("\r\n"), where)
+            if not isinstance(value, dict):
+                raise UserError(f"{where} is not a JSON object")
+            yield number, value
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -186,7 +246,7 @@ def folder_being_written(target: Path) -> Iterator[Path]:
     An existing `target` is replaced; it stays as it was until the new one is complete.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.writing-"))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -195,7 +255,7 @@ def folder_being_written(target: Path) -> Iterator[Path]:
                 _flush_to_disk(path)
         old: Path | None = None
         if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-old-"))
             target.replace(old / target.name)
         temporary.replace(target)
         _flush_to_disk(target.parent)

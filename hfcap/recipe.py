@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from hfcap.places import FrequencyFile, LocalPath, Location, Place
 from hfcap.recipe_block import Block, NonNegativeFloat, NonNegativeInt, PositiveInt, Share
 from hfcap.recipe_scst import ScstOptions
 
@@ -29,7 +30,7 @@ class TokenizerOptions(Block):
 class ModelOptions(Block):
     """Keys of `model` that every captioner family has; families add theirs in a subclass."""
 
-    pretrained: str | None = Field(None, description="Hub id or local folder of a whole captioner to start from")
+    pretrained: Location | None = Field(None, description="Hub id or local folder of a whole captioner to start from")
     revision: str | None = Field(None, description="commit, tag or branch of `pretrained`")
     trust_remote_code: bool = Field(False, description="run code that comes with the base model; only if you trust it")
     prompt: str = Field("", description="text that starts every caption, in training and in generation")
@@ -64,11 +65,13 @@ class DataOptions(Block):
         description="a frozen encoder runs once per picture and its output is kept on disk: auto where that is "
         "possible; on stops where it is not",
     )
-    feature_store_folder: str | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, features/")
+    feature_store_folder: LocalPath | None = Field(
+        None, description="default: HFCAP_CACHE or ~/.cache/hfcap, features/"
+    )
     image_cache: bool = Field(
         False, description="keep pictures at the captioner's size, uncompressed: later epochs need no decoding"
     )
-    image_cache_folder: str | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, images/")
+    image_cache_folder: LocalPath | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, images/")
 
     @property
     def may_store_features(self) -> bool:
@@ -177,7 +180,9 @@ class AugmentOptions(Block):
     )
     word_dropout: Share = Field(0.0, description="probability that the decoder does not see a word it has predicted")
     synonym_replacement: Share = Field(0.0, description="probability that a word with synonyms is replaced by one")
-    synonyms: str = Field("wordnet", description="wordnet, or a JSON file that maps words to lists of synonyms")
+    synonyms: Annotated[str, Place(words=("wordnet",))] = Field(
+        "wordnet", description="wordnet, or a JSON file that maps words to lists of synonyms"
+    )
 
     @property
     def changes_pictures(self) -> bool:
@@ -225,7 +230,7 @@ class ScoreOptions(Block):
 
     split: Literal["train", "validation", "test"] = "test"
     metrics: list[str] = Field(default_factory=lambda: ["bleu", "rouge_l", "cider"])
-    document_frequencies: str = Field(
+    document_frequencies: FrequencyFile = Field(
         "corpus",
         description="CIDEr-D: corpus (the references that are scored against), coco-train, coco-val, or a file",
     )

@@ -31,6 +31,9 @@ __all__ = [
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
+MOST_PROBLEMS = 50
+"""So many problems of a block are worded; a file with more is no recipe with mistakes in it."""
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `key.sub=value` overrides and check everything.
@@ -57,13 +60,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _checked(values, findings)
 
 
-def recipe_from_mapping(values: Mapping[str, Any], where: str) -> Recipe:
-    """Check a recipe given as nested dicts; `where` stands for the file in error messages.
+def recipe_from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Check a recipe given as nested dicts, with overrides; `where` stands for the file in error messages.
 
     Raises:
         RecipeError: the recipe is wrong; names every problem.
     """
-    return _checked(copy.deepcopy(dict(values)), Findings(where))
+    copied, findings = copy.deepcopy(dict(values)), Findings(where)
+    for override in overrides:
+        _apply_override(copied, override, findings)
+    return _checked(copied, findings)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -267,13 +273,17 @@ def _validated(shape: type[Shape], values: dict[str, Any], findings: Findings, a
             return shape.model_validate_json(json.dumps(values, default=str), strict=True)
         except ValidationError as error:
             messages: dict[KeyPath, list[str]] = {}
-            for detail in error.errors(include_url=False):
+            details = error.errors(include_url=False)
+            for detail in details[:MOST_PROBLEMS]:
                 path = key_path(detail, values)
                 what = describe(detail, path, shape)
                 if not _repeats(detail, path, what, dropped):
                     messages.setdefault(path, []).append(what)
             for path, whats in messages.items():
                 findings.add((*above, *path), joined(whats))
+            if len(details) > MOST_PROBLEMS:
+                findings.left_out += len(details) - MOST_PROBLEMS
+                return None
             wrong = {_field_path(path, shape) for path in messages} - dropped
             if not any([_remove(values, path, shape) for path in wrong]):
                 return None

@@ -44,12 +44,14 @@ class Findings:
         lines: path of keys -> line in the file.
         overrides: path of keys -> the override that set it, where one did.
         override_name: what an override is called.
+        left_out: problems that were not worded, because there are too many.
     """
 
     where: str
     lines: dict[KeyPath, int] = field(default_factory=dict)
     overrides: dict[KeyPath, str] = field(default_factory=dict)
     override_name: str = "override"
+    left_out: int = 0
     _found: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, path: KeyPath, what: str) -> None:
@@ -64,7 +66,8 @@ class Findings:
 
     def messages(self) -> list[str]:
         """Return all problems, those of the file in the order of its lines, then those of overrides."""
-        return [message for _, message in sorted(self._found, key=lambda found: found[0])]
+        found = [message for _, message in sorted(self._found, key=lambda found: found[0])]
+        return [*found, f"{self.where}: {self.left_out:,} more problems"] if self.left_out else found
 
     def _note(self, line: float, message: str) -> None:
         if (line, message) not in self._found:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hfcap.places import FrequencyFile, Location
 from hfcap.recipe_block import Block, NonNegativeFloat, PositiveInt, Share
 
 
@@ -18,7 +19,7 @@ class RewardOptions(Block):
         0.0, description="taken off: |words - mean words of the human captions| / mean words of the human captions"
     )
     clip_score: NonNegativeFloat = Field(0.0, description="CLIPScore (0.75) of the model in clip_model")
-    clip_model: str = Field("openai/clip-vit-base-patch32", description="Hub id or folder, for clip_score")
+    clip_model: Location = Field("openai/clip-vit-base-patch32", description="Hub id or folder, for clip_score")
 
     @model_validator(mode="after")
     def _something_rewarded(self) -> Self:
@@ -46,7 +47,7 @@ class ScstOptions(Block):
         False, description="dropout in the update; off, what is made more likely is exactly what was sampled"
     )
     reward: RewardOptions = Field(default_factory=RewardOptions)
-    document_frequencies: str = Field(
+    document_frequencies: FrequencyFile = Field(
         "corpus", description="CIDEr-D: corpus (the training split), coco-train, coco-val, or a file"
     )
     end_token: bool = Field(

@@ -1,16 +1,19 @@
-"""Names of everything inside a run directory, in one place (contract: docs/architecture.md)."""
+"""Names of everything inside a run directory, in one place (contract: docs/architecture.md), and who works on it."""
 
 from __future__ import annotations
 
+import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfcap.errors import UserError
+from hfcap.files import UNFINISHED, only_one
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Paths of one run: `<output_dir>/<name>/`."""
+    """Paths of one run. A run is where its folder stands, whatever the recipe inside says about name and place."""
 
     path: Path
 
@@ -30,6 +33,11 @@ class RunDirectory:
     def recipe(self) -> Path:
         """The resolved recipe, every default spelled out."""
         return self.path / "recipe.yaml"
+
+    @property
+    def stages(self) -> Path:
+        """What each stage was done with (stages.json)."""
+        return self.path / "stages.json"
 
     @property
     def lock(self) -> Path:
@@ -102,3 +110,25 @@ class RunDirectory:
     def publish(self) -> Path:
         """Exactly the files that go to the Hub."""
         return self.path / "publish"
+
+
+def alone(run: RunDirectory) -> AbstractContextManager[None]:
+    """Keep other commands away from a run while one changes it.
+
+    Raises:
+        UserError: another command is working on it.
+    """
+    return only_one(
+        run.lock,
+        f"{run.path}: another hfcap is working on this run; wait until it is done, or choose another name (name=...)",
+    )
+
+
+def remove_unfinished(run: RunDirectory) -> None:
+    """Delete what commands that were killed left half-written; only for who works on the run alone."""
+    folders = [run.path, *(path for path in run.path.iterdir() if path.is_dir() and not path.is_symlink())]
+    for path in (path for folder in folders for path in folder.glob(UNFINISHED)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -114,6 +114,7 @@ class ScoreReport:
         per_image: image id -> metric name -> value of that image alone; None where undefined.
         statistics: metric name -> one row of sufficient statistics per image, in the order of `per_image`, for
             metrics that are not the mean of their per-image values (BLEU, METEOR): what resampling needs.
+        predictions_sha256: which captions were scored; None in files of earlier versions.
     """
 
     split: str
@@ -123,4 +124,5 @@ class ScoreReport:
     signature: dict[str, Any] = field(default_factory=dict)
     per_image: dict[str, dict[str, float | None]] = field(default_factory=dict)
     statistics: dict[str, list[list[float]]] = field(default_factory=dict)
+    predictions_sha256: str | None = None
     schema_version: int = 1

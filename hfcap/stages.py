@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +15,10 @@ from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
-from hfcap.data.source import load_split
+from hfcap.data.source import Split, load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
-from hfcap.environment import describe_datasets
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import only_one, read_json, write_json, write_json_lines, write_text
+from hfcap.files import read_json_object, write_json, write_json_lines
 from hfcap.progress import console
 from hfcap.publishing.card import write_card
 from hfcap.publishing.pictures import SAMPLES_FOLDER, record_pictures
@@ -28,12 +26,15 @@ from hfcap.publishing.push import check_may_publish, publish
 from hfcap.publishing.samples import choose_samples
 from hfcap.publishing.staging import stage
 from hfcap.recipe import ExpectOptions, Recipe
-from hfcap.recipe_loading import dump_recipe, load_recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory import RunDirectory, alone, remove_unfinished
+from hfcap.run_recipe import with_absolute_places
+from hfcap.run_record import weight_hashes
+from hfcap.run_watch import Watch
 from hfcap.schema import CaptionedImage, Prediction, ScoreReport
 from hfcap.score_table import metric_name, score_table
 from hfcap.scoring import read_scores
 from hfcap.scoring.of_run import RunScoring
+from hfcap.stage_record import StageRecord
 from hfcap.text import printable
 from hfcap.training import emissions
 from hfcap.training.accelerator import new_accelerator
@@ -43,12 +44,8 @@ from hfcap.training.stage import image_inputs, train_stage
 StageName = Literal["train", "caption", "score", "card", "publish"]
 STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")
 
-_DEPENDS_ON: dict[str, tuple[str, ...]] = {
-    "train": ("captioner", "model", "data", "lora", "augment", "train", "scst"),
-    "caption": ("generate", "score.split", "score.baselines"),
-    "score": ("score", "publish.samples_license"),
-}
-"""Blocks of the recipe that a stage's output depends on, beside those of the stages before it."""
+_LAUNCHER_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR", "WORLD_SIZE")
+"""Set by accelerate's launcher always; for several processes; by launchers that really start several."""
 
 
 def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
@@ -56,7 +53,8 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
 
     Raises:
         MissingPackageError: a tracker in `train.report_to` is not installed.
-        UserError: the precision, or the accelerate configuration, is nothing that hfcap can train with here.
+        UserError: the precision, or the accelerate configuration, is nothing that hfcap can train with here, or several
+            processes were asked for and one was started.
     """
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
 
@@ -64,7 +62,7 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
         # Accelerate leaves trackers out without a word.
         if importlib.util.find_spec(tracker) is None:
             raise MissingPackageError(tracker, f"train.report_to: {tracker}")
-    return new_accelerator(
+    accelerator = new_accelerator(
         recipe.train.mixed_precision,
         log_with=[tracker for tracker in recipe.train.report_to if tracker != emissions.NAME] or None,
         project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path / "trackers")),
@@ -73,66 +71,63 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
         # Encoders carry heads that captioning does not use (poolers); their weights never get gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    _require_all_processes(accelerator)
+    return accelerator
+
+
+def _require_all_processes(accelerator: Any) -> None:
+    """Refuse what `accelerate launch --cpu --num_processes 2` does: it sets a meeting point, and starts one process."""
+    launched, meeting, counted = (name in os.environ for name in _LAUNCHER_VARIABLES)
+    if launched and meeting and not counted and accelerator.num_processes == 1:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does on CPUs; start them with: "
+            "ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hfcap ..., or leave --num_processes out"
+        )
 
 
 class Run:
-    """One recipe in its run directory; `execute` brings it up to a stage."""
+    """One recipe in its run directory; `execute` brings it up to a stage.
 
-    def __init__(self, recipe: Recipe, accelerator: Any | None = None) -> None:
-        self.recipe = recipe
-        self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name)
+    Args:
+        directory: where the run stands; None = `<output_dir>/<name>` of the recipe.
+        accept_changes: go on although data, base model or keys of the training are not those that the run began with.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Any | None = None,
+        directory: RunDirectory | None = None,
+        accept_changes: bool = False,
+    ) -> None:
+        self.recipe = with_absolute_places(recipe)
+        self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name) if directory is None else directory
+        self.record = StageRecord(self.directory, self.recipe)
         self._splits: dict[str, list[CaptionedImage]] = {}
-        self._scoring = RunScoring(recipe, self.directory, self.records)
+        self._scoring = RunScoring(self.recipe, self.directory, self.records)
         self._captioner: Captioner | None = None
-        self._check_directory()
-        self.accelerator = make_accelerator(recipe, self.directory) if accelerator is None else accelerator
+        self.accelerator = make_accelerator(self.recipe, self.directory) if accelerator is None else accelerator
+        self.watch = Watch(
+            self.recipe, self.directory, self.record, self.records, accept_changes, self.accelerator.is_main_process
+        )
 
-    # ---- which recipe the directory belongs to -------------------------------------------------------------------
-
-    def _check_directory(self) -> None:
-        """Refuse a directory that was trained with another recipe."""
-        directory = self.directory
-        if directory.recipe.is_file():
-            earlier = load_recipe(directory.recipe)
-            changed = _differences(_part(earlier, "train"), _part(self.recipe, "train"))
-            if changed and not (directory.checkpoints.is_dir() or directory.model.is_dir()):
-                # Stopped by a mistake in the recipe before anything was trained: only the start is out of date.
-                shutil.rmtree(directory.base_model, ignore_errors=True)
-            elif changed:
-                raise UserError(
-                    f"{directory.path}: holds a run of a different recipe ({'; '.join(changed[:5])}); choose "
-                    "another name (name=...), or delete that folder"
-                )
-
-    @property
-    def _state_file(self) -> Path:
-        return self.directory.path / "stages.json"
-
-    def _state(self) -> dict[str, str]:
-        return read_json(self._state_file, "record of finished stages") if self._state_file.is_file() else {}
+    # ---- what is done, and what has to be done ---------------------------------------------------------------------
 
     def _is_finished(self, name: str, outputs: Sequence[Path]) -> bool:
-        return self._state().get(name) == self._fingerprint(name) and all(output.exists() for output in outputs)
+        changed = self.watch.training_goes_on() if name == "train" else bool(self.record.changed(name))
+        return self.record.is_done(name) and not changed and all(output.exists() for output in outputs)
 
-    def _begin(self, name: str, outputs: Sequence[Path], force: bool) -> bool:
-        """Whether a stage must be done; if so, what was made from its earlier output is forgotten.
-
-        A half-done stage may go on with what it has only where the recipe is still the one it began with.
-        """
-        state, fingerprint = self._state(), self._fingerprint(name)
-        finished = self._is_finished(name, outputs)
-        # Every process decides before one of them changes what the decision rests on.
+    def _begin(self, name: str, force: bool) -> None:
+        """Forget what was made from a stage's earlier output; half-done work of the same recipe stays."""
+        # Every process has decided before one of them changes what the decision rests on.
         self.accelerator.wait_for_everyone()
-        if finished and not force:
-            return False
         if self.accelerator.is_main_process:
-            if force or state.get(f"{name} begun") != fingerprint:
+            # A training goes on with a changed recipe where `watch` lets it.
+            begun_otherwise = name != "train" and (self.record.earlier(name) is None or self.record.changed(name))
+            if force or begun_otherwise:
                 self._discard(name)
-            later = list(_DEPENDS_ON)[list(_DEPENDS_ON).index(name) :]
-            kept = {key: value for key, value in state.items() if key.split()[0] not in later}
-            write_json(self._state_file, {**kept, f"{name} begun": fingerprint})
+            self.record.begin(name)
         self.accelerator.wait_for_everyone()
-        return True
 
     def _discard(self, name: str) -> None:
         """Delete what a stage that was begun differently, or shall be done again, left behind."""
@@ -140,24 +135,16 @@ class Run:
         if name == "train":
             for folder in (directory.model, directory.checkpoints, directory.base_model, directory.merged_model):
                 shutil.rmtree(folder, ignore_errors=True)
-            directory.emissions.unlink(missing_ok=True)
+            for file in (directory.summary, directory.emissions, directory.environment):
+                file.unlink(missing_ok=True)
         if name == "caption":
             for part in directory.predictions("").parent.glob("*.part-*"):
                 part.unlink()
 
-    def _mark_done(self, name: str) -> None:
+    def _mark_done(self, name: str, facts: Mapping[str, Any] | None = None) -> None:
         if self.accelerator.is_main_process:
-            write_json(self._state_file, {**self._state(), name: self._fingerprint(name)})
+            self.record.note_done(name, facts or {})
         self.accelerator.wait_for_everyone()
-
-    def _fingerprint(self, name: str) -> str:
-        """Hash what a stage and those before it depend on; keys at their defaults do not count.
-
-        Otherwise a new version of hfcap with one more key would take every finished run for another one's.
-        """
-        upto = list(_DEPENDS_ON)[: list(_DEPENDS_ON).index(name) + 1]
-        values = [_part(self.recipe, stage_name, exclude_defaults=True) for stage_name in upto]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     # ---- stages ------------------------------------------------------------------------------------------------
 
@@ -166,25 +153,27 @@ class Run:
         if last == "publish" and self.recipe.publish.repo_id is not None and self.accelerator.is_main_process:
             # Hours of training should not end at a token that may only read.
             check_may_publish(self.recipe.publish.repo_id)
-        if not self._is_finished("train", self._trained) or (force and last == "train"):
+        anew = force and last == "train"
+        if not anew:
+            self.watch.require_same_recipe()
+        if anew or not self._is_finished("train", self._trained):
             self._check_data(last)
         # Only now: a recipe whose data are not there leaves no run directory behind.
-        with self._alone():
-            write_text(self.directory.recipe, dump_recipe(self.recipe))
+        with alone(self.directory) if self.accelerator.is_main_process else nullcontext():
+            self.accelerator.wait_for_everyone()
+            if not anew:
+                self.watch.require_same_recipe()  # what another command did until now counts
+                if not self._is_finished("train", self._trained):
+                    self.watch.require_same_data("train", "train", "validation")
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                remove_unfinished(self.directory)
+                self.watch.take_over_recipe()
+            self.accelerator.wait_for_everyone()
             for name in STAGES[: STAGES.index(last) + 1]:
                 getattr(self, f"_{name}")(force and name == last)
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """Keep other commands away from this run; its own processes follow the main one."""
-        if not self.accelerator.is_main_process:
-            return nullcontext()
-        return only_one(
-            self.directory.lock,
-            f"{self.directory.path}: another hfcap is working on this run; wait until it is done, or choose another "
-            "name (name=...)",
-        )
-
-    def records(self, split: Literal["train", "validation", "test"]) -> list[CaptionedImage]:
+    def records(self, split: Split) -> list[CaptionedImage]:
         """Checked records of one split."""
         if split not in self._splits:
             self._splits[split] = load_split(self.recipe.data, split)
@@ -204,26 +193,36 @@ class Run:
             self._scoring.check()
 
     def _train(self, force: bool) -> None:
-        if not self._begin("train", self._trained, force):
+        if not force and self._is_finished("train", self._trained):
             return
+        self._begin("train", force)
         splits = {name: self.records(name) for name in ("train", "validation")}
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
-        make = train_stage if family.trains_by_gradients else fit_stage
-        make(self.recipe, self.directory, splits, self.accelerator)
-        self._mark_done("train")
+        if family.trains_by_gradients:
+            train_stage(self.recipe, self.directory, splits, self.accelerator, self.watch.accept_changes)
+        else:
+            fit_stage(self.recipe, self.directory, splits, self.accelerator)
+        self._mark_done("train", {"weights": weight_hashes(self.directory)})
 
     def _caption(self, force: bool) -> None:
         split = self.recipe.score.split
         names = self._scored_names()
-        if not self._begin("caption", [self.directory.predictions(name) for name in names], force):
+        outputs = [self.directory.predictions(name) for name in names]
+        if not force and self._is_finished("caption", outputs):
             return
+        self.watch.require_whole_model()
+        begun = self.record.earlier("caption") is not None and not self.record.changed("caption")
+        read: list[Split] = [split] if begun and not force else []
+        read += ["train"] if "most_frequent_caption" in self.recipe.score.baselines else []
+        self.watch.require_same_data("caption", *read)
+        self._begin("caption", force)
         records = self.records(split)
         if self.accelerator.is_main_process:
             write_json(self.directory.references(split), _coco_references(records))
-            self._record_split(split, records)
+            self.watch.note_split(split, records)
         captioner = self._trained_captioner()
-        frozen = read_json(self.directory.summary, "training summary")["encoder_frozen"]
-        stored = frozen and self.recipe.data.may_store_features
+        frozen = read_json_object(self.directory.summary, "training summary").get("encoder_frozen")
+        stored = bool(frozen) and self.recipe.data.may_store_features
         inputs = image_inputs(captioner, records, self.recipe, stored, self.accelerator)
         self._write_predictions(captioner, records, inputs, split)
         for baseline in self.recipe.score.baselines:
@@ -256,11 +255,6 @@ class Run:
         )
         write_predictions(captioner, job, self.directory.predictions(name), self.accelerator)
 
-    def _record_split(self, split: str, records: Sequence[CaptionedImage]) -> None:
-        environment = read_json(self.directory.environment, "environment record")
-        environment["datasets"].update(describe_datasets(self.recipe.data, {split: records}))
-        write_json(self.directory.environment, environment)
-
     def _scored_names(self) -> list[str]:
         """The split and the baselines on it: names of prediction and score files."""
         split = self.recipe.score.split
@@ -268,8 +262,10 @@ class Run:
 
     def _score(self, force: bool) -> None:
         names = self._scored_names()
-        if not self._begin("score", [self.directory.scores(name) for name in names], force):
+        if not force and self._is_finished("score", [self.directory.scores(name) for name in names]):
             return
+        self.watch.require_same_data("score", self.recipe.score.split, *self._scoring.other_splits)
+        self._begin("score", force)
         if self.accelerator.is_main_process:
             self._scoring.score(names, self._decoding_signature())
             self._record_samples()
@@ -277,8 +273,9 @@ class Run:
 
     def _decoding_signature(self) -> dict[str, Any]:
         values = self.recipe.generate.model_dump(mode="json")
-        size = read_json(self.directory.model / "processor_config.json", "processor configuration")
-        image_size = size.get("image_processor", {}).get("size")
+        processor = read_json_object(self.directory.model / "processor_config.json", "processor configuration")
+        images = processor.get("image_processor")
+        image_size = images.get("size") if isinstance(images, dict) else None
         return {"decoding": values, "prompt": self.recipe.model.prompt, "image_size": image_size}
 
     def _record_samples(self) -> None:
@@ -352,29 +349,6 @@ def most_frequent_caption(records: Sequence[CaptionedImage]) -> str:
     """Return the caption that occurs most often, first one first among equals; case and spacing are ignored."""
     counts = Counter(" ".join(caption.lower().split()) for record in records for caption in record.captions)
     return counts.most_common(1)[0][0]
-
-
-def _part(recipe: Recipe, stage_name: str, exclude_defaults: bool = False) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json", exclude_defaults=exclude_defaults)
-    part: dict[str, Any] = {}
-    for key in _DEPENDS_ON[stage_name]:
-        value: Any = values
-        for step in key.split("."):
-            value = value.get(step) if isinstance(value, dict) else None
-        if value is not None:
-            part[key] = value
-    return part
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before!r} there, {after!r} here")
-    return found
 
 
 def _coco_references(records: Sequence[CaptionedImage]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from hfcap.errors import UserError
 MAX_CHARACTERS = 1_000_000
 """Longer texts are refused; a recipe has about a thousand characters."""
 
+MAX_NODES = 20_000
+"""More keys and values are refused while they are read; a recipe has some hundred."""
+
 MAX_DEPTH = 30
 """Deeper nesting is refused before Python's stack ends."""
 
@@ -57,6 +60,7 @@ class _CoreSchemaLoader(yaml.SafeLoader):
     """Resolves plain scalars by the core schema; refuses anchors, aliases, tags and deep nesting."""
 
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse what a recipe may not hold, before anything is built from it."""
@@ -68,6 +72,9 @@ class _CoreSchemaLoader(yaml.SafeLoader):
             raise YamlProblem(f"{place}: tags are not allowed ({event.tag})")
         if self.depth >= MAX_DEPTH:
             raise YamlProblem(f"{place}: nested more than {MAX_DEPTH} levels deep")
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise YamlProblem(f"{place}: more than {MAX_NODES:,} keys and values; this is not a recipe")
         self.depth += 1
         try:
             return super().compose_node(parent, index)

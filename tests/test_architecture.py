@@ -17,6 +17,8 @@ ORDER = [
     "errors",
     "files",
     "text",
+    "children",
+    "places",
     "progress",
     "hub_server",
     "strict_yaml",
@@ -25,14 +27,19 @@ ORDER = [
     "recipe_block",
     "recipe_scst",
     "recipe",
+    "recipe_changes",
     "recipe_problems",
     "recipe_loading",
     "recipe_files",
     "run_directory",
+    "run_recipe",
+    "stage_record",
     "metrics",
     "captioners",
     "data",
     "environment",
+    "run_record",
+    "run_watch",
     "decoding",
     "captioning",
     "pages",
@@ -52,7 +59,7 @@ ORDER = [
 ]
 """A module imports only what stands before it, or its own folder (docs/architecture.md)."""
 
-METRICS_MAY_IMPORT = {"errors", "files", "text", "progress", "registry", "schema", "metrics"}
+METRICS_MAY_IMPORT = {"errors", "files", "text", "children", "places", "progress", "registry", "schema", "metrics"}
 """Metrics run alone, also through `evaluate.load(path)`: no recipe, no captioner, no torch."""
 
 TOP = {"__init__", "__main__"}

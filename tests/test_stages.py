@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from hfcap import decoding, stages
+from hfcap import decoding, stage_record
 from hfcap.captioners.loading import load_captioner
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import only_one, read_json, read_json_lines
@@ -86,7 +86,8 @@ def test_a_finished_run_stays_finished_when_recipes_gain_a_key(tmp_path: Path, m
     directory = execute(recipe, "train")
     written = directory.summary.stat().st_mtime_ns
     # As if the block `expect` were new, in a later version, and training depended on it.
-    monkeypatch.setitem(stages._DEPENDS_ON, "train", (*stages._DEPENDS_ON["train"], "expect", "publish.tags"))
+    more = (*stage_record.DEPENDS_ON["train"], "expect", "publish.tags")
+    monkeypatch.setitem(stage_record.DEPENDS_ON, "train", more)
     execute(recipe, "train")
     assert directory.summary.stat().st_mtime_ns == written
 
@@ -359,5 +360,7 @@ def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch
 def test_the_record_of_stages_is_plain_json(tmp_path: Path) -> None:
     run = execute(recipe_of(tmp_path))
     state = json.loads((run.path / "stages.json").read_text())
-    assert {"train", "caption", "score"} <= state.keys()
-    assert all(isinstance(value, str) and len(value) == 64 for value in state.values())
+    assert state.keys() == {"train", "caption", "score", "working_directory"}
+    assert all(state[name]["done"] is True for name in ("train", "caption", "score"))
+    assert state["caption"]["recipe"]["generate"]["max_new_tokens"] == 6
+    assert state["train"]["facts"]["weights"].keys() == {"model/model.safetensors"}

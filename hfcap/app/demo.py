@@ -15,6 +15,7 @@ from hfcap.app import interface
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
 from hfcap.errors import MissingPackageError, UserError
+from hfcap.files import read_text
 from hfcap.recipe import GenerateOptions
 
 
@@ -75,8 +76,41 @@ def shown_names(locations: Sequence[str]) -> list[str]:
     raise UserError("a model is given twice; name each model once")
 
 
-def launch(models: Mapping[str, LoadedModel], host: str, port: int | None) -> None:
-    """Serve the page until Ctrl-C; only this machine can reach it unless `host` says otherwise."""
+def read_demo_accounts(path: Path) -> list[tuple[str, str]]:
+    """Read who may use a demo: lines of name and password; '#' at the start of a line makes it a comment.
+
+    Raises:
+        UserError: a line is wrong; the message names it, never the password.
+    """
+    accounts: dict[str, str] = {}
+    for number, line in enumerate(read_text(path, "accounts of the demo").splitlines(), start=1):
+        name, _, password = line.strip().partition(" ")
+        if not name or name.startswith("#"):
+            continue
+        if len(password.strip()) < 8:
+            raise UserError(f"{path}: line {number}: write: name password, the password of 8 characters at least")
+        if name in accounts:
+            raise UserError(f"{path}: line {number}: {name} has a line already")
+        accounts[name] = password.strip()
+    if not accounts:
+        raise UserError(f"{path}: holds no account; write lines of: name password")
+    return list(accounts.items())
+
+
+def launch(
+    models: Mapping[str, LoadedModel], host: str, port: int | None, accounts: Sequence[tuple[str, str]] | None = None
+) -> None:
+    """Serve the page until Ctrl-C; only this machine can reach it unless `host` says otherwise.
+
+    Args:
+        accounts: names and passwords of those who may use it; None = everybody who can reach it.
+    """
     first = next(iter(models.values()))
     page = interface.build(models, first.defaults)
-    page.launch(server_name=host, server_port=port, share=False, max_file_size="20mb")
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        max_file_size="20mb",
+        auth=list(accounts) if accounts is not None else None,
+    )

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from hfcap.captioners.parts import load_image_processor, load_tokenizer, whole_model
+from hfcap.captioners.parts import load_image_processor, load_tokenizer, reason_of, whole_model
 from hfcap.captioners.quantization import keep_layout
 from hfcap.errors import MissingPackageError, UserError
 
@@ -82,8 +82,8 @@ def load_processor(location: str, revision: str | None, trust_remote_code: bool)
             f"{KEY}: the processor of {location} needs packages that are missing: {' '.join(str(error).split())[:160]} "
             "(SmolVLM and Qwen-VL also take films: pip install torchvision num2words)"
         ) from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{KEY}: no processor in {location}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{KEY}: no processor in {location}: {reason_of(error)}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise UserError(f"{KEY}: the processor of {location} lacks an image processor or a tokenizer")
     processor.image_processor = image_processor

@@ -37,6 +37,7 @@ from hfcap.captioners.probe import penalises_repetition
 from hfcap.captioners.shared_prefix import SharedPrefix
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
+from hfcap.places import Location
 from hfcap.recipe import TokenizerOptions
 from hfcap.recipe_block import PositiveInt, Share
 from hfcap.schema import PackedCaptions
@@ -45,7 +46,7 @@ from hfcap.schema import PackedCaptions
 class ClipPrefixOptions(VisionOptions):
     """Keys of `model`: `pretrained` (a saved prefix captioner), or one encoder and one language model."""
 
-    language_model: str | None = Field(None, description="Hub id or folder of the causal language model")
+    language_model: Location | None = Field(None, description="Hub id or folder of the causal language model")
     language_model_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
     language_model_revision: str | None = None
     gguf_file: str | None = Field(None, description="name of a GGUF file inside the language_model folder")

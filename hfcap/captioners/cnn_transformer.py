@@ -16,6 +16,7 @@ from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.modeling_encoder_decoder import CnnTransformerForConditionalGeneration
 from hfcap.captioners.own_model import VisionOptions, as_decoder, load_as_decoder
 from hfcap.captioners.parts import TINY_CNN, load_tokenizer, require_one_origin, train_tokenizer, wrap_texts
+from hfcap.places import Location
 from hfcap.recipe import TokenizerOptions
 from hfcap.recipe_block import Share
 
@@ -26,7 +27,7 @@ class CnnTransformerOptions(VisionOptions):
     vision_feature: Literal["patches", "pooled"] = Field(
         "patches", description="patches: every cell of the feature map; pooled: one vector"
     )
-    decoder: str | None = Field(None, description="Hub id or folder of a causal language model (GPT-2, BERT, ...)")
+    decoder: Location | None = Field(None, description="Hub id or folder of a causal language model (GPT-2, BERT, ...)")
     decoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
     decoder_revision: str | None = None
     bridge_dropout: Share = Field(0.0, description="dropout on the image states that the decoder reads")

@@ -18,9 +18,9 @@ from transformers import AutoModel, CLIPProcessor
 
 from hfcap.captioners.parts import from_pretrained, load_image_processor, load_tokenizer
 from hfcap.captioners.sidecar import without_places
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import UserError
 from hfcap.files import read_json, write_bytes, write_json
-from hfcap.progress import progress_bar
+from hfcap.progress import error_console, progress_bar
 
 TEXTS_PER_SHARD = 4096
 
@@ -107,8 +107,7 @@ class DualEncoder:
         Every TEXTS_PER_SHARD vectors are kept in `folder` under a name made of encoder and texts, so that a killed run
         goes on behind them and other texts never meet them.
 
-        Raises:
-            WorkError: a file in `folder` is damaged.
+        A damaged file there is computed again.
         """
         key, parts = self.text_key(), []
         with progress_bar() as progress:
@@ -117,8 +116,9 @@ class DualEncoder:
                 chunk = texts[first : first + TEXTS_PER_SHARD]
                 name = hashlib.sha256(json.dumps([key, list(chunk)]).encode()).hexdigest()[:32]
                 path = folder / f"texts-{name}.safetensors"
-                if path.is_file():
-                    parts.append(_read_vectors(path))
+                known = _read_vectors(path)
+                if known is not None:
+                    parts.append(known)
                 else:
                     rows = []
                     for start in range(0, len(chunk), batch_size):
@@ -130,8 +130,13 @@ class DualEncoder:
         return torch.cat(parts)
 
 
-def _read_vectors(path: Path) -> torch.Tensor:
+def _read_vectors(path: Path) -> torch.Tensor | None:
+    """Return what an earlier run kept; None where it kept nothing, or where that is damaged, which is said."""
+    if not path.is_file():
+        return None
     try:
         return load_file(path)["vectors"]
     except (SafetensorError, OSError, KeyError) as error:
-        raise WorkError(f"{path}: damaged text vectors ({error}); delete the file") from error
+        said = f"warning: {path}: damaged text vectors ({error}); they are computed again"
+        error_console.print(said, markup=False, soft_wrap=True)
+        return None

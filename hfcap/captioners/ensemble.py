@@ -36,6 +36,7 @@ from hfcap.captioners.modeling_ensemble import (
 from hfcap.captioners.own_model import TokensOfConfig
 from hfcap.captioners.parts import TINY_VIT, load_tokenizer, special_token_ids, train_tokenizer, whole_model
 from hfcap.errors import UserError
+from hfcap.places import Location
 from hfcap.progress import track
 from hfcap.recipe import GenerateOptions, ModelOptions, TokenizerOptions
 from hfcap.recipe_block import Block, NonNegativeInt, PositiveInt
@@ -49,7 +50,7 @@ AutoModelForImageTextToText.register(EnsembleConfig, EnsembleForImageCaptioning,
 class MemberOptions(Block):
     """One captioner of an ensemble."""
 
-    model: str = Field(description="run directory, model folder or Hub id of a trained captioner")
+    model: Location = Field(description="run directory, model folder or Hub id of a trained captioner")
     revision: str | None = Field(None, description="commit, tag or branch on the Hub")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="what its captions count, shared by its candidates")
 
@@ -69,7 +70,7 @@ class EnsembleOptions(ModelOptions):
     choice: Literal["consensus", "clip"] = Field(
         "consensus", description="consensus: most similar to all candidates by CIDEr-D; clip: nearest to the picture"
     )
-    clip: str | None = Field(None, description="choice: clip: Hub id or folder of a CLIP or SigLIP")
+    clip: Location | None = Field(None, description="choice: clip: Hub id or folder of a CLIP or SigLIP")
     clip_revision: str | None = None
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.modeling_encoder_decoder import ImageTransformerForConditionalGeneration
 from hfcap.captioners.own_model import VisionOptions, as_decoder
 from hfcap.captioners.parts import train_tokenizer, wrap_texts
+from hfcap.places import Location
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.recipe_block import Block, PositiveInt, Share
 
@@ -74,7 +75,7 @@ class ImageTransformerOptions(ModelOptions):
     """Keys of `model`: `pretrained` (a saved captioner), or an architecture to train."""
 
     architecture: Architecture | None = Field(None, description="sizes, for training from random weights")
-    vision: str | None = Field(
+    vision: Location | None = Field(
         None, description="Hub id or folder of a ViT that the encoder starts from, with its own sizes"
     )
     vision_revision: str | None = None

@@ -9,7 +9,6 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
-from transformers import PreTrainedConfig
 
 from hfcap import registry
 from hfcap.captioners.base import BaseModel, Captioner
@@ -24,7 +23,7 @@ from hfcap.captioners.merging import (
 from hfcap.captioners.parts import require_no_revision_of_folder
 from hfcap.captioners.sidecar import read_sidecar
 from hfcap.errors import UserError, WorkError
-from hfcap.files import folder_being_written, read_json
+from hfcap.files import folder_being_written, read_json, read_json_object
 from hfcap.recipe import GenerateOptions
 from hfcap.run_directory import RunDirectory
 
@@ -114,8 +113,12 @@ def is_run_directory(location: str) -> bool:
 
 def earlier_base_models(location: str) -> list[BaseModel]:
     """Return what the captioner of a run directory was built from; the run itself where it started from nothing."""
-    record = read_json(RunDirectory(Path(location)).environment, "environment of the run")
-    found = [BaseModel(base["id"], base["revision"], base["role"]) for base in record["base_models"]]
+    path = RunDirectory(Path(location)).environment
+    bases = read_json_object(path, "environment of the run").get("base_models")
+    try:
+        found = [BaseModel(base["id"], base["revision"], base["role"]) for base in bases or []]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: base_models must be a list of id, revision and role; the file is damaged") from None
     return found or [BaseModel(location, None, "captioner")]
 
 
@@ -125,8 +128,7 @@ def _family(folder: Path, location: str) -> type[Captioner]:
         return registry.load("captioners", named).REGISTERED
     if not (folder / "config.json").is_file():
         raise UserError(f"{location}: holds neither a model (config.json) nor an adapter (adapter_config.json)")
-    values, _ = PreTrainedConfig.get_config_dict(str(folder))
-    model_type = values.get("model_type")
+    model_type = read_json_object(folder / "config.json", "configuration of the model").get("model_type")
     for name in registry.names("captioners"):
         family: type[Captioner] = registry.load("captioners", name).REGISTERED
         if model_type in family.model_types:

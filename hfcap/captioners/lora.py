@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
-from safetensors import SafetensorError
 from torch import nn
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.merging import require_mergeable
+from hfcap.captioners.parts import reason_of, unreadable_files
 from hfcap.captioners.quantization import quantize_linear_layers, require_bitsandbytes
 from hfcap.errors import UserError
 from hfcap.recipe import LoraOptions
@@ -116,10 +116,11 @@ def _targets(captioner: Captioner, options: LoraOptions, names: list[str]) -> st
     return endings if matched == set(names) else "|".join(map(re.escape, names))
 
 
-def save_adapter(peft_model: Any, base_location: str, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors; the config names the base model's location."""
+def save_adapter(peft_model: Any, base_location: str, folder: Path, revision: str | None = None) -> None:
+    """Write adapter_config.json and adapter_model.safetensors; the config names the base model and its commit."""
     for config in peft_model.peft_config.values():
         config.base_model_name_or_path = base_location
+        config.revision = revision
     # PEFT would ask the Hub whether the vocabulary grew (no recipe can do that), and copy a whole adapted head.
     peft_model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     # PEFT writes a card of its own that lacks the base model; hfcap writes the real one.
@@ -135,10 +136,8 @@ def load_adapter(captioner: Captioner, folder: Path | str) -> PeftModel:
     if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
         # PEFT would read adapter_model.bin, a pickle, or ask the Hub for a repository of this name.
         raise UserError(f"{folder}: holds no {SAFETENSORS_WEIGHTS_NAME}; save the adapter with safetensors")
-    try:
+    with unreadable_files(lambda error: f"{folder}: the adapter does not fit its base model: {reason_of(error)}"):
         peft_model = PeftModel.from_pretrained(captioner.model, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the adapter does not fit its base model: {str(error).splitlines()[0]}") from error
     if peft_model.active_peft_config.is_prompt_learning:
         raise UserError(
             f"{folder}: an adapter of the kind {peft_model.active_peft_config.peft_type}, which puts learned states in "

@@ -22,19 +22,22 @@ from hfcap.captioners.parts import (
     load_image_processor,
     load_tokenizer,
     new_image_processor,
+    reason_of,
     require_positions,
     special_token_ids,
+    unreadable_files,
     vision_tower,
     whole_model,
 )
 from hfcap.errors import UserError
+from hfcap.places import Location
 from hfcap.recipe import GenerateOptions, ModelOptions
 
 
 class VisionOptions(ModelOptions):
     """Keys of `model` that name the image encoder."""
 
-    vision: str | None = Field(
+    vision: Location | None = Field(
         None, description="Hub id or folder of the image encoder (CLIP, SigLIP, ViT, ResNet, ...)"
     )
     vision_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
@@ -76,10 +79,8 @@ class OwnModelCaptioner(TokensOfConfig):
     @classmethod
     def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
         """Load a saved captioner; a backbone with its own code needs `trust_remote_code`."""
-        try:
+        with unreadable_files(lambda error: f"model.pretrained: {location}: {reason_of(error)}"):
             config = cls.model_class.config_class.from_pretrained(location, revision=revision or "main")
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.pretrained: {location}: {str(error).splitlines()[0]}") from error
         if isinstance(config.vision_config, dict) and not trust_remote_code:
             raise UserError(
                 f"{location}: its image encoder brings its own code, which would run on this machine; "

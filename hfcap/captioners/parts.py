@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,42 @@ TINY_CNN = {
 START, END, PAD = "<start>", "<end>", "<pad>"
 
 
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError),
+    *(ImportError, RuntimeError, SafetensorError),
+)
+"""What transformers and its libraries raise where a model's files are missing, damaged or of another kind."""
+
+
+@contextlib.contextmanager
+def unreadable_files(message: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn what damaged or missing files of a model raise into a UserError.
+
+    Args:
+        message: what to say of the error.
+
+    Raises:
+        UserError: the files cannot be used.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(message(error)) from error
+    except Exception as error:
+        if type(error) is Exception:  # the tokenizers library has no class of its own
+            raise UserError(message(error)) from error
+        raise
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error, with its kind where the line alone says little."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    plain = isinstance(error, OSError | ValueError | RuntimeError) or type(error) is Exception
+    return line if plain and line else f"{type(error).__name__}: {line}"
+
+
 def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> Any:
     """Call `loader.from_pretrained` and turn what a user can cause into a UserError that names the recipe key.
 
@@ -60,12 +97,11 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
         raise UserError(f"{key}: {location} holds no config.json; give a folder written by save_pretrained or a Hub id")
     if "gguf_file" not in arguments:
         arguments["use_safetensors"] = True
-    try:
-        return loader.from_pretrained(location, **arguments)
-    except ImportError as error:
-        raise UserError(f"{key}: {location}: {missing_package(error)}") from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+
+    def message(error: Exception) -> str:
+        if isinstance(error, ImportError):
+            return f"{key}: {location}: {missing_package(error)}"
+        reason = reason_of(error)
         remedy = "check the name, or give a local folder with config.json and model.safetensors"
         if "safetensors" in reason or "pytorch_model" in reason or "no file named" in reason:
             remedy = (
@@ -74,7 +110,10 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
             )
         elif "trust_remote_code" in str(error):
             remedy = "its own code would run on this machine: set model.trust_remote_code: true if you trust it"
-        raise UserError(f"{key}: cannot load {location}: {reason} ({remedy})") from error
+        return f"{key}: cannot load {location}: {reason} ({remedy})"
+
+    with unreadable_files(message):
+        return loader.from_pretrained(location, **arguments)
 
 
 def missing_package(error: ImportError) -> str:
@@ -111,12 +150,10 @@ def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_c
 
     Where it has no pad token the end token pads, which is safe because packing labels only real end tokens.
     """
-    try:
+    with unreadable_files(lambda error: f"{key}: no tokenizer in {location}: {reason_of(error)}"):
         tokenizer = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=trust_remote_code, **arguments
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{key}: no tokenizer in {location}: {str(error).splitlines()[0]}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # Where the files are missing, transformers makes a tokenizer of the model's kind that knows no words.
         raise UserError(f"{key}: no tokenizer in {location}: its files are missing or hold no words")
@@ -139,14 +176,16 @@ def load_image_processor(location: str, key: str, revision: str | None, trust_re
     Raises:
         UserError: there is none, it is damaged, or it needs a package that is not installed.
     """
-    try:
+
+    def message(error: Exception) -> str:
+        if isinstance(error, ImportError):
+            return f"{key}: {location}: {missing_package(error)}"
+        return f"{key}: no image processor in {location}: {reason_of(error)}"
+
+    with unreadable_files(message):
         processor = AutoImageProcessor.from_pretrained(
             location, backend=IMAGE_BACKEND, revision=revision, trust_remote_code=trust_remote_code
         )
-    except ImportError as error:
-        raise UserError(f"{key}: {location}: {missing_package(error)}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{key}: no image processor in {location}: {str(error).splitlines()[0]}") from error
     return _describing_itself(processor)
 
 
@@ -314,9 +353,9 @@ def _require_model_type(location: str, revision: str | None, model_types: Collec
     # Before loading: transformers would build the other model at its full default size first.
     try:
         values, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
-    except (OSError, ValueError):
+        found = values.get("model_type")
+    except _UNREADABLE:
         return  # loading says what is wrong
-    found = values.get("model_type")
     if found is not None and found not in model_types:
         wanted = repr(*model_types) if len(model_types) == 1 else "one that this captioner knows"
         raise UserError(f"{key}: {location} holds a model of type {found!r}, not {wanted}; check the captioner key")

@@ -21,6 +21,7 @@ from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_v
 from hfcap.captioners.parts import TINY_VIT, special_token_ids, train_tokenizer, vision_tower, wrap_texts
 from hfcap.captioners.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
 from hfcap.errors import UserError
+from hfcap.places import LocalPath
 from hfcap.recipe import GenerateOptions, TokenizerOptions
 from hfcap.recipe_block import PositiveInt
 
@@ -35,7 +36,7 @@ class RetrievalOptions(VisionOptions):
         "images",
         description="images: captions of the nearest training pictures; captions: those nearest to the picture",
     )
-    corpus: str | None = Field(
+    corpus: LocalPath | None = Field(
         None,
         description="search: captions: file of captions (.txt, one a line, or any reference file), not the split's",
     )

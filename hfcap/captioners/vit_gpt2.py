@@ -44,6 +44,7 @@ from hfcap.captioners.parts import (
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
 from hfcap.captioners.step_scores import without_steps
 from hfcap.errors import UserError
+from hfcap.places import Location
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
@@ -51,10 +52,10 @@ from hfcap.schema import PackedCaptions
 class VitGpt2Options(ModelOptions):
     """Keys of `model`: `pretrained` (a whole captioner), or an encoder and a decoder, each pretrained or a config."""
 
-    encoder: str | None = Field(None, description="Hub id or folder of the image encoder")
+    encoder: Location | None = Field(None, description="Hub id or folder of the image encoder")
     encoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
     encoder_revision: str | None = None
-    decoder: str | None = Field(None, description="Hub id or folder of the causal language model")
+    decoder: Location | None = Field(None, description="Hub id or folder of the causal language model")
     decoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
     decoder_revision: str | None = None
 

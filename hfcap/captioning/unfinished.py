@@ -73,7 +73,7 @@ class Unfinished:
                 handle.truncate(end)
         try:
             return [_result(row) for line in content[:end].splitlines() for row in json.loads(line)]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise WorkError(f"{self.path}: damaged ({error}); delete it to begin anew") from error
 
     def add(self, batch: Sequence[Result]) -> None:

@@ -7,13 +7,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, refuse_idle, say
+from hfcap.cli.common import AcceptChanges, Force, TrustRemoteCode, app, execute, output_file, refuse_idle, say
 from hfcap.errors import UserError
 
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="files, folders, patterns, web addresses; or one dataset: Hub id, parquet, COCO JSON"),
 ]
+_INPUTS_NEEDED = (
+    "give pictures or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
+    "score.split, train.per_device_eval_batch_size)"
+)
 NumBeams = Annotated[
     int | None, typer.Option(min=1, help="beams of the search, 1 = greedy; default: as the model was saved with")
 ]
@@ -41,6 +45,7 @@ def caption(
     image_column: Annotated[str | None, typer.Option(help="of a dataset with several columns of pictures")] = None,
     images: Annotated[str | None, typer.Option(help="picture folder of a COCO file, if not 'images' beside it")] = None,
     revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")] = None,
+    accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
 ) -> None:
@@ -53,12 +58,11 @@ def caption(
     dataset = _given(split=split, config_name=config_name, image_column=image_column, images=images)
     if not inputs:
         refuse_idle(
-            "give pictures or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
-            "score.split, train.per_device_eval_batch_size)",
+            _INPUTS_NEEDED,
             **(dataset | options),
             **_given(output=output, revision=revision, prompt=prompt, sample=do_sample, batch_size=batch_size),
         )
-        done = execute(model, None, "caption", force, trust_remote_code)
+        done = execute(model, None, "caption", force, trust_remote_code, accept_changes)
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return

@@ -17,6 +17,7 @@ from hfcap.text import printable
 
 if TYPE_CHECKING:
     from hfcap.recipe import Recipe
+    from hfcap.run_directory import RunDirectory
     from hfcap.stages import Run, StageName
 
 app = typer.Typer(
@@ -33,6 +34,12 @@ RecipeOrRun = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="recipe keys to change, key=value", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="do this stage again although its output is there")]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes", help="go on although data, base model or training keys are not those the run began with"
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that comes with the model; only if you trust its author")
 ]
@@ -74,24 +81,36 @@ def refuse_idle(reason: str, **options: object) -> None:
         raise UserError(f"{', '.join(given)}: {reason}")
 
 
-def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
-    """Load a recipe by its file or name, or the recipe of a run directory."""
+def recipe_of(target: str, overrides: list[str] | None, trust_remote_code: bool) -> tuple[Recipe, RunDirectory]:
+    """Load a recipe file, or the recipe of a run directory, and say where its run is: the one gate of all commands.
+
+    A run directory is where it stands. Somebody else may have made it: its recipe names no programs (run_recipe.py),
+    and code of its model runs only with --trust-remote-code. A recipe file is the word of whoever names it.
+
+    Raises:
+        UserError: nothing is there, it is wrong, or a run directory lets code run and nobody said that it may.
+    """
     from hfcap.recipe_files import recipe_path
     from hfcap.recipe_loading import load_recipe
     from hfcap.run_directory import RunDirectory
+    from hfcap.run_recipe import recipe_of_run, run_directory_at
 
-    path = recipe_path(target)
-    if path.is_dir():
-        path = RunDirectory.existing(path).recipe
-    return load_recipe(path, overrides or [])
-
-
-def run_directory_of(target: str) -> Path:
-    """Return a run directory as it is; of a recipe, where its run is."""
-    if Path(target).is_dir():
-        return Path(target)
-    recipe = recipe_of(target, None)
-    return Path(recipe.output_dir) / recipe.name
+    run = run_directory_at(Path(target)) if Path(target).exists() else None
+    if run is None:
+        recipe = load_recipe(recipe_path(target), overrides or [])
+        return recipe, RunDirectory(Path(recipe.output_dir) / recipe.name)
+    recipe = recipe_of_run(run, overrides or [])
+    if recipe.model.trust_remote_code and not trust_remote_code:
+        raise UserError(
+            f"{target}: model.trust_remote_code of its recipe lets code that came with a model run on this machine; "
+            "give --trust-remote-code if the run is yours or you trust its author"
+        )
+    renamed = [key for key in ("name", "output_dir") if any(text.startswith(f"{key}=") for text in overrides or [])]
+    if not renamed:
+        return recipe, run
+    # The person's own words: another run, beside this one.
+    place = Path(recipe.output_dir) if "output_dir" in renamed else run.path.parent
+    return recipe, RunDirectory(place / (recipe.name if "name" in renamed else run.path.name))
 
 
 def say(text: str) -> None:
@@ -105,23 +124,19 @@ def execute(
     last: StageName,
     force: bool = False,
     trust_remote_code: bool = False,
+    accept_changes: bool = False,
 ) -> Run:
     """Bring a recipe or run directory up to a stage.
 
     Raises:
-        UserError: a run directory, which somebody else may have made, allows itself to run code that came with it.
+        UserError: see `recipe_of`; or data, base model or recipe are not those that the run began with.
     """
     from hfcap.captioners.parts import quiet_loading
     from hfcap.stages import Run
 
     quiet_loading()
-    recipe = recipe_of(target, overrides)
-    if Path(target).is_dir() and recipe.model.trust_remote_code and not trust_remote_code:
-        raise UserError(
-            f"{target}: model.trust_remote_code of its recipe lets code that came with a model run on this machine; "
-            "give --trust-remote-code if the run is yours or you trust its author"
-        )
-    run = Run(recipe)
+    recipe, directory = recipe_of(target, overrides, trust_remote_code)
+    run = Run(recipe, directory=directory, accept_changes=accept_changes)
     run.execute(last, force)
     return run
 

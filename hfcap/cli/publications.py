@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, output_folder, run_directory_of, say
+from hfcap.cli.common import AcceptChanges, RecipeOrRun, TrustRemoteCode, app, execute, output_folder, recipe_of, say
 from hfcap.errors import UserError
 from hfcap.progress import console
 
@@ -18,6 +18,7 @@ def card(
     check: Annotated[
         bool, typer.Option("--check", help="only list facts that the card lacks; exit code 1 if any")
     ] = False,
+    accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write the model card of a run."""
@@ -25,14 +26,15 @@ def card(
         from hfcap.publishing.card import missing_facts
         from hfcap.run_directory import RunDirectory
 
-        missing = missing_facts(RunDirectory.existing(run_directory_of(recipe)))
+        run = RunDirectory.existing(recipe_of(recipe, None, trust_remote_code=True)[1].path)
+        missing = missing_facts(run)
         for fact in missing:
             say(f"missing: {fact}")
         if missing:
             raise typer.Exit(1)
         console.print("The card has every fact.")
         return
-    done = execute(recipe, None, "card", force=True, trust_remote_code=trust_remote_code)
+    done = execute(recipe, None, "card", True, trust_remote_code, accept_changes)
     if done.accelerator.is_main_process:
         say(f"Card: {done.directory.card}")
 
@@ -55,23 +57,25 @@ def publish(
     """Stage a run, push it to the Hub, and prove that a stranger can use it."""
     from hfcap.captioners.parts import quiet_loading
     from hfcap.publishing.push import publish as push
-    from hfcap.run_directory import RunDirectory
+    from hfcap.run_directory import RunDirectory, alone, remove_unfinished
     from hfcap.stages import merged_model
 
     quiet_loading()
-    directory = RunDirectory.existing(run_directory_of(run))
-    result = push(
-        directory,
-        repo_id=repo_id,
-        private=private,
-        create_pr=create_pr,
-        dry_run=dry_run,
-        revision=revision,
-        force=force,
-        model=merged_model(directory, merged, trust_remote_code),
-        verified=not skip_verification,
-        trust_remote_code=trust_remote_code,
-    )
+    directory = RunDirectory.existing(recipe_of(str(run), None, trust_remote_code)[1].path)
+    with alone(directory):
+        remove_unfinished(directory)
+        result = push(
+            directory,
+            repo_id=repo_id,
+            private=private,
+            create_pr=create_pr,
+            dry_run=dry_run,
+            revision=revision,
+            force=force,
+            model=merged_model(directory, merged, trust_remote_code),
+            verified=not skip_verification,
+            trust_remote_code=trust_remote_code,
+        )
     say(str(result))
 
 
@@ -79,12 +83,18 @@ def publish(
 def verify(
     repo_ids: Annotated[list[str], typer.Argument(help="namespace/name of models on the Hub", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="branch, tag, refs/pr/NUMBER or commit")] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="human captions of the scored split, to score the predictions again")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Check published models as a stranger would: clean process, empty cache, no hfcap; exit code 1 if one fails."""
+    """Check published models as a stranger would: clean process, empty cache, no hfcap; exit code 1 if one fails.
+
+    Card, score files and predictions are compared, and what can be computed again is.
+    """
     from hfcap.publishing.verify import verify_all
 
-    reports = verify_all(dict.fromkeys(repo_ids, revision), trust_remote_code=trust_remote_code)
+    reports = verify_all(dict.fromkeys(repo_ids, revision), None, trust_remote_code, references)
     for report in reports:
         say(str(report))
     if any(report.failures for report in reports):
@@ -181,11 +191,15 @@ def demo(
     models: Annotated[list[str], typer.Argument(help="run directories, model folders or Hub ids", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="default: the first free one from 7860")] = None,
+    accounts: Annotated[
+        Path | None, typer.Option(help="FILE of lines 'name password'; without it whoever reaches the page may use it")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Open a page that captions pictures with several models side by side."""
-    from hfcap.app.demo import launch, load_models
+    from hfcap.app.demo import launch, load_models, read_demo_accounts
     from hfcap.captioners.parts import quiet_loading
 
     quiet_loading()
-    launch(load_models(models, trust_remote_code), host, port)
+    allowed = None if accounts is None else read_demo_accounts(accounts)
+    launch(load_models(models, trust_remote_code), host, port, allowed)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from hfcap.cli.common import (
+    AcceptChanges,
     Force,
     Overrides,
     RecipeOrRun,
@@ -25,9 +26,14 @@ from hfcap.progress import console
 
 
 @app.command()
-def run(recipe: RecipeOrRun, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False) -> None:
+def run(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
     """Do every stage: train, caption, score, write the card, publish. Finished stages are skipped."""
-    done = execute(recipe, overrides, "publish", trust_remote_code=trust_remote_code)
+    done = execute(recipe, overrides, "publish", trust_remote_code=trust_remote_code, accept_changes=accept_changes)
     if done.accelerator.is_main_process:
         done.print_scores()
         say(f"Run directory: {done.directory.path}")
@@ -42,10 +48,11 @@ def train(
     recipe: RecipeOrRun,
     overrides: Overrides = None,
     force: Force = False,
+    accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train, or continue training, up to the finished model."""
-    done = execute(recipe, overrides, "train", force, trust_remote_code)
+    done = execute(recipe, overrides, "train", force, trust_remote_code, accept_changes)
     if done.accelerator.is_main_process:
         say(f"Model: {done.directory.model}")
 
@@ -56,13 +63,17 @@ def doctor(
     overrides: Overrides = None,
     output: Annotated[Path | None, output_folder("folder for doctor.json and contact_sheet.png")] = None,
     steps: Annotated[int, typer.Option(min=0, help="training steps to measure; 0 = no memory and time estimate")] = 3,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check labels, data, LoRA targets, memory and time of a recipe before any training; exit code 1 if wrong."""
     from hfcap.captioners.parts import quiet_loading
     from hfcap.doctor import examine
 
     quiet_loading()
-    if not examine(recipe_of(recipe, overrides), output, steps):
+    chosen, directory = recipe_of(recipe, overrides, trust_remote_code)
+    # Beside the run directory, which the doctor never touches.
+    place = output or directory.path.parent / f"{directory.path.name}.doctor"
+    if not examine(chosen, place, steps):
         raise typer.Exit(1)
 
 

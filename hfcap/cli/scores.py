@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcap.cli.common import Force, TrustRemoteCode, app, execute, output_file, output_folder, refuse_idle, say
+from hfcap.cli.common import (
+    AcceptChanges,
+    Force,
+    TrustRemoteCode,
+    app,
+    execute,
+    output_file,
+    output_folder,
+    refuse_idle,
+    say,
+)
 from hfcap.errors import UserError
 from hfcap.progress import console
 
@@ -53,6 +63,7 @@ def score(
     seed: Annotated[int | None, typer.Option(min=0, help="of the bootstrap; default: 0")] = None,
     allow_missing: AllowMissing = False,
     force: Force = False,
+    accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score any caption file against human captions; with one argument, a run."""
@@ -76,7 +87,7 @@ def score(
             output=output,
             allow_missing=allow_missing,
         )
-        done = execute(str(predictions), None, "score", force, trust_remote_code)
+        done = execute(str(predictions), None, "score", force, trust_remote_code, accept_changes)
         if done.accelerator.is_main_process:
             done.print_scores()
         return

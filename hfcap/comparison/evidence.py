@@ -15,7 +15,7 @@ from hfcap.errors import UserError
 from hfcap.metrics.caption_files import read_file_names, read_predictions, read_references
 from hfcap.metrics.pictures import picture_files
 from hfcap.metrics.suite import CaptionSuite
-from hfcap.recipe_loading import load_recipe
+from hfcap.run_recipe import recipe_of_run
 from hfcap.schema import ImageBytes
 from hfcap.scoring.signature import data_signature
 
@@ -160,7 +160,7 @@ def _pictures(
         if system.run is None or system.report.split not in get_args(_Split):
             continue
         try:
-            data = load_recipe(system.run.recipe).data
+            data = recipe_of_run(system.run).data
             records = load_split(data, cast(_Split, system.report.split), check_images=False)
         except UserError as error:
             problems.append(str(error))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from hfcap import strict_yaml
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text
 from hfcap.metrics.base import CaptionMetric
@@ -137,9 +137,9 @@ def read_system(path: Path, split: str | None = None, score: ScorePredictions | 
         return _system_of_file(path, score)
     run = RunDirectory.existing(path)
     try:
-        recipe = yaml.safe_load(read_text(run.recipe, "recipe"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{run.recipe}: not valid YAML ({error})") from None
+        recipe = strict_yaml.parse(read_text(run.recipe, "recipe")).value
+    except strict_yaml.YamlProblem as error:
+        raise UserError(f"{run.recipe}: {error}") from None
     if not isinstance(recipe, dict):
         raise UserError(f"{run.recipe}: expected keys and values")
     scores = _score_file(run, split, recipe)

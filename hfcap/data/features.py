@@ -7,6 +7,7 @@ shards of `row_store.py`. Recipes, metrics and searches that use the same frozen
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import nn
 
 from hfcap.captioners.base import Captioner
 from hfcap.data.filling import Filling, OneProcess, Wording
+from hfcap.data.image_hashes import image_hashes
 from hfcap.data.loading import PixelInputs, prepared
 from hfcap.data.pixels import PixelPlan, identity_of
 from hfcap.data.row_store import RowStore, StoredRows
 from hfcap.files import cache_folder
+from hfcap.progress import error_console
 from hfcap.schema import CaptionedImage
 
 _LARGEST_HALF = 60_000.0
@@ -96,6 +99,12 @@ class StoredStates(StoredRows):
 
     encoded = True
     plan = None
+    temporary: Any = None
+    """The folder where the rows lie, if it goes with this object."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in a worker process does not own the folder.
+        return {**super().__getstate__(), "temporary": None}
 
 
 class FeatureStore:
@@ -104,6 +113,8 @@ class FeatureStore:
     Args:
         folder: None = `features` in the cache folder.
         accelerator: processes that share the work, and the precision the encoder runs in; None = this one, float32.
+
+    Where one process finds that nothing can be written there, what is missing is kept in a temporary folder.
     """
 
     def __init__(self, encoder: ImageEncoder, folder: Path | None = None, accelerator: Any = None) -> None:
@@ -119,13 +130,19 @@ class FeatureStore:
             WorkError: the disk has too little room; the message says how much is needed. A shard is damaged.
             UnreadableImageError: a picture cannot be read.
         """
-        model = self.encoder.model
+        model, rows, temporary = self.encoder.model, self.rows, None
+        problem = rows.write_problem() if isinstance(self.accelerator, OneProcess) else None
+        if problem is not None and not rows.places().keys() >= set(image_hashes(records)):
+            temporary = tempfile.TemporaryDirectory(prefix="hfcap-features-")
+            rows = RowStore(Path(temporary.name) / self.encoder.key)
+            said = f"warning: {problem}; what is computed from images is forgotten at the end"
+            error_console.print(said, markup=False, soft_wrap=True)
         pixels = PixelInputs(records, self.encoder.image_processor)
         was_training = model.training
         # Batch norm would otherwise learn from what is only looked at, and the encoder would no longer fit its key.
         model.eval()
         filling = Filling(
-            self.rows,
+            rows,
             pixels,
             lambda images: self._states(images, pixels.plan),
             self.encoder.name,
@@ -138,7 +155,9 @@ class FeatureStore:
         )
         places = filling.places(batch_size, num_workers)
         model.train(was_training)
-        return StoredStates(places)
+        states = StoredStates(places)
+        states.temporary = temporary
+        return states
 
     def _states(self, images: torch.Tensor, plan: PixelPlan | None) -> torch.Tensor:
         device = next(self.encoder.model.parameters()).device

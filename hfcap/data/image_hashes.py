@@ -1,4 +1,4 @@
-"""SHA-256 of pictures' encoded bytes: the name under which stores keep what was computed from a picture."""
+"""SHA-256 of images' encoded bytes, the name under which stores keep what was computed from them; and of files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from hfcap.data.images import FileImage
+from hfcap.data.images import CheckableImage, FileImage, UnreadableImageError
 from hfcap.data.remembered import Remembered
+from hfcap.files import sha256_of
 from hfcap.schema import CaptionedImage, ImageBytes
 
 _SETTLED_SECONDS = 10.0
@@ -23,7 +25,7 @@ def image_hashes(records: Sequence[CaptionedImage]) -> list[str]:
 
     Hashes of files are remembered by path, size, inode and both times of change (`image_hashes.sqlite` in the cache
     folder), so that the next run reads no picture for this. The time of the inode's change (ctime) also tells of a file
-    that was replaced by one with an older date.
+    that was replaced by one with an older date. Those of a table's rows are remembered by the table's fingerprint.
 
     Raises:
         UnreadableImageError: a picture is missing.
@@ -53,16 +55,43 @@ def _hash(image: ImageBytes) -> bytes:
     return hashlib.sha256(image.read()).digest()
 
 
+def file_hashes(paths: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of files as `image_hashes` does for images: remembered, so that large ones are read once.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    hashes = []
+    with Remembered("image_hashes", "files are read each time") as memory:
+        for path in paths:
+            key = _key_of_path(path)
+            known = {} if key is None else memory.known([key])
+            value = known[key].hex() if key in known else sha256_of(path)
+            if key is not None and key not in known and key == _key_of_path(path):
+                memory.remember({key: bytes.fromhex(value)})
+            hashes.append(value)
+    return hashes
+
+
 def _file_key(image: ImageBytes) -> bytes | None:
-    """Return what identifies a file's content, None where its hash must not be remembered."""
-    if not isinstance(image, FileImage):
-        return None
+    """Return what identifies an image's content, None where its hash must not be remembered."""
+    if isinstance(image, FileImage):
+        return _key_of_path(image.path)
+    if not isinstance(image, CheckableImage) or getattr(image, "folder", None) is not None:
+        return None  # a table on this disk may name files, which change without it
     try:
-        status = image.path.stat()
+        return hashlib.sha256(image.check_key().encode()).digest()
+    except UnreadableImageError:
+        return None  # reading it says what is wrong
+
+
+def _key_of_path(path: Path) -> bytes | None:
+    try:
+        status = path.stat()
     except OSError:
         return None  # reading it says what is wrong
     newest = max(status.st_mtime, status.st_ctime)
     if time.time() - newest < _SETTLED_SECONDS:
         return None
     values = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return hashlib.sha256(os.fsencode(image.path.absolute()) + f"\0{values}".encode()).digest()
+    return hashlib.sha256(os.fsencode(path.absolute()) + f"\0{values}".encode()).digest()

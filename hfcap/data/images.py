@@ -7,6 +7,8 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,34 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 MAX_IMAGE_BYTES = 128 * 1024 * 1024
 MAX_IMAGE_PIXELS = 80_000_000
 """Larger pictures are taken for decompression bombs; below the size at which Pillow itself begins to warn."""
+
+LARGE_IMAGE_PIXELS = 16_000_000
+"""Of larger pictures a process decodes one at a time."""
+
+MAX_SCANNED_PIXELS = 1_600_000_000
+"""Pixels of a JPEG times its scans: twenty of them at the largest size, some ten seconds."""
+_USUAL_SCANS = 20
+
+_STRIP_PIXELS = 4_000_000
+
+
+class _LargeImages:
+    """Decodes large images one at a time, in one thread: what each thread has freed stays with it otherwise."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew, as a worker process has to: threads of its parent are not there."""
+        self._thread = ThreadPoolExecutor(1, "large-images")
+
+    def decode(self, opened: Image.Image) -> Image.Image:
+        """Return the decoded image when it is its turn."""
+        return self._thread.submit(_decoded, opened).result()
+
+
+_large_images = _LargeImages()
+os.register_at_fork(after_in_child=_large_images.start)
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -163,11 +193,16 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
             width, height = opened.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
-            if draft_size is not None and opened.format == "JPEG":
-                shrink = next((by for by in (8, 4, 2) if -(-min(width, height) // by) >= draft_size), 1)
-                opened.draft(None, (width // shrink, height // shrink))
-            opened.load()
-            return _upright(_as_rgb(opened), _orientation(opened))
+            n_scans = 1
+            if opened.format == "JPEG":
+                n_scans = _scans(encoded, width * height, name)
+                if draft_size is not None:
+                    shrink = next((by for by in (8, 4, 2) if -(-min(width, height) // by) >= draft_size), 1)
+                    opened.draft(None, (width // shrink, height // shrink))
+            # Several scans are all kept, at whatever scale they are decoded.
+            kept = width * height // 2 if n_scans > 1 else 0
+            large = max(opened.width * opened.height, kept) > LARGE_IMAGE_PIXELS
+            return _large_images.decode(opened) if large else _decoded(opened)
     except UnidentifiedImageError:
         allowed = ", ".join(PICTURE_FORMATS)
         raise UnreadableImageError(f"{name}: damaged, or not a picture in one of the formats {allowed}") from None
@@ -179,19 +214,59 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
         raise UnreadableImageError(f"{name}: cannot be decoded ({error or type(error).__name__})") from None
 
 
+def _decoded(opened: Image.Image) -> Image.Image:
+    opened.load()
+    return _upright(_as_rgb(opened), _orientation(opened))
+
+
+def _scans(encoded: bytes, n_pixels: int, name: str) -> int:
+    """Return how many scans a JPEG has, those of thumbnails in it included; each passes over all pixels.
+
+    Raises:
+        UnreadableImageError: so many that it would take minutes.
+    """
+    n_scans = encoded.count(b"\xff\xda")
+    if n_scans * n_pixels > MAX_SCANNED_PIXELS and n_scans > _USUAL_SCANS:
+        raise UnreadableImageError(
+            f"{name}: a JPEG of {n_scans:,} scans, which would take minutes to decode; save the picture again"
+        )
+    return n_scans
+
+
 def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
-        grey = (np.asarray(picture).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        return _by_strips(picture, _grey_of_16_bits)
     if picture.mode in ("I", "F"):
         raise ValueError("32-bit pixels, whose range the file does not tell; save the picture with 8 bits per channel")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        with_alpha = picture.convert("RGBA")
-        white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, with_alpha).convert("RGB")
+        return _by_strips(picture, _on_white)
     # Pillow would copy a picture that is RGB already.
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _by_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert to RGB strip by strip: what a conversion needs beside its result is then small."""
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    if rows >= picture.height:
+        return convert(picture)
+    whole = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        strip.info = picture.info
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _grey_of_16_bits(picture: Image.Image) -> Image.Image:
+    grey = (np.asarray(picture).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    with_alpha = picture.convert("RGBA")
+    white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, with_alpha).convert("RGB")
 
 
 def _orientation(picture: Image.Image) -> int:

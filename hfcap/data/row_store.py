@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -117,6 +118,15 @@ class RowStore:
         for path in self._shards():
             places |= {value: Place(path, row, checksum) for row, (value, checksum) in enumerate(_header(path))}
         return places
+
+    def write_problem(self) -> str | None:
+        """Return why nothing can be added to the store (a read-only disk, somebody else's folder); None if it can."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                return None
+        except OSError as error:
+            return f"{self.folder} cannot be written ({error.strerror or error})"
 
     def require_room(self, n_bytes: int, what: str, remedy: str) -> int:
         """Return the free bytes of the disk.

@@ -20,6 +20,7 @@ from hfcap.doctor.pixels import PixelFacts
 from hfcap.doctor.report import Report
 from hfcap.doctor.tokens import TokenFacts
 from hfcap.doctor.weights import WeightFacts
+from hfcap.text import printable
 
 _SUPERVISED, _IGNORED = "bold green", "bright_black"
 _MAX_LISTED_SIZES = 4
@@ -51,6 +52,8 @@ def _section(console: Console, title: str, lines: Iterator[str]) -> None:
 
 
 def _print_indented(console: Console, text: Text, by: int = 2) -> None:
+    # Captions, file names and columns are strangers' text, whose control characters would command the terminal.
+    text.plain = printable(text.plain)
     if console.is_terminal:
         console.print(Padding(text, (0, 0, 0, by)))
     else:

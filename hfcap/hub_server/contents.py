@@ -121,15 +121,15 @@ def no_xet(request: Request) -> Answer:
 
 def lfs_batch(request: Request) -> Answer:
     """Say for each large file where to send it; nothing for one that is here."""
-    request.signed_in()
-    repository = request.repository()
+    user, repository = request.signed_in(), request.repository()
     rows = []
     for item in request.json()["objects"]:
         row = {"oid": item["oid"], "size": item["size"]}
-        if not request.server.store.lfs_path(item["oid"]).is_file():
+        if not _may_use(request, repository, user.name, item["oid"]):
             base = f"{request.base_url}/lfs-storage"
+            signature = request.server.upload_signature(item["oid"], user.name)
             row["actions"] = {
-                "upload": {"href": f"{base}/{item['oid']}/{request.server.upload_signature(item['oid'])}"},
+                "upload": {"href": f"{base}/{item['oid']}/{user.name}/{signature}"},
                 "verify": {"href": f"{base}/{repository.kind}s/{repository.repo_id}/verify"},
             }
         rows.append(row)
@@ -138,19 +138,34 @@ def lfs_batch(request: Request) -> Answer:
 
 def lfs_upload(request: Request) -> Answer:
     """Receive one large file at an address that lfs_batch gave out."""
-    oid = request.groups["oid"]
-    if not hmac.compare_digest(request.server.upload_signature(oid), request.groups["signature"]):
+    oid, account = request.groups["oid"], request.groups["account"]
+    if not hmac.compare_digest(request.server.upload_signature(oid, account), request.groups["signature"]):
         raise HubError(403, "this upload address was not given out by this server")
-    request.server.receive(request.stream, oid)
+    request.server.receive(request.stream, oid, account)
     return Answer()
 
 
 def lfs_verify(request: Request) -> Answer:
     """Confirm that a large file arrived."""
-    request.signed_in()
-    body = request.json()
-    request.server.store.lfs_entry(str(body.get("oid")), body.get("size", -1))
+    user, body = request.signed_in(), request.json()
+    _large_file(request, request.repository(), user.name, str(body.get("oid")), body.get("size", -1))
     return Answer.of({})
+
+
+def _may_use(request: Request, repository: Repository, account: str, oid: str) -> bool:
+    """Whether an account may commit a large file that is here: it sent the content itself, or the repository has it.
+
+    Who only knows the hash and the size of somebody else's private file must not get its content by naming them.
+    """
+    path = request.server.store.lfs_path(oid)
+    return path.is_file() and ((account, oid) in request.server.uploads or repository.has_large_file(oid))
+
+
+def _large_file(request: Request, repository: Repository, account: str, oid: str, size: int) -> dict[str, Any]:
+    """Return the tree entry of a large file that the account may use; others look as if they had not been sent."""
+    if not _may_use(request, repository, account, oid):
+        raise HubError(400, f"LFS object {oid} was not uploaded")
+    return request.server.store.lfs_entry(oid, size)
 
 
 def _checked_path(path: Any) -> str:
@@ -160,7 +175,9 @@ def _checked_path(path: Any) -> str:
     return str(path)
 
 
-def _apply(request: Request, files: Tree, key: str, value: dict[str, Any]) -> None:
+def _apply(
+    request: Request, repository: Repository, account: str, files: Tree, key: str, value: dict[str, Any]
+) -> None:
     store = request.server.store
     path = _checked_path(value["path"].rstrip("/") if key == "deletedFolder" else value["path"])
     if key == "file":
@@ -174,7 +191,7 @@ def _apply(request: Request, files: Tree, key: str, value: dict[str, Any]) -> No
                 raise HubError(400, "invalid metadata in README.md: " + "; ".join(errors))
         files[path] = store.add_blob(content)
     elif key == "lfsFile":
-        files[path] = store.lfs_entry(value["oid"], value["size"])
+        files[path] = _large_file(request, repository, account, value["oid"], value["size"])
     elif key == "deletedFile":
         if path not in files:
             raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
@@ -211,7 +228,7 @@ def commit(request: Request) -> Answer:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         files = dict(repository.tree(ref))
         for key, value in operations:
-            _apply(request, files, key, value)
+            _apply(request, repository, user.name, files, key, value)
         title, description = str(header["summary"]), str(header.get("description", ""))
         if create_pr:
             number = 1 + max((int(r.removeprefix(PULLS)) for r in repository.refs() if r.startswith(PULLS)), default=0)

@@ -11,6 +11,7 @@ _API = rf"/api/(?P<kind>models|datasets|spaces)/{_REPO}"
 _FILES = rf"/(?P<kind>datasets/|spaces/)?{_REPO}"
 _DISCUSSION = rf"{_API}/discussions/(?P<number>\d{{1,9}})"
 
+_LARGE_FILE = r"/lfs-storage/(?P<oid>[0-9a-f]{64})/(?P<account>[\w.-]+)/(?P<signature>[0-9a-f]{64})"
 ROUTES: list[tuple[str, tuple[str, ...], str, Route]] = [
     ("whoami", ("GET",), r"/api/whoami-v2", repositories.whoami),
     ("validate_yaml", ("POST",), r"/api/validate-yaml", repositories.validate_yaml),
@@ -36,7 +37,7 @@ ROUTES: list[tuple[str, tuple[str, ...], str, Route]] = [
     ("repo_info", ("GET",), rf"{_API}(?:/revision/{_REVISION})?", repositories.repository_info),
     ("lfs_batch", ("POST",), rf"{_FILES}\.git/info/lfs/objects/batch", contents.lfs_batch),
     ("lfs_verify", ("POST",), rf"/lfs-storage/(?P<kind>models|datasets|spaces)/{_REPO}/verify", contents.lfs_verify),
-    ("lfs_upload", ("PUT",), r"/lfs-storage/(?P<oid>[0-9a-f]{64})/(?P<signature>[0-9a-f]{64})", contents.lfs_upload),
+    ("lfs_upload", ("PUT",), _LARGE_FILE, contents.lfs_upload),
     ("resolve", ("GET", "HEAD"), rf"{_FILES}/resolve/{_REVISION}/(?P<path>.+)", contents.resolve),
 ]
 """(name, methods, path, function); the first match answers."""

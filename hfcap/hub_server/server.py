@@ -231,6 +231,8 @@ class HubServer(ThreadingHTTPServer):
         self.store = Store(root)
         self.tokens = tokens
         self.owner = owner
+        self.uploads: set[tuple[str, str]] = set()
+        """(account, SHA-256) of large files that were sent since the start, and may be in no commit yet."""
         self._upload_key = secrets.token_bytes(32)
 
     @property
@@ -256,12 +258,12 @@ class HubServer(ThreadingHTTPServer):
                 return user
         raise HubError(401, "Invalid credentials in Authorization header")
 
-    def upload_signature(self, sha256: str) -> str:
-        """Sign the address to which one large file may be sent: the client sends no token there."""
-        return hmac.new(self._upload_key, sha256.encode(), "sha256").hexdigest()
+    def upload_signature(self, sha256: str, account: str) -> str:
+        """Sign the address to which an account may send one large file: the client sends no token there."""
+        return hmac.new(self._upload_key, f"{sha256} {account}".encode(), "sha256").hexdigest()
 
-    def receive(self, stream: BodyStream, sha256: str) -> None:
-        """Keep a large file under its SHA-256, only if it has it."""
+    def receive(self, stream: BodyStream, sha256: str, account: str) -> None:
+        """Keep a large file under its SHA-256, only if it has it, and note who sent it."""
         target = self.store.lfs_path(sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
@@ -275,6 +277,7 @@ class HubServer(ThreadingHTTPServer):
                 temporary.flush()
                 os.fsync(temporary.fileno())
                 Path(temporary.name).replace(target)
+                self.uploads.add((account, sha256))
             except BaseException:
                 Path(temporary.name).unlink(missing_ok=True)
                 raise
@@ -331,7 +334,7 @@ class Handler(BaseHTTPRequestHandler):
         """Return the answer; a refusal becomes one, with the headers that the client looks at."""
         try:
             answer = work()
-        except (HubError, KeyError, TypeError, ValueError) as refusal:
+        except (HubError, KeyError, TypeError, ValueError, RecursionError) as refusal:
             # Requests of strangers may lack anything.
             error = refusal if isinstance(refusal, HubError) else HubError(400, "the request is malformed")
             answer = Answer.of({"error": error.message}, error.status)

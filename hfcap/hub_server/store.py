@@ -117,6 +117,13 @@ class Repository:
             sha = commit["parent"]
         return found
 
+    def has_large_file(self, sha256: str) -> bool:
+        """Whether any commit of this repository holds a large file."""
+        commits = (self.folder / "commits").glob("*.json")
+        named = (path.stem for path in commits if sha256.encode() in path.read_bytes())
+        trees = (self.commit(sha)["tree"].values() for sha in named)
+        return any(entry.get("lfs", {}).get("oid") == sha256 for tree in trees for entry in tree)
+
     def content(self, revision: str, path: str) -> bytes:
         """Return a file."""
         entry = self.tree(revision).get(path)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfcap.errors import UserError
-from hfcap.files import read_json_lines, read_text, refuse_half_characters
+from hfcap.files import parse_json, read_json_lines, read_text
 from hfcap.progress import error_console
 from hfcap.text import printable
 
@@ -75,16 +74,12 @@ def _no_repeated_keys(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str,
 
 
 def _parsed_json(path: Path, what: str) -> Any:
-    text = read_text(path, what)
-    try:
-        value = json.loads(text, object_pairs_hook=_no_repeated_keys(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from None
-    refuse_half_characters(value, text, f"{path}: {what}")
-    return value
+    return parse_json(read_text(path, what), f"{path}: {what}", _no_repeated_keys(path), lines=True)
 
 
-def _field(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+def _field(row: Any, names: tuple[str, ...], where: str) -> Any:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: expected an object with {names[0]!r}, not {type(row).__name__}")
     for name in names:
         if name in row:
             return row[name]
@@ -220,7 +215,10 @@ def _karpathy_rows(path: Path, images: list[Any], split: str | None) -> Iterator
     chosen = images if split is None else _images_of_split(path, images, split)
     for number, row in enumerate(images if chosen is None else chosen):
         where = f"{path}: image {number}"
-        captions = [_field(sentence, ("raw",), where) for sentence in _field(row, ("sentences",), where)]
+        sentences = _field(row, ("sentences",), where)
+        if not isinstance(sentences, list):
+            raise UserError(f"{where}: sentences must be a list, not {type(sentences).__name__}")
+        captions = [_field(sentence, ("raw",), where) for sentence in sentences]
         yield _Row(_field(row, ("cocoid", "imgid", "filename"), where), captions, where)
 
 

@@ -14,6 +14,7 @@ from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.metrics._coco_objects import CATEGORIES, mentioned_objects
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
+from hfcap.places import LocalPath
 
 
 def read_instances(paths: Sequence[Path]) -> dict[str, frozenset[str]]:
@@ -44,7 +45,7 @@ def read_instances(paths: Sequence[Path]) -> dict[str, frozenset[str]]:
 class ChairOptions(MetricOptions):
     """Options of CHAIR."""
 
-    instances: str | Path | tuple[str | Path, ...] | dict[str, tuple[str, ...]] | None = Field(
+    instances: LocalPath | Path | tuple[LocalPath | Path, ...] | dict[str, tuple[str, ...]] | None = Field(
         None, description="COCO's instances_<split>.json or a list of such files; in Python also id -> category names"
     )
 

@@ -20,6 +20,7 @@ from hfcap.metrics.document_frequencies import (
     with_end_word,
 )
 from hfcap.metrics.tokenizer import TokenSequences, encode_captions
+from hfcap.places import FrequencyFile
 
 _SIGMA = 6.0
 
@@ -202,7 +203,7 @@ class CiderReward:
 class CiderOptions(MetricOptions):
     """Options of CIDEr-D."""
 
-    document_frequencies: str = Field(
+    document_frequencies: FrequencyFile = Field(
         "corpus",
         description="n-gram weights: corpus (the human captions scored against), coco-train, coco-val or a file",
     )

@@ -14,6 +14,7 @@ from hfcap.errors import UserError
 from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.pictures import DecodedPictures, FileBytes, Pictures, picture_files
+from hfcap.places import LocalPath, Location
 from hfcap.schema import IMAGE_BACKEND
 
 PROMPT = "A photo depicts "
@@ -106,8 +107,8 @@ class ClipEncoder:
 class ClipScoreOptions(MetricOptions):
     """Options of CLIPScore."""
 
-    model: str = Field(DEFAULT_MODEL, description="folder or Hub id of a CLIP model")
-    images: str | Path | None = Field(
+    model: Location = Field(DEFAULT_MODEL, description="folder or Hub id of a CLIP model")
+    images: LocalPath | Path | None = Field(
         None, description="folder of the pictures; hfcap run uses those of the scored split"
     )
     device: str | None = Field(None, description="where CLIP runs; default: CUDA where there is one, else the CPU")

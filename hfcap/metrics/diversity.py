@@ -17,6 +17,7 @@ from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions, Referen
 from hfcap.metrics.bleu import Bleu
 from hfcap.metrics.caption_files import normalised_image_id, read_references
 from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
+from hfcap.places import LocalPath
 
 _NOVEL, _MUTUAL_BLEU = 0, 1
 
@@ -77,10 +78,10 @@ def _read_candidates(path: Path) -> dict[str, list[str]]:
 class DiversityOptions(MetricOptions):
     """Options of the diversity measures."""
 
-    candidates: str | Path | dict[str, tuple[str, ...]] | None = Field(
+    candidates: LocalPath | Path | dict[str, tuple[str, ...]] | None = Field(
         None, description="for m_bleu_4: a predictions file with n-best captions; in Python also id -> captions"
     )
-    training_captions: str | Path | tuple[str, ...] | None = Field(
+    training_captions: LocalPath | Path | tuple[str, ...] | None = Field(
         None, description="for novel_captions: file of the captions that were trained on; in Python also a list of them"
     )
 

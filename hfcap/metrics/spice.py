@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from hfcap.children import run_program
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
+from hfcap.places import LocalPath, Place, Program
 
 _OPENED_PACKAGES = (
     *("java.base/java.lang", "java.base/java.util", "java.base/java.util.concurrent", "java.base/java.math"),
@@ -69,9 +71,11 @@ def parse_spice(path: Path, image_ids: tuple[str, ...]) -> NDArray[np.float64]:
 class SpiceOptions(MetricOptions):
     """Options of SPICE."""
 
-    jar: str | Path | None = Field(None, description="spice-1.0.jar; default: the environment variable HFCAP_SPICE_JAR")
-    java: str = Field("java", description="the Java program")
-    cache: str | Path | None = Field(None, description="folder for parsed captions; default: a temporary one")
+    jar: Annotated[str, Place(program=True)] | Path | None = Field(
+        None, description="spice-1.0.jar; default: the environment variable HFCAP_SPICE_JAR"
+    )
+    java: Program = Field("java", description="the Java program")
+    cache: LocalPath | Path | None = Field(None, description="folder for parsed captions; default: a temporary one")
     memory_gigabytes: Annotated[int, Field(gt=0)] = Field(8, description="largest heap of Java")
     timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="when to give up; null = never")
 
@@ -95,7 +99,8 @@ class Spice(CaptionMetric):
         jar = self._options.jar or os.environ.get("HFCAP_SPICE_JAR")
         if not jar:
             raise UserError(f"metric 'spice' runs the authors' Java program, which hfcap does not contain: {_HOW}")
-        self._jar = Path(jar)
+        # The program works beside its jar, where a relative path would mean something else.
+        self._jar = Path(jar).expanduser().absolute()
         if not self._jar.is_file():
             raise UserError(f"{self._jar}: SPICE's jar not found; {_HOW}")
         if not (self._jar.parent / _MODELS).is_file():
@@ -105,7 +110,7 @@ class Spice(CaptionMetric):
             raise UserError(
                 f"metric 'spice' needs Java, and there is no program {self._options.java!r}; install a Java runtime"
             )
-        self._java = found
+        self._java = str(Path(found).absolute())
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return the F value of each image, (N, 1).
@@ -119,22 +124,14 @@ class Spice(CaptionMetric):
             folder = Path(name)
             question, answer = folder / "captions.json", folder / "scores.json"
             question.write_text(json.dumps(request), encoding="utf-8")
-            cache = Path(self._options.cache or folder / "cache")
+            cache = Path(self._options.cache or folder / "cache").expanduser().absolute()
             cache.mkdir(parents=True, exist_ok=True)
             self._run(spice_command(self._java, self._jar, (question, answer), cache, self._options.memory_gigabytes))
             return parse_spice(answer, captions.image_ids)[:, None]
 
     def _run(self, command: list[str]) -> None:
         try:
-            done = subprocess.run(
-                command,
-                cwd=self._jar.parent,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=self._options.timeout_seconds,
-            )
+            done = run_program(command, folder=self._jar.parent, timeout=self._options.timeout_seconds)
         except subprocess.TimeoutExpired:
             raise WorkError(f"SPICE was not done after {self._options.timeout_seconds:g} seconds") from None
         if done.returncode:

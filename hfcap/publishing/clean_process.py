@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,12 +15,13 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from hfcap.children import environment_without_secrets, run_program
 from hfcap.errors import WorkError
 from hfcap.files import read_json, read_text
 from hfcap.progress import progress_bar
 from hfcap.publishing import import_guard
 from hfcap.publishing.requirements import brought_by, modules_of
-from hfcap.publishing.secrets import names_secret, redact
+from hfcap.publishing.secrets import redact
 
 TIMEOUT_SECONDS = 3600
 
@@ -130,14 +130,12 @@ def run_clean(
         work = Path(temporary) / "work"
         work.mkdir()
         try:
-            done = subprocess.run(
+            done = run_program(
                 [sys.executable, "-c", runner],
-                input=json.dumps(task),
-                cwd=work,
-                env=_environment(Path(temporary) / "cache", token),
-                capture_output=True,
-                text=True,
+                folder=work,
+                send=json.dumps(task),
                 timeout=TIMEOUT_SECONDS,
+                environment=_environment(Path(temporary) / "cache", token),
             )
         except subprocess.TimeoutExpired:
             raise WorkError(f"the clean process did not end within {TIMEOUT_SECONDS} s") from None
@@ -150,7 +148,7 @@ def run_clean(
 
 def _environment(cache: Path, token: str | None) -> dict[str, str]:
     # A repository's own code may run there: it gets no secret of whoever verifies it, whatever service it is for.
-    values = {name: value for name, value in os.environ.items() if name not in _DROPPED and not names_secret(name)}
+    values = {name: value for name, value in environment_without_secrets().items() if name not in _DROPPED}
     values |= {"HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return values | ({"HF_TOKEN": token} if token else {})
 

@@ -93,7 +93,8 @@ class Push:
                     return self._send(different, stale, remote.head)
             except hub.failures() as error:
                 cause = hub.root_cause(error)
-                if not hub.is_transient(cause) and hub.status_of(cause) != HTTPStatus.PRECONDITION_FAILED:
+                again = hub.is_transient(cause) or hub.is_damaged_upload(cause)
+                if not again and hub.status_of(cause) != HTTPStatus.PRECONDITION_FAILED:
                     raise _refusal(cause, f"publishing {self.repo_id}") from None
             hub.wait_before(attempt)
         raise AssertionError("unreachable: the last look returns or raises")

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from hfcap import registry
 from hfcap.errors import UserError
-from hfcap.files import read_json, read_json_lines
+from hfcap.files import read_json, read_json_lines, read_json_object
+from hfcap.metrics.caption_files import read_references
 from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, SAMPLES_FOLDER, read_record
 from hfcap.publishing.requirements import needed_packages, with_bounds
 from hfcap.publishing.snippet import brings_code
 from hfcap.recipe import GenerateOptions, Recipe
-from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run
+from hfcap.training.log_file import read_log
 
 if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner, CardFacts
@@ -154,7 +156,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     Raises:
         UserError: a file of the run is damaged.
     """
-    recipe = load_recipe(run.recipe)
+    recipe = recipe_of_run(run)
     folder = model or run.model
     # Without a base model on the Hub only merged weights can be published; they look like the run's own base model.
     must_merge = model is None and (folder / "adapter_config.json").is_file() and run.base_model.is_dir()
@@ -166,7 +168,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     baselines = {
         name: _object(run.scores(f"{split}.{name}"), "scores of a baseline") for name in recipe.score.baselines
     }
-    log = [row for _, row in read_json_lines(run.log, "training log")] if run.log.is_file() else []
+    log = read_log(run.log) if run.log.is_file() else []
     config = _object(folder / "config.json", "configuration of the model")
     samples = _samples(run)
     pictures = {sample.file_name: sample.picture for sample in samples}
@@ -206,10 +208,7 @@ def _requirements(folder: Path, record: dict[str, Any], environment: dict[str, A
 def _object(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    value = read_json(path, what)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {what} must be a JSON object, not {type(value).__name__}; run the stage again")
-    return value
+    return read_json_object(path, what)
 
 
 def _scores(run: RunDirectory, split: str) -> dict[str, Any]:
@@ -260,8 +259,7 @@ def _worst(run: RunDirectory, split: str, scores: dict[str, Any]) -> list[Sample
     rows = {str(row.get("image_id")): row for _, row in read_json_lines(run.predictions(split), "predictions")}
     references: dict[str, str] = {}
     if run.references(split).is_file():
-        for note in read_json(run.references(split), "references").get("annotations", []):
-            references.setdefault(str(note["image_id"]), str(note["caption"]))
+        references = {image_id: group[0] for image_id, group in read_references(run.references(split)).items()}
     return [
         Sample(
             file_name=str(rows[image_id].get("file_name") or image_id),

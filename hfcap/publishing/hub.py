@@ -95,6 +95,14 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, transport_errors())
 
 
+def is_damaged_upload(error: BaseException) -> bool:
+    """Whether the storage for large files refused what arrived: it was damaged on the way, or came too late."""
+    if not isinstance(error, HfHubHTTPError) or error.response is None:
+        return False
+    # Files are put there and nowhere else; what the Hub itself is asked is posted.
+    return error.response.request.method == "PUT"
+
+
 def wait_before(attempt: int) -> None:
     """Sleep before the given attempt (counted from 1): 1, 2, 4 ... seconds."""
     time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
@@ -160,7 +168,9 @@ def explained(error: BaseException, doing: str) -> UserError | WorkError:
         return UserError(f"{doing}: no such revision; create the branch on the Hub first, or leave --revision out")
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         reason = redact(str(error) or type(error).__name__)
-        return WorkError(f"{doing}: the connection failed ({reason}); nothing half-finished is visible, run it again")
+        return WorkError(
+            f"{doing}: the connection failed ({reason}); files become visible all together or not at all: run it again"
+        )
     status = error.response.status_code
     reason = redact((error.server_message or "").strip().split("\n")[0])
     detail = f" ({reason})" if reason else ""

@@ -160,7 +160,7 @@ def _own_keys(existing_card: str) -> dict[str, Any]:
     # Emissions that hfcap did not measure and examples of pictures elsewhere are the user's.
     try:
         values = yaml.safe_load(split_front_matter(existing_card)[0])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return {}
     if not isinstance(values, dict):
         return {}

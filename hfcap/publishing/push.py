@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from hfcap import captioners, registry
 from hfcap.data.source import load_split
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.files import read_json, write_json
+from hfcap.files import parse_json, read_json, read_json_object, write_json
 from hfcap.publishing import hub
 from hfcap.publishing.code_files import foreign_code
 from hfcap.publishing.commit import Push
@@ -24,8 +24,8 @@ from hfcap.publishing.snippet import brings_code
 from hfcap.publishing.staging import StagedFile, stage, staged_files
 from hfcap.publishing.verify import Comparison, verify, verify_folder
 from hfcap.recipe import Recipe
-from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run
 
 DEFAULT_BRANCH = "main"
 N_RUN_PICTURES = 5
@@ -108,13 +108,10 @@ def publish(
         UserError: not signed in, no permission, wrong names, a secret in a file, better scores on the Hub.
         WorkError: the Hub or the network failed, or what was published does not caption as recorded.
     """
-    recipe = load_recipe(run.recipe)
+    recipe = recipe_of_run(run)
     options = recipe.publish
     repo_id = repo_id or options.repo_id
-    if repo_id is None and not dry_run:
-        raise UserError(f"{run.recipe}: publish.repo_id: say where to publish: --repo-id namespace/name")
-    if repo_id is not None:
-        hub.check_repo_id(repo_id)
+    _check_target(run, repo_id, dry_run)
     if not dry_run:
         pin_base_model(run, recipe, model)
     folder = stage(run, model, repo_id, trust_remote_code=trust_remote_code)
@@ -132,28 +129,43 @@ def publish(
     with tempfile.TemporaryDirectory() as temporary:
         pictures = _sample_pictures(run, recipe, Path(temporary))
         # Before, so that nothing broken becomes visible; after, because only then it is what a stranger gets.
-        _prove(run, repo_id, model, pictures, trust_remote_code)
+        human = run.references(recipe.score.split)
+        references = human if human.is_file() else None
+        stage_again = partial(stage, run, model, repo_id, trust_remote_code=trust_remote_code)
+        folder = _proven(folder, repo_id, pictures, references, stage_again)
         result = push_folder(folder, repo_id, wants_private, create_pr, branch, force)
-        report = verify(repo_id, result.commit, pictures, trust_remote_code=True)
+        report = verify(repo_id, result.commit, pictures, True, references)
     report.require()
     return replace(result, comparisons=report.comparisons)
 
 
-def _prove(
-    run: RunDirectory, repo_id: str, model: Path | None, pictures: Mapping[Path, str], trust_remote_code: bool
-) -> None:
+def _check_target(run: RunDirectory, repo_id: str | None, dry_run: bool) -> None:
+    if repo_id is not None:
+        hub.check_repo_id(repo_id)
+    elif not dry_run:
+        raise UserError(f"{run.recipe}: publish.repo_id: say where to publish: --repo-id namespace/name")
+
+
+def _proven(
+    folder: Path,
+    repo_id: str,
+    pictures: Mapping[Path, str],
+    references: Path | None,
+    stage_again: Callable[..., Path],
+) -> Path:
     """Verify what is staged; a package that only this shows to be needed goes onto the card, and it is verified again.
 
     Raises:
         WorkError: a check failed.
     """
-    report = verify_folder(run.publish, repo_id, pictures)
+    report = verify_folder(folder, repo_id, pictures, references)
     also_needed: list[str] = []
     while set(report.unnamed) - set(also_needed):
         also_needed += report.unnamed
-        stage(run, model, repo_id, trust_remote_code=trust_remote_code, also_needed=also_needed)
-        report = verify_folder(run.publish, repo_id, pictures)
+        folder = stage_again(also_needed=also_needed)
+        report = verify_folder(folder, repo_id, pictures, references)
     report.require()
+    return folder
 
 
 def _refuse_foreign_code(folder: Path, captioner: str) -> None:
@@ -177,7 +189,7 @@ def pin_base_model(run: RunDirectory, recipe: Recipe, model: Path | None) -> Non
     """
     if model is not None or not (run.model / "adapter_config.json").is_file() or not run.environment.is_file():
         return
-    environment = read_json(run.environment, "environment of the run")
+    environment = read_json_object(run.environment, "environment of the run")
     for base in hub_base_models(recipe, environment)[:1]:
         if base["revision"] is None:
             doing = f"reading the base model {base['id']}"
@@ -357,8 +369,8 @@ def _refuse_worse_scores(api: HfApi, folder: Path, repo_id: str, revision: str) 
         if content is None:
             continue
         try:
-            old = json.loads(content)
-        except ValueError:
+            old = parse_json(content.decode("utf-8", "replace"), f"{repo_id}: scores/{path.name}")
+        except UserError:
             continue
         if not isinstance(old, dict) or not isinstance(old.get("metrics"), dict):
             continue  # no scores of ours

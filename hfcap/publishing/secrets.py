@@ -15,23 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfcap.children import TOKENS, names_secret
 from hfcap.errors import UserError
 
 _PATTERNS = {
-    "a Hugging Face token": re.compile(rb"(?:hf_|api_org_)[A-Za-z0-9]{30,}"),
-    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60,})"),
-    "an AWS access key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a Google API key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}"),
-    "a GitLab, npm, PyPI or Stripe token": re.compile(
-        rb"\b(?:glpat-[\w-]{20,}|npm_[A-Za-z0-9]{36}|pypi-[\w-]{50,}|[sr]k_live_[A-Za-z0-9]{20,})"
-    ),
-    "a signed web token": re.compile(rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
+    **TOKENS,
     "a signed web address": re.compile(
         rb"(?i)[?&](?:token|sig|signature|x-amz-signature|access_?token|api_?key)=[\w%.+/-]{16,}"
     ),
     "a bearer token": re.compile(rb"(?i)authorization[\"']?\s*[:=]\s*[\"']?bearer\s+[\w.~+/-]{12,}"),
-    "a Slack token": re.compile(rb"\bxox[abprs]-[0-9A-Za-z-]{10,}"),
-    "an OpenAI or Anthropic key": re.compile(rb"\bsk-[A-Za-z0-9_-]{32,}"),
     "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
     "a password in a web address": re.compile(rb"[a-z][a-z0-9+.-]*://[^/\s:@\"']+:[^/\s:@\"']+@"),
     "a key or password": re.compile(
@@ -48,7 +40,6 @@ _VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "add
 _BINARY = {".png", ".jpg", ".model", ".whl"}
 LARGEST_HEADER = 100 * 2**20
 _FOLDER_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HFCAP_CACHE", "TORCH_HOME", "VIRTUAL_ENV")
-_SECRET_NAMES = re.compile(r"(?i)token|secret|password|passwd|(?:api|access|private)_?key|credential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +52,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.file}, line {self.line}: {self.kind}"
-
-
-def names_secret(variable: str) -> bool:
-    """Whether an environment variable holds a secret, judged by its name."""
-    return _SECRET_NAMES.search(variable) is not None
 
 
 def known_secrets() -> list[bytes]:
@@ -110,7 +96,7 @@ def _header(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(length)) if length < LARGEST_HEADER else None
         ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"] if header else []
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError):
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         header, ends = None, []
     if not header or path.stat().st_size != 8 + length + max(ends, default=0):
         raise UserError(f"{path.name}: is no complete safetensors file; save the model again")

@@ -20,6 +20,7 @@ from hfcap.files import (
     folder_being_written,
     read_json,
     read_json_lines,
+    read_json_object,
     write_bytes,
     write_json,
     write_json_lines,
@@ -35,9 +36,10 @@ from hfcap.publishing.metadata import eval_results_file
 from hfcap.publishing.pictures import RECORD, copy_pictures, note_packages, record_pictures
 from hfcap.publishing.published import PICKLES
 from hfcap.publishing.secrets import refuse_secrets
+from hfcap.publishing.verify_scores import write_manifest
 from hfcap.recipe import Recipe
-from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run
 
 FULL_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
@@ -129,13 +131,14 @@ def stage(
         if verifiable:
             copy_pictures(run, folder)
         refuse_secrets(folder, private_folders=(run.path, known.model))
+        write_manifest(folder)
     return run.publish
 
 
 def _record_drawn_pictures(run: RunDirectory, model: Path | None, trust_remote_code: bool) -> None:
     from hfcap.captioners.loading import load_captioner
 
-    recipe = load_recipe(run.recipe)
+    recipe = recipe_of_run(run)
     captioner = load_captioner(str(model or run.path), trust_remote_code=trust_remote_code)
     record_pictures(run, captioner, recipe.generate, samples=[])
 
@@ -164,7 +167,7 @@ def _check_weights(known: CardInput) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no trained model; run 'hfcap train' first")
     note = folder / "hfcap.json"
-    if note.is_file() and (reason := read_json(note, "hfcap's note beside the weights").get("unpublishable")):
+    if note.is_file() and (reason := read_json_object(note, "hfcap's note beside the weights").get("unpublishable")):
         raise UserError(f"{folder}: cannot be published: {reason}")
     names = [path.name for path in folder.iterdir()]
     wanted = ADAPTER_WEIGHTS if known.is_adapter else FULL_WEIGHTS
@@ -261,7 +264,7 @@ def _write_shards(source: Path, folder: Path, max_shard_size: str) -> None:
 def _write_results(run: RunDirectory, known: CardInput, folder: Path) -> None:
     for name in (known.split, *(f"{known.split}.{baseline}" for baseline in known.baselines)):
         if run.scores(name).is_file():
-            scores = read_json(run.scores(name), "scores")
+            scores = read_json_object(run.scores(name), "scores")
             signature = portable(scores.get("signature", {}))
             target = folder / "scores" / f"{name}.json"
             if signature == scores.get("signature", {}):

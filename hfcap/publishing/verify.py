@@ -23,6 +23,7 @@ from hfcap.publishing.machine_paths import is_machine_path
 from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
 from hfcap.publishing.published import PICKLES, PublishedModel, download_small
 from hfcap.publishing.requirements import packages_on_card, unmet
+from hfcap.publishing.verify_scores import check_numbers, hub_hashes
 
 TOLERATED_SHARE = 0.4
 """Of the run's own pictures: hfcap may have scored them from half-precision features and faster JPEG decoding."""
@@ -97,26 +98,29 @@ def verify(
     revision: str | None = None,
     pictures: Mapping[Path, str] | None = None,
     trust_remote_code: bool = False,
+    references: Path | None = None,
 ) -> Report:
-    """Check files, card and code of a model repository, and caption pictures with it as a stranger would.
+    """Check files, card, numbers and code of a model repository, and caption pictures with it as a stranger would.
 
     Args:
         revision: branch, tag, pull request (refs/pr/1) or commit; default: main.
         pictures: more picture files with the captions that the run recorded; some may differ (TOLERATED_SHARE), those
             recorded in the repository may not.
         trust_remote_code: run modelling code of the repository; only needed where it brings its own.
+        references: human captions of the scored split, to score the published predictions again.
 
     Raises:
         UserError: no such repository or revision, or it brings code and trust_remote_code is off.
         WorkError: the Hub or the network failed.
     """
-    return verify_all({repo_id: revision}, pictures, trust_remote_code)[0]
+    return verify_all({repo_id: revision}, pictures, trust_remote_code, references)[0]
 
 
 def verify_all(
     revisions: Mapping[str, str | None],
     pictures: Mapping[Path, str] | None = None,
     trust_remote_code: bool = False,
+    references: Path | None = None,
 ) -> list[Report]:
     """Do what `verify` does for several repositories (id -> revision), with one clean process for all."""
     for repo_id in revisions:
@@ -125,12 +129,15 @@ def verify_all(
         examinations = []
         for number, (repo_id, revision) in enumerate(revisions.items()):
             model = download_small(repo_id, revision, Path(temporary) / str(number))
-            examinations.append(_Examination(Report(repo_id, str(model.revision)), model, pictures or {}))
+            report = Report(repo_id, str(model.revision))
+            examinations.append(_Examination(report, model, pictures or {}, references))
         _examine(examinations, trust_remote_code)
     return [examination.report for examination in examinations]
 
 
-def verify_folder(folder: Path, repo_id: str, pictures: Mapping[Path, str] | None = None) -> Report:
+def verify_folder(
+    folder: Path, repo_id: str, pictures: Mapping[Path, str] | None = None, references: Path | None = None
+) -> Report:
     """Make the checks of `verify` on a staging folder, before anything of it is visible; its code is trusted.
 
     Args:
@@ -138,7 +145,7 @@ def verify_folder(folder: Path, repo_id: str, pictures: Mapping[Path, str] | Non
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     model = PublishedModel(folder, names, str(folder.resolve()), None, False)
-    examination = _Examination(Report(repo_id, "before the push"), model, pictures or {})
+    examination = _Examination(Report(repo_id, "before the push"), model, pictures or {}, references)
     _examine([examination], trust_remote_code=True)
     return examination.report
 
@@ -149,6 +156,7 @@ class _Examination:
 
     Attributes:
         pictures: more pictures with captions, beside those that the repository records.
+        references: human captions of the scored split, to score the predictions again.
         recorded: pictures of the repository with their captions.
         same: whether the same captions must come out (no sampling).
         packages: what the card says to install, and all that the code may find; None where nothing is known of it.
@@ -157,6 +165,7 @@ class _Examination:
     report: Report
     model: PublishedModel
     pictures: Mapping[Path, str]
+    references: Path | None = None
     recorded: Mapping[Path, str] = field(default_factory=dict)
     same: bool = True
     packages: tuple[str, ...] | None = None
@@ -195,6 +204,9 @@ def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, s
     if not _check_files(report, model):
         return None
     _check_card(report, model.files)
+    if (model.files / RECORD).is_file():
+        hashes = {} if model.revision is None else hub_hashes(report.repo_id, model.revision)
+        report.checks += [Check(*found) for found in check_numbers(model.files, hashes, examination.references)]
     try:
         has_code = model.brings_code
         if (model.files / RECORD).is_file():

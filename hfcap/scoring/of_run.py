@@ -32,6 +32,12 @@ class RunScoring:
     directory: RunDirectory
     records: Records
 
+    @property
+    def other_splits(self) -> list[Literal["train"]]:
+        """Splits beside the scored one that metrics read."""
+        given = self.recipe.score.metric_options.get("diversity", {})
+        return ["train"] if "diversity" in self.recipe.score.metrics and "training_captions" not in given else []
+
     def check(self) -> None:
         """Make the metrics once: what they lack is better known before hours of training.
 
@@ -77,8 +83,8 @@ class RunScoring:
     def _metric_options(self) -> dict[str, dict[str, Any]]:
         score = self.recipe.score
         options = {name: dict(score.metric_options.get(name, {})) for name in score.metrics}
-        if "diversity" in options and "training_captions" not in options["diversity"]:
-            captions = (caption for record in self.records("train") for caption in record.captions)
+        for split in self.other_splits:
+            captions = (caption for record in self.records(split) for caption in record.captions)
             options["diversity"]["training_captions"] = tuple(captions)
         return options
 

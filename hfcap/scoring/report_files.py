@@ -27,6 +27,7 @@ def write_scores(report: ScoreReport, path: Path) -> None:
         "metrics": report.metrics,
         "intervals": report.intervals,
         "signature": report.signature,
+        "predictions_sha256": report.predictions_sha256,
     }
     encode = json.JSONEncoder(allow_nan=False).encode
     rows = ",\n".join(f"    {encode(image_id)}: {encode(row)}" for image_id, row in report.per_image.items())
@@ -72,6 +73,8 @@ def is_score_file(path: Path) -> bool:
     except json.JSONDecodeError:
         # JSON lines under another name hold captions.
         return not text.partition("\n")[0].rstrip().endswith("}")
+    except (ValueError, RecursionError):
+        return True
     return isinstance(value, dict) and isinstance(value.get("metrics"), dict)
 
 
@@ -93,6 +96,8 @@ def read_scores(path: Path) -> ScoreReport:
         if not isinstance(bounds, list) or len(bounds) != 2 or None in bounds:
             raise UserError(f"{path}: intervals.{name} must be [lower, upper], not {bounds!r}")
         _numbers(dict(zip(("lower", "upper"), bounds, strict=True)), path, f"intervals.{name}")
+    if not isinstance(value.setdefault("predictions_sha256", None), str | None):
+        raise UserError(f"{path}: predictions_sha256 must be text, not {value['predictions_sha256']!r}")
     per_image = value["per_image"]
     if value.setdefault("n_images", len(per_image)) != len(per_image) and per_image:
         raise UserError(f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images")
@@ -106,4 +111,5 @@ def read_scores(path: Path) -> ScoreReport:
         signature=value["signature"],
         per_image={key: _numbers(row, path, f"per_image.{key}") for key, row in per_image.items()},
         statistics=value["statistics"],
+        predictions_sha256=value["predictions_sha256"],
     )

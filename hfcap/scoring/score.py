@@ -26,7 +26,7 @@ from hfcap.metrics.suite import (
 from hfcap.metrics.tokenizer import LINE_SEPARATORS
 from hfcap.schema import ScoreReport
 from hfcap.scoring.report_files import write_scores
-from hfcap.scoring.signature import data_signature
+from hfcap.scoring.signature import data_signature, predictions_hash
 
 _FEW_IMAGES = 100
 
@@ -121,8 +121,7 @@ def score_files(
     _check_bootstrap(confidence_level, n_resamples)
     metrics = checked_metric_names(metrics)
     predicted, human, n_missing = _read_matched((predictions, references), split, allow_missing, warn)
-    options = {name: dict((metric_options or {}).get(name, {})) for name in (*metrics, *(metric_options or {}))}
-    _give_pictures(options, pictures, tuple(human), (predictions, references))
+    options = _with_pictures(metrics, metric_options or {}, pictures, tuple(human), (predictions, references))
     suite = CaptionSuite(metrics, document_frequencies, options)
     _warn_about_data(predicted, human, suite, warn)
     result = suite.compute(predicted, human)
@@ -139,19 +138,22 @@ def score_files(
         signature=conditions,
         per_image=_per_image_rows(result),
         statistics=_statistics_rows(result),
+        predictions_sha256=predictions_hash(predicted),
     )
     if output is not None:
         write_scores(report, output)
     return report
 
 
-def _give_pictures(
-    options: dict[str, dict[str, Any]],
+def _with_pictures(
+    metrics: Sequence[str],
+    metric_options: Mapping[str, Mapping[str, Any]],
     pictures: Pictures | None,
     image_ids: tuple[str, ...],
     paths: tuple[Path, Path],
-) -> None:
-    """Add the pictures to the options of metrics that look at them: those given, else those of the folder `images`."""
+) -> dict[str, dict[str, Any]]:
+    """Options of all metrics; those that look at pictures get the given ones, else those of the folder `images`."""
+    options = {name: dict(metric_options.get(name, {})) for name in (*metrics, *metric_options)}
     prediction_path, reference_path = paths
     for name in (name for name in options if metric_class(name).looks_at_pictures):
         folder = options[name].get("images")
@@ -162,6 +164,7 @@ def _give_pictures(
             options[name]["pictures"] = pictures_of_folder(Path(folder), image_ids, file_names)
         else:
             options[name]["pictures"] = pictures
+    return options
 
 
 def _statistics_rows(result: SuiteResult) -> dict[str, list[list[float]]]:

@@ -32,6 +32,11 @@ def data_signature(references: Mapping[str, Sequence[str]], split: str, n_missin
     return signature
 
 
+def predictions_hash(captions: Mapping[str, str]) -> str:
+    """Return what tells one set of predicted captions from another, in any order of images."""
+    return _hash_of([line for key in sorted(captions) for line in (key, captions[key])])
+
+
 def signature_line(signature: Mapping[str, Any]) -> str:
     """Return the conditions of a score as one printable line, e.g. for a table's footnote or a paper.
 

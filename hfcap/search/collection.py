@@ -16,6 +16,7 @@ from hfcap.recipe import DataOptions
 from hfcap.recipe_files import recipe_path
 from hfcap.recipe_loading import load_recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_recipe import recipe_of_run, run_directory_at
 from hfcap.schema import CaptionedImage
 
 _NO_SPLIT = "no_split_has_this_name"
@@ -42,7 +43,8 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
             raise UserError(f"{target}: --split: a folder without metadata.jsonl or metadata.csv has no splits")
         return find_pictures([target])
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml"):
-        data = load_recipe(RunDirectory(path).recipe if path.is_dir() else recipe_path(str(path))).data
+        run = run_directory_at(path) if path.exists() else None
+        data = (load_recipe(recipe_path(str(path))) if run is None else recipe_of_run(run)).data
         names = [data.train_split, data.validation_split, data.test_split]
         return _distinct(_load(data, dict.fromkeys(names) if split is None else [split]))
     if path.suffix.lower() == ".json" and path.is_file():

@@ -13,11 +13,11 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.loading import describe_size
 from hfcap.data.loading import ImageInputs, image_loader, prepared
-from hfcap.environment import describe_environment
 from hfcap.files import folder_being_written, write_json
 from hfcap.progress import error_console, progress_bar
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_record import describe_run
 from hfcap.schema import CaptionedImage
 from hfcap.training.build import build_captioner
 from hfcap.training.records import peak_memory_bytes, restart_peak_memory
@@ -37,8 +37,7 @@ def fit_stage(
     captioner.model.requires_grad_(False)
     captioner.model.to(accelerator.device).eval()
     if accelerator.is_main_process:
-        described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
-        write_json(run.environment, described)
+        write_json(run.environment, describe_run(recipe, captioner, splits))
     records, started = splits["train"], time.monotonic()
     inputs = None
     if captioner.fits_on_images:

@@ -25,11 +25,15 @@ from hfcap.training.checkpoint import (
     Progress,
     checkpoint_path,
     checkpoint_steps,
+    fit_progress,
     load_checkpoint,
     load_weights,
     prune_checkpoints,
     remove_unfinished,
+    restore_schedule,
     save_checkpoint,
+    set_aside_if_damaged,
+    set_damaged_aside,
 )
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import (
@@ -69,8 +73,10 @@ class TrainingRun:
         validator: Validator,
         accelerator: Any,
         objective: CrossEntropy,
+        accept_changes: bool = False,
     ) -> None:
         self.options = recipe.train
+        self._accept_changes = accept_changes
         self.run = run
         self.captioner = captioner
         self.dataset = dataset
@@ -316,6 +322,7 @@ class TrainingRun:
         scaler = self.accelerator.scaler
         self.progress.scaler = {} if scaler is None else scaler.state_dict()
         self.progress.average_updates = 0 if self.average is None else self.average.updates
+        self.progress.steps_per_epoch = self.steps_per_epoch
         sums = self.plain_objective.sums
         self.progress.unlogged_loss, *totals = summed(self.accelerator, self._since.loss, *sums.values())
         self.progress.unlogged_sums = dict(zip(sums, totals, strict=True))
@@ -329,6 +336,7 @@ class TrainingRun:
     def _resume(self) -> None:
         if self.accelerator.is_main_process:
             remove_unfinished(self.run.checkpoints)
+            set_damaged_aside(self.run.checkpoints)
         self.accelerator.wait_for_everyone()
         steps = checkpoint_steps(self.run.checkpoints)
         if not steps:
@@ -337,7 +345,11 @@ class TrainingRun:
             self.log.cut_behind(0)
             return
         path = checkpoint_path(self.run.checkpoints, steps[-1])
-        self.progress = load_checkpoint(path, self.captioner.model, self.optimizer, self.average, self.accelerator)
+        seed = self.options.seed if self._accept_changes else None
+        self.progress = load_checkpoint(
+            path, self.captioner.model, self.optimizer, self.average, self.accelerator, seed
+        )
+        fit_progress(self.progress, self.run.checkpoints, self.steps_per_epoch)
         if self.accelerator.is_main_process:
             self._since.loss = self.progress.unlogged_loss
             self.plain_objective.restart_sums(self.progress.unlogged_sums)
@@ -345,16 +357,20 @@ class TrainingRun:
             # The same names: rows of the log add them up over the processes.
             self.plain_objective.restart_sums(dict.fromkeys(self.progress.unlogged_sums, 0.0))
         self._since.units = self.progress.unlogged_units
-        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **self.progress.scheduler})
-        if self.accelerator.scaler is not None:
+        restore_schedule(self.scheduler, self.optimizer, self.progress)
+        if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
         self.log.cut_behind(self.progress.step)
         if self.accelerator.is_main_process and not self._done():
             error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
 
     def _finish(self) -> None:
+        if self.accelerator.is_main_process and self.progress.best_step is not None:
+            set_aside_if_damaged(
+                checkpoint_path(self.run.checkpoints, self.progress.best_step), "the last one is taken"
+            )
+        self.accelerator.wait_for_everyone()
+        fit_progress(self.progress, self.run.checkpoints, self.steps_per_epoch)
         best = self.progress.best_step
         averaged = self.average is not None
         step = best if self.options.load_best_model_at_end and best is not None else self.progress.step

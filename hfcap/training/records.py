@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from hfcap.files import write_json_lines
+from hfcap.errors import UserError
+from hfcap.progress import error_console
+from hfcap.training.log_file import cut_end
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
@@ -27,11 +29,18 @@ class TrainingLog:
         self.accelerator = accelerator
 
     def cut_behind(self, step: int) -> None:
-        """Drop rows of updates that a resumed run will do again, and a last line that a kill cut off."""
+        """Drop rows of updates that a resumed run will do again, and damaged lines at the end; only the end is read.
+
+        Raises:
+            UserError: the log is a link: a run directory of somebody else's could let it lead anywhere.
+        """
+        if self.path.is_symlink():
+            raise UserError(f"{self.path}: is a link; put the file itself there, or delete it")
         if self.accelerator.is_main_process and self.path.is_file():
-            complete_lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-            rows = map(json.loads, complete_lines)
-            write_json_lines(self.path, [row for row in rows if row["step"] <= step])
+            damaged = cut_end(self.path, step)
+            if damaged:
+                said = f"warning: {self.path}: {damaged:,} damaged lines at its end were removed"
+                error_console.print(said, markup=False, soft_wrap=True)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""

@@ -52,6 +52,8 @@ class StoredPictures:
         folder = self.recipe.data.feature_store_folder
         encoder = embedding_encoder(name, model, image_processor)
         store = FeatureStore(encoder, None if folder is None else Path(folder), self.accelerator)
+        if store.rows.write_problem() is not None:
+            store = FeatureStore(encoder, store.folder.parent)  # each process for itself
         by_id = {record.image_id: record for record in self.records}
         wanted = [by_id[image_id] for image_id in image_ids]
         rows = store.inputs(wanted, batch_size, self.recipe.train.dataloader_num_workers)

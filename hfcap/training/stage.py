@@ -18,22 +18,32 @@ from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.image_cache import cached_pixels
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
-from hfcap.environment import describe_environment
+from hfcap.environment import loaded_revision
 from hfcap.errors import UserError
 from hfcap.files import folder_being_written, write_json
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.progress import error_console
 from hfcap.recipe import Recipe
 from hfcap.run_directory import RunDirectory
+from hfcap.run_record import (
+    describe_run,
+    note_changes,
+    read_environment,
+    refuse_changes,
+    require_same_words,
+    start_changes,
+    version_changes,
+)
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import compile_layers
 from hfcap.training.accelerator import require_number_types, used_precision
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
-from hfcap.training.checkpoint import Progress
+from hfcap.training.checkpoint import Progress, checkpoint_steps
 from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives import CrossEntropy
 from hfcap.training.optimization import encoder_is_frozen
+from hfcap.training.processes import summed
 from hfcap.training.records import peak_memory_bytes, restart_peak_memory
 from hfcap.training.reward import StoredPictures
 from hfcap.training.self_critical import SelfCritical
@@ -59,7 +69,8 @@ def image_inputs(
         captioner.model.to(accelerator.device)
         encoder = captioner_encoder(captioner, accelerator.mixed_precision)
         store = FeatureStore(encoder, _folder(data.feature_store_folder), accelerator)
-        return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
+        if data.feature_store == "on" or _may_write(store, accelerator):
+            return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
     if data.image_cache:
         if changes_pictures(recipe):
             raise UserError(
@@ -67,6 +78,19 @@ def image_inputs(
             )
         return cached_pixels(records, captioner.image_processor, _folder(data.image_cache_folder), accelerator, workers)
     return PixelInputs(records, captioner.image_processor)
+
+
+def _may_write(store: FeatureStore, accelerator: Any) -> bool:
+    """Whether all processes may add to a feature store; where not, `auto` goes without and says so."""
+    problem = store.rows.write_problem()
+    if problem and accelerator.is_main_process:
+        error_console.print(
+            f"warning: no feature store, because {problem}: the encoder runs again in each epoch; set "
+            "data.feature_store_folder (or HFCAP_CACHE) to a place that can be written",
+            markup=False,
+            soft_wrap=True,
+        )
+    return summed(accelerator, problem is not None)[0] == 0
 
 
 def _folder(name: str | None) -> Path | None:
@@ -155,7 +179,12 @@ def _objective(
 
 
 def training_run(
-    recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner, splits: Mapping[str, Any], accelerator: Any
+    recipe: Recipe,
+    run: RunDirectory,
+    trainable: TrainableCaptioner,
+    splits: Mapping[str, Any],
+    accelerator: Any,
+    accept_changes: bool = False,
 ) -> TrainingRun:
     """Put together data, validation and loop for a captioner that is ready to train."""
     captioner, options = trainable.captioner, recipe.train
@@ -177,33 +206,80 @@ def training_run(
     if options.torch_compile:
         compile_layers(captioner.model)
     objective = _objective(recipe, captioner, splits["train"], accelerator)
-    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective)
+    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective, accept_changes)
+
+
+def _note_start(
+    recipe: Recipe,
+    run: RunDirectory,
+    captioner: Captioner,
+    splits: Mapping[str, Sequence[CaptionedImage]],
+    accept_changes: bool,
+) -> None:
+    """Write environment.json; where a training goes on, compare with what it began with first.
+
+    Raises:
+        UserError: base model, tokenizer or image processor are others.
+    """
+    described = describe_run(recipe, captioner, splits)
+    changes: list[str] = []
+    earlier: dict[str, Any] = {}
+    if checkpoint_steps(run.checkpoints):
+        try:
+            earlier = read_environment(run)
+        except UserError:
+            if not accept_changes:
+                raise
+        require_same_words(run, earlier, described)
+        changes = start_changes(earlier, described)
+        remedy = (
+            f"Put it back as it was (model.revision names a commit), or train anew: hfcap train {run.path} --force, or "
+            "go on from the last checkpoint with what is there now: --accept-changes."
+        )
+        refuse_changes(run, "train", changes, remedy, accept_changes)
+        if versions := version_changes(earlier, described):
+            changes += versions
+            said = f"warning: the training goes on with other versions than it began with: {', '.join(versions)}"
+            error_console.print(said, markup=False, soft_wrap=True)
+    kept = {key: earlier[key] for key in ("changes", "hub_revisions") if key in earlier}
+    write_json(run.environment, {**described, **kept})
+    note_changes(run, "train", changes)
 
 
 def train_stage(
-    recipe: Recipe, run: RunDirectory, splits: Mapping[str, Sequence[CaptionedImage]], accelerator: Any
+    recipe: Recipe,
+    run: RunDirectory,
+    splits: Mapping[str, Sequence[CaptionedImage]],
+    accelerator: Any,
+    accept_changes: bool = False,
 ) -> None:
-    """Train (or continue) and write model/, environment.json and training_summary.json."""
+    """Train (or continue) and write model/, environment.json and training_summary.json.
+
+    Args:
+        accept_changes: continue although base model or keys of the recipe are not those that the training began with.
+
+    Raises:
+        UserError: they are not, and nobody accepted it.
+    """
     restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe)
     require_number_types(captioner, accelerator.device)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
-    described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
     if accelerator.is_main_process:
-        write_json(run.environment, described)
+        _note_start(recipe, run, captioner, splits, accept_changes)
         if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
             with folder_being_written(run.base_model) as folder:
                 captioner.save(folder, recipe.generate)
     accelerator.wait_for_everyone()
     trainable = make_trainable(captioner, recipe)
     size = describe_size(captioner)
-    training = training_run(recipe, run, trainable, splits, accelerator)
+    training = training_run(recipe, run, trainable, splits, accelerator, accept_changes)
     if recipe.train.report_to:
         accelerator.init_trackers("hfcap")
     if accelerator.is_main_process:
-        write_json(run.environment, {**described, "precision": used_precision(captioner, accelerator)})
+        write_json(run.environment, {**read_environment(run), "precision": used_precision(captioner, accelerator)})
         share = size["trainable_parameters"] / size["parameters"]
         error_console.print(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
@@ -227,7 +303,9 @@ def _save_model(recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner
             return
         pretrained = recipe.model.pretrained
         base = str(run.base_model.absolute()) if pretrained is None else pretrained
-        save_adapter(trainable.peft_model, base, folder)
+        # The commit that was trained on: the adapter says nothing on another one.
+        commits = [loaded_revision(model) for model in trainable.captioner.base_models if model.id == pretrained]
+        save_adapter(trainable.peft_model, base, folder, commits[0] if commits else None)
         trainable.captioner.save_processor(folder)
         trainable.captioner.generation_config(recipe.generate).save_pretrained(folder)
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from hfcap.app import interface
-from hfcap.app.demo import LoadedModel, load_models, shown_names
+from hfcap.app.demo import LoadedModel, launch, load_models, read_demo_accounts, shown_names
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.publishing.pictures import drawn_pictures, read_record
 from hfcap.run_directory import RunDirectory
@@ -156,3 +156,34 @@ def test_the_page_names_no_folders_of_this_machine(tmp_path: Path) -> None:
     assert shown_names([str(places[0]), "you/blip"]) == ["blip", "you/blip"]
     names = shown_names([*map(str, places), "you/blip"])
     assert len(set(names)) == 4 and names[1] == "old/runs/blip" and not any(map(Path.is_absolute, map(Path, names)))
+
+
+def test_a_demo_may_ask_for_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[dict[str, Any]] = []
+
+    class Page:
+        def launch(self, **options: Any) -> None:
+            launched.append(options)
+
+    class Model:
+        defaults: dict[str, Any] = {}  # noqa: RUF012  # nothing writes to it
+
+    monkeypatch.setattr(interface, "build", lambda *_: Page())
+    path = tmp_path / "accounts"
+    path.write_text("# who may look\nalice correct horse battery\n\nbob  password-of-bob\n")
+    accounts = read_demo_accounts(path)
+    assert accounts == [("alice", "correct horse battery"), ("bob", "password-of-bob")]
+    models: Any = {"one": Model()}
+    launch(models, "0.0.0.0", 7860, accounts)
+    launch(models, "127.0.0.1", None)
+    assert [options["auth"] for options in launched] == [accounts, None]
+    assert all(options["share"] is False for options in launched)
+
+
+@pytest.mark.parametrize("text", ["", "# nobody", "alice", "alice short", "alice long-enough\nalice another-one"])
+def test_wrong_accounts_of_a_demo_are_refused_without_the_password(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "accounts"
+    path.write_text(text)
+    with pytest.raises(UserError, match=str(path)) as refused:
+        read_demo_accounts(path)
+    assert not any(word in str(refused.value) for word in ("short", "long-enough", "another-one"))

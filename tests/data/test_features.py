@@ -338,3 +338,21 @@ def test_embeddings_of_a_dual_encoder(records: list[CaptionedImage], tmp_path: P
     again = FeatureStore(embedding_encoder("tiny-clip", model, processor), tmp_path)
     assert torch.equal(again.inputs(records).stacked(), found)
     assert again.rows.info().encoder == "tiny-clip" and again.rows.info().n_pictures == 7
+
+
+def test_without_a_place_to_write_rows_are_kept_for_the_moment(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores and searches: what one process computes for itself."""
+    (tmp_path / "file").write_text("")
+    encoder = captioner_encoder(captioner, "no")
+    states = FeatureStore(encoder, tmp_path / "file" / "store").inputs(records)
+    again = FeatureStore(encoder, tmp_path / "kept").inputs(records)
+    assert torch.equal(_stacked(states), _stacked(again))
+    assert "cannot be written" in capsys.readouterr().err
+    folder = states.places[0].path.parent
+    copied = pickle.loads(pickle.dumps(states))
+    del copied
+    assert folder.is_dir()  # a worker's copy does not take the folder along
+    del states
+    assert not folder.exists()

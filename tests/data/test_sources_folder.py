@@ -204,7 +204,7 @@ def test_wrong_rows_name_file_and_line(tmp_path: Path, row: Any, message: str) -
         ("file_name,caption\na.jpg\n", r"line 2 \(a\.jpg\) has no captions"),
         ("file_name,caption\na.jpg,   \n", r"line 2 \(a\.jpg\) has no captions"),
         ('file_name,caption\na.jpg,"one\n', r"line \d is not valid CSV"),
-        ('file_name,captions\na.jpg,"[""one"", "\n', "line 2: captions is not a valid JSON list"),
+        ('file_name,captions\na.jpg,"[""one"", "\n', "line 2: captions is not valid JSON"),
         ("file_name;caption\na.jpg;one\n", "line 2 has no text under 'file_name'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.text import Text
 
 from hfcap.data.packing import pack_captions
 from hfcap.data.source import load_split
@@ -97,6 +99,21 @@ def test_schedule_by_hand(tmp_path: Path) -> None:
     plan_schedule(tiny_recipe(tmp_path, train={**train, "num_train_epochs": 0.1}), [5] * 8, findings)
     plan_schedule(tiny_recipe(tmp_path, train={"warmup_steps": 2}), [5] * 8, findings)
     assert [problem.key for problem in findings.problems] == ["train.num_train_epochs", "train.warmup_steps"]
+
+
+def test_strangers_text_does_not_command_the_terminal() -> None:
+    """Escape bytes of captions were printed as they are."""
+    evil = "\x1b]0;owned\x07\x1b[2Jcat\x9b31m\r\n\u202e"
+    for terminal in (True, False):
+        console = Console(force_terminal=terminal, color_system="standard" if terminal else None, width=200)
+        with console.capture() as captured:
+            display._print_indented(console, Text(evil))
+            caption = ShownCaption(evil, [(evil, True), (evil, False)])
+            display._print_indented(console, display.caption_text(caption, coloured=terminal))
+            display._section(console, "Data", iter([f"most frequent: {evil!r}", evil]))
+        said = re.sub(r"\x1b\[[0-9;]*m", "", captured.get())  # the colours are rich's own
+        assert "cat" in said
+        assert all(letter.isprintable() or letter == "\n" for letter in said), repr(said)
 
 
 def test_tokens_in_colour_and_in_brackets() -> None:

@@ -151,9 +151,9 @@ def test_malformed_requests_are_refused(method: str, path: str, body: Any, serve
 def test_large_files_need_a_given_address_and_the_right_bytes(server: HubServer) -> None:
     content = b"x" * 100_000
     oid = hashlib.sha256(content).hexdigest()
-    address = f"/lfs-storage/{oid}/"
+    address = f"/lfs-storage/{oid}/alice/"
     assert ask(server, "PUT", address + "0" * 64, content)[0] == 403
-    signed = address + server.upload_signature(oid)
+    signed = address + server.upload_signature(oid, "alice")
     assert ask(server, "PUT", signed, b"y" * 100_000)[0] == 400
     assert list((server.store.root / "lfs").iterdir()) == []
     with socket.create_connection(server.server_address[:2]) as half:  # type: ignore[arg-type]

@@ -178,7 +178,10 @@ def test_it_captions_like_the_run_in_a_clean_process(family: str, method: str, p
     report = published.reports[repo_id]
     report.require()
     assert [comparison.agrees for comparison in report.comparisons] == [True, True]
-    assert {check.outcome for check in report.checks} == {"passed"}
+    # These runs were not scored (tests/publishing/test_verify_scores.py has some that were).
+    unchecked = {check.name: check.outcome for check in report.checks if check.outcome != "passed"}
+    numbers = ("scores", "predictions", "scores computed again")
+    assert unchecked and unchecked == dict.fromkeys((name for name in numbers if name in unchecked), "not checked")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -233,14 +236,16 @@ def test_a_space_captions_with_all_of_them(published: Published) -> None:
 
 
 def test_verification_notices_other_captions(published: Published) -> None:
-    (failure,) = published.reports["alice/changed"].failures
+    hashes, failure = published.reports["alice/changed"].failures
+    assert hashes.name == "file hashes" and "verification/captions.json is not the file" in hashes.found
     assert failure.name == "captions" and "1 of 2" in failure.found and "ball.png" in failure.found
 
 
 def test_code_that_somebody_wrote_into_a_card_is_never_run(published: Published) -> None:
     (failure,) = published.reports["alice/injected"].failures
     assert "other code than hfcap writes" in failure.found
-    assert [check.name for check in published.reports["alice/injected"].checks] == ["files", "card", "code"]
+    names = [check.name for check in published.reports["alice/injected"].checks]
+    assert names[:2] == ["files", "card"] and names[-1] == "code", "nothing that runs code comes after"
 
 
 def test_repositories_of_others_are_checked_as_far_as_possible(published: Published) -> None:

@@ -10,12 +10,16 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils._runtime import is_xet_available
 
 from hfcap.errors import StoppedError, UserError, WorkError
+from hfcap.hub_server.server import BodyStream
+from hfcap.hub_server.store import HubError
+from hfcap.publishing import hub as hub_calls
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.staging import stage
 from hfcap.run_directory import RunDirectory
@@ -232,3 +236,53 @@ def test_a_connection_that_xet_loses_is_no_mistake_of_ours(
     monkeypatch.setattr(HfApi, "create_commit", lost)
     with pytest.raises(WorkError, match="the connection failed"):
         push_folder(staged, "alice/tiny", private=False)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_upload_that_arrives_damaged_is_sent_again(
+    times: int, staged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage for large files refuses what has another hash; once that ended the publication."""
+    receive = hub.receive
+    damaged: list[str] = []
+
+    class Damaged:
+        def __init__(self, stream: BodyStream) -> None:
+            self.stream = stream
+
+        def read(self, size: int) -> bytes:
+            return bytes(byte ^ 1 for byte in self.stream.read(size))
+
+    def receive_damaged(stream: Any, sha256: str, account: str) -> None:
+        if len(damaged) < times:
+            damaged.append(sha256)
+            stream = Damaged(stream)
+        receive(stream, sha256, account)
+
+    monkeypatch.setattr(hub, "receive", receive_damaged)
+    push_folder(staged, "alice/tiny", private=False)
+    assert len(damaged) == times
+    assert "model.safetensors" in published_files(hub)
+
+
+def test_an_upload_that_is_always_damaged_is_given_up(staged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def refuse(stream: BodyStream, sha256: str, account: str) -> None:
+        tries.append(sha256)
+        stream.read_all(2**30)
+        raise HubError(400, "the content does not have this SHA-256")
+
+    monkeypatch.setattr(hub, "receive", refuse)
+    with pytest.raises(WorkError, match=r"SHA-256[\s\S]*was made for this and may still be empty"):
+        push_folder(staged, "alice/tiny", private=False)
+    assert len(tries) >= hub_calls.ATTEMPTS
+
+
+def test_no_message_denies_the_repository_that_was_made(staged: Path, hub: Hub) -> None:
+    """'nothing half-finished is visible' was said although an empty repository was there."""
+    hub.faults.add("drop_before", "commit", FOR_EVER)
+    with pytest.raises(WorkError) as failed:
+        push_folder(staged, "alice/tiny", private=False)
+    assert "nothing half-finished" not in str(failed.value)
+    assert "all together or not at all" in str(failed.value) and "may still be empty" in str(failed.value)

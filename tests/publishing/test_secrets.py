@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hfcap.children import names_secret
 from hfcap.errors import UserError
 from hfcap.publishing import secrets
-from hfcap.publishing.secrets import machine_folders, names_secret, redact, refuse_secrets, scan
+from hfcap.publishing.secrets import machine_folders, redact, refuse_secrets, scan
 
 # Put together here, so that no scanner takes this file for a leak. Each is as short as its service makes them.
 SAMPLES = {

@@ -38,6 +38,7 @@ def test_exactly_the_listed_files(run: RunDirectory) -> None:
         "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
         "scores/test.json", "scores/test.blank_images.json", "scores/test.most_frequent_caption.json",
         "predictions/test.jsonl", "verification/ball.png", "verification/houses.png", "verification/captions.json",
+        "verification/files.json",
     }  # fmt: skip
 
 

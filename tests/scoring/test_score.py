@@ -149,7 +149,7 @@ def test_repeated_json_keys_are_refused(tmp_path: Path) -> None:
 def test_malformed_files_are_refused_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text('[\n{"image_id": 1,}]')
-    with pytest.raises(UserError, match="line 2 is not valid JSON"):
+    with pytest.raises(UserError, match=r"not valid JSON \(line 2"):
         read_predictions(path)
     with pytest.raises(UserError, match="not found"):
         read_predictions(tmp_path / "none.json")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hfcap.errors import WorkError
+from hfcap.errors import UserError, WorkError
 from hfcap.training.checkpoint import (
     Progress,
     checkpoint_path,
@@ -59,6 +59,7 @@ class Training:
 
     def save(self, folder: Path, progress: Progress, rank: int = 0, world: int = 1) -> Path:
         progress.average_updates = self.average.updates
+        progress.scheduler = progress.scheduler or {"last_epoch": progress.step, "_step_count": progress.step + 1}
         save_checkpoint(folder, self.model, self.optimizer, progress, self.average, process(rank, world))
         return checkpoint_path(folder, progress.step)
 
@@ -87,7 +88,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     progress = Progress(
         step=12, epoch=2, window=3, images_seen=40, captions_seen=90, train_seconds=1.5, best_value=0.25, best_step=6,
         bad_validations=2, stopped_early=True, unlogged_loss=3.5, unlogged_units=7.0, unlogged_sums={"reward": 0.5},
-        scheduler={"last_epoch": 12}, scaler={"scale": 2.0},
+        scheduler={"last_epoch": 12, "_step_count": 13}, steps_per_epoch=5, scaler={"scale": 2.0},
     )  # fmt: skip
     assert all(getattr(progress, f.name) != getattr(Progress(), f.name) for f in fields(Progress) if f.name not in (
         "processes", "average_updates",
@@ -112,7 +113,7 @@ def test_what_lies_in_a_checkpoint(tmp_path: Path) -> None:
     assert path.name == "step-00000007" and [entry.name for entry in tmp_path.iterdir()] == [path.name]
     names = {entry.name for entry in path.iterdir()}
     weights = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "random-0.safetensors"}
-    assert names == weights | {"state.json"}
+    assert names == weights | {"state.json", "checksums.json"}
     assert {tensor.dtype for tensor in load_file(path / "average.safetensors").values()} == {torch.float32}
 
 
@@ -163,7 +164,7 @@ def test_each_process_gets_its_own_random_numbers_back(tmp_path: Path) -> None:
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     training = Training(updates=1)
     path = training.save(tmp_path, Progress(step=1, processes=2), world=2)
-    with pytest.raises(WorkError, match=r"step-00000001: was written by 2 processes, but 1 train now; continue with 2"):
+    with pytest.raises(UserError, match=r"step-00000001: was written by 2 processes, but 1 train now; continue with 2"):
         training.load(path)
 
 
@@ -193,7 +194,7 @@ def test_a_damaged_or_missing_file_is_named_with_the_way_out(tmp_path: Path) -> 
     for name in ("random-0", "average", "optimizer", "model"):
         file = path / f"{name}.safetensors"
         file.write_bytes(file.read_bytes()[:50])
-        with pytest.raises(WorkError, match=rf"{name}\.safetensors: damaged .*delete the folder step-00000001"):
+        with pytest.raises(WorkError, match=rf"{name}\.safetensors: damaged .*continues from the one before"):
             training.load(path)
         file.unlink()
         with pytest.raises(WorkError, match=rf"{name}\.safetensors: damaged"):

@@ -38,6 +38,22 @@ def test_when_the_feature_store_is_used(mode: str, freeze: list[str], used: bool
     assert uses_feature_store(captioner, recipe) is used
 
 
+def test_auto_goes_without_a_store_where_none_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cache that cannot be written (a read-only disk) stopped the run; here a file stands where it should be."""
+    (tmp_path / "file").write_text("")
+    data = {"feature_store_folder": str(tmp_path / "file" / "store")}
+    result = train(tiny_recipe("vit_gpt2", tmp_path / "auto", data=data, freeze=["vision"]))
+    assert result.steps[-1] == 4
+    assert "no feature store, because" in " ".join(capsys.readouterr().err.split())
+    plain = train(tiny_recipe("vit_gpt2", tmp_path / "off", data={"feature_store": "off"}, freeze=["vision"]))
+    assert_same_tensors(result.weights(4), plain.weights(4))
+    demanded = tiny_recipe("vit_gpt2", tmp_path / "on", data={**data, "feature_store": "on"}, freeze=["vision"])
+    with pytest.raises(OSError, match="Not a directory"):
+        train(demanded)
+
+
 def test_feature_store_on_with_a_trained_encoder_is_an_error(tmp_path: Path) -> None:
     recipe = tiny_recipe("vit_gpt2", tmp_path, data={"feature_store": "on"})
     with pytest.raises(UserError, match=r"data\.feature_store: on .*train\.freeze.*feature_store: auto"):

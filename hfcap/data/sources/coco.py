@@ -14,6 +14,7 @@ from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import read_json
+from hfcap.places import LocalPath
 from hfcap.recipe import DataOptions
 from hfcap.schema import CaptionedImage
 
@@ -24,7 +25,7 @@ class CocoOptions(DataOptions):
     """Keys of `data` for source coco."""
 
     source: Literal["coco"] = "coco"
-    root: str = Field(description="folder that 'hfcap data coco --root' filled, or that holds the official folders")
+    root: LocalPath = Field(description="folder that 'hfcap data coco --root' filled, or with the official folders")
     validation_split: str = "val"
     year: Literal["auto", "2014", "2017"] = Field("auto", description="which photo folders; both hold the same photos")
     restval: bool = Field(True, description="Karpathy's 30,504 'restval' photos belong to train, as in published work")

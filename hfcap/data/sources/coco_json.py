@@ -14,6 +14,7 @@ from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import read_json
+from hfcap.places import LocalPath
 from hfcap.recipe import DataOptions
 from hfcap.registry import did_you_mean
 from hfcap.schema import CaptionedImage
@@ -23,10 +24,10 @@ class CocoJsonOptions(DataOptions):
     """Keys of `data` for source coco_json."""
 
     source: Literal["coco_json"] = "coco_json"
-    captions: str | dict[str, str] = Field(
+    captions: LocalPath | dict[str, LocalPath] = Field(
         description="COCO-format file whose images carry a `split` key, or a mapping from split name to file"
     )
-    images: str | dict[str, str] | None = Field(
+    images: LocalPath | dict[str, LocalPath] | None = Field(
         None, description="image folder, or a mapping from split name to folder; default: 'images' beside the file"
     )
     uncaptioned_images: Literal["error", "ignore"] = Field(

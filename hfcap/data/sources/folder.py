@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 from collections import Counter
@@ -20,7 +19,8 @@ from hfcap.data.checks import clean_caption, listed
 from hfcap.data.images import IMAGE_SUFFIXES, FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
-from hfcap.files import read_json_lines, read_text
+from hfcap.files import parse_json, read_json_lines, read_text
+from hfcap.places import LocalPath
 from hfcap.recipe import DataOptions
 from hfcap.recipe_block import Share
 from hfcap.registry import did_you_mean
@@ -42,7 +42,7 @@ class FolderOptions(DataOptions):
     """Keys of `data` for source folder."""
 
     source: Literal["folder"] = "folder"
-    root: str = Field(description="folder of pictures with metadata.jsonl or metadata.csv")
+    root: LocalPath = Field(description="folder of pictures with metadata.jsonl or metadata.csv")
     caption_columns: list[str] | None = Field(
         None, description="columns that hold captions; default: captions, caption, caption_0.. or text"
     )
@@ -86,10 +86,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             # Cells of optional caption columns may be empty: then the picture has fewer captions.
             cells = {name: cell for name, cell in row.items() if cell is not None and cell.strip()}
             if isinstance(cells.get("captions"), str) and cells["captions"].lstrip().startswith("["):
-                cells["captions"] = json.loads(cells["captions"])
+                cells["captions"] = parse_json(cells["captions"], f"{path}: line {reader.line_num}: captions")
             yield reader.line_num, cells
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {reader.line_num}: captions is not a valid JSON list ({error.msg})") from None
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None
 

@@ -17,6 +17,7 @@ from hfcap.data.hub_images import RowImage, stream_to_cache, streamed_commit
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.transport import transport_errors
 from hfcap.errors import UserError
+from hfcap.places import Location
 from hfcap.recipe import DataOptions
 from hfcap.schema import CaptionedImage, ImageBytes
 
@@ -27,7 +28,7 @@ class HubOptions(DataOptions):
     """Keys of `data` for source hub."""
 
     source: Literal["hub"] = "hub"
-    dataset: str = Field(description="Hub id, or a local folder (also of save_to_disk), .parquet or .arrow file")
+    dataset: Location = Field(description="Hub id, or a local folder (also of save_to_disk), .parquet or .arrow file")
     config_name: str | None = Field(None, description="configuration (subset) of the dataset")
     revision: str | None = Field(None, description="commit, tag or branch; a commit makes runs repeatable")
     image_column: str | None = Field(None, description="default: the only column of pictures")

@@ -1,0 +1,340 @@
+"""Whether the numbers of a published model hold: card, score files, predictions, and the files that belong together.
+
+What can be computed again is: corpus values and intervals from the rows of a score file; with the human captions
+everything, from the published predictions. Of a consistent forgery only the last can tell; the others tell of what was
+edited, mixed up or raised.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
+from numpy.typing import NDArray
+
+from hfcap import registry
+from hfcap.data.source import Source
+from hfcap.errors import UserError
+from hfcap.files import read_json, read_text, sha256_of, write_json
+from hfcap.markdown import escape
+from hfcap.metrics.base import CaptionMetric
+from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
+from hfcap.metrics.caption_files import read_predictions, read_references
+from hfcap.metrics.suite import metric_for_statistics
+from hfcap.publishing import hub
+from hfcap.publishing.card_text import shown_number
+from hfcap.publishing.metadata import shown_value
+from hfcap.publishing.pictures import FOLDER
+from hfcap.publishing.sections import split_front_matter
+from hfcap.recipe_loading import load_recipe
+from hfcap.schema import ScoreReport
+from hfcap.score_table import metric_name
+from hfcap.scoring import read_scores, score_files
+from hfcap.scoring.signature import data_signature, predictions_hash
+
+MANIFEST = f"{FOLDER}/files.json"
+"""SHA-256 of every published file but the card, which people may edit on the Hub, and itself."""
+
+_RESCORED = ("bleu", "rouge_l", "cider", "meteor", "length", "bad_endings")
+"""Metrics that need nothing but captions; METEOR its tables, where they are installed."""
+
+_MOST_RESAMPLES = 100_000
+_MOST_SCENES = 20_000
+_SAME = 1e-6
+
+Finding = tuple[str, Literal["passed", "failed", "not checked"], str]
+"""Name of a check, its outcome, and what was found."""
+
+
+def write_manifest(folder: Path) -> None:
+    """Note the hashes of all files of a staging folder, so that files of another version beside them are noticed."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    write_json(folder / MANIFEST, {name: sha256_of(path) for name, path in names.items() if name not in _not_noted()})
+
+
+def _not_noted() -> tuple[str, ...]:
+    return ("README.md", MANIFEST)
+
+
+def check_numbers(folder: Path, hashes: Mapping[str, str], references: Path | None = None) -> list[Finding]:
+    """Make all checks of this module on a repository's files.
+
+    Args:
+        folder: its files, at least those that are small.
+        hashes: SHA-256 of files that are not in `folder` (weights on the Hub), by path.
+        references: human captions of the scored split; None = those that the recipe makes itself, if it does.
+    """
+    findings = [_checked("file hashes", lambda: _check_manifest(folder, hashes))]
+    scored = sorted((folder / "scores").glob("*.json"))
+    if not scored:
+        return [*findings, ("scores", "not checked", "there are no score files")]
+    try:
+        reports = {path.stem: read_scores(path) for path in scored}
+    except UserError as error:
+        return [*findings, ("scores", "failed", str(error).replace(f"{folder}/", ""))]
+    split = min(reports, key=lambda name: (name.count("."), name))
+    findings.append(_checked("scores on the card", lambda: _check_card(folder, reports[split])))
+    findings.append(_checked("scores", lambda: _check_values(reports)))
+    findings.append(_checked("predictions", lambda: _check_predictions(folder, reports)))
+    findings.append(_checked("scores computed again", lambda: _check_again(folder, reports, references)))
+    return findings
+
+
+@dataclass(frozen=True)
+class _NotCheckedError(Exception):
+    """Why a check cannot be made."""
+
+    reason: str
+
+
+def _checked(name: str, check: Callable[[], tuple[list[str], str]]) -> Finding:
+    """Run a check that returns (what is wrong, what is right)."""
+    try:
+        wrong, right = check()
+    except _NotCheckedError as error:
+        return name, "not checked", error.reason
+    except UserError as error:
+        return name, "failed", str(error)
+    return (name, "failed", "; ".join(wrong[:5])) if wrong else (name, "passed", right)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _check_manifest(folder: Path, hashes: Mapping[str, str]) -> tuple[list[str], str]:
+    if not (folder / MANIFEST).is_file():
+        raise _NotCheckedError("published without a record of its files (by an earlier hfcap, or by hand)")
+    noted = read_json(folder / MANIFEST, "record of published files")
+    if not isinstance(noted, dict) or not all(isinstance(value, str) for value in noted.values()):
+        raise UserError(f"{MANIFEST}: must map file names to hashes")
+    wrong = []
+    for name, value in noted.items():
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve())
+        found = sha256_of(path) if inside and path.is_file() else hashes.get(name)
+        if found is None:
+            wrong.append(f"{name} is missing")
+        elif found != value:
+            wrong.append(f"{name} is not the file that was published with the others")
+    return wrong, f"all {len(noted)} as published"
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _check_card(folder: Path, report: ScoreReport) -> tuple[list[str], str]:
+    card = read_text(folder / "README.md", "model card") if (folder / "README.md").is_file() else ""
+    front, body = split_front_matter(card)
+    try:
+        values = yaml.safe_load(front)
+    except (yaml.YAMLError, RecursionError):
+        raise UserError("README.md: its metadata is no YAML") from None
+    known = {name: value for name, value in report.metrics.items() if value is not None}
+    shown = dict(_model_index(values))
+    wrong = [
+        f"the card's metadata says {name} {shown[name]}, the score file {shown_value(name, known.get(name, math.nan))}"
+        for name in shown
+        if name not in known or shown[name] != shown_value(name, known[name])
+    ]
+    n_compared = len(shown)
+    for name, value in known.items():
+        row = re.search(rf"^\| *{re.escape(str(escape(metric_name(name))))} *\| *\*\*(.+?)\*\* *\|", body, re.MULTILINE)
+        if row is not None:
+            n_compared += 1
+            if row[1] != shown_number(name, value):
+                wrong.append(
+                    f"the card's table says {metric_name(name)} {row[1]}, the score file {shown_number(name, value)}"
+                )
+    if not n_compared:
+        raise _NotCheckedError("the card shows no scores")
+    return wrong, f"{n_compared} numbers as in the score file"
+
+
+def _model_index(metadata: Any) -> Iterator[tuple[str, float]]:
+    """Yield metric and value of the card's model-index, whatever else stands there."""
+    index = metadata.get("model-index") if isinstance(metadata, dict) else None
+    for model in index if isinstance(index, list) else []:
+        results = model.get("results") if isinstance(model, dict) else None
+        for result in results if isinstance(results, list) else []:
+            metrics = result.get("metrics") if isinstance(result, dict) else None
+            for metric in metrics if isinstance(metrics, list) else []:
+                if isinstance(metric, dict) and isinstance(metric.get("value"), int | float):
+                    yield str(metric.get("type")), float(metric["value"])
+
+
+def _check_values(reports: Mapping[str, ScoreReport]) -> tuple[list[str], str]:
+    wrong: list[str] = []
+    n_compared = 0
+    for name, report in reports.items():
+        for metric, rows in _statistics(report):
+            values = metric.aggregate(rows)
+            for output, value in zip(metric.outputs, values.tolist(), strict=True):
+                n_compared += 1
+                if not _same(report.metrics.get(output), value):
+                    wrong.append(
+                        f"scores/{name}.json says {output} {report.metrics.get(output)}, its rows give {value:.6g}"
+                    )
+            for output, bounds in _intervals(report, metric, rows).items():
+                said = report.intervals.get(output)
+                n_compared += 1
+                if said is None or not all(map(_same, said, bounds)):
+                    wrong.append(f"scores/{name}.json says {output} lies in {said}, its rows give {bounds}")
+    if not n_compared:
+        raise _NotCheckedError("the score files hold no rows of single images to compute them from")
+    return wrong, f"{n_compared} values and intervals follow from the rows of single images"
+
+
+def _statistics(report: ScoreReport) -> Iterator[tuple[CaptionMetric, NDArray[np.float64]]]:
+    """Yield the metrics whose rows the file holds, in its order of images."""
+    named = report.signature.get("metrics")
+    for name in named if isinstance(named, dict) else {}:
+        if name not in registry.names("metrics"):
+            continue
+        metric = metric_for_statistics(name)
+        if not metric.summable or not report.per_image:
+            continue
+        if name in report.statistics:
+            yield metric, np.asarray(report.statistics[name], dtype=np.float64)
+        elif metric.is_mean:
+            rows = [[row.get(output) for output in metric.outputs] for row in report.per_image.values()]
+            if all(value is not None for row in rows for value in row):
+                yield metric, np.asarray(rows, dtype=np.float64)
+
+
+def _intervals(report: ScoreReport, metric: CaptionMetric, rows: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
+    bootstrap = report.signature.get("bootstrap")
+    conditions = bootstrap if isinstance(bootstrap, dict) else {}
+    n_resamples, seed, level = (conditions.get(key) for key in ("n_resamples", "seed", "confidence_level"))
+    if not (isinstance(n_resamples, int) and isinstance(seed, int) and isinstance(level, float)):
+        return {}
+    if not 0 < n_resamples <= _MOST_RESAMPLES or seed < 0 or not 0 < level < 1:
+        return {}
+    return percentile_intervals(resampled_values((metric,), {metric.name: rows}, n_resamples, seed), level)
+
+
+def _same(said: float | None, found: float) -> bool:
+    if said is None or not math.isfinite(found):
+        return said is None and not math.isfinite(found)
+    return abs(said - found) <= _SAME * max(1.0, abs(found))
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
+
+
+def _check_predictions(folder: Path, reports: Mapping[str, ScoreReport]) -> tuple[list[str], str]:
+    wrong: list[str] = []
+    n_compared = 0
+    for name, report in reports.items():
+        path = folder / "predictions" / f"{name}.jsonl"
+        noted = report.predictions_sha256
+        if not path.is_file():
+            wrong += [f"predictions/{name}.jsonl is missing"] if noted else []
+            continue
+        captions = read_predictions(path, warn=_say_nothing)
+        if report.per_image and set(captions) != set(report.per_image):
+            wrong.append(f"predictions/{name}.jsonl is about other images than scores/{name}.json")
+        elif noted is not None:
+            n_compared += 1
+            if predictions_hash(captions) != noted:
+                wrong.append(f"predictions/{name}.jsonl holds other captions than were scored")
+    if not n_compared and not wrong:
+        raise _NotCheckedError("the score files do not say which captions were scored (an earlier hfcap wrote them)")
+    return wrong, f"{n_compared} files hold the captions that were scored"
+
+
+def _check_again(folder: Path, reports: Mapping[str, ScoreReport], references: Path | None) -> tuple[list[str], str]:
+    wrong: list[str] = []
+    compared: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="hfcap-references-") as temporary:
+        path = references or _own_references(folder, next(iter(reports.values())).split, Path(temporary))
+        for name, report in reports.items():
+            predictions = folder / "predictions" / f"{name}.jsonl"
+            named = report.signature.get("metrics")
+            if not predictions.is_file() or not isinstance(named, dict):
+                continue
+            _require_these_references(path, report)
+            for metric in [metric for metric in _RESCORED if metric in named]:
+                again = _score_again(metric, predictions, path, report, named)
+                if again is None:
+                    continue
+                for output, value in again.items():
+                    compared.add(output)
+                    if not _same(report.metrics.get(output), math.nan if value is None else value):
+                        wrong.append(
+                            f"scores/{name}.json says {output} {report.metrics.get(output)}, its captions score {value}"
+                        )
+    if not compared:
+        raise _NotCheckedError("no metric that needs nothing but captions was computed")
+    return wrong, f"{', '.join(sorted(compared))}: as in the score files"
+
+
+def _score_again(
+    metric: str, predictions: Path, references: Path, report: ScoreReport, named: Mapping[str, Any]
+) -> dict[str, float | None] | None:
+    conditions = named[metric] if isinstance(named[metric], dict) else {}
+    frequencies = str(conditions.get("document_frequencies", "corpus")) if metric == "cider" else "corpus"
+    try:
+        return score_files(
+            predictions,
+            references,
+            metrics=(metric,),
+            document_frequencies=frequencies,
+            split=None if report.split == "all" else report.split,
+            n_resamples=0,
+            allow_missing=True,
+            warn=_say_nothing,
+        ).metrics
+    except UserError:
+        return None  # METEOR's tables, or a file of document frequencies, are not here
+
+
+def _require_these_references(path: Path, report: ScoreReport) -> None:
+    wanted = report.signature.get("references_sha256")
+    human = read_references(path, None if report.split == "all" else report.split, warn=_say_nothing)
+    found = {image_id: human[image_id] for image_id in report.per_image if image_id in human}
+    if len(found) < len(report.per_image) or data_signature(found, "", 0)["references_sha256"] != wanted:
+        raise _NotCheckedError("the human captions that are here are not those that were scored against")
+
+
+def _own_references(folder: Path, split: str, temporary: Path) -> Path:
+    """Write the human captions of generated scenes, which the published recipe makes anew anywhere."""
+    unknown = _NotCheckedError("the human captions are not published with it; give them: --references FILE")
+    if not (folder / "recipe.yaml").is_file() or split not in ("train", "validation", "test"):
+        raise unknown
+    data = load_recipe(folder / "recipe.yaml").data
+    if data.source != "scenes" or getattr(data, f"n_{split}") > _MOST_SCENES:
+        raise unknown
+    source: Source = registry.load("sources", "scenes").REGISTERED
+    limit: int | None = getattr(data, f"max_{split}_images")
+    records = source.load(data, getattr(data, f"{split}_split"))[:limit]
+    path = temporary / "references.json"
+    write_json(path, {record.image_id: list(record.captions) for record in records})
+    return path
+
+
+def _say_nothing(message: str) -> None:
+    """Warnings about scoring were for whoever scored."""
+
+
+def hub_hashes(repo_id: str, commit: str) -> dict[str, str]:
+    """Return path -> SHA-256 of the large files of a repository, as the Hub lists them; nothing is downloaded.
+
+    Raises:
+        WorkError: the Hub or the network failed.
+    """
+
+    def read() -> dict[str, str]:
+        entries = HfApi().list_repo_tree(repo_id, recursive=True, revision=commit)
+        return {entry.path: entry.lfs.sha256 for entry in entries if isinstance(entry, RepoFile) and entry.lfs}
+
+    return hub.with_retries(read, f"reading the files of {repo_id}")
