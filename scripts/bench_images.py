@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
-from hfcap.captioners.parts import load_image_processor
+from hfcap.captioners.pretrained import load_image_processor
 from hfcap.data.image_cache import cached_pixels
 from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.loading import ImageInputs, PixelInputs, image_loader, prepared

@@ -38,7 +38,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.blip import Blip
 from hfcap.captioners.clip_prefix import ClipPrefix
 from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
-from hfcap.captioners.parts import new_image_processor
+from hfcap.captioners.pretrained import new_image_processor
 from hfcap.captioners.vit_gpt2 import VitGpt2
 from hfcap.training.records import peak_memory_bytes
 

@@ -13,7 +13,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from hfcap.captioners.parts import quiet_loading, train_tokenizer
+from hfcap.captioners.pretrained import quiet_loading
+from hfcap.captioners.tokenizers import train_tokenizer
 from hfcap.errors import UserError
 from hfcap.explain import Explanation, WordMap, draw, explain, explain_picture, words_of_tokens
 from hfcap.recipe import GenerateOptions, TokenizerOptions

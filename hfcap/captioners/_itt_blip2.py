@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from hfcap.captioners._itt_kind import expand
 from hfcap.captioners._itt_prefix import Prefix
 from hfcap.captioners._itt_rows import without_prefix
-from hfcap.captioners.parts import require_positions
+from hfcap.captioners.pretrained import require_positions
 from hfcap.errors import UserError
 
 

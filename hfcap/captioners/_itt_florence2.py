@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners._itt_kind import Kind
-from hfcap.captioners.parts import packed_attention_mask
+from hfcap.captioners.masks import packed_attention_mask
 from hfcap.captioners.step_scores import without_steps
 from hfcap.schema import PackedCaptions
 

@@ -12,8 +12,9 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners._itt_kind import Kind
-from hfcap.captioners.parts import prefix_attention_mask, wrap_texts
+from hfcap.captioners.masks import prefix_attention_mask
 from hfcap.captioners.step_scores import without_steps
+from hfcap.captioners.tokenizers import wrap_texts
 from hfcap.schema import PackedCaptions
 
 

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from hfcap.captioners.parts import load_image_processor, load_tokenizer, reason_of, whole_model
+from hfcap.captioners.pretrained import load_image_processor, reason_of, whole_model
 from hfcap.captioners.quantization import keep_layout
+from hfcap.captioners.tokenizers import load_tokenizer
 from hfcap.errors import MissingPackageError, UserError
 
 MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}

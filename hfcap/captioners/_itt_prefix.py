@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from hfcap.captioners._itt_generic import Generic
 from hfcap.captioners._itt_kind import PromptInputs
 from hfcap.captioners.leaving_search import leaving
-from hfcap.captioners.parts import prefix_attention_mask
+from hfcap.captioners.masks import prefix_attention_mask
 from hfcap.captioners.probe import penalises_repetition
 from hfcap.captioners.shared_prefix import SharedPrefix
 from hfcap.errors import UserError

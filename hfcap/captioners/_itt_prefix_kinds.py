@@ -10,7 +10,7 @@ from torch import nn
 
 from hfcap.captioners._itt_kind import PromptInputs
 from hfcap.captioners._itt_prefix import Prefix
-from hfcap.captioners.parts import prefix_attention_mask
+from hfcap.captioners.masks import prefix_attention_mask
 
 
 class PaliGemma(Prefix):

@@ -14,17 +14,10 @@ from hfcap.captioners.base import Captioner, CardFacts
 from hfcap.captioners.blip_attention import attention_probabilities, is_replaced, use_sdpa
 from hfcap.captioners.cross_attention import grid_maps, mean_of_last_half, square_grid
 from hfcap.captioners.leaving_search import leaving
-from hfcap.captioners.parts import (
-    load_image_processor,
-    load_tokenizer,
-    new_image_processor,
-    packed_attention_mask,
-    special_token_ids,
-    train_tokenizer,
-    whole_model,
-    wrap_texts,
-)
+from hfcap.captioners.masks import packed_attention_mask
+from hfcap.captioners.pretrained import load_image_processor, new_image_processor, whole_model
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
+from hfcap.captioners.tokenizers import load_tokenizer, special_token_ids, train_tokenizer, wrap_texts
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 

@@ -15,7 +15,8 @@ from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.modeling_encoder_decoder import CnnTransformerForConditionalGeneration
 from hfcap.captioners.own_model import VisionOptions, as_decoder, load_as_decoder
-from hfcap.captioners.parts import TINY_CNN, load_tokenizer, require_one_origin, train_tokenizer, wrap_texts
+from hfcap.captioners.pretrained import TINY_CNN, require_one_origin
+from hfcap.captioners.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
 from hfcap.places import Location
 from hfcap.recipe import TokenizerOptions
 from hfcap.recipe_block import Share

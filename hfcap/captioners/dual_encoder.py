@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from transformers import AutoModel, CLIPProcessor
 
-from hfcap.captioners.parts import from_pretrained, load_image_processor, load_tokenizer
+from hfcap.captioners.pretrained import from_pretrained, load_image_processor
 from hfcap.captioners.sidecar import without_places
+from hfcap.captioners.tokenizers import load_tokenizer
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_bytes, write_json
 from hfcap.progress import error_console, progress_bar

@@ -12,11 +12,12 @@ from hfcap.captioners.base import BaseModel
 from hfcap.captioners.cross_attention import grid_maps, last_layers_attention
 from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.leaving_search import leaving
+from hfcap.captioners.masks import packed_attention_mask
 from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.parts import packed_attention_mask, special_token_ids
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
 from hfcap.captioners.step_scores import without_steps
+from hfcap.captioners.tokenizers import special_token_ids
 from hfcap.schema import PackedCaptions
 
 

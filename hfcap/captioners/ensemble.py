@@ -34,7 +34,8 @@ from hfcap.captioners.modeling_ensemble import (
     rounds,
 )
 from hfcap.captioners.own_model import TokensOfConfig
-from hfcap.captioners.parts import TINY_VIT, load_tokenizer, special_token_ids, train_tokenizer, whole_model
+from hfcap.captioners.pretrained import TINY_VIT, whole_model
+from hfcap.captioners.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 from hfcap.errors import UserError
 from hfcap.places import Location
 from hfcap.progress import track

@@ -24,7 +24,8 @@ from hfcap.captioners._itt_mllama import Mllama
 from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners._itt_qwen import QwenVL
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
-from hfcap.captioners.parts import config_from_mapping, new_image_processor, special_token_ids, train_tokenizer
+from hfcap.captioners.pretrained import config_from_mapping, new_image_processor
+from hfcap.captioners.tokenizers import special_token_ids, train_tokenizer
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions, ModelOptions, TokenizerOptions
 from hfcap.recipe_block import PositiveInt

@@ -15,7 +15,7 @@ from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.modeling_encoder_decoder import ImageTransformerForConditionalGeneration
 from hfcap.captioners.own_model import VisionOptions, as_decoder
-from hfcap.captioners.parts import train_tokenizer, wrap_texts
+from hfcap.captioners.tokenizers import train_tokenizer, wrap_texts
 from hfcap.places import Location
 from hfcap.recipe import ModelOptions, TokenizerOptions
 from hfcap.recipe_block import Block, PositiveInt, Share

@@ -20,7 +20,7 @@ from hfcap.captioners.merging import (
     require_merged,
     require_same_logits,
 )
-from hfcap.captioners.parts import require_no_revision_of_folder
+from hfcap.captioners.pretrained import require_no_revision_of_folder
 from hfcap.captioners.sidecar import read_sidecar
 from hfcap.errors import UserError, WorkError
 from hfcap.files import folder_being_written, read_json, read_json_object

@@ -15,7 +15,7 @@ from torch import nn
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.merging import require_mergeable
-from hfcap.captioners.parts import reason_of, unreadable_files
+from hfcap.captioners.pretrained import reason_of, unreadable_files
 from hfcap.captioners.quantization import quantize_linear_layers, require_bitsandbytes
 from hfcap.errors import UserError
 from hfcap.recipe import LoraOptions

@@ -14,21 +14,20 @@ from hfcap.captioners.base import BaseModel, Captioner
 from hfcap.captioners.cross_attention import square_grid
 from hfcap.captioners.feature_map import map_layout, take_out_unused, timm_network
 from hfcap.captioners.modeling_image_encoder import CHANNELS_LAST, encoder_from_config, image_states_from
-from hfcap.captioners.parts import (
+from hfcap.captioners.pretrained import (
     config_from_mapping,
     copy_remote_code,
     from_pretrained,
     load_encoder,
     load_image_processor,
-    load_tokenizer,
     new_image_processor,
     reason_of,
     require_positions,
-    special_token_ids,
     unreadable_files,
     vision_tower,
     whole_model,
 )
+from hfcap.captioners.tokenizers import load_tokenizer, special_token_ids
 from hfcap.errors import UserError
 from hfcap.places import Location
 from hfcap.recipe import GenerateOptions, ModelOptions

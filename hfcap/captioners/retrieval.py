@@ -18,8 +18,9 @@ from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.modeling_image_encoder import image_states_from
 from hfcap.captioners.modeling_retrieval import RetrievalConfig, RetrievalForImageCaptioning
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.parts import TINY_VIT, special_token_ids, train_tokenizer, vision_tower, wrap_texts
+from hfcap.captioners.pretrained import TINY_VIT, vision_tower
 from hfcap.captioners.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
+from hfcap.captioners.tokenizers import special_token_ids, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
 from hfcap.places import LocalPath
 from hfcap.recipe import GenerateOptions, TokenizerOptions

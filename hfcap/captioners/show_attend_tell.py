@@ -16,7 +16,8 @@ from hfcap.captioners.cross_attention import grid_maps
 from hfcap.captioners.leaving_search import leaving
 from hfcap.captioners.modeling_show_attend_tell import ShowAttendTellConfig, ShowAttendTellForConditionalGeneration
 from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.parts import TINY_CNN, special_token_ids, train_tokenizer, wrap_texts
+from hfcap.captioners.pretrained import TINY_CNN
+from hfcap.captioners.tokenizers import special_token_ids, train_tokenizer, wrap_texts
 from hfcap.recipe import TokenizerOptions
 from hfcap.recipe_block import NonNegativeFloat, PositiveInt, Share
 from hfcap.schema import IGNORED_LABEL, PackedCaptions

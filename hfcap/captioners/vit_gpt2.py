@@ -25,24 +25,22 @@ from hfcap.captioners.base import BaseModel, Captioner, CardFacts
 from hfcap.captioners.cross_attention import grid_maps, last_layers_attention, square_grid
 from hfcap.captioners.language_head import body_states, head_logits
 from hfcap.captioners.leaving_search import leaving
+from hfcap.captioners.masks import packed_attention_mask
 from hfcap.captioners.modeling_image_encoder import position_offset
 from hfcap.captioners.own_model import as_decoder, load_as_decoder
-from hfcap.captioners.parts import (
+from hfcap.captioners.pretrained import (
     TINY_VIT,
     config_from_mapping,
     from_pretrained,
     load_image_processor,
-    load_tokenizer,
     new_image_processor,
-    packed_attention_mask,
     require_one_origin,
-    train_tokenizer,
     vision_tower,
     whole_model,
-    wrap_texts,
 )
 from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
 from hfcap.captioners.step_scores import without_steps
+from hfcap.captioners.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
 from hfcap.places import Location
 from hfcap.recipe import ModelOptions, TokenizerOptions

@@ -66,7 +66,7 @@ def caption(
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return
-    from hfcap.captioners.parts import quiet_loading
+    from hfcap.captioners.pretrained import quiet_loading
     from hfcap.captioning import DatasetChoice, caption_pictures
 
     quiet_loading()
@@ -144,7 +144,7 @@ def search(
     encoder = None
     if model is not None:
         from hfcap.captioners.dual_encoder import DualEncoder
-        from hfcap.captioners.parts import quiet_loading
+        from hfcap.captioners.pretrained import quiet_loading
 
         quiet_loading()
         encoder = DualEncoder(model, "--model", revision, trust_remote_code)
@@ -170,7 +170,7 @@ def explain(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Draw where the captioner looked: one heat map per generated word."""
-    from hfcap.captioners.parts import quiet_loading
+    from hfcap.captioners.pretrained import quiet_loading
     from hfcap.explain import explain_picture
 
     quiet_loading()

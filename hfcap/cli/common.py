@@ -131,7 +131,7 @@ def execute(
     Raises:
         UserError: see `recipe_of`; or data, base model or recipe are not those that the run began with.
     """
-    from hfcap.captioners.parts import quiet_loading
+    from hfcap.captioners.pretrained import quiet_loading
     from hfcap.stages import Run
 
     quiet_loading()

@@ -66,7 +66,7 @@ def doctor(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check labels, data, LoRA targets, memory and time of a recipe before any training; exit code 1 if wrong."""
-    from hfcap.captioners.parts import quiet_loading
+    from hfcap.captioners.pretrained import quiet_loading
     from hfcap.doctor import examine
 
     quiet_loading()

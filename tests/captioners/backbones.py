@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessor, ViTImageProcessor
 
 from hfcap.captioners.modeling_image_encoder import encoder_from_config
-from hfcap.captioners.parts import train_tokenizer
+from hfcap.captioners.tokenizers import train_tokenizer
 from hfcap.recipe import TokenizerOptions
 from tests.captioners.helpers import CORPUS, make_lively
 

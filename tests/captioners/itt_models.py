@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
-from hfcap.captioners.parts import train_tokenizer
+from hfcap.captioners.tokenizers import train_tokenizer
 from hfcap.recipe import TokenizerOptions
 from tests.captioners.helpers import CORPUS, build, make_lively
 

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.parts import vision_tower
+from hfcap.captioners.pretrained import vision_tower
 from hfcap.errors import UserError
 from hfcap.recipe import GenerateOptions
 from tests.captioners.backbones import (

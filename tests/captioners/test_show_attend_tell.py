@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hfcap.captioners.modeling_show_attend_tell import RecurrentState
-from hfcap.captioners.parts import load_image_processor
+from hfcap.captioners.pretrained import load_image_processor
 from hfcap.captioners.show_attend_tell import CaptionRows, doubly_stochastic_penalty
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions

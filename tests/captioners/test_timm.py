@@ -17,7 +17,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.feature_map import map_layout
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.modeling_image_encoder import CHANNELS_FIRST, CHANNELS_LAST
-from hfcap.captioners.parts import load_image_processor
+from hfcap.captioners.pretrained import load_image_processor
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import plan_of
 from hfcap.doctor.pixels import restore

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.parts import END, PAD, START, load_tokenizer, train_tokenizer, wrap_texts
+from hfcap.captioners.tokenizers import END, PAD, START, load_tokenizer, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
 from hfcap.recipe import TokenizerOptions
 from tests.captioners.helpers import CORPUS, FAMILIES, PROMPT, build

@@ -1,31 +1,28 @@
-"""Building blocks that several families share: loading base models, tokenizers, masks of packed rows."""
+"""Loading base models, encoders and image processors, with errors that name the key of the recipe."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
-    AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedTokenizerFast,
     ViTImageProcessorPil,
 )
 from transformers.utils import logging as transformers_logging
 
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
-from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.recipe import ModelOptions
 from hfcap.schema import IMAGE_BACKEND
 
 TINY_VIT = {
@@ -47,8 +44,6 @@ TINY_CNN = {
     "layer_scale_init_value": 1.0,
 }
 """The smallest convolutional encoder: a feature map of 2 x 2 cells."""
-
-START, END, PAD = "<start>", "<end>", "<pad>"
 
 
 _UNREADABLE = (
@@ -145,31 +140,6 @@ def require_no_revision_of_folder(location: str, revision: str | None, prefix: s
         )
 
 
-def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_code: bool, **arguments: Any) -> Any:
-    """Load a tokenizer that has start, end and pad token.
-
-    Where it has no pad token the end token pads, which is safe because packing labels only real end tokens.
-    """
-    with unreadable_files(lambda error: f"{key}: no tokenizer in {location}: {reason_of(error)}"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            location, revision=revision, trust_remote_code=trust_remote_code, **arguments
-        )
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        # Where the files are missing, transformers makes a tokenizer of the model's kind that knows no words.
-        raise UserError(f"{key}: no tokenizer in {location}: its files are missing or hold no words")
-    # How the tokenizer was found says nothing about it, and would be published with it.
-    for name in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(name, None)
-    # BERT-like tokenizers call their start and end differently.
-    tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token or tokenizer.eos_token
-    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
-    if tokenizer.eos_token is None:
-        raise UserError(f"{key}: the tokenizer of {location} has no end token; captions could never stop")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def load_image_processor(location: str, key: str, revision: str | None, trust_remote_code: bool) -> Any:
     """Load an image processor: of IMAGE_BACKEND where it has that one, else its only one.
 
@@ -214,47 +184,6 @@ def new_image_processor(image_size: int) -> Any:
     )
 
 
-def train_tokenizer(options: TokenizerOptions, captions: Iterable[str]) -> Any:
-    """Train a byte-level BPE tokenizer on captions; no text is ever out of its vocabulary."""
-    tokenizer = Tokenizer(models.BPE())
-    steps: list[Any] = [normalizers.NFC()]
-    if options.lowercase:
-        steps.append(normalizers.Lowercase())
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=options.vocab_size,
-            special_tokens=[PAD, START, END],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=PAD, model_max_length=512
-    )
-
-
-def wrap_texts(tokenizer: Any, start: bool, end: bool) -> None:
-    """Make calling the tokenizer on a text add its start and end token; `generate` of plain transformers expects that.
-
-    BLIP's `generate` overwrites the first and drops the last token of a prompt; a VisionEncoderDecoder cannot start
-    from no token at all, which is what GPT-2's tokenizer makes of an empty text.
-    """
-    wrapped = [tokenizer.bos_token] * start + ["$A"] + [tokenizer.eos_token] * end
-    special = {token: tokenizer.convert_tokens_to_ids(token) for token in (tokenizer.bos_token, tokenizer.eos_token)}
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=" ".join(wrapped), special_tokens=list(special.items())
-    )
-
-
-def special_token_ids(tokenizer: Any) -> dict[str, Any]:
-    """Return the fields of a config that name the tokenizer's start, end and padding token."""
-    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-
-
 def require_one_origin(options: ModelOptions, parts: Mapping[str, str]) -> None:
     """Check that a `model` block names one place where the captioner comes from.
 
@@ -284,43 +213,6 @@ def require_positions(language_model: Any, key: str) -> None:
             f"{key}: {type(language_model).__name__} takes no position_ids, which training on packed captions needs; "
             "choose another language model, such as GPT-2, Llama, Qwen, OPT or Phi"
         )
-
-
-def packed_attention_mask(caption_index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask (B, 1, P, P) of a packed row: a position sees itself and earlier ones of its own caption.
-
-    `caption_index` (B, P) as in PackedCaptions. Padding positions see one another, so that no row is fully masked
-    (a fully masked row gives NaN in some attention kernels); nothing reads their output.
-    """
-    same_caption = caption_index[:, :, None] == caption_index[:, None, :]
-    length = caption_index.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=caption_index.device).tril()
-    return additive_mask(same_caption & causal, dtype)
-
-
-def prefix_attention_mask(
-    caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype, bidirectional: bool = False
-) -> torch.Tensor:
-    """Additive mask (B, 1, N + P, N + P): a prefix that every caption sees, captions apart from one another.
-
-    `caption_index` (B, P) as in PackedCaptions. The prefix is causal, or with `bidirectional` sees all of itself: as
-    generation computes it.
-    """
-    batch = caption_index.shape[0]
-    prefix_index = caption_index.new_full((batch, n_prefix), -2)
-    index = torch.cat([prefix_index, caption_index], dim=1)
-    visible = (index[:, :, None] == index[:, None, :]) | (index == -2)[:, None, :]
-    length = index.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=index.device).tril()
-    if bidirectional:
-        earlier[:n_prefix, :n_prefix] = True
-    return additive_mask(visible & earlier, dtype)
-
-
-def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Turn a boolean mask (B, Q, K), True = visible, into the additive form (B, 1, Q, K) that every attention takes."""
-    blocked = torch.finfo(dtype).min
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, blocked)[:, None]
 
 
 def quiet_loading() -> None:
