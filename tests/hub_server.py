@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfcap.hub_server.server import User
+from hfcap.hub_server.messages import User
 from tests.hub.faults import FaultyHub
 
 

@@ -129,7 +129,7 @@ def compare(
     examples: Annotated[int, typer.Option(min=0, max=100, help="wins and losses shown for each pair")] = 6,
 ) -> None:
     """Compare runs, score files or (with --references) prediction files: intervals and paired differences."""
-    from hfcap.comparison import PictureSource, write_leaderboard
+    from hfcap.comparison import PictureSource, leaderboard_table, write_leaderboard
     from hfcap.comparison import compare as compare_systems
     from hfcap.metrics.caption_files import each_once, warn_on_terminal
     from hfcap.scoring import score_files
@@ -160,7 +160,7 @@ def compare(
             **_scoring(metrics, document_frequencies, option),
         )
     comparison = compare_systems(systems, score=score_one, split=split, n_resamples=n_resamples, seed=seed)
-    console.print(comparison)
+    console.print(leaderboard_table(comparison))
     if output is not None:
         write_leaderboard(comparison, output, references=references, pictures=source, n_examples=examples)
         say(f"Leaderboard: {output / 'leaderboard.html'}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.comparison.leaderboard import Comparison
+from hfcap.comparison.result import Comparison
 from hfcap.comparison.significance import shown_as_nothing
 from hfcap.comparison.systems import System
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from hfcap.comparison.leaderboard import Comparison
+from hfcap.comparison.result import Comparison
 from hfcap.comparison.systems import System
 from hfcap.data.images import FileImage
 from hfcap.data.source import load_split

@@ -3,72 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import RenderableType
 
 from hfcap import registry
+from hfcap.comparison.result import Comparison, Difference
 from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_differences
-from hfcap.comparison.systems import PublishedRow, ScorePredictions, System, read_systems
+from hfcap.comparison.systems import ScorePredictions, System, read_systems
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.suite import metric_for_statistics
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A system's paired difference to the best system in one value.
-
-    Attributes:
-        paired: the system minus the best, with interval and p-value.
-        corrected_p_value: after Holm's correction over every comparison of the leaderboard.
-    """
-
-    paired: PairedDifference
-    corrected_p_value: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A leaderboard; printing it on a rich console shows it, rendering.py also writes Markdown and JSON.
-
-    Attributes:
-        systems: best first by CIDEr-D, else by BLEU-4, else by the first value that has a better direction.
-        outputs: names of values, in the order of the score files.
-        plain_outputs: those that are shown as they are, not x 100.
-        intervals: system name -> output -> (lower, upper).
-        ranking: the value that orders the systems; None where no value is comparable.
-        directions: comparable output -> 1 where higher is better, -1 where lower is; others are left out.
-        best: output -> name of the best system, for the outputs of `directions`.
-        differences: output -> name of another system -> its difference to the best.
-        published: target rows of the recipes, each once.
-        warnings: everything that makes the comparison less than equal.
-        settings: n_resamples, seed, confidence_level.
-    """
-
-    systems: tuple[System, ...]
-    outputs: tuple[str, ...]
-    plain_outputs: frozenset[str]
-    intervals: dict[str, dict[str, tuple[float, float]]]
-    ranking: str | None
-    directions: dict[str, float]
-    best: dict[str, str]
-    differences: dict[str, dict[str, Difference]]
-    published: tuple[PublishedRow, ...]
-    warnings: tuple[str, ...]
-    settings: dict[str, Any]
-
-    def __rich__(self) -> RenderableType:
-        # rendering imports this module.
-        from hfcap.comparison.rendering import leaderboard_table
-
-        return leaderboard_table(self)
-
 
 _DATA_CONDITIONS = {
     "image_ids_sha256": "different images",

@@ -8,7 +8,6 @@ from typing import Any
 from hfcap.comparison.by_image import ByImage
 from hfcap.comparison.evidence import Evidence
 from hfcap.comparison.figures import inline
-from hfcap.comparison.leaderboard import Comparison
 from hfcap.comparison.plots import Plot
 from hfcap.comparison.rendering import (
     COST_TITLES,
@@ -19,6 +18,7 @@ from hfcap.comparison.rendering import (
     shown_number,
     shown_p,
 )
+from hfcap.comparison.result import Comparison
 from hfcap.data.images import UnreadableImageError
 from hfcap.pages import render_page, thumbnail
 from hfcap.schema import ImageBytes

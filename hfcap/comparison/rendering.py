@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap.comparison.by_image import ByImage, by_image
-from hfcap.comparison.leaderboard import Comparison, Difference
+from hfcap.comparison.result import Comparison, Difference
 from hfcap.comparison.systems import COSTS
 from hfcap.markdown import Safe, code, escape, table
 from hfcap.scoring import signature_line

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hfcap.comparison.by_image import by_image, images_to_show
 from hfcap.comparison.evidence import PictureSource, gather_evidence
-from hfcap.comparison.leaderboard import Comparison
 from hfcap.comparison.page import leaderboard_page
 from hfcap.comparison.plots import draw_plots
 from hfcap.comparison.rendering import N_EXAMPLES, leaderboard_json, leaderboard_markdown
+from hfcap.comparison.result import Comparison
 from hfcap.files import folder_being_written, write_json, write_text
 
 PLOTS_FOLDER = "leaderboard_plots"

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from hfcap.hub_server.card_rules import check_card
-from hfcap.hub_server.server import Answer, Request
+from hfcap.hub_server.messages import Answer, Request
 from hfcap.hub_server.store import HEADS, PULLS, HubError, Repository, Tree, now
 
 LARGEST_GIT_FILE = 10 * 2**20

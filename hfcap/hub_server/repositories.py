@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfcap.hub_server.card_rules import check_card
-from hfcap.hub_server.server import Answer, Request
+from hfcap.hub_server.messages import Answer, Request
 from hfcap.hub_server.store import HEADS, PULLS, TAGS, HubError, Repository, now
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfcap.hub_server import contents, repositories
-from hfcap.hub_server.server import Route
+from hfcap.hub_server.messages import Route
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _REVISION = r"(?P<revision>[^/]+)"

@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 
 from hfcap.errors import UserError
 from hfcap.files import read_text, write_json
-from hfcap.hub_server.server import HubServer, User
+from hfcap.hub_server.messages import User
+from hfcap.hub_server.server import HubServer
 from hfcap.hub_server.store import is_name
 
 _MARK = "hub.json"

@@ -116,8 +116,7 @@ def sample_table(samples: list[Sample]) -> Safe | None:
 
 def training(known: CardInput) -> dict[str, Any]:
     """Return the sentences and tables of the training section."""
-    changed, all_settings = _settings(known)
-    return {"data": _data(known), "run": _run(known), "changed": changed, "settings": all_settings}
+    return {"data": _data(known), "run": _run(known), "changed": _changed_settings(known)}
 
 
 def _data(known: CardInput) -> Safe:
@@ -250,8 +249,11 @@ _TRAIN_KEYS_OF_FITTED = ("train.per_device_eval_batch_size", "train.dataloader_n
 """Of the keys of `train`, those that captioners without gradients heed."""
 
 
-def _settings(known: CardInput) -> tuple[Safe | None, Safe]:
-    """Tables of the settings that differ from the defaults, and of all; keys without effect are left out."""
+def _changed_settings(known: CardInput) -> Safe | None:
+    """Table of the settings that differ from the defaults; keys without effect are left out.
+
+    A key that a later hfcap adds does not change the cards of runs that leave it alone.
+    """
     recipe = known.recipe
     rows: list[tuple[str, Any, bool]] = []
     for name in ("train", "lora", "model", "data") if known.decoding is None else _BLOCKS:
@@ -261,19 +263,18 @@ def _settings(known: CardInput) -> tuple[Safe | None, Safe]:
     without_effect = {"data.source", "data.feature_store_folder"}
     if not recipe.generate.do_sample:
         without_effect |= {f"generate.{name}" for name in SAMPLING_ONLY}
-    changed, cells = [], []
+    changed = []
     for key, value, is_default in rows:
         of_gradients = known.is_fitted and key.startswith("train.") and key not in _TRAIN_KEYS_OF_FITTED
-        if key in without_effect or of_gradients:
+        if is_default or key in without_effect or of_gradients:
             continue
         shown = portable(value)
-        cell = [code(key), code(str(shown))]
-        cells.append(cell)
         # Where the pictures lie on the author's machine is no hyper-parameter.
-        if not is_default and shown == value and not str(value).startswith("path/to"):
-            changed.append(cell)
-    first = "Settings that differ from hfcap's defaults:\n\n" + table(["Key", "Value"], changed)
-    return Safe(first) if changed else None, table(["Key", "Value"], cells)
+        if shown == value and not str(value).startswith("path/to"):
+            changed.append([code(key), code(str(shown))])
+    if not changed:
+        return None
+    return Safe("Settings that differ from hfcap's defaults:\n\n" + table(["Key", "Value"], changed))
 
 
 # ---- the rest ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hfcap.hub_server.server import Answer, BodyStream, Handler, HubServer, User
+from hfcap.hub_server.messages import Answer, BodyStream, User
+from hfcap.hub_server.server import Handler, HubServer
 from hfcap.hub_server.store import HubError
 
 STATUS_FAULTS = {

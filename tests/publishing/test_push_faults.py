@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils._runtime import is_xet_available
 
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.hub_server.server import BodyStream
+from hfcap.hub_server.messages import BodyStream
 from hfcap.hub_server.store import HubError
 from hfcap.publishing import hub as hub_calls
 from hfcap.publishing.push import push_folder

@@ -1,0 +1,53 @@
+"""What a comparison of systems found: data alone, without a way to show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hfcap.comparison.significance import PairedDifference
+from hfcap.comparison.systems import PublishedRow, System
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A system's paired difference to the best system in one value.
+
+    Attributes:
+        paired: the system minus the best, with interval and p-value.
+        corrected_p_value: after Holm's correction over every comparison of the leaderboard.
+    """
+
+    paired: PairedDifference
+    corrected_p_value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of comparing systems: the rows of a leaderboard, which rendering.py shows.
+
+    Attributes:
+        systems: best first by CIDEr-D, else by BLEU-4, else by the first value that has a better direction.
+        outputs: names of values, in the order of the score files.
+        plain_outputs: those that are shown as they are, not x 100.
+        intervals: system name -> output -> (lower, upper).
+        ranking: the value that orders the systems; None where no value is comparable.
+        directions: comparable output -> 1 where higher is better, -1 where lower is; others are left out.
+        best: output -> name of the best system, for the outputs of `directions`.
+        differences: output -> name of another system -> its difference to the best.
+        published: target rows of the recipes, each once.
+        warnings: everything that makes the comparison less than equal.
+        settings: n_resamples, seed, confidence_level.
+    """
+
+    systems: tuple[System, ...]
+    outputs: tuple[str, ...]
+    plain_outputs: frozenset[str]
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    ranking: str | None
+    directions: dict[str, float]
+    best: dict[str, str]
+    differences: dict[str, dict[str, Difference]]
+    published: tuple[PublishedRow, ...]
+    warnings: tuple[str, ...]
+    settings: dict[str, Any]
