@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown, write_leaderboard
+from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown, leaderboard_table, write_leaderboard
 from hfcap.errors import UserError
 from hfcap.scoring import read_scores, score_files, signature_line
 
@@ -63,7 +63,7 @@ def test_tables_show_every_system_and_name(scored: Scored) -> None:
     found = compare([scored("one.json", 0.0), scored("[red]two.json", 0.4)], n_resamples=300)
     console = Console(width=300, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as captured:
-        console.print(found)
+        console.print(leaderboard_table(found))
     for word in ("one", "[red]two", "cider", "Difference to the best", "p = "):
         assert word in captured.get()
 

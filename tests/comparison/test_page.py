@@ -22,7 +22,14 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
-from hfcap.comparison import PictureSource, compare, leaderboard_json, leaderboard_markdown, write_leaderboard
+from hfcap.comparison import (
+    PictureSource,
+    compare,
+    leaderboard_json,
+    leaderboard_markdown,
+    leaderboard_table,
+    write_leaderboard,
+)
 from hfcap.comparison.by_image import by_image
 from hfcap.comparison.figures import shortened
 from hfcap.data.images import FileImage
@@ -272,7 +279,7 @@ def test_strangers_text_commands_no_terminal(scored: Scored, capsys: pytest.Capt
     paths[1].write_text(json.dumps(value))
     comparison = compare(paths, n_resamples=100)
     screen = io.StringIO()
-    Console(file=screen, width=200).print(comparison)
+    Console(file=screen, width=200).print(leaderboard_table(comparison))
     for said in (screen.getvalue(), capsys.readouterr().err):
         assert "\N{REPLACEMENT CHARACTER}[2J" in said and "\x1b" not in said
     assert "evil" in (markdown := leaderboard_markdown(comparison)) and "\x1b" not in markdown
