@@ -13,23 +13,31 @@ from hfcap.captioners._itt_loading import MODEL_TYPES
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.lora import adapted_modules
+from hfcap.publishing.requirements import CORE, needed_packages
 from hfcap.recipe import GenerateOptions, LoraOptions
 from tests.captioners.helpers import gradients, pixel_values, plain_processor
 from tests.captioners.itt_film_models import VISION_MODELS, of_vision
 from tests.captioners.itt_own_forward import assert_own_captions, assert_own_loss_and_gradients, own_captions
 
-pytest.importorskip("torchvision", reason="these processors exist only for torchvision")
-pytest.importorskip("timm", reason="the vision parts of Gemma 3n, FastVLM and Perception LM are timm's")
 pytestmark = pytest.mark.contract
 
 COUNTS = (3, 1, 2)
 OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
+NEEDS: dict[str, list[str]] = {
+    "fast_vlm": ["timm"],
+    "gemma3n": ["timm"],
+    "perception_lm": ["timm", "torchvision"],
+    "lighton_ocr": [],
+}
+"""Packages beside the core ones, where they are others than torchvision."""
 
 
 @pytest.fixture(scope="module", params=VISION_MODELS)
 def captioner(request: pytest.FixtureRequest) -> ImageTextToText:
     if request.param not in MODEL_TYPES:
         pytest.skip("this release of transformers does not know the model type")
+    for package in NEEDS.get(request.param, ["torchvision"]):
+        pytest.importorskip(package)
     return of_vision(request.param)
 
 
@@ -61,6 +69,8 @@ def test_lora_adapts_the_language_model(captioner: ImageTextToText) -> None:
 
 def test_saved_model_loads_here_and_with_plain_transformers(captioner: ImageTextToText, tmp_path: Path) -> None:
     captioner.save(tmp_path, OPTIONS)
+    needed = NEEDS.get(captioner.model.config.model_type, ["torchvision"])
+    assert needed_packages(tmp_path) == [*CORE, *needed]
     pixels = pixel_values(captioner, 3)
     expected = [captions[0].text for captions in captioner.caption_states(captioner.encode(pixels), OPTIONS)]
     again = load_captioner(str(tmp_path))
