@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from hfcap.captioners._itt_loading import MODEL_TYPES
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.lora import adapted_modules
+from hfcap.files import read_json
 from hfcap.publishing.requirements import CORE, needed_packages
-from hfcap.recipe import GenerateOptions, LoraOptions
-from tests.captioners.helpers import gradients, pixel_values, plain_processor
+from hfcap.recipe import LoraOptions
+from tests.captioners.helpers import gradients, pixel_values, plain_processor, write_picture
 from tests.captioners.itt_film_models import VISION_MODELS, of_vision
 from tests.captioners.itt_own_forward import assert_own_captions, assert_own_loss_and_gradients, own_captions
+from tests.captioners.itt_runs import OPTIONS, assert_doctor_agrees, card_caption, run_recipe
+from tests.training.harness import forget_accelerator
 
 pytestmark = pytest.mark.contract
 
 COUNTS = (3, 1, 2)
-OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
 NEEDS: dict[str, list[str]] = {
     "fast_vlm": ["timm"],
     "gemma3n": ["timm"],
@@ -30,6 +34,12 @@ NEEDS: dict[str, list[str]] = {
     "lighton_ocr": [],
 }
 """Packages beside the core ones, where they are others than torchvision."""
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module", params=VISION_MODELS)
@@ -81,3 +91,28 @@ def test_saved_model_loads_here_and_with_plain_transformers(captioner: ImageText
     model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     again.model, again.processor = model, plain_processor(tmp_path)
     assert own_captions(again, 3, OPTIONS) == expected
+
+
+def test_the_card_s_code_gives_the_same_caption(
+    captioner: ImageTextToText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner.save(tmp_path / "model", OPTIONS)
+    picture = write_picture(tmp_path / "photo.jpg", seed=3)
+    pixels = captioner.image_processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = captioner.caption_states(captioner.encode(pixels), OPTIONS)[0][0].text
+    assert expected
+    assert card_caption(tmp_path / "model", picture, captioner.model.config.model_type, monkeypatch) == expected
+
+
+def test_doctor_finds_training_and_generation_in_agreement(captioner: ImageTextToText) -> None:
+    assert_doctor_agrees(captioner)
+
+
+def test_a_whole_run_of_a_model_whose_pictures_lie_in_one_strip(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    of_vision("minicpm_ocr").save(tmp_path / "base", OPTIONS)
+    model = {"pretrained": str(tmp_path / "base"), "prompt": "what is on it?", "image_size": 32}
+    run = run_recipe(tmp_path, model, lora=True)
+    assert list((tmp_path / "features").rglob("*.safetensors"))
+    assert read_json(run.scores("test"), "scores")["n_images"] == 5
