@@ -6,7 +6,8 @@ LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -170,7 +171,8 @@ class Generic(Rows):
             with torch.no_grad():
                 pixels = self.captioner.image_processor(images=self.blank(), return_tensors="pt")["pixel_values"]
                 pixels = pixels.to(self.captioner.device, self.model.dtype)
-                output = self._read(self.plain_pixels(pixels), 1)
+                with self._nothing_but_vision():
+                    output = self._read(self.plain_pixels(pixels), 1)
             features, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
             listed = isinstance(features, (list, tuple))
             shape = (len(features), *features[0].shape) if listed else tuple(features.shape)
@@ -186,6 +188,31 @@ class Generic(Rows):
                 )
             self._form = FeatureForm(listed, shape, len(deep))
         return self._form
+
+    @contextmanager
+    def _nothing_but_vision(self) -> Iterator[None]:
+        """Raise a UserError where reading a picture runs a layer of the part that may be trained behind stored states.
+
+        The parts are told apart by the names that models usually give them.
+        """
+        parts = self.part_modules()
+        inside = {id(module) for part in (*parts["vision"], *parts["connector"]) for module in part.modules()}
+        ran: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+            for name, module in self.model.named_modules()
+            if id(module) not in inside and next(module.parameters(recurse=False), None) is not None
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if ran:
+            raise UserError(
+                f"model.pretrained: {type(self.model).__name__} reads pictures with {ran[0]}, which hfcap does not "
+                "know as a part of its image encoder; docs/image_text_to_text.md lists the models that work"
+            )
 
     def _reader(self) -> Any:
         found = [holder for holder in (self.model, self.model.base_model) if hasattr(holder, "get_image_features")]

@@ -185,6 +185,15 @@ def test_model_whose_image_encoder_has_an_unknown_name_is_refused(monkeypatch: p
         Generic(captioner).check_model()
 
 
+def test_model_that_reads_pictures_with_a_layer_of_the_text_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    monkeypatch.setattr(Generic, "connector_names", ())
+    captioner.kind = Generic(captioner)
+    states = captioner.encode(pixel_values(captioner, 1))
+    with pytest.raises(UserError, match=r"reads pictures with model\.aligner\.\w+, which hfcap does not know"):
+        captioner.caption_states(states, GenerateOptions(max_new_tokens=2))
+
+
 def test_model_whose_processor_makes_no_tokens_is_refused() -> None:
     class WithoutTokens:
         tokenizer = itt("git").tokenizer
