@@ -14,6 +14,8 @@ from tests.captioners.itt_more_models import template
 from tests.captioners.itt_vision_models import (
     CHAT,
     GRID,
+    MUSE,
+    MUSE_IDS,
     ONE_GROUP,
     cohere2_vision,
     fast_vlm,
@@ -25,39 +27,9 @@ from tests.captioners.itt_vision_models import (
     lighton_ocr,
     mistral3,
     mistral_large4,
+    muse_glimmer,
     perception_lm,
 )
-
-MUSE = [
-    "<|patch|>",
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|video|>",
-    "<|vid_frame_separator|>",
-    "<|vid_start|>",
-    "<|vid_end|>",
-]
-MUSE_IDS = {"image_token_id": "<|patch|>", "video_token_id": "<|video|>"}
-
-
-def muse_glimmer() -> tuple[Any, Any]:
-    """Muse Glimmer."""
-    tokenizer = new_tokenizer([*CHAT, *MUSE])
-    processor = hf.MuseGlimmerProcessor(
-        hf.MuseGlimmerImageProcessor(patch_size=8, max_image_tokens=16),
-        hf.MuseGlimmerVideoProcessor(),
-        tokenizer,
-        chat_template=template("<|patch|>"),
-    )
-    model = model_of(
-        "muse_glimmer",
-        vision_config={"model_type": "muse_glimmer_vision", **LAYERS, **GRID, "max_position_embeddings": 64},
-        text_config=text_config(tokenizer, model_type="muse_glimmer_text", **LAYERS, **ONE_GROUP),
-        out_hidden_size=128,
-        projector_hidden_size=32,
-        **ids_of(tokenizer, **MUSE_IDS),
-    )
-    return model, processor
 
 
 def muse_spark() -> tuple[Any, Any]:
@@ -125,8 +97,8 @@ def minimax_m3_vl() -> tuple[Any, Any]:
     return model, processor
 
 
-def minicpm_ocr() -> tuple[Any, Any]:
-    """MiniCPM-OCR with Qwen 3.5: the patches of all pictures stand in one long strip."""
+def _minicpm(model_type: str, image_class: str, name: str, film_class: str) -> tuple[Any, Any]:
+    """MiniCPM with Qwen 3.5: the patches of all pictures stand in one long strip."""
     names = {
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
@@ -138,9 +110,10 @@ def minicpm_ocr() -> tuple[Any, Any]:
         "image_id_end_token": "</image_id>",
     }
     tokenizer = new_tokenizer(CHAT, **names)
-    processor = hf.MiniCPMOcrProcessor(
-        hf.MiniCPMOcrImageProcessor(patch_size=8, scale_resolution=32, slice_mode=False, use_image_id=False),
-        hf.MiniCPMOcrVideoProcessor(),
+    settings = {"patch_size": 8, "scale_resolution": 32, "slice_mode": False, "use_image_id": False}
+    processor = getattr(hf, f"{name}Processor")(
+        getattr(hf, image_class)(**settings),
+        getattr(hf, film_class)(),
         tokenizer,
         chat_template=template("<|image_pad|>"),
     )
@@ -158,7 +131,7 @@ def minicpm_ocr() -> tuple[Any, Any]:
         "rope_parameters": rope,
     }
     model = model_of(
-        "minicpm_ocr",
+        model_type,
         vision_config={**LAYERS, "image_size": 32, "patch_size": 8, "insert_layer_id": 0},
         insert_layer_id=0,
         text_config=text_config(tokenizer, **text),
@@ -166,6 +139,21 @@ def minicpm_ocr() -> tuple[Any, Any]:
         video_token_id=tokenizer.video_token_id,
     )
     return model, processor
+
+
+def minicpm_ocr() -> tuple[Any, Any]:
+    """MiniCPM-OCR."""
+    return _minicpm("minicpm_ocr", "MiniCPMOcrImageProcessor", "MiniCPMOcr", "MiniCPMOcrVideoProcessor")
+
+
+def minicpmv4_6() -> tuple[Any, Any]:
+    """MiniCPM-V 4.6."""
+    return _minicpm("minicpmv4_6", "MiniCPMV4_6ImageProcessorPil", "MiniCPMV4_6", "MiniCPMV4_6VideoProcessor")
+
+
+def minicpmv4_7() -> tuple[Any, Any]:
+    """MiniCPM-V 4.7, with the image processor of 4.6."""
+    return _minicpm("minicpmv4_7", "MiniCPMV4_6ImageProcessorPil", "MiniCPMV4_7", "MiniCPMV4_6VideoProcessor")
 
 
 def gemma3n() -> tuple[Any, Any]:
@@ -356,6 +344,8 @@ VISION_MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "lfm2_vl": lfm2_vl,
     "lighton_ocr": lighton_ocr,
     "minicpm_ocr": minicpm_ocr,
+    "minicpmv4_6": minicpmv4_6,
+    "minicpmv4_7": minicpmv4_7,
     "minimax_m3_vl": minimax_m3_vl,
     "mistral3": mistral3,
     "mistral_large4": mistral_large4,

@@ -71,7 +71,7 @@ def own_pixels(captioner: ImageTextToText, image: int) -> torch.Tensor:
     """Pixels of the last of `image + 1` pictures, from the processor."""
     pixels: torch.Tensor = own_inputs(captioner, image + 1)["pixel_values"]
     # MiniCPM's lie in one strip along the last axis, those of all others along the first.
-    axis = pixels.ndim - 1 if captioner.model.config.model_type == "minicpm_ocr" else 0
+    axis = pixels.ndim - 1 if captioner.model.config.model_type.startswith("minicpm") else 0
     of_each = pixels.shape[axis] // (image + 1)
     return pixels.narrow(axis, image * of_each, of_each)
 

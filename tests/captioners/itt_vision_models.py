@@ -275,3 +275,35 @@ def kimi_k25() -> tuple[Any, Any]:
         **ids_of(tokenizer, image_token_id="<|media_pad|>", video_token_id="<|kimi_k25_video_placeholder|>"),
     )
     return model, processor
+
+
+MUSE = [
+    "<|patch|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|video|>",
+    "<|vid_frame_separator|>",
+    "<|vid_start|>",
+    "<|vid_end|>",
+]
+MUSE_IDS = {"image_token_id": "<|patch|>", "video_token_id": "<|video|>"}
+
+
+def muse_glimmer() -> tuple[Any, Any]:
+    """Muse Glimmer."""
+    tokenizer = new_tokenizer([*CHAT, *MUSE])
+    processor = hf.MuseGlimmerProcessor(
+        hf.MuseGlimmerImageProcessor(patch_size=8, max_image_tokens=16),
+        hf.MuseGlimmerVideoProcessor(),
+        tokenizer,
+        chat_template=template("<|patch|>"),
+    )
+    model = model_of(
+        "muse_glimmer",
+        vision_config={"model_type": "muse_glimmer_vision", **LAYERS, **GRID, "max_position_embeddings": 64},
+        text_config=text_config(tokenizer, model_type="muse_glimmer_text", **LAYERS, **ONE_GROUP),
+        out_hidden_size=128,
+        projector_hidden_size=32,
+        **ids_of(tokenizer, **MUSE_IDS),
+    )
+    return model, processor
