@@ -6,6 +6,8 @@ LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with t
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,10 +44,17 @@ class Generic(Rows):
         "vision_model",
         "visual",
         "image_encoder",
+        "vision_encoder",
         "vision_embed_tokens",
     )
     connector_names: ClassVar[tuple[str, ...]] = (
         "multi_modal_projector",
+        "mm_projector",
+        "vision_projection",
+        "vision_adapter",
+        "vision_final_layernorm",
+        "perception_emb_norm",
+        "merger",
         "connector",
         "embed_vision",
         "aligner",
@@ -53,15 +62,15 @@ class Generic(Rows):
         "visual_embeddings_table",
     )
     _form: FeatureForm | None = None
+    _pixel_axis: int | None = None
 
     # ---- modules and checks ------------------------------------------------------------------------------------
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Everything `get_image_features` may run is vision; the rest is text."""
         inner = self.model.base_model
-        vision = [
-            _as_module(getattr(inner, n)) for n in (*self.tower_names, *self.connector_names) if hasattr(inner, n)
-        ]
+        found = [getattr(inner, name, None) for name in (*self.tower_names, *self.connector_names)]
+        vision = [_as_module(part) for part in found if part is not None]
         return {"vision": vision, "connector": [], "text": [*_rest(self.model, vision)]}
 
     def check_model(self) -> None:
@@ -72,6 +81,11 @@ class Generic(Rows):
             raise UserError(
                 f"model.pretrained: hfcap cannot caption with {name}: it does not take the picture as tokens of its "
                 "prompt; docs/image_text_to_text.md lists the models that work"
+            )
+        if not self.part_modules()["vision"]:
+            raise UserError(
+                f"model.pretrained: hfcap does not find the image encoder of {name}; docs/image_text_to_text.md lists "
+                "the models that work"
             )
 
     def check_prompt(self) -> None:
@@ -105,6 +119,28 @@ class Generic(Rows):
         """Run what stands between `encode` and the language model: (B, S, D) -> (B, tokens of the picture, H)."""
         return image_states
 
+    def pixel_axis(self) -> int:
+        """Ask the processor: MiniCPM's puts the patches of all pictures into one strip.
+
+        Raises:
+            UserError: what it makes of two pictures is not that of one picture twice.
+        """
+        if self._pixel_axis is None:
+            prompt = self.prompt_inputs(self.captioner.prompt)
+            of_two = self.processed(self.captioner.prompt.strip(), [self.blank()] * 2)
+            shapes = {name: getattr(value, "shape", ()) for name, value in of_two.items()}
+            one, two = prompt.pixel_shape, shapes["pixel_values"]
+            axes = [axis for axis, size in enumerate(one) if two == (*one[:axis], 2 * size, *one[axis + 1 :])]
+            apart = [name for name, (first, *rest) in _shapes(prompt.extras) if shapes.get(name) != (2 * first, *rest)]
+            if len(axes) != 1 or apart:
+                raise UserError(
+                    f"model.pretrained: what the processor of {type(self.model).__name__} makes of two pictures "
+                    f"({', '.join(apart) or 'pixel_values'}) is not twice what it makes of one; "
+                    "docs/image_text_to_text.md lists the models that work"
+                )
+            self._pixel_axis = axes[0]
+        return self._pixel_axis
+
     def picture_extras(self) -> tuple[str, ...]:
         """Grids and sizes stay: positions are counted from them. Masks over pixels go."""
         return tuple(name for name in self.prompt_inputs(self.captioner.prompt).extras if name.startswith("pixel_"))
@@ -135,7 +171,8 @@ class Generic(Rows):
             with torch.no_grad():
                 pixels = self.captioner.image_processor(images=self.blank(), return_tensors="pt")["pixel_values"]
                 pixels = pixels.to(self.captioner.device, self.model.dtype)
-                output = self._read(self.plain_pixels(pixels), 1)
+                with self._nothing_but_vision():
+                    output = self._read(self.plain_pixels(pixels), 1)
             features, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
             listed = isinstance(features, (list, tuple))
             shape = (len(features), *features[0].shape) if listed else tuple(features.shape)
@@ -152,11 +189,37 @@ class Generic(Rows):
             self._form = FeatureForm(listed, shape, len(deep))
         return self._form
 
+    @contextmanager
+    def _nothing_but_vision(self) -> Iterator[None]:
+        """Raise a UserError where reading a picture runs a layer of the part that may be trained behind stored states.
+
+        The parts are told apart by the names that models usually give them.
+        """
+        parts = self.part_modules()
+        inside = {id(module) for part in (*parts["vision"], *parts["connector"]) for module in part.modules()}
+        ran: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+            for name, module in self.model.named_modules()
+            if id(module) not in inside and next(module.parameters(recurse=False), None) is not None
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if ran:
+            raise UserError(
+                f"model.pretrained: {type(self.model).__name__} reads pictures with {ran[0]}, which hfcap does not "
+                "know as a part of its image encoder; docs/image_text_to_text.md lists the models that work"
+            )
+
     def _reader(self) -> Any:
-        for holder in (self.model, self.model.base_model):
-            if hasattr(holder, "get_image_features"):
-                return holder.get_image_features
-        return None
+        found = [holder for holder in (self.model, self.model.base_model) if hasattr(holder, "get_image_features")]
+        readers = [holder.get_image_features for holder in found]
+        # Some only hand on whatever they are given, and do not say what that may be.
+        named = [reader for reader in readers if "pixel_values" in inspect.signature(reader).parameters]
+        return next(iter(named or readers), None)
 
     def _read(self, pixels: torch.Tensor, count: int) -> Any:
         """Run the model's own vision part over the pixels of `count` pictures, in the processor's shape."""
@@ -178,6 +241,10 @@ def _per_picture(features: Any, count: int) -> torch.Tensor:
     """Put features, a tensor or a list of tensors, together: (count, S, D)."""
     tensor = features if isinstance(features, torch.Tensor) else torch.stack(list(features))
     return tensor.reshape(count, -1, tensor.shape[-1])
+
+
+def _shapes(values: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:
+    return [(name, value.shape) for name, value in values.items()]
 
 
 def _as_module(value: Any) -> nn.Module:

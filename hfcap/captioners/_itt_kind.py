@@ -7,6 +7,7 @@ Shape letters as in `base.py`, and N positions of the prefix (prompt and picture
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -215,15 +216,7 @@ class Kind(ABC):
         Raises:
             UserError: the processor refuses them, as it does where a prompt holds the picture's placeholder.
         """
-        try:
-            values = self._processed(prompt, picture)
-        except (ValueError, TypeError, KeyError) as error:
-            name = type(self.model).__name__
-            raise UserError(
-                f"model.prompt: the processor of {name} cannot join a picture and the prompt {prompt!r}: "
-                f"{' '.join(str(error).split())[:160]} (leave placeholders of pictures out of the prompt; "
-                "docs/image_text_to_text.md lists the models that work)"
-            ) from error
+        values = self.processed(prompt, [picture])
         extras = {
             name: value
             for name, value in values.items()
@@ -232,11 +225,34 @@ class Kind(ABC):
         pixels = extras.pop("pixel_values", torch.empty(0))
         return PromptInputs(values["input_ids"][0], extras, tuple(pixels.shape))
 
-    def _processed(self, prompt: str, picture: Image.Image) -> Any:
+    def processed(self, prompt: str, pictures: Sequence[Image.Image]) -> Any:
+        """Return the processor's outputs for the prompt with each of the pictures.
+
+        Raises:
+            UserError: the processor refuses them.
+        """
+        try:
+            return self._processed(prompt, pictures)
+        except (ValueError, TypeError, KeyError) as error:
+            name = type(self.model).__name__
+            raise UserError(
+                f"model.prompt: the processor of {name} cannot join a picture and the prompt {prompt!r}: "
+                f"{' '.join(str(error).split())[:160]} (leave placeholders of pictures out of the prompt; "
+                "docs/image_text_to_text.md lists the models that work)"
+            ) from error
+
+    def _processed(self, prompt: str, pictures: Sequence[Image.Image]) -> Any:
         if not self.chats():
-            return self.processor(images=picture, text=self.processor_text(prompt), return_tensors="pt")
+            text = self.processor_text(prompt)
+            if len(pictures) == 1:
+                return self.processor(images=pictures[0], text=text, return_tensors="pt")
+            # One list per text: some take a plain list for the pictures of a single text.
+            return self.processor(
+                images=[[picture] for picture in pictures], text=[text] * len(pictures), return_tensors="pt"
+            )
+        messages = [[_user_message(prompt, image=picture)] for picture in pictures]
         return self.processor.apply_chat_template(
-            [_user_message(prompt, image=picture)],
+            messages[0] if len(messages) == 1 else messages,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

@@ -69,12 +69,16 @@ class Rows(Kind):
     def sees_one_picture(self) -> bool:
         """Whether the processor gives (1, 3, height, width), or the like with more ones in front, for a picture."""
         shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
-        return len(shape) > 3 and set(shape[:-3]) == {1}
+        return len(shape) > 3 and set(shape[:-3]) == {1} and self.pixel_axis() == 0
+
+    def pixel_axis(self) -> int:
+        """Return the axis along which the processor puts the pixels of several pictures."""
+        return 0
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Give pixels (B, ...) the shape that the processor gives those of B pictures."""
-        first, *rest = self.prompt_inputs(self.captioner.prompt).pixel_shape
-        return pixel_values.reshape(len(pixel_values) * first, *rest)
+        shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
+        return torch.cat(list(pixel_values.reshape(len(pixel_values), *shape)), dim=self.pixel_axis())
 
     def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the logits at the captions: prompt and caption in one row."""
@@ -82,7 +86,7 @@ class Rows(Kind):
         prompt, count = self.prompt_inputs(self.captioner.prompt), len(input_ids)
         before = expand(prompt.input_ids[None, :-1], count, input_ids.device)
         ids = torch.cat([before, input_ids], dim=1)
-        return self.model(
+        logits = self.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             logits_to_keep=input_ids.shape[1],
@@ -93,6 +97,8 @@ class Rows(Kind):
                 for name, value in self._word_extras().items()
             },
         ).logits
+        # Some (MiniCPM's) take logits_to_keep among their other arguments and keep all.
+        return logits[:, -input_ids.shape[1] :]
 
     def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as the model does from the processor's inputs, with the picture's states given."""

@@ -22,8 +22,12 @@ from hfcap.publishing.code_files import needed_code
 
 CORE = ("transformers", "torch", "pillow")
 
-_OF_MODEL_TYPES = {"timm_wrapper": ("timm",), "timm_backbone": ("timm",)}
-_OF_PROCESSORS = {"SmolVLMProcessor": ("torchvision", "num2words"), "TimmWrapperImageProcessor": ("timm",)}
+_OF_MODEL_TYPES = {"timm_wrapper": ("timm",), "timm_backbone": ("timm",), "gemma3n_vision": ("timm",)}
+_OF_PROCESSORS = {
+    "PixtralProcessor": ("torchvision",),
+    "SmolVLMProcessor": ("torchvision", "num2words"),
+    "TimmWrapperImageProcessor": ("timm",),
+}
 _OF_QUANTIZATION = {"bitsandbytes": ("accelerate", "bitsandbytes")}
 _PROCESSOR_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "video_processor_type")
 

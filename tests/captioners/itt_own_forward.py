@@ -70,8 +70,10 @@ def own_loss(captioner: ImageTextToText, image: int, caption: list[int]) -> torc
 def own_pixels(captioner: ImageTextToText, image: int) -> torch.Tensor:
     """Pixels of the last of `image + 1` pictures, from the processor."""
     pixels: torch.Tensor = own_inputs(captioner, image + 1)["pixel_values"]
-    patches = pixels.shape[0] // (image + 1)
-    return pixels[-patches:]
+    # MiniCPM's lie in one strip along the last axis, those of all others along the first.
+    axis = pixels.ndim - 1 if captioner.model.config.model_type.startswith("minicpm") else 0
+    of_each = pixels.shape[axis] // (image + 1)
+    return pixels.narrow(axis, image * of_each, of_each)
 
 
 def own_captions(captioner: ImageTextToText, count: int, options: GenerateOptions) -> list[str]:

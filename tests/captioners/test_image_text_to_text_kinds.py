@@ -137,6 +137,63 @@ def test_more_features_than_the_picture_s_tokens_are_refused(monkeypatch: pytest
         captioner.encode(pixel_values(captioner, 1))
 
 
+def test_logits_of_more_positions_than_asked_for_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    rows = torch.tensor([[captioner.start_token_id, 70, 71]])
+    states = captioner.encode(pixel_values(captioner, 1))
+    expected = captioner.plain_logits(states, rows)
+    forward = captioner.model.forward
+
+    def keeping_all(logits_to_keep: int = 0, mm_encoder_outputs: Any = None, **inputs: Any) -> Any:
+        return forward(mm_encoder_outputs=mm_encoder_outputs, **inputs)
+
+    monkeypatch.setattr(captioner.model, "forward", keeping_all)
+    assert torch.allclose(captioner.plain_logits(states, rows), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("axis", "left"), [(0, None), (3, None), (None, "pixel_values"), (0, "sizes")])
+def test_pixels_of_two_pictures_lie_where_the_processor_puts_them(
+    axis: int | None, left: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = more("janus")
+    called = type(captioner.processor).__call__
+
+    def elsewhere(self: Any, **inputs: Any) -> Any:
+        values = called(self, **inputs)
+        pixels = values["pixel_values"]
+        rows = pixels[:1] if axis is None else torch.cat(list(pixels.split(1)), dim=axis)
+        sizes = torch.ones(3 if left == "sizes" else len(pixels), 2)
+        return type(values)({**values, "pixel_values": rows, "sizes": sizes})
+
+    monkeypatch.setattr(type(captioner.processor), "__call__", elsewhere)
+    kind = Generic(captioner)
+    pixels = pixel_values(captioner, 2)
+    if left is not None:
+        with pytest.raises(UserError, match=rf"makes of two pictures \({left}\) is not twice"):
+            kind.plain_pixels(pixels)
+        return
+    assert axis is not None
+    assert torch.equal(kind.plain_pixels(pixels), torch.cat(list(pixels[:, None]), dim=axis))
+    assert kind.sees_one_picture() == (axis == 0)
+
+
+def test_model_whose_image_encoder_has_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    monkeypatch.setattr(Generic, "tower_names", ())
+    monkeypatch.setattr(Generic, "connector_names", ())
+    with pytest.raises(UserError, match="does not find the image encoder of Janus"):
+        Generic(captioner).check_model()
+
+
+def test_model_that_reads_pictures_with_a_layer_of_the_text_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    monkeypatch.setattr(Generic, "connector_names", ())
+    captioner.kind = Generic(captioner)
+    states = captioner.encode(pixel_values(captioner, 1))
+    with pytest.raises(UserError, match=r"reads pictures with model\.aligner\.\w+, which hfcap does not know"):
+        captioner.caption_states(states, GenerateOptions(max_new_tokens=2))
+
+
 def test_model_whose_processor_makes_no_tokens_is_refused() -> None:
     class WithoutTokens:
         tokenizer = itt("git").tokenizer

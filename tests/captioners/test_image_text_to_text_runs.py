@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from hfcap.captioners.lora import add_lora
-from hfcap.data.loading import CaptionBatch
-from hfcap.data.packing import pack_captions
-from hfcap.doctor.agreement import examine_agreement
-from hfcap.doctor.findings import Findings
 from hfcap.files import read_json
-from hfcap.publishing.snippet import usage_code
-from hfcap.recipe import GenerateOptions, LoraOptions
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import Run
-from tests.captioners.helpers import pixel_values, random_captions, write_picture
+from hfcap.recipe import LoraOptions
+from tests.captioners.helpers import write_picture
 from tests.captioners.itt_models import MODELS, itt
+from tests.captioners.itt_runs import OPTIONS, assert_doctor_agrees, card_caption, run_recipe
 from tests.training.harness import forget_accelerator
 
 ALL = ["git", *MODELS]
-OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
     forget_accelerator()
-
-
-def run_recipe(folder: Path, model: dict[str, Any], lora: bool, **train: Any) -> RunDirectory:
-    values = {
-        "name": "tiny",
-        "output_dir": str(folder / "runs"),
-        "captioner": "image_text_to_text",
-        "model": model,
-        "data": {
-            "source": "scenes",
-            "n_train": 7,
-            "n_validation": 4,
-            "n_test": 5,
-            "image_size": 32,
-            "feature_store_folder": str(folder / "features"),
-        },
-        "lora": {"r": 4} if lora else None,
-        "train": {
-            "max_steps": 2,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-2,
-            "dataloader_num_workers": 0,
-            **train,
-        },
-        "generate": OPTIONS.model_dump(include={"num_beams", "max_new_tokens"}),
-        "score": {"n_resamples": 10, "baselines": ["blank_images"]},
-        "publish": {"license": "apache-2.0", "base_model": "somebody/base"},
-    }
-    forget_accelerator()
-    run = Run(recipe_from_mapping(values, "test"))
-    run.execute("publish", False)
-    return run.directory
-
-
-def card_caption(folder: Path, picture: Path, model_type: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the card's code prints for the picture."""
-    code = usage_code(str(folder), folder, has_code=False, model_type=model_type)
-    monkeypatch.chdir(picture.parent)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "card", "exec"), {"__name__": "card"})
-    return " ".join(printed.getvalue().split())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -99,24 +46,8 @@ def test_the_card_s_code_gives_the_caption_that_was_scored(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_doctor_finds_training_and_generation_in_agreement(name: str, tmp_path: Path) -> None:
-    captioner = itt(name)
-    captions = random_captions(captioner, [2, 1])
-    rows = pack_captions(captions, captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id)
-    batch = CaptionBatch(pixel_values(captioner, 2), False, rows, 3)
-    values = {
-        "name": "x",
-        "captioner": "image_text_to_text",
-        "model": {"pretrained": "x"},
-        "data": {"source": "scenes"},
-        "train": {"max_steps": 1},
-    }
-    findings = Findings()
-    facts = examine_agreement(recipe_from_mapping(values, "test"), captioner, batch, findings)
-    assert findings.problems == []
-    assert facts.start_in_training == facts.start_in_generation == facts.start_in_transformers
-    assert facts.prediction_difference is not None and facts.prediction_difference < 1e-4
-    assert facts.leak is not None and facts.leak < 1e-4
+def test_doctor_finds_training_and_generation_in_agreement(name: str) -> None:
+    assert_doctor_agrees(itt(name))
 
 
 def test_chat_model_with_lora_behind_a_frozen_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+"""Kinds whose processor or vision part exists only for torchvision or timm: loss, gradients, captions, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from hfcap.captioners._itt_loading import MODEL_TYPES
+from hfcap.captioners.image_text_to_text import ImageTextToText
+from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.lora import adapted_modules
+from hfcap.files import read_json
+from hfcap.publishing.requirements import CORE, needed_packages
+from hfcap.recipe import LoraOptions
+from tests.captioners.helpers import gradients, pixel_values, plain_processor, write_picture
+from tests.captioners.itt_film_models import VISION_MODELS, of_vision
+from tests.captioners.itt_own_forward import assert_own_captions, assert_own_loss_and_gradients, own_captions
+from tests.captioners.itt_runs import OPTIONS, assert_doctor_agrees, card_caption, run_recipe
+from tests.training.harness import forget_accelerator
+
+pytestmark = pytest.mark.contract
+
+COUNTS = (3, 1, 2)
+NEEDS: dict[str, list[str]] = {
+    "fast_vlm": ["timm"],
+    "gemma3n": ["timm"],
+    "perception_lm": ["timm", "torchvision"],
+    "lighton_ocr": [],
+}
+"""Packages beside the core ones, where they are others than torchvision."""
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget_accelerator()
+
+
+@pytest.fixture(scope="module", params=VISION_MODELS)
+def captioner(request: pytest.FixtureRequest) -> ImageTextToText:
+    if request.param not in MODEL_TYPES:
+        pytest.skip("this release of transformers does not know the model type")
+    for package in NEEDS.get(request.param, ["torchvision"]):
+        pytest.importorskip(package)
+    return of_vision(request.param)
+
+
+def test_loss_and_gradients_equal_the_model_s_own_forward(captioner: ImageTextToText) -> None:
+    assert_own_loss_and_gradients(captioner, COUNTS)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_captions_equal_the_model_s_own_generate(captioner: ImageTextToText, num_beams: int) -> None:
+    assert_own_captions(captioner, num_beams)
+
+
+def test_parts_and_what_encoding_runs(captioner: ImageTextToText) -> None:
+    parts = captioner.part_modules()
+    ids = [{id(weight) for module in modules for weight in module.parameters()} for modules in parts.values()]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == len(list(captioner.model.parameters()))
+    captioner.encode(pixel_values(captioner, 2)).square().sum().backward()
+    touched = {name for name, gradient in gradients(captioner.model).items() if bool(gradient.any())}
+    assert touched
+    assert touched <= {name for name, weight in captioner.model.named_parameters() if id(weight) in ids[0]}
+
+
+def test_lora_adapts_the_language_model(captioner: ImageTextToText) -> None:
+    names = adapted_modules(captioner, LoraOptions())
+    text = {id(module) for part in captioner.part_modules()["text"] for module in part.modules()}
+    modules = dict(captioner.model.named_modules())
+    assert names and all(id(modules[name]) in text for name in names)
+
+
+def test_saved_model_loads_here_and_with_plain_transformers(captioner: ImageTextToText, tmp_path: Path) -> None:
+    captioner.save(tmp_path, OPTIONS)
+    needed = NEEDS.get(captioner.model.config.model_type, ["torchvision"])
+    assert needed_packages(tmp_path) == [*CORE, *needed]
+    pixels = pixel_values(captioner, 3)
+    expected = [captions[0].text for captions in captioner.caption_states(captioner.encode(pixels), OPTIONS)]
+    again = load_captioner(str(tmp_path))
+    assert isinstance(again, ImageTextToText)
+    assert (again.prompt, again.image_size) == (captioner.prompt, captioner.image_size)
+    assert torch.equal(pixel_values(again, 3), pixels)
+    assert [captions[0].text for captions in again.caption_states(again.encode(pixels), OPTIONS)] == expected
+    model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    again.model, again.processor = model, plain_processor(tmp_path)
+    assert own_captions(again, 3, OPTIONS) == expected
+
+
+def test_the_card_s_code_gives_the_same_caption(
+    captioner: ImageTextToText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner.save(tmp_path / "model", OPTIONS)
+    picture = write_picture(tmp_path / "photo.jpg", seed=3)
+    pixels = captioner.image_processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = captioner.caption_states(captioner.encode(pixels), OPTIONS)[0][0].text
+    assert expected
+    assert card_caption(tmp_path / "model", picture, captioner.model.config.model_type, monkeypatch) == expected
+
+
+def test_doctor_finds_training_and_generation_in_agreement(captioner: ImageTextToText) -> None:
+    assert_doctor_agrees(captioner)
+
+
+def test_a_whole_run_of_a_model_whose_pictures_lie_in_one_strip(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    of_vision("minicpm_ocr").save(tmp_path / "base", OPTIONS)
+    model = {"pretrained": str(tmp_path / "base"), "prompt": "what is on it?", "image_size": 32}
+    run = run_recipe(tmp_path, model, lora=True)
+    assert list((tmp_path / "features").rglob("*.safetensors"))
+    assert read_json(run.scores("test"), "scores")["n_images"] == 5
