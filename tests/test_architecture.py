@@ -33,6 +33,7 @@ ORDER = [
     "captioners",
     "data",
     "environment",
+    "generation",
     "decoding",
     "captioning",
     "pages",
@@ -48,6 +49,7 @@ ORDER = [
     "explain",
     "app",
     "stages",
+    "api",
     "cli",
 ]
 """A module imports only what stands before it, or its own folder (docs/architecture.md)."""

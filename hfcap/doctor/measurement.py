@@ -18,6 +18,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch, CaptionDataset, epoch_batches
 from hfcap.doctor.labels import collate_for
 from hfcap.environment import hardware
+from hfcap.generation import generate_captions
 from hfcap.recipe import Recipe
 from hfcap.training.objectives import CrossEntropy, supervised_tokens
 from hfcap.training.optimization import build_optimizer, frozen_modules, trained_parameters
@@ -172,10 +173,8 @@ class StepMeasurement:
         self.captioner.model.eval()
         images = batch.images[:_MAX_CAPTIONED]
         self.clock.start()
-        with torch.inference_mode():
-            # Decoding runs in the weights' own precision.
-            states = images if batch.encoded else self.captioner.encode(images)
-            self.captioner.caption_states(states, self.recipe.generate)
+        # Decoding runs in the weights' own precision.
+        generate_captions(self.captioner, images, self.recipe.generate, encoded=batch.encoded)
         seconds = self.clock.lap()
         self._training_mode()
         return seconds / len(images)
