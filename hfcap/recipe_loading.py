@@ -57,13 +57,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _checked(values, findings)
 
 
-def recipe_from_mapping(values: Mapping[str, Any], where: str) -> Recipe:
-    """Check a recipe given as nested dicts; `where` stands for the file in error messages.
+def recipe_from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Check a recipe given as nested dicts; `where` stands for the file in error messages, `overrides` as above.
 
     Raises:
         RecipeError: the recipe is wrong; names every problem.
     """
-    return _checked(copy.deepcopy(dict(values)), Findings(where))
+    changed, findings = copy.deepcopy(dict(values)), Findings(where)
+    for override in overrides:
+        _apply_override(changed, override, findings)
+    return _checked(changed, findings)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -76,22 +76,16 @@ def refuse_idle(reason: str, **options: object) -> None:
 
 def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
     """Load a recipe by its file or name, or the recipe of a run directory."""
-    from hfcap.recipe_files import recipe_path
-    from hfcap.recipe_loading import load_recipe
-    from hfcap.run_directory import RunDirectory
+    from hfcap.api import runs
 
-    path = recipe_path(target)
-    if path.is_dir():
-        path = RunDirectory.existing(path).recipe
-    return load_recipe(path, overrides or [])
+    return runs.recipe_of(target, overrides)
 
 
 def run_directory_of(target: str) -> Path:
     """Return a run directory as it is; of a recipe, where its run is."""
-    if Path(target).is_dir():
-        return Path(target)
-    recipe = recipe_of(target, None)
-    return Path(recipe.output_dir) / recipe.name
+    from hfcap.api import runs
+
+    return runs.run_directory_of(target)
 
 
 def say(text: str) -> None:
@@ -106,24 +100,12 @@ def execute(
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Run:
-    """Bring a recipe or run directory up to a stage.
-
-    Raises:
-        UserError: a run directory, which somebody else may have made, allows itself to run code that came with it.
-    """
+    """Bring a recipe or run directory up to a stage."""
+    from hfcap.api import runs
     from hfcap.captioners.parts import quiet_loading
-    from hfcap.stages import Run
 
     quiet_loading()
-    recipe = recipe_of(target, overrides)
-    if Path(target).is_dir() and recipe.model.trust_remote_code and not trust_remote_code:
-        raise UserError(
-            f"{target}: model.trust_remote_code of its recipe lets code that came with a model run on this machine; "
-            "give --trust-remote-code if the run is yours or you trust its author"
-        )
-    run = Run(recipe)
-    run.execute(last, force)
-    return run
+    return runs.execute(target, overrides, last, force, trust_remote_code)
 
 
 def broken_torchvision(error: BaseException) -> str | None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import hfcap
 from hfcap.cli.common import RecipeOrRun, TrustRemoteCode, app, execute, output_folder, run_directory_of, say
 from hfcap.errors import UserError
 from hfcap.progress import console
@@ -54,23 +55,20 @@ def publish(
 ) -> None:
     """Stage a run, push it to the Hub, and prove that a stranger can use it."""
     from hfcap.captioners.parts import quiet_loading
-    from hfcap.publishing.push import publish as push
-    from hfcap.run_directory import RunDirectory
-    from hfcap.stages import merged_model
 
     quiet_loading()
-    directory = RunDirectory.existing(run_directory_of(run))
-    result = push(
-        directory,
-        repo_id=repo_id,
+    result = hfcap.push_to_hub(
+        run,
+        repo_id,
         private=private,
         create_pr=create_pr,
-        dry_run=dry_run,
         revision=revision,
+        merged=merged,
+        dry_run=dry_run,
         force=force,
-        model=merged_model(directory, merged, trust_remote_code),
-        verified=not skip_verification,
+        verify=not skip_verification,
         trust_remote_code=trust_remote_code,
+        progress=True,
     )
     say(str(result))
 

@@ -13,6 +13,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioning import DatasetChoice, caption_pictures
 from hfcap.captioning import batches as batches_module
 from hfcap.errors import StoppedError, UserError, WorkError
+from hfcap.generation import generate_captions
 from tests.captioners.helpers import write_picture
 from tests.captioning.conftest import OPTIONS
 
@@ -26,7 +27,7 @@ class Stopper:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.batches: int | None = None
         self.pictures = 0
-        self._original = batches_module.generate_captions
+        self._original = generate_captions
         patch.setattr(batches_module, "generate_captions", self)
 
     def __call__(self, captioner: Any, images: Any, *arguments: Any, **options: Any) -> Any:
@@ -135,7 +136,7 @@ def test_a_second_captioning_into_the_same_file_is_refused(
     model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "x.jsonl"
-    original = batches_module.generate_captions
+    original = generate_captions
     refused: list[str] = []
 
     def twice(*arguments: Any, **options: Any) -> Any:
