@@ -173,7 +173,7 @@ class ImageCaptioner:
         job = DecodingJob([], pixels, self.options(**generation), batch_size, 0, prompt)
         records = image_records([images] if one else images)  # type: ignore[list-item,arg-type]  # one image, or not
         total = 1 if one else len(images) if isinstance(images, Sized) else None
-        with reported(progress):
+        with reported(progress), quiet_libraries(hub_bars=progress):
             captions = self._captions(job, records, total, skip=unreadable == "skip" and not one)
         return captions[0] if one else captions
 
