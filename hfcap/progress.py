@@ -29,6 +29,7 @@ Item = TypeVar("Item")
 
 _ANY_WIDTH = 10_000
 _LOG_WIDTH = 200
+_WARNING = "warning: "
 _LOG_SECONDS = 10.0
 """How often a running count is logged at most."""
 
@@ -60,8 +61,9 @@ class _Console(Console):
         plain = Console(file=io.StringIO(), width=_LOG_WIDTH, highlight=False, color_system=None)
         plain.print(*objects, **(options | {"soft_wrap": True}))
         assert isinstance(plain.file, io.StringIO)
-        level = logging.WARNING if options.get("style") in ("yellow", "red") else logging.INFO
-        logger.log(level, "%s", plain.file.getvalue().strip())
+        text = plain.file.getvalue().strip()
+        alarming = options.get("style") in ("yellow", "red") or text.startswith(_WARNING)
+        logger.log(logging.WARNING if alarming else logging.INFO, "%s", text.removeprefix(_WARNING))
 
 
 class _Progress(Progress):

@@ -167,6 +167,18 @@ def test_public_things_are_documented(path: Path) -> None:
     assert list(public_without_docstring(tree.body)) == []
 
 
+def test_encode_and_caption_stands_in_one_place() -> None:
+    """Whatever captions goes through `generation`, so that equal options give equal captions everywhere."""
+    callers = {
+        name_of(path)
+        for path in FILES
+        if group_of(path) != "captioners"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr == "caption_states"
+    }
+    assert callers == {"hfcap/generation.py"}
+
+
 def catches_everything(handler: ast.ExceptHandler) -> bool:
     """A blanket handler that does not raise again (cleaning up and re-raising hides nothing)."""
     caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]

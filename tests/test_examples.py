@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import hfcap
+from hfcap.recipe import GenerateOptions
 from tests.captioners.helpers import build, write_picture
 from tests.captioning.conftest import OPTIONS
 from tests.cli.command_line import write_recipe
@@ -69,6 +70,12 @@ def test_every_example_is_run_here() -> None:
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(RUN)
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     assert all(f"examples/{name}.py" in page for name in RUN)
+
+
+def test_the_page_names_every_option_and_function() -> None:
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    functions = [name for name in hfcap.__all__ if name.islower()]
+    assert [name for name in [*GenerateOptions.model_fields, *functions] if name not in page] == []
 
 
 def test_caption_a_folder(script: Script, models: list[Path], images: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sized
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -51,6 +52,7 @@ def load_captioner(
 
     Raises:
         UserError: nothing there that hfcap can caption with; the message says what was found.
+        OptionError: no such device.
         WorkError: the Hub cannot be reached.
     """
     return ImageCaptioner(run, revision=revision, trust_remote_code=trust_remote_code, device=device, progress=progress)
@@ -60,12 +62,29 @@ def ready_captioner(
     location: str, revision: str | None, trust_remote_code: bool, device: str | torch.device | None = None
 ) -> Captioner:
     """Load a captioner onto the device that it captions on; see `load_captioner`."""
+    chosen = _device(device)
     torch.set_flush_denormal(True)
     captioner = load_family_captioner(location, revision, trust_remote_code)
-    chosen = device if device is not None else "cuda" if torch.cuda.is_available() else None
     if chosen is not None:
         captioner.model.to(chosen)
     return captioner
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    """Return the device to caption on; None where the model stays where it was loaded.
+
+    Raises:
+        OptionError: torch has no such device here.
+    """
+    if device is None:
+        return torch.device("cuda") if torch.cuda.is_available() else None
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(f"device: {error}") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"device: {chosen}: torch finds no CUDA GPU here")
+    return chosen
 
 
 class ImageCaptioner:
@@ -85,7 +104,8 @@ class ImageCaptioner:
         device: str | torch.device | None = None,
         progress: bool = False,
     ) -> None:
-        self.location = os.fspath(location)
+        place = os.fspath(location)
+        self.location = str(Path(place).expanduser()) if place.startswith("~") else place
         with reported(progress), quiet_libraries(hub_bars=progress):
             self.defaults: dict[str, Any] = generation_defaults(local_folder(self.location, revision))
             self.captioner = ready_captioner(self.location, revision, trust_remote_code, device)
