@@ -52,6 +52,9 @@ def test_images_that_were_opened_are_seen_as_in_files(tmp_path: Path) -> None:
     opened = Image.open(path)
     seen = decode_image(OpenedImage(opened, "it"))
     assert seen.size == (4, 6) and opened.size == (6, 4)
+    plain = random_picture(0)
+    decode_image(OpenedImage(plain, "it")).thumbnail((2, 2))
+    assert plain.size == (40, 32)  # what is decoded is a copy
     transparent = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     assert decode_image(OpenedImage(transparent, "it")).getpixel((0, 0)) == (255, 255, 255)
     encoded = BytesImage(OpenedImage(transparent, "it").read(), "it")
