@@ -1,3 +1,75 @@
-"""hfcap compares, cheaply fine-tunes and publishes image captioners on the Hugging Face stack."""
+"""hfcap compares, cheaply fine-tunes and publishes image captioners on the Hugging Face stack.
+
+    captioner = hfcap.load_captioner("runs/mine")
+    captions = captioner.caption(["cat.jpg", "dog.jpg"], num_beams=5)
+
+Importing this package imports nothing else: each name brings what it needs when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfcap.api.publishing import push_to_hub
+    from hfcap.api.runs import TrainedRun, train
+    from hfcap.api.scores import compare, score
+    from hfcap.captioning.captioner import ImageCaptioner, load_captioner
+    from hfcap.comparison.result import Comparison
+    from hfcap.data.images import UnreadableImageError
+    from hfcap.errors import MissingPackageError, OptionError, StoppedError, UserError, WorkError
+    from hfcap.publishing.push import PublishResult
+    from hfcap.recipe_problems import RecipeError
+    from hfcap.schema import Candidate, Caption, ScoreReport
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Candidate",
+    "Caption",
+    "Comparison",
+    "ImageCaptioner",
+    "MissingPackageError",
+    "OptionError",
+    "PublishResult",
+    "RecipeError",
+    "ScoreReport",
+    "StoppedError",
+    "TrainedRun",
+    "UnreadableImageError",
+    "UserError",
+    "WorkError",
+    "compare",
+    "load_captioner",
+    "push_to_hub",
+    "score",
+    "train",
+]
+
+_HOMES = {
+    "hfcap.api.publishing": ("push_to_hub",),
+    "hfcap.api.runs": ("TrainedRun", "train"),
+    "hfcap.api.scores": ("compare", "score"),
+    "hfcap.captioning.captioner": ("ImageCaptioner", "load_captioner"),
+    "hfcap.comparison.result": ("Comparison",),
+    "hfcap.data.images": ("UnreadableImageError",),
+    "hfcap.errors": ("MissingPackageError", "OptionError", "StoppedError", "UserError", "WorkError"),
+    "hfcap.publishing.push": ("PublishResult",),
+    "hfcap.recipe_problems": ("RecipeError",),
+    "hfcap.schema": ("Candidate", "Caption", "ScoreReport"),
+}
+"""Module -> the names above that it defines."""
+
+
+if not TYPE_CHECKING:  # type checkers would take any name for one of this package
+
+    def __getattr__(name: str) -> Any:
+        """Import a name when it is first asked for."""
+        for module, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(module), name)
+                return value
+        raise AttributeError(f"module 'hfcap' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from hfcap.captioners.base import Captioner
-from hfcap.data.loading import ImageInputs, image_loader, prepared
+from hfcap.caption_batch import generate_captions
+from hfcap.captioners.base import Captioner, GeneratedCaption
+from hfcap.data.loading import ImageInputs, image_loader
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, write_bytes, write_json_lines
 from hfcap.progress import progress_bar
@@ -56,23 +57,22 @@ def caption_batch(
         images: what `job.inputs` gave for these records, stacked.
         place: number of the first picture in the whole job.
     """
-    if job.options.do_sample:
-        # Seeded by place, so that a resumed run and any number of processes draw the same samples.
-        torch.manual_seed(job.options.seed * 1_000_003 + place)
-    images = prepared(images, job.inputs.plan, captioner.device)
-    with torch.inference_mode():
-        states = images if job.inputs.encoded else captioner.encode(images)
-    captions = captioner.caption_states(states, job.options, job.prompt)
-    return [
-        Prediction(
-            image_id=record.image_id,
-            file_name=record.file_name,
-            caption=found[0].text,
-            score=found[0].score,
-            candidates=tuple(caption.text for caption in found),
-        )
-        for record, found in zip(records, captions, strict=True)
-    ]
+    inputs = job.inputs
+    found = generate_captions(
+        captioner, images, job.options, job.prompt, plan=inputs.plan, encoded=inputs.encoded, place=place
+    )
+    return [as_prediction(record, captions) for record, captions in zip(records, found, strict=True)]
+
+
+def as_prediction(record: CaptionedImage, captions: Sequence[GeneratedCaption]) -> Prediction:
+    """Return the line of a predictions file for one picture and its captions, best first."""
+    return Prediction(
+        image_id=record.image_id,
+        file_name=record.file_name,
+        caption=captions[0].text,
+        score=captions[0].score,
+        candidates=tuple(caption.text for caption in captions),
+    )
 
 
 def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accelerator: Any) -> None:

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class OptionError(UserError):
+    """An option of captioning is unknown, out of its range, or would be ignored."""
+
+
 class WorkError(RuntimeError):
     """The input was right but the work could not be done (network, disk, remote refusal); exit code 1."""
 

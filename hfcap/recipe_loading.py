@@ -61,7 +61,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Check a recipe given as nested dicts, with overrides; `where` stands for the file in error messages.
+    """Check a recipe given as nested dicts; `where` stands for the file in error messages, `overrides` as above.
 
     Raises:
         RecipeError: the recipe is wrong; names every problem.

@@ -104,6 +104,38 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the captions of an image.
+
+    Attributes:
+        score: log-probability that beam search ranked by, the length penalty applied; None when greedy or sampled.
+    """
+
+    text: str
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """The caption of one image, as the Python interface returns it.
+
+    Attributes:
+        text: the best candidate's.
+        score: the best candidate's.
+        candidates: all returned captions, best first; the first is this one.
+        image: file name or web address; of an image without one "image N", N counted from 0 in what was given.
+    """
+
+    text: str
+    score: float | None
+    candidates: tuple[Candidate, ...]
+    image: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreReport:
     """The content of scores/<split>.json.
 

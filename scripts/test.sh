@@ -13,7 +13,7 @@ say "ruff format --check"
 say "mypy"
 # Named one by one: mypy refuses a folder without Python files.
 # shellcheck disable=SC2046  # file names of ours, without blanks
-"$python" -m mypy hfcap tests $(find scripts -name '*.py')
+"$python" -m mypy hfcap tests $(find scripts examples -name '*.py')
 say "pytest"
 # Each of the two workers gets one thread: torch would otherwise start as many threads as cores in both.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

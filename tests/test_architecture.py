@@ -40,6 +40,7 @@ ORDER = [
     "environment",
     "run_record",
     "run_watch",
+    "caption_batch",
     "decoding",
     "captioning",
     "pages",
@@ -55,6 +56,7 @@ ORDER = [
     "explain",
     "app",
     "stages",
+    "api",
     "cli",
 ]
 """A module imports only what stands before it, or its own folder (docs/architecture.md)."""
@@ -170,6 +172,18 @@ def test_public_things_are_documented(path: Path) -> None:
     tree = tree_of(path)
     assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
     assert list(public_without_docstring(tree.body)) == []
+
+
+def test_encode_and_caption_stands_in_one_place() -> None:
+    """Whatever captions goes through `generation`, so that equal options give equal captions everywhere."""
+    callers = {
+        name_of(path)
+        for path in FILES
+        if group_of(path) != "captioners"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr == "caption_states"
+    }
+    assert callers == {"hfcap/caption_batch.py"}
 
 
 def catches_everything(handler: ast.ExceptHandler) -> bool:

@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
 from hfcap.app import interface
-from hfcap.captioners.base import Captioner
-from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
+from hfcap.captioning import load_captioner
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_text
-from hfcap.recipe import GenerateOptions
 
 
 class LoadedModel:
@@ -27,25 +24,18 @@ class LoadedModel:
     """
 
     def __init__(self, location: str, trust_remote_code: bool = False) -> None:
-        self.defaults = generation_defaults(local_folder(location, None))
-        self.captioner: Captioner = load_captioner(location, trust_remote_code=trust_remote_code)
-        if torch.cuda.is_available():
-            self.captioner.model.to("cuda")
+        self.captioner = load_captioner(location, trust_remote_code=trust_remote_code)
+        self.defaults = self.captioner.defaults
 
     def __call__(self, picture: Image.Image, decoding: Mapping[str, Any]) -> str:
-        """Return the best caption.
+        """Return the best caption; sampling takes the seed that torch was given last.
 
         Raises:
             ValueError: decoding arguments that contradict one another.
         """
-        try:
-            options = GenerateOptions(**{**self.defaults, **decoding, "num_return_sequences": 1})
-        except ValidationError as error:
-            raise ValueError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
-        pixels = self.captioner.image_processor(images=picture, return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            states = self.captioner.encode(pixels.to(self.captioner.device))
-            return self.captioner.caption_states(states, options)[0][0].text
+        # The page, which also runs without hfcap, seeds torch itself.
+        seed = {"seed": torch.initial_seed()} if decoding.get("do_sample") else {}
+        return self.captioner.caption(picture, **{**decoding, **seed, "num_return_sequences": 1}).text
 
 
 def load_models(locations: Sequence[str], trust_remote_code: bool = False) -> dict[str, LoadedModel]:

@@ -1,13 +1,18 @@
-"""Caption a person's own pictures: files, folders, patterns, web addresses or a dataset -> table, JSON lines or CSV."""
+"""Caption a person's own pictures, from the command line (captions in a file or table) and from Python (objects)."""
 
+from hfcap.captioning.captioner import ImageCaptioner, load_captioner
 from hfcap.captioning.inputs import DatasetChoice, find_pictures, one_picture, pictures_of
-from hfcap.captioning.pictures import caption_pictures, decoding_options
+from hfcap.captioning.options import decoding_options, with_enough_beams
+from hfcap.captioning.pictures import caption_pictures
 
 __all__ = [
     "DatasetChoice",
+    "ImageCaptioner",
     "caption_pictures",
     "decoding_options",
     "find_pictures",
+    "load_captioner",
     "one_picture",
     "pictures_of",
+    "with_enough_beams",
 ]

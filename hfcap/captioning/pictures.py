@@ -6,23 +6,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-
-from hfcap.captioners.base import Captioner
-from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
+from hfcap.captioners.base import Captioner, GeneratedCaption
+from hfcap.captioners.loading import generation_defaults, local_folder
+from hfcap.captioning.batches import caption_records
+from hfcap.captioning.captioner import ready_captioner
 from hfcap.captioning.inputs import DatasetChoice, nothing_readable, pictures_of, require_one_readable
+from hfcap.captioning.options import decoding_options
 from hfcap.captioning.output import OUTPUT_SUFFIXES, caption_table, write_captions
-from hfcap.captioning.reading import ReadPicture, batched, read_pictures
 from hfcap.captioning.unfinished import Result, Skipped, Unfinished, only_writer
 from hfcap.data.loading import PixelInputs
 from hfcap.data.picture_stream import PictureStream
 from hfcap.data.pixels import identity_of
-from hfcap.decoding import DecodingJob, caption_batch, job_fingerprint
+from hfcap.decoding import DecodingJob, as_prediction, job_fingerprint
 from hfcap.errors import StoppedError, UserError
 from hfcap.progress import console, error_console, progress_bar
 from hfcap.recipe import GenerateOptions
-from hfcap.schema import Prediction
+from hfcap.schema import CaptionedImage, Prediction
 
 
 def caption_pictures(
@@ -61,13 +60,9 @@ def caption_pictures(
     if pictures.listed is not None:
         # Better known before the model is fetched.
         require_one_readable(pictures.listed)
-    torch.set_flush_denormal(True)
-    folder = local_folder(model, revision)
-    options = decoding_options({**generation_defaults(folder), **(overrides or {})})
+    options = decoding_options({**generation_defaults(local_folder(model, revision)), **(overrides or {})})
     _require_effect(overrides or {}, options)
-    captioner = load_captioner(model, revision, trust_remote_code)
-    if torch.cuda.is_available():
-        captioner.model.to("cuda")
+    captioner = ready_captioner(model, revision, trust_remote_code)
     job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0, prompt)
     unfinished = None if output is None else Unfinished(output, _fingerprint(captioner, job, pictures))
     with only_writer(output):
@@ -79,22 +74,6 @@ def caption_pictures(
         if unfinished is not None:
             unfinished.remove()
     return predictions
-
-
-def decoding_options(values: dict[str, Any]) -> GenerateOptions:
-    """Check decoding options that a person gave.
-
-    Raises:
-        UserError: one is unknown or out of its range.
-    """
-    try:
-        return GenerateOptions(**values)
-    except ValidationError as error:
-        problems = [
-            ": ".join([*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")])
-            for problem in error.errors()
-        ]
-        raise UserError(f"decoding options: {'; '.join(problems)}") from None
 
 
 def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
@@ -166,28 +145,17 @@ class _Captioning:
         return self.predictions
 
     def _caption(self) -> None:
-        self.captioner.model.eval()
-        pixels, size = self.job.inputs, self.job.batch_size
-        assert isinstance(pixels, PixelInputs)
-        records = self.pictures.open(self.done, self.last)
-        with closing(read_pictures(records, pixels, ahead=2 * size)) as read, progress_bar() as progress:
+        pictures = self.pictures.open(self.done, self.last)
+        captioned = caption_records(self.captioner, self.job, pictures, place=len(self.predictions))
+        with closing(captioned) as batches, progress_bar() as progress:
             task = progress.add_task("Captioning", total=self.pictures.total, completed=self.done)
-            for batch in batched(read, size):
-                results = self._results(batch)
+            for batch in batches:
+                results = [_result(record, found) for record, found in batch]
                 if self.unfinished is not None:
                     self.unfinished.add(results)
                 self._take(results)
                 progress.advance(task, len(batch))
 
-    def _results(self, batch: list[ReadPicture]) -> list[Result]:
-        records = [record for record, content in batch if not isinstance(content, str)]
-        images = [content for _, content in batch if not isinstance(content, str)]
-        captions: list[Prediction] = []
-        if images:
-            place = len(self.predictions)
-            captions = caption_batch(self.captioner, self.job, records, torch.stack(images), place)
-        remaining = iter(captions)
-        return [
-            Skipped(record.image_id, content) if isinstance(content, str) else next(remaining)
-            for record, content in batch
-        ]
+
+def _result(record: CaptionedImage, found: list[GeneratedCaption] | str) -> Result:
+    return Skipped(record.image_id, found) if isinstance(found, str) else as_prediction(record, found)

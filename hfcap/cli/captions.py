@@ -67,16 +67,14 @@ def caption(
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return
     from hfcap.captioners.pretrained import quiet_loading
-    from hfcap.captioning import DatasetChoice, caption_pictures
+    from hfcap.captioning import DatasetChoice, caption_pictures, with_enough_beams
 
     quiet_loading()
-    if num_return_sequences is not None and num_beams is None and not do_sample:
-        options["num_beams"] = max(num_return_sequences, 3)
     caption_pictures(
         model,
         inputs,
         output,
-        overrides=options | _given(do_sample=do_sample),
+        overrides=with_enough_beams(options | _given(do_sample=do_sample)),
         prompt=prompt,
         batch_size=batch_size or 16,
         revision=revision,

@@ -82,35 +82,10 @@ def refuse_idle(reason: str, **options: object) -> None:
 
 
 def recipe_of(target: str, overrides: list[str] | None, trust_remote_code: bool) -> tuple[Recipe, RunDirectory]:
-    """Load a recipe file, or the recipe of a run directory, and say where its run is: the one gate of all commands.
+    """Load a recipe file, or the recipe of a run directory, and say where its run is; see hfcap/api/runs.py."""
+    from hfcap.api import runs
 
-    A run directory is where it stands. Somebody else may have made it: its recipe names no programs (run_recipe.py),
-    and code of its model runs only with --trust-remote-code. A recipe file is the word of whoever names it.
-
-    Raises:
-        UserError: nothing is there, it is wrong, or a run directory lets code run and nobody said that it may.
-    """
-    from hfcap.recipe_files import recipe_path
-    from hfcap.recipe_loading import load_recipe
-    from hfcap.run_directory import RunDirectory
-    from hfcap.run_recipe import recipe_of_run, run_directory_at
-
-    run = run_directory_at(Path(target)) if Path(target).exists() else None
-    if run is None:
-        recipe = load_recipe(recipe_path(target), overrides or [])
-        return recipe, RunDirectory(Path(recipe.output_dir) / recipe.name)
-    recipe = recipe_of_run(run, overrides or [])
-    if recipe.model.trust_remote_code and not trust_remote_code:
-        raise UserError(
-            f"{target}: model.trust_remote_code of its recipe lets code that came with a model run on this machine; "
-            "give --trust-remote-code if the run is yours or you trust its author"
-        )
-    renamed = [key for key in ("name", "output_dir") if any(text.startswith(f"{key}=") for text in overrides or [])]
-    if not renamed:
-        return recipe, run
-    # The person's own words: another run, beside this one.
-    place = Path(recipe.output_dir) if "output_dir" in renamed else run.path.parent
-    return recipe, RunDirectory(place / (recipe.name if "name" in renamed else run.path.name))
+    return runs.recipe_of(target, overrides, trust_remote_code)
 
 
 def say(text: str) -> None:
@@ -131,14 +106,11 @@ def execute(
     Raises:
         UserError: see `recipe_of`; or data, base model or recipe are not those that the run began with.
     """
+    from hfcap.api import runs
     from hfcap.captioners.pretrained import quiet_loading
-    from hfcap.stages import Run
 
     quiet_loading()
-    recipe, directory = recipe_of(target, overrides, trust_remote_code)
-    run = Run(recipe, directory=directory, accept_changes=accept_changes)
-    run.execute(last, force)
-    return run
+    return runs.execute(target, overrides, last, force, trust_remote_code, accept_changes)
 
 
 def broken_torchvision(error: BaseException) -> str | None:

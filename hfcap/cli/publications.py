@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import hfcap
 from hfcap.cli.common import AcceptChanges, RecipeOrRun, TrustRemoteCode, app, execute, output_folder, recipe_of, say
 from hfcap.errors import UserError
 from hfcap.progress import console
@@ -56,26 +57,21 @@ def publish(
 ) -> None:
     """Stage a run, push it to the Hub, and prove that a stranger can use it."""
     from hfcap.captioners.pretrained import quiet_loading
-    from hfcap.publishing.push import publish as push
-    from hfcap.run_directory import RunDirectory, alone, remove_unfinished
-    from hfcap.stages import merged_model
 
     quiet_loading()
-    directory = RunDirectory.existing(recipe_of(str(run), None, trust_remote_code)[1].path)
-    with alone(directory):
-        remove_unfinished(directory)
-        result = push(
-            directory,
-            repo_id=repo_id,
-            private=private,
-            create_pr=create_pr,
-            dry_run=dry_run,
-            revision=revision,
-            force=force,
-            model=merged_model(directory, merged, trust_remote_code),
-            verified=not skip_verification,
-            trust_remote_code=trust_remote_code,
-        )
+    result = hfcap.push_to_hub(
+        run,
+        repo_id,
+        private=private,
+        create_pr=create_pr,
+        revision=revision,
+        merged=merged,
+        dry_run=dry_run,
+        force=force,
+        verify=not skip_verification,
+        trust_remote_code=trust_remote_code,
+        progress=True,
+    )
     say(str(result))
 
 

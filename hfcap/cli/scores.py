@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import hfcap
 from hfcap.cli.common import (
     AcceptChanges,
     Force,
@@ -92,13 +92,14 @@ def score(
             done.print_scores()
         return
     from hfcap.score_table import score_table
-    from hfcap.scoring import score_files, signature_line
+    from hfcap.scoring import signature_line
 
-    report = score_files(
+    report = hfcap.score(
         predictions,
         references,
         **_scoring(metrics, document_frequencies, option),
         output=output,
+        progress=True,
         split=split,
         n_resamples=1000 if n_resamples is None else n_resamples,
         seed=seed or 0,
@@ -130,16 +131,12 @@ def compare(
 ) -> None:
     """Compare runs, score files or (with --references) prediction files: intervals and paired differences."""
     from hfcap.comparison import PictureSource, leaderboard_table, write_leaderboard
-    from hfcap.comparison import compare as compare_systems
-    from hfcap.metrics.caption_files import each_once, warn_on_terminal
-    from hfcap.scoring import score_files
 
     source = PictureSource(images) if pictures or images is not None else None
     if source is not None and output is None:
         raise UserError("--pictures and --images: the pictures are in leaderboard.html; give its folder with -o")
     if images is not None and not images.is_dir():
         raise UserError(f"--images: {images}: folder not found")
-    score_one = None
     if references is None:
         refuse_idle(
             "runs and score files are compared by the scores they have; give --references to score prediction files",
@@ -148,18 +145,16 @@ def compare(
             option=option,
             allow_missing=allow_missing,
         )
-    else:
-        # The human captions are read for each system, and what is to be said of them is the same.
-        score_one = partial(
-            score_files,
-            references=references,
-            split=split,
-            n_resamples=0,
-            allow_missing=allow_missing,
-            warn=each_once(warn_on_terminal),
-            **_scoring(metrics, document_frequencies, option),
-        )
-    comparison = compare_systems(systems, score=score_one, split=split, n_resamples=n_resamples, seed=seed)
+    comparison = hfcap.compare(
+        systems,
+        references=references,
+        **_scoring(metrics, document_frequencies, option),
+        split=split,
+        n_resamples=n_resamples,
+        seed=seed,
+        allow_missing=allow_missing,
+        progress=True,
+    )
     console.print(leaderboard_table(comparison))
     if output is not None:
         write_leaderboard(comparison, output, references=references, pictures=source, n_examples=examples)

@@ -167,6 +167,11 @@ def _unequal_conditions(systems: Sequence[System]) -> list[str]:
     return found
 
 
+def _require_resamples(n_resamples: int) -> None:
+    if n_resamples < 100:
+        raise UserError(f"n_resamples must be at least 100 for a comparison, not {n_resamples}")
+
+
 def compare(
     paths: Sequence[Path],
     *,
@@ -193,10 +198,28 @@ def compare(
     """
     if not paths:
         raise UserError("nothing to compare: give run directories, score files or prediction files")
-    if n_resamples < 100:
-        raise UserError(f"n_resamples must be at least 100 for a comparison, not {n_resamples}")
-    settings = {"n_resamples": n_resamples, "seed": seed, "confidence_level": confidence_level}
+    _require_resamples(n_resamples)
     systems = read_systems(paths, split, score)
+    return compare_systems(systems, n_resamples=n_resamples, seed=seed, confidence_level=confidence_level, warn=warn)
+
+
+def compare_systems(
+    systems: Sequence[System],
+    *,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+    confidence_level: float = 0.95,
+    warn: Warn = warn_on_terminal,
+) -> Comparison:
+    """Compare systems that were read; see `compare`.
+
+    Raises:
+        UserError: there is none, or they were scored on different images or human captions.
+    """
+    if not systems:
+        raise UserError("nothing to compare: give run directories, score files or prediction files")
+    _require_resamples(n_resamples)
+    settings = {"n_resamples": n_resamples, "seed": seed, "confidence_level": confidence_level}
     check_same_data(systems)
     warnings: list[str] = []
     metrics = _metrics_of(systems, warnings)

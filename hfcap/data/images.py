@@ -7,8 +7,10 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -171,6 +173,32 @@ class BytesImage:
         return self.name
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """An image that somebody opened or made with Pillow; `name` tells it from others."""
+
+    picture: Image.Image
+    name: str
+
+    def read(self) -> bytes:
+        """Return the image as `decode_image` gives it, encoded without loss.
+
+        Raises:
+            UnreadableImageError: damaged or too large.
+        """
+        content = io.BytesIO()
+        decode_image(self).save(content, format="PNG")
+        return content.getvalue()
+
+    def describe(self) -> str:
+        """Return the name."""
+        return self.name
+
+
+_LOADING = threading.Lock()
+"""Pillow reads a file when its pixels are first asked for, and two threads may ask for the same image."""
+
+
 def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Image:
     """Decode one picture to 8-bit RGB as a person would see it.
 
@@ -184,25 +212,46 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
     Raises:
         UnreadableImageError: missing, damaged, truncated, of a format not in PICTURE_FORMATS, or too large.
     """
-    encoded = image.read()
     name = image.describe()
+    if isinstance(image, OpenedImage):
+        with _naming_the_image(name):
+            return _decoded_copy(image.picture)
+    encoded = image.read()
     if len(encoded) > MAX_IMAGE_BYTES:
         raise UnreadableImageError(f"{name}: {len(encoded):,} bytes, more than the limit {MAX_IMAGE_BYTES:,}")
+    with _naming_the_image(name), Image.open(io.BytesIO(encoded), formats=PICTURE_FORMATS) as opened:
+        _require_size(opened)
+        width, height = opened.size
+        n_scans = 1
+        if opened.format == "JPEG":
+            n_scans = _scans(encoded, width * height, name)
+            if draft_size is not None:
+                shrink = next((by for by in (8, 4, 2) if -(-min(width, height) // by) >= draft_size), 1)
+                opened.draft(None, (width // shrink, height // shrink))
+        # Several scans are all kept, at whatever scale they are decoded.
+        kept = width * height // 2 if n_scans > 1 else 0
+        large = max(opened.width * opened.height, kept) > LARGE_IMAGE_PIXELS
+        return _large_images.decode(opened) if large else _decoded(opened)
+
+
+def _decoded_copy(picture: Image.Image) -> Image.Image:
+    _require_size(picture)
+    with _LOADING:
+        picture.load()
+    seen = _upright(_as_rgb(picture), _orientation(picture))
+    return seen.copy() if seen is picture else seen
+
+
+def _require_size(picture: Image.Image) -> None:
+    if picture.width * picture.height > MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+
+
+@contextmanager
+def _naming_the_image(name: str) -> Iterator[None]:
+    """Turn everything that Pillow raises on damaged bytes into UnreadableImageError."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=PICTURE_FORMATS) as opened:
-            width, height = opened.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
-            n_scans = 1
-            if opened.format == "JPEG":
-                n_scans = _scans(encoded, width * height, name)
-                if draft_size is not None:
-                    shrink = next((by for by in (8, 4, 2) if -(-min(width, height) // by) >= draft_size), 1)
-                    opened.draft(None, (width // shrink, height // shrink))
-            # Several scans are all kept, at whatever scale they are decoded.
-            kept = width * height // 2 if n_scans > 1 else 0
-            large = max(opened.width * opened.height, kept) > LARGE_IMAGE_PIXELS
-            return _large_images.decode(opened) if large else _decoded(opened)
+        yield
     except UnidentifiedImageError:
         allowed = ", ".join(PICTURE_FORMATS)
         raise UnreadableImageError(f"{name}: damaged, or not a picture in one of the formats {allowed}") from None

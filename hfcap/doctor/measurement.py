@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch, CaptionDataset, epoch_batches
 from hfcap.doctor.labels import collate_for
@@ -172,10 +173,8 @@ class StepMeasurement:
         self.captioner.model.eval()
         images = batch.images[:_MAX_CAPTIONED]
         self.clock.start()
-        with torch.inference_mode():
-            # Decoding runs in the weights' own precision.
-            states = images if batch.encoded else self.captioner.encode(images)
-            self.captioner.caption_states(states, self.recipe.generate)
+        # Decoding runs in the weights' own precision.
+        generate_captions(self.captioner, images, self.recipe.generate, encoded=batch.encoded)
         seconds = self.clock.lap()
         self._training_mode()
         return seconds / len(images)

@@ -103,14 +103,14 @@ def note_packages(run: RunDirectory, model: Path, also_needed: Iterable[str] = (
 
 
 def _caption(captioner: Captioner, content: bytes, options: GenerateOptions) -> str:
-    import torch
     from PIL import Image
 
+    from hfcap.caption_batch import generate_captions
+
     image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).convert("RGB")
-    pixels = captioner.image_processor(images=image, return_tensors="pt")["pixel_values"].to(captioner.device)
-    with torch.inference_mode():
-        states = captioner.encode(pixels)
-    return captioner.caption_states(states, options)[0][0].text
+    # By the processor itself, to the last bit as strangers' code has it.
+    pixels = captioner.image_processor(images=image, return_tensors="pt")["pixel_values"]
+    return generate_captions(captioner, pixels, options, place=0)[0][0].text
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -31,13 +31,19 @@ from hfcap.scoring.signature import data_signature, predictions_hash
 _FEW_IMAGES = 100
 
 
+Predictions = Path | Mapping[str, str]
+"""A file of predicted captions, or image id -> caption."""
+References = Path | Mapping[str, Sequence[str]]
+"""A file of human captions, or image id -> captions."""
+
+
 def _read_matched(
-    paths: tuple[Path, Path], split: str | None, allow_missing: bool, warn: Warn
+    given: tuple[Predictions, References], split: str | None, allow_missing: bool, warn: Warn
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]], int]:
     """Predictions, the references of the predicted images, and how many images lack a prediction."""
-    prediction_path, reference_path = paths
-    predictions = read_predictions(prediction_path, warn=warn)
-    references = read_references(reference_path, split, warn=warn)
+    predictions, references = _read(given, split, warn)
+    prediction_path = given[0] if isinstance(given[0], Path) else "predictions"
+    reference_path = given[1] if isinstance(given[1], Path) else "the references"
     extra = [image_id for image_id in predictions if image_id not in references]
     if extra:
         hint = ""
@@ -57,6 +63,18 @@ def _read_matched(
         warn(f"{len(missing):,} of {len(references):,} images have no prediction; the score is about the others only")
         references = {image_id: references[image_id] for image_id in references if image_id in predictions}
     return predictions, references, len(missing)
+
+
+def _read(
+    given: tuple[Predictions, References], split: str | None, warn: Warn
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    predictions, references = given
+    return (
+        read_predictions(predictions, warn=warn) if isinstance(predictions, Path) else dict(predictions),
+        read_references(references, split, warn=warn)
+        if isinstance(references, Path)
+        else {image_id: tuple(captions) for image_id, captions in references.items()},
+    )
 
 
 def _warn_about_data(
@@ -85,8 +103,8 @@ def _check_bootstrap(confidence_level: float, n_resamples: int) -> None:
 
 
 def score_files(
-    predictions: Path,
-    references: Path,
+    predictions: Predictions,
+    references: References,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     document_frequencies: str = "corpus",
@@ -101,7 +119,7 @@ def score_files(
     allow_missing: bool = False,
     warn: Warn = warn_on_terminal,
 ) -> ScoreReport:
-    """Score a prediction file against a reference file, and write the score file if `output` is given.
+    """Score predictions against references, each a file or a mapping, and write the score file if `output` is given.
 
     Args:
         metrics: names of files in hfcap/metrics.
@@ -150,17 +168,17 @@ def _with_pictures(
     metric_options: Mapping[str, Mapping[str, Any]],
     pictures: Pictures | None,
     image_ids: tuple[str, ...],
-    paths: tuple[Path, Path],
+    given: tuple[Predictions, References],
 ) -> dict[str, dict[str, Any]]:
     """Options of all metrics; those that look at pictures get the given ones, else those of the folder `images`."""
     options = {name: dict(metric_options.get(name, {})) for name in (*metrics, *metric_options)}
-    prediction_path, reference_path = paths
     for name in (name for name in options if metric_class(name).looks_at_pictures):
         folder = options[name].get("images")
         if pictures is None and folder is not None:
             from hfcap.scoring.pictures import pictures_of_folder
 
-            file_names = read_file_names(reference_path) | read_file_names(prediction_path)
+            files = [path for path in reversed(given) if isinstance(path, Path)]
+            file_names = {key: name for path in files for key, name in read_file_names(path).items()}
             options[name]["pictures"] = pictures_of_folder(Path(folder), image_ids, file_names)
         else:
             options[name]["pictures"] = pictures

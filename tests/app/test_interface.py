@@ -138,6 +138,17 @@ def test_a_run_captions_in_the_demo_as_it_was_recorded(run: RunDirectory, tmp_pa
         model(Image.new("RGB", (9, 9)), {"num_beams": 0})
 
 
+def test_the_demo_draws_with_the_seed_of_the_page(run: RunDirectory, tmp_path: Path) -> None:
+    model = LoadedModel(str(run.path))
+    path = tmp_path / "ball.png"
+    path.write_bytes(drawn_pictures()["ball.png"])
+    decoding: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 8, "do_sample": True, "temperature": 1.5}
+    drawn = [interface.caption_with_all({"it": model}, str(path), seed, decoding)[0] for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    # As from the command line and from Python.
+    assert drawn[0] == model.captioner.caption(path, seed=3, **decoding).text
+
+
 def test_what_the_command_needs(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(MissingPackageError, match=r"hfcap demo needs .*: pip install 'gradio>=\d"):

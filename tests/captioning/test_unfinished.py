@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import pytest
 
-from hfcap import decoding
+from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner
 from hfcap.captioning import DatasetChoice, caption_pictures
-from hfcap.captioning import pictures as pictures_module
+from hfcap.captioning import batches as batches_module
 from hfcap.errors import StoppedError, UserError, WorkError
 from tests.captioners.helpers import write_picture
 from tests.captioning.conftest import OPTIONS
@@ -27,15 +27,15 @@ class Stopper:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.batches: int | None = None
         self.pictures = 0
-        self._original = decoding.caption_batch
-        patch.setattr(pictures_module, "caption_batch", self)
+        self._original = generate_captions
+        patch.setattr(batches_module, "generate_captions", self)
 
-    def __call__(self, captioner: Any, job: Any, records: Any, *arguments: Any) -> Any:
+    def __call__(self, captioner: Any, images: Any, *arguments: Any, **options: Any) -> Any:
         if self.batches == 0:
             raise KeyboardInterrupt
         self.batches = None if self.batches is None else self.batches - 1
-        self.pictures += len(records)
-        return self._original(captioner, job, records, *arguments)
+        self.pictures += len(images)
+        return self._original(captioner, images, *arguments, **options)
 
 
 @pytest.fixture
@@ -136,18 +136,18 @@ def test_a_second_captioning_into_the_same_file_is_refused(
     model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "x.jsonl"
-    original = decoding.caption_batch
+    original = generate_captions
     refused: list[str] = []
 
-    def twice(*arguments: Any) -> Any:
+    def twice(*arguments: Any, **options: Any) -> Any:
         if not refused:
             with pytest.raises(UserError) as raised:
                 caption_pictures(model[1], [str(folder)], output, overrides={"max_new_tokens": 2}, batch_size=2)
             refused.append(str(raised.value))
             assert caption_pictures(model[1], [str(folder)], tmp_path / "y.jsonl", batch_size=8)
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(pictures_module, "caption_batch", twice)
+    monkeypatch.setattr(batches_module, "generate_captions", twice)
     found = caption_pictures(model[1], [str(folder)], output, batch_size=2)
     assert refused == [
         f"{output}: another captioning is writing there; wait until it is done, or give another name with -o"

@@ -1,0 +1,32 @@
+"""Loading without the libraries' bars and notes, for as long as it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging as transformers_logging
+
+
+@contextmanager
+def quiet_libraries(hub_bars: bool = False) -> Iterator[None]:
+    """Silence transformers' notes and bars inside the block, and leave everything as it was.
+
+    Args:
+        hub_bars: downloads from the Hub keep theirs.
+    """
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub_quiet = are_progress_bars_disabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if not hub_bars and not hub_quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if not hub_bars and not hub_quiet:
+            enable_progress_bars()

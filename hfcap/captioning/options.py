@@ -1,0 +1,46 @@
+"""Options of captioning that a person gave, checked: known, in their range, and with an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from hfcap.errors import OptionError
+from hfcap.recipe import GenerateOptions
+from hfcap.registry import nearest
+
+_BEAMS_OF_SEVERAL = 3
+
+
+def decoding_options(values: Mapping[str, Any]) -> GenerateOptions:
+    """Check decoding options that a person gave.
+
+    Raises:
+        OptionError: one is unknown (the message names the known ones) or out of its range.
+    """
+    known = list(GenerateOptions.model_fields)
+    for name in values:
+        if name not in known:
+            close = nearest(name, known)
+            raise OptionError(
+                f"decoding options: unknown option {name!r}{f'; did you mean {close}?' if close else ''} (known: "
+                f"{', '.join(known)})"
+            )
+    try:
+        return GenerateOptions(**values)
+    except ValidationError as error:
+        problems = [
+            ": ".join([*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+            for problem in error.errors()
+        ]
+        raise OptionError(f"decoding options: {'; '.join(problems)}") from None
+
+
+def with_enough_beams(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with beams for the captions asked for: as many, at least three, where nothing is said of beams."""
+    several = given.get("num_return_sequences")
+    if not isinstance(several, int) or "num_beams" in given or given.get("do_sample"):
+        return dict(given)
+    return {**given, "num_beams": max(several, _BEAMS_OF_SEVERAL)}
