@@ -127,7 +127,8 @@ def test_every_lower_bound_is_a_version_that_is_run() -> None:
     assert {specifier.operator for one in declared() for specifier in one.specifier} == {">="}
     assert pinned("constraints-lowest.txt") == bounds
     tools = {one.name for one in declared() if not one.specifier}
-    assert tools == {"mypy", "ruff", "types-jsonschema", "types-pyyaml"}  # they run on the code, in constraints.txt
+    # They run on the code, in constraints.txt.
+    assert tools == {"codespell", "mypy", "ruff", "types-jsonschema", "types-pyyaml"}
 
 
 @pytest.fixture
