@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,41 @@ def test_an_environment_with_an_old_python_is_refused(only_old_python: str, tmp_
     assert sorted(path.name for path in venv.rglob("*")) == ["bin", "python"]
 
 
+@pytest.fixture
+def called(tmp_path: Path) -> Callable[..., list[str]]:
+    """How scripts/test.sh calls Python: one line per call."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin" / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n', encoding="utf-8")
+    python.chmod(0o755)
+
+    def run(*arguments: str) -> list[str]:
+        (tmp_path / "calls").write_text("", encoding="utf-8")
+        result = bash(str(ROOT / "scripts/test.sh"), *arguments, PATH=os.environ["PATH"], HFCAP_VENV=str(venv))
+        assert result.returncode == 0, result.stderr
+        return (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+
+    return run
+
+
+def test_the_whole_suite_lints_and_passes_arguments_on(called: Callable[..., list[str]]) -> None:
+    calls = called("tests/metrics", "-k", "cider")
+    tools = [" ".join(call.split()[:3]) for call in calls if re.match(r"-m (ruff|mypy|codespell_lib)", call)]
+    assert tools == ["-m ruff check", "-m ruff format", "-m codespell_lib ./CHANGELOG.md", "-m mypy hfcap"]
+    assert calls[-1] == "-m pytest -n 2 tests/metrics -k cider"
+
+
+def test_the_quick_tests_exist(called: Callable[..., list[str]]) -> None:
+    arguments = called("--quick", "-x")[-1].split()
+    assert arguments[:4] == ["-m", "pytest", "-n", "2"] and arguments[-1] == "-x"
+    listed = arguments[4:-1]
+    left_out = [one.removeprefix("--ignore=") for one in listed if one.startswith("--ignore=")]
+    assert left_out and [one for one in listed if not (ROOT / one.removeprefix("--ignore=")).exists()] == []
+    # Each one that is left out lies in a folder that is listed.
+    assert [one for one in left_out if str(Path(one).parent) not in listed] == []
+
+
 def test_the_documented_benchmark_of_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     [shown] = [line for line in page.splitlines() if line.startswith("python scripts/bench_images.py ")]
@@ -127,7 +164,8 @@ def test_every_lower_bound_is_a_version_that_is_run() -> None:
     assert {specifier.operator for one in declared() for specifier in one.specifier} == {">="}
     assert pinned("constraints-lowest.txt") == bounds
     tools = {one.name for one in declared() if not one.specifier}
-    assert tools == {"mypy", "ruff", "types-jsonschema", "types-pyyaml"}  # they run on the code, in constraints.txt
+    # They run on the code, in constraints.txt.
+    assert tools == {"codespell", "mypy", "ruff", "types-jsonschema", "types-pyyaml"}
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_a_string_in_place_of_a_list_of_references_is_refused() -> None:
 
 
 def test_the_documentation_names_values_and_options_of_every_metric() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text(encoding="utf-8")
     cells = {row[0].strip(" `"): row for line in page.splitlines() if len(row := line.split("|")[1:-1]) == 6}
     for name in registry.names("metrics"):
         _, values, _, options, better, interval = (cell.strip() for cell in cells[name])
