@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hfcap.data.images import UnreadableImageError
     from hfcap.errors import MissingPackageError, OptionError, StoppedError, UserError, WorkError
     from hfcap.publishing.push import PublishResult
-    from hfcap.recipe_problems import RecipeError
+    from hfcap.recipe.problems import RecipeError
     from hfcap.schema import Candidate, Caption, ScoreReport
 
 __version__ = "0.1.0"
@@ -54,7 +54,7 @@ _HOMES = {
     "hfcap.data.images": ("UnreadableImageError",),
     "hfcap.errors": ("MissingPackageError", "OptionError", "StoppedError", "UserError", "WorkError"),
     "hfcap.publishing.push": ("PublishResult",),
-    "hfcap.recipe_problems": ("RecipeError",),
+    "hfcap.recipe.problems": ("RecipeError",),
     "hfcap.schema": ("Candidate", "Caption", "ScoreReport"),
 }
 """Module -> the names above that it defines."""

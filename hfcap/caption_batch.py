@@ -11,7 +11,7 @@ import torch
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.data.loading import prepared
 from hfcap.data.pixels import PixelPlan
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 
 _SEED_STRIDE = 1_000_003
 """Seeds of one captioning lie between those of two neighbouring seeds."""

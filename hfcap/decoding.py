@@ -18,7 +18,7 @@ from hfcap.data.loading import ImageInputs, image_loader
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, write_bytes, write_json_lines
 from hfcap.progress import progress_bar
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
 
 

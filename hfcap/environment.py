@@ -16,11 +16,11 @@ from huggingface_hub import try_to_load_from_cache
 
 from hfcap.captioners.base import BaseModel
 from hfcap.children import run_program
-from hfcap.data.image_hashes import image_hashes
 from hfcap.data.images import CheckableImage
 from hfcap.data.source import dataset_revision
-from hfcap.recipe import DataOptions
+from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
+from hfcap.store.image_hashes import image_hashes
 
 PACKAGES = (
     "hfcap",

@@ -24,7 +24,7 @@ from hfcap.captioning import decoding_options, one_picture
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 
 _COLUMNS = 5
 _PANEL_INCHES = 2.1

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hfcap.files import write_json
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 
 SIDES = ("generate", "hfcap")
 

@@ -22,8 +22,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
-from hfcap.captioners.pretrained import load_image_processor
-from hfcap.data.image_cache import cached_pixels
+from hfcap.captioners.shared.pretrained import load_image_processor
 from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.loading import ImageInputs, PixelInputs, image_loader, prepared
 from hfcap.environment import hardware
@@ -31,6 +30,7 @@ from hfcap.errors import UserError
 from hfcap.files import write_json
 from hfcap.progress import console
 from hfcap.schema import CaptionedImage
+from hfcap.store.image_cache import cached_pixels
 
 PROCESSORS: dict[str, dict[str, Any]] = {
     "vit": {"image_processor_type": "ViTImageProcessor"},

@@ -37,10 +37,10 @@ from transformers import (
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.blip import Blip
 from hfcap.captioners.clip_prefix import ClipPrefix
-from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
-from hfcap.captioners.pretrained import new_image_processor
+from hfcap.captioners.published.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
+from hfcap.captioners.shared.pretrained import new_image_processor
 from hfcap.captioners.vit_gpt2 import VitGpt2
-from hfcap.training.records import peak_memory_bytes
+from hfcap.training.log import peak_memory_bytes
 
 FAMILIES = ("blip", "vit_gpt2", "clip_prefix")
 START, END, PAD = 1, 2, 0

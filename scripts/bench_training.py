@@ -42,12 +42,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfcap import registry
-from hfcap.captioners.lora import add_lora
+from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.data.loading import BatchLoader, CaptionDataset, Collate, epoch_batches
 from hfcap.files import write_json
-from hfcap.recipe import LoraOptions, TrainOptions
+from hfcap.recipe.blocks import LoraOptions, TrainOptions
 from hfcap.training.acceleration import use_cheap_layers
-from hfcap.training.objectives import CrossEntropy
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import build_optimizer, freeze_parts, frozen_modules, trained_parameters
 
 SIDES = ("trainer", "hfcap")

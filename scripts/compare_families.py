@@ -34,9 +34,9 @@ from hfcap.environment import hardware
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json, write_text
 from hfcap.progress import console
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import load_recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import load_recipe
+from hfcap.run_directory.paths import RunDirectory
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 PACE_UPDATES, PACE_FROM = 30, 10

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hfcap.files import write_json
-from hfcap.metrics.tokenizer import LINE_SEPARATORS, TOKENIZER_VERSION, tokenize
+from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS, TOKENIZER_VERSION, tokenize
 
 RECORD = Path(__file__).resolve().parents[1] / "tests" / "metrics" / "tokenizer_conformance.json"
 _PUNCTUATION = frozenset(

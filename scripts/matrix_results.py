@@ -20,7 +20,7 @@ from hfcap.data.source import load_split
 from hfcap.decoding import DecodingJob, caption_batches
 from hfcap.files import read_json, write_json, write_text
 from hfcap.metrics.suite import score_captions
-from hfcap.recipe_loading import load_recipe
+from hfcap.recipe.loading import load_recipe
 
 ORDER = ("pinned", "lowest", "newest", "vision", "python3.12")
 HEAD = """# Tested versions

@@ -13,14 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hfcap.card.example_images import RECORD
+from hfcap.card.render import render_card
+from hfcap.card.run_facts import CardInput, read_card_input
 from hfcap.files import read_json, read_json_lines, write_json, write_json_lines, write_text
-from hfcap.publishing.card import render_card
-from hfcap.publishing.facts import CardInput, read_card_input
-from hfcap.publishing.pictures import RECORD
 from hfcap.publishing.staging import published_recipe
-from hfcap.recipe_files import find_recipes
-from hfcap.recipe_loading import load_recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.loading import load_recipe
+from hfcap.recipe.shipped import find_recipes
+from hfcap.run_directory.paths import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from hfcap.errors import StoppedError
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import Run
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import Run
+from hfcap.run_directory.paths import RunDirectory
 from tests.test_run_directories import write_photos
 from tests.training.harness import Result, forget_accelerator, recipe_values, send_signal_at
 

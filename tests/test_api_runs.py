@@ -12,8 +12,8 @@ import pytest
 import hfcap
 from hfcap.captioners.loading import load_captioner
 from hfcap.files import read_json
-from hfcap.recipe_loading import load_recipe, recipe_from_mapping
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.loading import load_recipe, recipe_from_mapping
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import read_scores, score_files
 from tests.captioners.helpers import write_picture
 from tests.cli.command_line import write_recipe

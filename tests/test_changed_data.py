@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from hfcap.errors import UserError
 from hfcap.files import read_json
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.stages import Run
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import Run
 from tests.changed_runs import edit_metadata, execute, stopped, times, values_of
 from tests.changed_runs import photos as photos
 from tests.data.pictures import write_jpeg

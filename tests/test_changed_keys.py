@@ -15,12 +15,12 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.data.sources.hub import HubOptions
 from hfcap.errors import UserError
 from hfcap.files import read_json
-from hfcap.recipe import AugmentOptions, DataOptions, LoraOptions, ModelOptions, TrainOptions
-from hfcap.recipe_block import Block
-from hfcap.recipe_changes import _TABLE, Effect, changed_values, key_changes
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.recipe_scst import ScstOptions
-from hfcap.stage_record import part_of
+from hfcap.recipe.block import Block
+from hfcap.recipe.blocks import AugmentOptions, DataOptions, LoraOptions, ModelOptions, TrainOptions
+from hfcap.recipe.changes import _TABLE, Effect, changed_values, key_changes
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.recipe.scst import ScstOptions
+from hfcap.run_directory.stage_record import part_of
 from tests.changed_runs import execute, stopped, times, values_of
 from tests.changed_runs import photos as photos
 from tests.hub_server import hub as hub

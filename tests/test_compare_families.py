@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hfcap.errors import UserError
-from hfcap.recipe_loading import load_recipe
+from hfcap.recipe.loading import load_recipe
 from scripts import compare_families
 from scripts.compare_families import Contest, family_recipes
 

@@ -16,7 +16,7 @@ from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob, caption_batches, read_captions, write_predictions
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage
 from tests.captioners.helpers import PROMPT, build, write_picture
 

@@ -13,7 +13,7 @@ from hfcap.captioners.base import GeneratedCaption
 from hfcap.data.images import FileImage
 from hfcap.data.loading import BlankInputs
 from hfcap.decoding import DecodingJob, caption_batches, job_fingerprint, read_captions, write_predictions
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
 from tests.test_decoding import BEAMS, SAMPLES, Process, StoredStates, _parts, _rows
 

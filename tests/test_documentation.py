@@ -14,8 +14,8 @@ from PIL import Image
 
 from hfcap.cli import app
 from hfcap.data.source import load_split
-from hfcap.recipe_loading import RecipeError, load_recipe
-from hfcap.recipe_scst import ScstOptions
+from hfcap.recipe.loading import RecipeError, load_recipe
+from hfcap.recipe.scst import ScstOptions
 from hfcap.registry import names
 from scripts import site_reference
 

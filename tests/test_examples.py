@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import hfcap
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build, write_picture
 from tests.captioning.conftest import OPTIONS
 from tests.cli.command_line import write_recipe

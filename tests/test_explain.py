@@ -13,11 +13,11 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from hfcap.captioners.pretrained import quiet_loading
-from hfcap.captioners.tokenizers import train_tokenizer
+from hfcap.captioners.shared.pretrained import quiet_loading
+from hfcap.captioners.shared.tokenizers import train_tokenizer
 from hfcap.errors import UserError
 from hfcap.explain import Explanation, WordMap, draw, explain, explain_picture, words_of_tokens
-from hfcap.recipe import GenerateOptions, TokenizerOptions
+from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
 from tests.captioners.helpers import PROMPT, build, pixel_values, write_picture
 
 quiet_loading()

@@ -10,10 +10,10 @@ import pytest
 from hfcap.captioners.loading import load_captioner
 from hfcap.doctor import examine
 from hfcap.files import read_json, read_json_lines
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import Run
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import Run
+from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.helpers import ALL_FAMILIES, FAMILIES, family_class
 from tests.test_stages import CAPTIONED, SCORED, times
 from tests.training.harness import assert_same_tensors, forget_accelerator, recipe_values

@@ -10,7 +10,7 @@ import pytest
 
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines
-from hfcap.fusion import fuse_predictions
+from hfcap.search.fusion import fuse_predictions
 from tests.metrics.random_captions import random_captions
 from tests.metrics.reference_cider import reference_cider
 

@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
-from hfcap import strict_yaml
+from hfcap.card.example_images import read_record
+from hfcap.card.run_facts import read_card_input
 from hfcap.comparison.systems import read_system
 from hfcap.data.sources import coco, coco_json, folder
 from hfcap.errors import UserError
 from hfcap.files import MAX_LINE_BYTES, parse_json, read_json, read_json_lines, read_json_object, read_text
-from hfcap.fusion import fuse_predictions
-from hfcap.metrics.caption_files import read_file_names, read_predictions, read_references
 from hfcap.metrics.chair import Chair, ChairOptions
-from hfcap.publishing.facts import read_card_input
-from hfcap.publishing.pictures import read_record
-from hfcap.recipe_loading import RecipeError, load_recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.metrics.shared.caption_files import read_file_names, read_predictions, read_references
+from hfcap.recipe import strict_yaml
+from hfcap.recipe.loading import RecipeError, load_recipe
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import is_score_file, read_scores
-from hfcap.training.synonyms import synonym_table
+from hfcap.search.fusion import fuse_predictions
+from hfcap.training.objectives.synonyms import synonym_table
 from tests.cli.command_line import Hfcap
 from tests.cli.conftest import hfcap as hfcap
 from tests.data.pictures import write_jpeg

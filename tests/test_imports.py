@@ -24,7 +24,7 @@ def imported_by(*arguments: str) -> set[str]:
     "arguments",
     [
         ["-c", "import hfcap"],
-        ["-c", "import hfcap.recipe_loading, hfcap.registry as r; r.names('captioners'), r.names('metrics')"],
+        ["-c", "import hfcap.recipe.loading, hfcap.registry as r; r.names('captioners'), r.names('metrics')"],
         ["-c", "import hfcap.cli"],
         ["-c", "import hfcap.comparison"],
         ["-m", "hfcap", "--help"],

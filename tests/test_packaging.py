@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hfcap.recipe_files import shipped_recipes
+from hfcap.recipe.shipped import shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 INGREDIENTS = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "hfcap", "recipes")

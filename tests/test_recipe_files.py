@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hfcap.errors import UserError
-from hfcap.recipe_files import SHIPPED, find_recipes, recipe_path, shipped_recipes
-from hfcap.recipe_loading import load_recipe
+from hfcap.recipe.loading import load_recipe
+from hfcap.recipe.shipped import SHIPPED, find_recipes, recipe_path, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 

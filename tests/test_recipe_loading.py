@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from hfcap import registry, strict_yaml
+from hfcap import registry
 from hfcap.errors import UserError
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import (
+from hfcap.recipe import strict_yaml
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import (
     RecipeError,
     dump_recipe,
     load_recipe,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from hfcap.recipe_files import find_recipes
-from hfcap.recipe_loading import dump_recipe, load_recipe
+from hfcap.recipe.loading import dump_recipe, load_recipe
+from hfcap.recipe.shipped import find_recipes
 from hfcap.registry import load, names
 
 ROOT = Path(__file__).resolve().parents[1]

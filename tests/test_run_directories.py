@@ -19,9 +19,9 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.files import only_one
 from hfcap.metrics.spice import SpiceOptions
 from hfcap.places import absolute, place_of, with_changed_places
-from hfcap.recipe_loading import load_recipe
-from hfcap.run_directory import RunDirectory
-from hfcap.run_recipe import recipe_of_run
+from hfcap.recipe.loading import load_recipe
+from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.recipe import recipe_of_run
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
 from tests.cli.conftest import hfcap as hfcap
 from tests.data.pictures import write_jpeg

@@ -16,16 +16,17 @@ import pytest
 import torch
 import yaml
 
-from hfcap import decoding, stage_record
+from hfcap import decoding
 from hfcap.captioners.loading import load_captioner
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import only_one, read_json, read_json_lines
-from hfcap.recipe import ExpectOptions, Recipe
-from hfcap.recipe_loading import load_recipe, recipe_from_mapping
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import ExpectOptions, Recipe
+from hfcap.recipe.loading import load_recipe, recipe_from_mapping
+from hfcap.run.stages import Run, merged_model, most_frequent_caption
+from hfcap.run_directory import stage_record
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.scoring import read_scores
-from hfcap.stages import Run, merged_model, most_frequent_caption
 from tests.training.harness import (
     FAMILIES,
     METHODS,

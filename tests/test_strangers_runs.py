@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hfcap.children import environment_without_secrets, run_program
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
 from tests.cli.conftest import hfcap as hfcap
 from tests.data.pictures import write_jpeg

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfcap import strict_yaml
-from hfcap.strict_yaml import YamlProblem
+from hfcap.recipe import strict_yaml
+from hfcap.recipe.strict_yaml import YamlProblem
 
 
 @pytest.mark.parametrize(

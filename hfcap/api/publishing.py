@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hfcap.api.runs import recipe_of
 from hfcap.progress import reported
-from hfcap.run_directory import RunDirectory, alone, remove_unfinished
+from hfcap.run_directory.paths import RunDirectory, alone, remove_unfinished
 
 if TYPE_CHECKING:
     from hfcap.publishing.push import PublishResult
@@ -48,7 +48,7 @@ def push_to_hub(
     """
     from hfcap.captioners.quiet import quiet_libraries
     from hfcap.publishing.push import publish
-    from hfcap.stages import merged_model
+    from hfcap.run.stages import merged_model
 
     directory = RunDirectory.existing(recipe_of(run, None, trust_remote_code)[1].path)
     with reported(progress), quiet_libraries(hub_bars=progress), alone(directory):

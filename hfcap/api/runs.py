@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.progress import reported
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 
 if TYPE_CHECKING:
     import torch
 
     from hfcap.captioning import ImageCaptioner
-    from hfcap.recipe import Recipe
+    from hfcap.recipe.blocks import Recipe
+    from hfcap.run.stages import Run, StageName
     from hfcap.schema import ScoreReport
-    from hfcap.stages import Run, StageName
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def execute(
     Raises:
         UserError: see `recipe_of`; or data, base model or recipe are not those that the run began with.
     """
-    from hfcap.stages import STAGES, Run
+    from hfcap.run.stages import STAGES, Run
 
     if last not in STAGES:
         raise UserError(f"no stage {last!r}; choose one of {', '.join(STAGES)}")
@@ -145,10 +145,10 @@ def recipe_of(
         RecipeError: the recipe or an override is wrong; names every problem.
         UserError: nothing is there, or a run directory lets code run and nobody said that it may.
     """
-    from hfcap.recipe import Recipe
-    from hfcap.recipe_files import recipe_path
-    from hfcap.recipe_loading import load_recipe, recipe_from_mapping
-    from hfcap.run_recipe import recipe_of_run, run_directory_at
+    from hfcap.recipe.blocks import Recipe
+    from hfcap.recipe.loading import load_recipe, recipe_from_mapping
+    from hfcap.recipe.shipped import recipe_path
+    from hfcap.run_directory.recipe import recipe_of_run, run_directory_at
 
     if not isinstance(target, str | os.PathLike):
         values = target.model_dump(mode="json") if isinstance(target, Recipe) else target

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcap.errors import UserError
-from hfcap.metrics.caption_files import each_once, normalised_image_id, warn_on_terminal
+from hfcap.metrics.shared.caption_files import each_once, normalised_image_id, warn_on_terminal
 from hfcap.metrics.suite import DEFAULT_METRICS
 from hfcap.progress import reported
 from hfcap.schema import Caption, ScoreReport

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hfcap.app import interface
+from hfcap.card.example_images import RECORD
+from hfcap.card.requirements import installed_versions, needed_packages, packages_on_card
+from hfcap.card.usage_code import decoding_settings
 from hfcap.errors import UserError
 from hfcap.files import read_text
 from hfcap.publishing import hub
-from hfcap.publishing.pictures import RECORD
 from hfcap.publishing.published import PublishedModel, download_small
-from hfcap.publishing.requirements import installed_versions, needed_packages, packages_on_card
-from hfcap.publishing.snippet import decoding_settings
 from hfcap.publishing.spaces import refuse_other_folder, space_card, write_space
 
 _APP = '''"""Captions of a picture by published models, side by side; written by `hfcap publish-space`."""

@@ -18,12 +18,12 @@ from transformers import GenerationConfig
 
 from hfcap import registry
 from hfcap.captioners.probe import generated, may_pack
-from hfcap.captioners.rows import as_rows
-from hfcap.captioners.sidecar import SIDECAR, without_places
-from hfcap.captioners.verdicts import note_untested_release
+from hfcap.captioners.shared.metadata import SIDECAR, without_places
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
-from hfcap.recipe import SAMPLING_ONLY, GenerateOptions, ModelOptions
+from hfcap.generation.rows import as_rows
+from hfcap.generation.verdicts import note_untested_release
+from hfcap.recipe.blocks import SAMPLING_ONLY, GenerateOptions, ModelOptions
 from hfcap.schema import IMAGE_BACKEND, PackedCaptions
 
 
@@ -81,7 +81,7 @@ class Captioner(ABC):
     publishing_limits: ClassVar[Mapping[str, str]] = {}
     """What is not possible with published models of this family -> the reason; keys: publish, adapter, pipeline."""
     trains_by_gradients: ClassVar[bool] = True
-    """False for families that are fitted in one pass instead (captioners/fitted.py)."""
+    """False for families that are fitted in one pass instead (captioners/shared/nonparametric.py)."""
     attention_is_fixed: ClassVar[bool] = False
     """True where hfcap's own attention stands in place of the model's, so that no other can be chosen."""
     sees_one_picture: bool = True

@@ -11,14 +11,14 @@ from torch import nn
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from hfcap.captioners.base import Captioner, CardFacts
-from hfcap.captioners.blip_attention import attention_probabilities, is_replaced, use_sdpa
-from hfcap.captioners.cross_attention import grid_maps, mean_of_last_half, square_grid
-from hfcap.captioners.leaving_search import leaving
-from hfcap.captioners.masks import packed_attention_mask
-from hfcap.captioners.pretrained import load_image_processor, new_image_processor, whole_model
-from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
-from hfcap.captioners.tokenizers import load_tokenizer, special_token_ids, train_tokenizer, wrap_texts
-from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.captioners.shared.masks import packed_attention_mask
+from hfcap.captioners.shared.pretrained import load_image_processor, new_image_processor, whole_model
+from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, train_tokenizer, wrap_texts
+from hfcap.generation.attention_maps import grid_maps, mean_of_last_half, square_grid
+from hfcap.generation.blip_attention import attention_probabilities, is_replaced, use_sdpa
+from hfcap.generation.early_exit import leaving
+from hfcap.generation.shared_attention import can_share, image_cache, shared_attention
+from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
 

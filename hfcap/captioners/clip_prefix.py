@@ -15,28 +15,28 @@ from transformers import (
 )
 
 from hfcap.captioners.base import BaseModel, CardFacts
-from hfcap.captioners.cross_attention import grid_maps, mean_of_last_half, self_attention
-from hfcap.captioners.language_head import body_states, head_logits
-from hfcap.captioners.leaving_search import leaving
-from hfcap.captioners.masks import prefix_attention_mask
-from hfcap.captioners.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
-from hfcap.captioners.modeling_image_encoder import position_offset
-from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.pretrained import (
+from hfcap.captioners.probe import penalises_repetition
+from hfcap.captioners.published.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
+from hfcap.captioners.published.modeling_image_encoder import position_offset
+from hfcap.captioners.shared.custom_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
+from hfcap.captioners.shared.masks import prefix_attention_mask
+from hfcap.captioners.shared.pretrained import (
     TINY_VIT,
     config_from_mapping,
     from_pretrained,
     require_one_origin,
     require_positions,
 )
-from hfcap.captioners.probe import penalises_repetition
-from hfcap.captioners.shared_prefix import SharedPrefix
-from hfcap.captioners.step_scores import without_steps
-from hfcap.captioners.tokenizers import load_tokenizer, special_token_ids, train_tokenizer, wrap_texts
+from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
+from hfcap.generation.attention_maps import grid_maps, mean_of_last_half, self_attention
+from hfcap.generation.early_exit import leaving
+from hfcap.generation.language_head import body_states, head_logits
+from hfcap.generation.shared_prefix import SharedPrefix
+from hfcap.generation.step_scores import without_steps
 from hfcap.places import Location
-from hfcap.recipe import TokenizerOptions
-from hfcap.recipe_block import PositiveInt, Share
+from hfcap.recipe.block import PositiveInt, Share
+from hfcap.recipe.blocks import TokenizerOptions
 from hfcap.schema import PackedCaptions
 
 

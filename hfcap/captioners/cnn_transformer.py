@@ -12,14 +12,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from hfcap.captioners.base import BaseModel, CardFacts
-from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
-from hfcap.captioners.modeling_encoder_decoder import CnnTransformerForConditionalGeneration
-from hfcap.captioners.own_model import VisionOptions, as_decoder, load_as_decoder
-from hfcap.captioners.pretrained import TINY_CNN, require_one_origin
-from hfcap.captioners.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
+from hfcap.captioners.published.modeling_encoder_decoder import CnnTransformerForConditionalGeneration
+from hfcap.captioners.shared.custom_model import VisionOptions, as_decoder, load_as_decoder
+from hfcap.captioners.shared.encoder_decoder import EncoderDecoderCaptioner
+from hfcap.captioners.shared.pretrained import TINY_CNN, require_one_origin
+from hfcap.captioners.shared.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
 from hfcap.places import Location
-from hfcap.recipe import TokenizerOptions
-from hfcap.recipe_block import Share
+from hfcap.recipe.block import Share
+from hfcap.recipe.blocks import TokenizerOptions
 
 
 class CnnTransformerOptions(VisionOptions):

@@ -18,12 +18,10 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPProcessor, GenerationConfig
 
+from hfcap.captioners.adaptation.merging import require_merged
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
-from hfcap.captioners.dual_encoder import DualEncoder
-from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner, local_folder
-from hfcap.captioners.merging import require_merged
-from hfcap.captioners.modeling_ensemble import (
+from hfcap.captioners.published.modeling_ensemble import (
     RERANKER,
     EnsembleConfig,
     EnsembleForImageCaptioning,
@@ -33,14 +31,16 @@ from hfcap.captioners.modeling_ensemble import (
     ngram_key,
     rounds,
 )
-from hfcap.captioners.own_model import TokensOfConfig
-from hfcap.captioners.pretrained import TINY_VIT, whole_model
-from hfcap.captioners.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
+from hfcap.captioners.shared.custom_model import TokensOfConfig
+from hfcap.captioners.shared.dual_encoder import DualEncoder
+from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
+from hfcap.captioners.shared.pretrained import TINY_VIT, whole_model
+from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 from hfcap.errors import UserError
 from hfcap.places import Location
 from hfcap.progress import track
-from hfcap.recipe import GenerateOptions, ModelOptions, TokenizerOptions
-from hfcap.recipe_block import Block, NonNegativeInt, PositiveInt
+from hfcap.recipe.block import Block, NonNegativeInt, PositiveInt
+from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
 
 _MEMBER_FOLDER = re.compile(r"member_\d+")
 

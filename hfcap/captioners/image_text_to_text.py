@@ -13,22 +13,22 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig, GitProcessor
 
-from hfcap.captioners._itt_blip2 import Blip2, InstructBlip
-from hfcap.captioners._itt_florence2 import Florence2
-from hfcap.captioners._itt_generic import Generic
-from hfcap.captioners._itt_git import Git
-from hfcap.captioners._itt_kind import Kind
-from hfcap.captioners._itt_kosmos2 import Kosmos2
-from hfcap.captioners._itt_loading import MODEL_TYPES, load_model, load_processor
-from hfcap.captioners._itt_mllama import Mllama
-from hfcap.captioners._itt_prefix_kinds import Idefics3, Llava, PaliGemma
-from hfcap.captioners._itt_qwen import QwenVL
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
-from hfcap.captioners.pretrained import config_from_mapping, new_image_processor
-from hfcap.captioners.tokenizers import special_token_ids, train_tokenizer
+from hfcap.captioners.shared.pretrained import config_from_mapping, new_image_processor
+from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer
+from hfcap.captioners.vlm.blip2 import Blip2, InstructBlip
+from hfcap.captioners.vlm.florence2 import Florence2
+from hfcap.captioners.vlm.generic import Generic
+from hfcap.captioners.vlm.git import Git
+from hfcap.captioners.vlm.kind import Kind
+from hfcap.captioners.vlm.kosmos2 import Kosmos2
+from hfcap.captioners.vlm.loading import MODEL_TYPES, load_model, load_processor
+from hfcap.captioners.vlm.mllama import Mllama
+from hfcap.captioners.vlm.prefix_kinds import Idefics3, Llava, PaliGemma
+from hfcap.captioners.vlm.qwen import QwenVL
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions, ModelOptions, TokenizerOptions
-from hfcap.recipe_block import PositiveInt
+from hfcap.recipe.block import PositiveInt
+from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
 KINDS: tuple[type[Kind], ...] = (

@@ -12,13 +12,13 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from hfcap.captioners.base import BaseModel, CardFacts
-from hfcap.captioners.encoder_decoder import EncoderDecoderCaptioner
-from hfcap.captioners.modeling_encoder_decoder import ImageTransformerForConditionalGeneration
-from hfcap.captioners.own_model import VisionOptions, as_decoder
-from hfcap.captioners.tokenizers import train_tokenizer, wrap_texts
+from hfcap.captioners.published.modeling_encoder_decoder import ImageTransformerForConditionalGeneration
+from hfcap.captioners.shared.custom_model import VisionOptions, as_decoder
+from hfcap.captioners.shared.encoder_decoder import EncoderDecoderCaptioner
+from hfcap.captioners.shared.tokenizers import train_tokenizer, wrap_texts
 from hfcap.places import Location
-from hfcap.recipe import ModelOptions, TokenizerOptions
-from hfcap.recipe_block import Block, PositiveInt, Share
+from hfcap.recipe.block import Block, PositiveInt, Share
+from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 
 
 class Architecture(Block):

@@ -11,21 +11,21 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
 
 from hfcap import registry
-from hfcap.captioners.base import BaseModel, Captioner
-from hfcap.captioners.lora import load_adapter
-from hfcap.captioners.merging import (
+from hfcap.captioners.adaptation.lora import load_adapter
+from hfcap.captioners.adaptation.merging import (
     is_quantized,
     merge_adapter,
     probe_logits,
     require_merged,
     require_same_logits,
 )
-from hfcap.captioners.pretrained import require_no_revision_of_folder
-from hfcap.captioners.sidecar import read_sidecar
+from hfcap.captioners.base import BaseModel, Captioner
+from hfcap.captioners.shared.metadata import read_sidecar
+from hfcap.captioners.shared.pretrained import require_no_revision_of_folder
 from hfcap.errors import UserError, WorkError
 from hfcap.files import folder_being_written, read_json, read_json_object
-from hfcap.recipe import GenerateOptions
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.run_directory.paths import RunDirectory
 
 _ADAPTER_CONFIG = "adapter_config.json"
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from hfcap.captioners.rows import as_rows
-from hfcap.captioners.verdicts import LIBRARY_CHANGES, described, holds, say_plain
+from hfcap.generation.rows import as_rows
+from hfcap.generation.verdicts import LIBRARY_CHANGES, described, holds, say_plain
 from hfcap.schema import IGNORED_LABEL, PackedCaptions
 
 if TYPE_CHECKING:

@@ -13,18 +13,18 @@ from torch import nn
 from transformers import CLIPProcessor, GenerationConfig
 
 from hfcap.captioners.base import BaseModel, CardFacts
-from hfcap.captioners.dual_encoder import DualEncoder, unit_vectors
-from hfcap.captioners.fitted import FittedCaptioner, FittingData
-from hfcap.captioners.modeling_image_encoder import image_states_from
-from hfcap.captioners.modeling_retrieval import RetrievalConfig, RetrievalForImageCaptioning
-from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.pretrained import TINY_VIT, vision_tower
-from hfcap.captioners.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
-from hfcap.captioners.tokenizers import special_token_ids, train_tokenizer, wrap_texts
+from hfcap.captioners.published.modeling_image_encoder import image_states_from
+from hfcap.captioners.published.modeling_retrieval import RetrievalConfig, RetrievalForImageCaptioning
+from hfcap.captioners.shared.custom_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
+from hfcap.captioners.shared.dual_encoder import DualEncoder, unit_vectors
+from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
+from hfcap.captioners.shared.pretrained import TINY_VIT, vision_tower
+from hfcap.captioners.shared.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
+from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
 from hfcap.places import LocalPath
-from hfcap.recipe import GenerateOptions, TokenizerOptions
-from hfcap.recipe_block import PositiveInt
+from hfcap.recipe.block import PositiveInt
+from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
 
 
 class RetrievalOptions(VisionOptions):

@@ -12,14 +12,17 @@ from torch import nn
 from transformers import CLIPProcessor, GenerationConfig
 
 from hfcap.captioners.base import BaseModel, CardFacts
-from hfcap.captioners.cross_attention import grid_maps
-from hfcap.captioners.leaving_search import leaving
-from hfcap.captioners.modeling_show_attend_tell import ShowAttendTellConfig, ShowAttendTellForConditionalGeneration
-from hfcap.captioners.own_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
-from hfcap.captioners.pretrained import TINY_CNN
-from hfcap.captioners.tokenizers import special_token_ids, train_tokenizer, wrap_texts
-from hfcap.recipe import TokenizerOptions
-from hfcap.recipe_block import NonNegativeFloat, PositiveInt, Share
+from hfcap.captioners.published.modeling_show_attend_tell import (
+    ShowAttendTellConfig,
+    ShowAttendTellForConditionalGeneration,
+)
+from hfcap.captioners.shared.custom_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
+from hfcap.captioners.shared.pretrained import TINY_CNN
+from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer, wrap_texts
+from hfcap.generation.attention_maps import grid_maps
+from hfcap.generation.early_exit import leaving
+from hfcap.recipe.block import NonNegativeFloat, PositiveInt, Share
+from hfcap.recipe.blocks import TokenizerOptions
 from hfcap.schema import IGNORED_LABEL, PackedCaptions
 
 

@@ -22,13 +22,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
-from hfcap.captioners.cross_attention import grid_maps, last_layers_attention, square_grid
-from hfcap.captioners.language_head import body_states, head_logits
-from hfcap.captioners.leaving_search import leaving
-from hfcap.captioners.masks import packed_attention_mask
-from hfcap.captioners.modeling_image_encoder import position_offset
-from hfcap.captioners.own_model import as_decoder, load_as_decoder
-from hfcap.captioners.pretrained import (
+from hfcap.captioners.published.modeling_image_encoder import position_offset
+from hfcap.captioners.shared.custom_model import as_decoder, load_as_decoder
+from hfcap.captioners.shared.masks import packed_attention_mask
+from hfcap.captioners.shared.pretrained import (
     TINY_VIT,
     config_from_mapping,
     from_pretrained,
@@ -38,12 +35,15 @@ from hfcap.captioners.pretrained import (
     vision_tower,
     whole_model,
 )
-from hfcap.captioners.shared_attention import can_share, image_cache, shared_attention
-from hfcap.captioners.step_scores import without_steps
-from hfcap.captioners.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
+from hfcap.captioners.shared.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
+from hfcap.generation.attention_maps import grid_maps, last_layers_attention, square_grid
+from hfcap.generation.early_exit import leaving
+from hfcap.generation.language_head import body_states, head_logits
+from hfcap.generation.shared_attention import can_share, image_cache, shared_attention
+from hfcap.generation.step_scores import without_steps
 from hfcap.places import Location
-from hfcap.recipe import ModelOptions, TokenizerOptions
+from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
 

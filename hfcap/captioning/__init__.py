@@ -1,9 +1,9 @@
 """Caption a person's own pictures, from the command line (captions in a file or table) and from Python (objects)."""
 
 from hfcap.captioning.captioner import ImageCaptioner, load_captioner
+from hfcap.captioning.images import caption_pictures
 from hfcap.captioning.inputs import DatasetChoice, find_pictures, one_picture, pictures_of
 from hfcap.captioning.options import decoding_options, with_enough_beams
-from hfcap.captioning.pictures import caption_pictures
 
 __all__ = [
     "DatasetChoice",

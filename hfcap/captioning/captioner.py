@@ -23,7 +23,7 @@ from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.errors import OptionError
 from hfcap.progress import progress_bar, reported
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import Candidate, Caption, CaptionedImage
 
 logger = logging.getLogger("hfcap")

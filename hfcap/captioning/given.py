@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hfcap.data.images import BytesImage, FileImage, OpenedImage
-from hfcap.data.web_images import web_image
+from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage, ImageBytes
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from hfcap.data.images import IMAGE_SUFFIXES, BytesImage, FileImage, UnreadableImageError, decode_image
-from hfcap.data.picture_stream import PictureStream, dataset_pictures, listed_pictures
 from hfcap.data.sources import folder as folder_source
 from hfcap.data.sources.coco_json import list_pictures
 from hfcap.data.sources.hub import TABLE_SUFFIXES, is_saved_dataset
-from hfcap.data.web_images import web_image
+from hfcap.data.web.image_stream import PictureStream, dataset_pictures, listed_pictures
+from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
 from hfcap.text import printable

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hfcap.errors import OptionError
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.registry import nearest
 
 _BEAMS_OF_SEVERAL = 3

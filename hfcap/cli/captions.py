@@ -66,7 +66,7 @@ def caption(
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return
-    from hfcap.captioners.pretrained import quiet_loading
+    from hfcap.captioners.shared.pretrained import quiet_loading
     from hfcap.captioning import DatasetChoice, caption_pictures, with_enough_beams
 
     quiet_loading()
@@ -103,7 +103,7 @@ def ensemble(
 
     Many sampled captions per picture in every file (hfcap caption --sample --num-return-sequences 32) choose best.
     """
-    from hfcap.fusion import fuse_predictions
+    from hfcap.search.fusion import fuse_predictions
 
     try:
         numbers = None if weights is None else [float(part) for part in weights.split(",")]
@@ -141,8 +141,8 @@ def search(
     records = load_collection(target, split, images)
     encoder = None
     if model is not None:
-        from hfcap.captioners.dual_encoder import DualEncoder
-        from hfcap.captioners.pretrained import quiet_loading
+        from hfcap.captioners.shared.dual_encoder import DualEncoder
+        from hfcap.captioners.shared.pretrained import quiet_loading
 
         quiet_loading()
         encoder = DualEncoder(model, "--model", revision, trust_remote_code)
@@ -168,7 +168,7 @@ def explain(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Draw where the captioner looked: one heat map per generated word."""
-    from hfcap.captioners.pretrained import quiet_loading
+    from hfcap.captioners.shared.pretrained import quiet_loading
     from hfcap.explain import explain_picture
 
     quiet_loading()

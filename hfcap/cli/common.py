@@ -16,9 +16,9 @@ from hfcap.progress import console
 from hfcap.text import printable
 
 if TYPE_CHECKING:
-    from hfcap.recipe import Recipe
-    from hfcap.run_directory import RunDirectory
-    from hfcap.stages import Run, StageName
+    from hfcap.recipe.blocks import Recipe
+    from hfcap.run.stages import Run, StageName
+    from hfcap.run_directory.paths import RunDirectory
 
 app = typer.Typer(
     help="Compare, cheaply fine-tune and publish image captioners on the Hugging Face stack.",
@@ -107,7 +107,7 @@ def execute(
         UserError: see `recipe_of`; or data, base model or recipe are not those that the run began with.
     """
     from hfcap.api import runs
-    from hfcap.captioners.pretrained import quiet_loading
+    from hfcap.captioners.shared.pretrained import quiet_loading
 
     quiet_loading()
     return runs.execute(target, overrides, last, force, trust_remote_code, accept_changes)

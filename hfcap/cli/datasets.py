@@ -26,7 +26,7 @@ def data_coco(
     year: Annotated[Literal["2014", "2017"], typer.Option(help="layout of the official archives")] = "2014",
 ) -> None:
     """Download COCO's official archives and the Karpathy split (about 20 GB); an interrupted download continues."""
-    from hfcap.data.download import download_coco
+    from hfcap.data.web.download import download_coco
 
     download_coco(root, year)
     say(f"COCO {year}: {root}")
@@ -40,7 +40,7 @@ def features_list(folder: StoreFolder = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from hfcap.data.kept import kept_stores
+    from hfcap.store.prune import kept_stores
 
     stores = kept_stores(folder)
     table = Table("key", "encoder", "per picture", "pictures", "size", "last used")
@@ -67,8 +67,8 @@ def features_prune(
     folder: StoreFolder = None,
 ) -> None:
     """Delete feature stores and image caches; what a later run needs is computed again."""
-    from hfcap.data.kept import chosen_stores, kept_stores
-    from hfcap.data.row_store import RowStore
+    from hfcap.store.prune import chosen_stores, kept_stores
+    from hfcap.store.row_store import RowStore
 
     chosen = chosen_stores(kept_stores(folder), older_than, encoder, everything)
     for store in chosen:

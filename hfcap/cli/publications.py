@@ -24,8 +24,8 @@ def card(
 ) -> None:
     """Write the model card of a run."""
     if check:
-        from hfcap.publishing.card import missing_facts
-        from hfcap.run_directory import RunDirectory
+        from hfcap.card.render import missing_facts
+        from hfcap.run_directory.paths import RunDirectory
 
         run = RunDirectory.existing(recipe_of(recipe, None, trust_remote_code=True)[1].path)
         missing = missing_facts(run)
@@ -56,7 +56,7 @@ def publish(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Stage a run, push it to the Hub, and prove that a stranger can use it."""
-    from hfcap.captioners.pretrained import quiet_loading
+    from hfcap.captioners.shared.pretrained import quiet_loading
 
     quiet_loading()
     result = hfcap.push_to_hub(
@@ -105,7 +105,7 @@ def merge(
 ) -> None:
     """Fold a LoRA adapter into its base model and save a plain model folder."""
     from hfcap.captioners.loading import save_merged
-    from hfcap.captioners.pretrained import quiet_loading
+    from hfcap.captioners.shared.pretrained import quiet_loading
 
     quiet_loading()
     save_merged(adapter, output, trust_remote_code)
@@ -194,7 +194,7 @@ def demo(
 ) -> None:
     """Open a page that captions pictures with several models side by side."""
     from hfcap.app.demo import launch, load_models, read_demo_accounts
-    from hfcap.captioners.pretrained import quiet_loading
+    from hfcap.captioners.shared.pretrained import quiet_loading
 
     quiet_loading()
     allowed = None if accounts is None else read_demo_accounts(accounts)

@@ -66,7 +66,7 @@ def doctor(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check labels, data, LoRA targets, memory and time of a recipe before any training; exit code 1 if wrong."""
-    from hfcap.captioners.pretrained import quiet_loading
+    from hfcap.captioners.shared.pretrained import quiet_loading
     from hfcap.doctor import examine
 
     quiet_loading()
@@ -85,7 +85,7 @@ def list_entries(
     folder: Annotated[bool, typer.Option("--folder", help="only say where the recipes lie, to copy one")] = False,
 ) -> None:
     """List captioners, recipes, metrics or data sources."""
-    from hfcap.recipe_files import SHIPPED, shipped_recipes
+    from hfcap.recipe.shipped import SHIPPED, shipped_recipes
     from hfcap.registry import names
 
     if folder:
@@ -113,6 +113,6 @@ def _explained(metric: str) -> str:
 @app.command("recipe-schema")
 def recipe_schema() -> None:
     """Print the JSON Schema of recipes, for completion in editors."""
-    from hfcap.recipe_loading import recipe_json_schema
+    from hfcap.recipe.loading import recipe_json_schema
 
     sys.stdout.write(json.dumps(recipe_json_schema(), indent=2) + "\n")

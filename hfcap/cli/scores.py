@@ -38,7 +38,7 @@ AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="score only 
 
 def _scoring(metrics: str | None, document_frequencies: str | None, option: list[str] | None) -> dict[str, Any]:
     """Arguments of score_files that say what is computed."""
-    from hfcap.recipe_loading import metric_options_from
+    from hfcap.recipe.loading import metric_options_from
 
     names = [name.strip() for name in (metrics or DEFAULT_METRICS).split(",") if name.strip()]
     return {
@@ -91,8 +91,8 @@ def score(
         if done.accelerator.is_main_process:
             done.print_scores()
         return
-    from hfcap.score_table import score_table
     from hfcap.scoring import signature_line
+    from hfcap.scoring.score_table import score_table
 
     report = hfcap.score(
         predictions,

@@ -14,8 +14,8 @@ from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_d
 from hfcap.comparison.systems import ScorePredictions, System, read_systems
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
-from hfcap.metrics.caption_files import Warn, warn_on_terminal
+from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
+from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.suite import metric_for_statistics
 
 _DATA_CONDITIONS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfcap.comparison.by_image import ByImage
-from hfcap.comparison.evidence import Evidence
+from hfcap.comparison.examples import Evidence
 from hfcap.comparison.figures import inline
 from hfcap.comparison.plots import Plot
 from hfcap.comparison.rendering import (
@@ -22,7 +22,7 @@ from hfcap.comparison.result import Comparison
 from hfcap.data.images import UnreadableImageError
 from hfcap.pages import render_page, thumbnail
 from hfcap.schema import ImageBytes
-from hfcap.score_table import metric_name
+from hfcap.scoring.score_table import metric_name
 from hfcap.scoring.signature import flattened
 
 

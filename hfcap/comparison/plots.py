@@ -14,7 +14,7 @@ from hfcap.comparison.by_image import ByImage
 from hfcap.comparison.figures import ACCENT, INK, LINE, MUTED, PAPER, WARM, draw, shortened
 from hfcap.comparison.rendering import COST_TITLES, SIGNIFICANT, cost_keys, scaled, shown_number, shown_p
 from hfcap.comparison.result import Comparison
-from hfcap.score_table import metric_name
+from hfcap.scoring.score_table import metric_name
 
 _BINS = 24
 

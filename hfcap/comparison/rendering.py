@@ -12,7 +12,7 @@ from rich.text import Text
 from hfcap.comparison.by_image import ByImage, by_image
 from hfcap.comparison.result import Comparison, Difference
 from hfcap.comparison.systems import COSTS
-from hfcap.markdown import Safe, code, escape, table
+from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.scoring import signature_line
 from hfcap.text import printable
 

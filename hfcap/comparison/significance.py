@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.bootstrap import percentile_intervals, resampled_sums, weighted_sums
+from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_sums, weighted_sums
 
 _SWAPS_AT_ONCE = 250_000
 _ROUNDING = 1e-12

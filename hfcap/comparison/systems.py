@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap import strict_yaml
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text
 from hfcap.metrics.base import CaptionMetric
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe import strict_yaml
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import ScoreReport
 from hfcap.scoring import is_score_file, read_scores
 

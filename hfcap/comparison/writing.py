@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from hfcap.comparison.by_image import by_image, images_to_show
-from hfcap.comparison.evidence import PictureSource, gather_evidence
+from hfcap.comparison.examples import PictureSource, gather_evidence
 from hfcap.comparison.page import leaderboard_page
 from hfcap.comparison.plots import draw_plots
 from hfcap.comparison.rendering import N_EXAMPLES, leaderboard_json, leaderboard_markdown

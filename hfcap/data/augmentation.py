@@ -16,7 +16,7 @@ from typing import Literal
 from PIL import Image, ImageEnhance, ImageOps
 
 from hfcap.data.loading import CaptionDataset, CaptionItem, ImageInputs, PixelInputs
-from hfcap.recipe import AugmentOptions
+from hfcap.recipe.blocks import AugmentOptions
 
 _OPPOSITE = {"left": "right", "right": "left"}
 _DIRECTION = r"(?P<word>left|right)(?P<ending>most|wards?)?"

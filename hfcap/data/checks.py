@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import PIL
 
 from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image
-from hfcap.data.remembered import Remembered
 from hfcap.errors import UserError
 from hfcap.progress import error_console, progress_bar
 from hfcap.schema import CaptionedImage
+from hfcap.sqlite_cache import Remembered
 
 _LISTED = 10
 _BATCH = 512

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hfcap import registry
 from hfcap.data.checks import check_images_decode, check_records
 from hfcap.errors import UserError
-from hfcap.recipe import DataOptions
+from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
 
 Split = Literal["train", "validation", "test"]

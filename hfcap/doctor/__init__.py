@@ -1,5 +1,5 @@
 """`hfcap doctor`: what a recipe would really train, on what, and at what cost, before any training."""
 
-from hfcap.doctor.examination import examine
+from hfcap.doctor.run_checks import examine
 
 __all__ = ["examine"]

@@ -13,7 +13,7 @@ from hfcap.doctor.disk import Disk, disk_needs
 from hfcap.doctor.findings import Findings
 from hfcap.doctor.measurement import Measurement, memory_of
 from hfcap.doctor.weights import WeightFacts
-from hfcap.recipe import Recipe
+from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
 
 _ADAM_BYTES = 8

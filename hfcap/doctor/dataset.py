@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from hfcap.data.image_hashes import image_hashes
 from hfcap.data.images import CheckableImage
 from hfcap.doctor.findings import Findings
 from hfcap.schema import CaptionedImage
+from hfcap.store.image_hashes import image_hashes
 
 MAX_COMPARED_PICTURES = 10_000
 """Up to so many pictures are read to find the same bytes in two splits; beyond, only names are compared."""

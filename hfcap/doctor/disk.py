@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.features import FeatureStore, captioner_encoder
-from hfcap.data.image_cache import cache_rows
-from hfcap.data.image_hashes import image_hashes
 from hfcap.data.pixels import plan_of
-from hfcap.data.row_store import RowStore
 from hfcap.doctor.weights import WeightFacts
-from hfcap.recipe import Recipe
+from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
+from hfcap.store.features import FeatureStore, captioner_encoder
+from hfcap.store.image_cache import cache_rows
+from hfcap.store.image_hashes import image_hashes
+from hfcap.store.row_store import RowStore
 
 _ADAM_BYTES = 8
 _FLOAT_BYTES = 4

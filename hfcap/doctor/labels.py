@@ -16,9 +16,9 @@ import torch
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, ImageInputs, epoch_batches
 from hfcap.doctor.findings import Findings
-from hfcap.recipe import Recipe
+from hfcap.recipe.blocks import Recipe
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
-from hfcap.training.objectives import CrossEntropy
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 
 MAX_COUNTED_BATCHES = 100
 

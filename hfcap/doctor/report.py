@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfcap.doctor.agreement import AgreementFacts
 from hfcap.doctor.cost import Cost
 from hfcap.doctor.dataset import DataFacts
 from hfcap.doctor.findings import Findings
@@ -15,6 +14,7 @@ from hfcap.doctor.labels import LabelFacts
 from hfcap.doctor.measurement import Measurement
 from hfcap.doctor.pixels import PixelFacts
 from hfcap.doctor.tokens import TokenFacts
+from hfcap.doctor.train_generate_parity import AgreementFacts
 from hfcap.doctor.weights import WeightFacts
 
 

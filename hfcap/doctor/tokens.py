@@ -8,7 +8,7 @@ from statistics import median
 
 from hfcap.captioners.base import Captioner
 from hfcap.doctor.findings import Findings
-from hfcap.recipe import Recipe
+from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
 
 _NO_LIMIT = 1_000_000

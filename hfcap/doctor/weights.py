@@ -11,7 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from hfcap.captioners.base import Captioner
 from hfcap.doctor.findings import Findings
-from hfcap.recipe import Recipe
+from hfcap.recipe.blocks import Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from hfcap.errors import UserError
-from hfcap.metrics._ngrams import NgramTable, ReferenceNgrams
-from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
+from hfcap.metrics.shared.ngrams import NgramTable, ReferenceNgrams
+from hfcap.metrics.shared.tokenizer import TokenSequences, Vocabulary, encode_captions
 
 
 class ReferenceSet:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.metrics._ngrams import ORDERS, NgramTable, ReferenceNgrams
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
-from hfcap.metrics.document_frequencies import indexed, with_end_word
-from hfcap.metrics.tokenizer import encode_captions
+from hfcap.metrics.shared.document_frequencies import indexed, with_end_word
+from hfcap.metrics.shared.ngrams import ORDERS, NgramTable, ReferenceNgrams
+from hfcap.metrics.shared.tokenizer import encode_captions
 
 # The constants of the COCO evaluation; they keep a caption without any match above zero.
 _NUMERATOR_SMOOTHING = 1e-15

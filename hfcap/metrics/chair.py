@@ -12,8 +12,8 @@ from pydantic import Field
 
 from hfcap.errors import UserError
 from hfcap.files import read_json
-from hfcap.metrics._coco_objects import CATEGORIES, mentioned_objects
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
+from hfcap.metrics.shared.coco_objects import CATEGORIES, mentioned_objects
 from hfcap.places import LocalPath
 
 
@@ -54,7 +54,7 @@ class Chair(CaptionMetric):
     """CHAIR-i = hallucinated mentions / mentions; CHAIR-s = share of captions with a hallucinated object.
 
     An object is in the image if it is annotated or if one of the human captions mentions it. Words are mapped to COCO's
-    80 categories by hfcap's own table (hfcap/metrics/_coco_objects.py), not by that of the paper.
+    80 categories by hfcap's own table (hfcap/metrics/shared/coco_objects.py), not by that of the paper.
     Statistics of an image (3): hallucinated mentions, mentions, whether any is hallucinated.
 
     Raises:

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hfcap.errors import UserError
-from hfcap.metrics._ngrams import ORDERS, NgramTable
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions, ReferenceSet
-from hfcap.metrics.document_frequencies import (
+from hfcap.metrics.shared.document_frequencies import (
     DocumentFrequencies,
     indexed,
     load_document_frequencies,
     with_end_word,
 )
-from hfcap.metrics.tokenizer import TokenSequences, encode_captions
+from hfcap.metrics.shared.ngrams import ORDERS, NgramTable
+from hfcap.metrics.shared.tokenizer import TokenSequences, encode_captions
 from hfcap.places import FrequencyFile
 
 _SIGMA = 6.0

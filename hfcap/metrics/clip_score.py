@@ -13,7 +13,7 @@ from pydantic import Field
 from hfcap.errors import UserError
 from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
-from hfcap.metrics.pictures import DecodedPictures, FileBytes, Pictures, picture_files
+from hfcap.metrics.shared.images import DecodedPictures, FileBytes, Pictures, picture_files
 from hfcap.places import LocalPath, Location
 from hfcap.schema import IMAGE_BACKEND
 

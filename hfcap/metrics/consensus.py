@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hfcap.metrics.base import ReferenceSet
 from hfcap.metrics.cider import CiderScorer
-from hfcap.metrics.document_frequencies import DocumentFrequencies
+from hfcap.metrics.shared.document_frequencies import DocumentFrequencies
 
 
 @dataclass(frozen=True, slots=True)

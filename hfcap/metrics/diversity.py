@@ -15,8 +15,8 @@ from hfcap.errors import UserError
 from hfcap.files import read_json_lines
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions, ReferenceSet
 from hfcap.metrics.bleu import Bleu
-from hfcap.metrics.caption_files import normalised_image_id, read_references
-from hfcap.metrics.tokenizer import TokenSequences, Vocabulary, encode_captions
+from hfcap.metrics.shared.caption_files import normalised_image_id, read_references
+from hfcap.metrics.shared.tokenizer import TokenSequences, Vocabulary, encode_captions
 from hfcap.places import LocalPath
 
 _NOVEL, _MUTUAL_BLEU = 0, 1

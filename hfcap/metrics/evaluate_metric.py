@@ -24,7 +24,7 @@ import evaluate
 from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import write_text
-from hfcap.metrics.caption_files import normalised_image_id
+from hfcap.metrics.shared.caption_files import normalised_image_id
 from hfcap.metrics.suite import DEFAULT_METRICS, CaptionSuite, metric_class
 
 _FOLDER = Path(__file__).parent / "evaluate_modules"

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric, CaptionSet
-from hfcap.metrics.meteor_alignment import BEAM, LONGEST_TOGETHER, align_alone, align_together
-from hfcap.metrics.meteor_index import INDEX_VERSION, MeteorIndex, open_index
-from hfcap.metrics.meteor_matching import N_MODULES, Integers, MatchFinder
-from hfcap.metrics.meteor_normalize import normalize
-from hfcap.metrics.meteor_resources import MeteorResources
+from hfcap.metrics.meteor_parts.alignment import BEAM, LONGEST_TOGETHER, align_alone, align_together
+from hfcap.metrics.meteor_parts.index import INDEX_VERSION, MeteorIndex, open_index
+from hfcap.metrics.meteor_parts.matching import N_MODULES, Integers, MatchFinder
+from hfcap.metrics.meteor_parts.normalize import normalize
+from hfcap.metrics.meteor_parts.resources import MeteorResources
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MODULE_WEIGHTS = np.asarray([1.0, 0.6, 0.8, 0.6])

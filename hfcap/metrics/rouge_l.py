@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric, CaptionSet
-from hfcap.metrics.tokenizer import TokenSequences
+from hfcap.metrics.shared.tokenizer import TokenSequences
 
 _BETA = 1.2
 _WORD_BITS = 64

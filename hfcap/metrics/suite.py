@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
-from hfcap.metrics.tokenizer import TOKENIZER_VERSION
+from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
 
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider")
 

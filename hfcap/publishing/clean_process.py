@@ -15,12 +15,12 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from hfcap.card.requirements import brought_by, modules_of
 from hfcap.children import environment_without_secrets, run_program
 from hfcap.errors import WorkError
 from hfcap.files import read_json, read_text
 from hfcap.progress import progress_bar
 from hfcap.publishing import import_guard
-from hfcap.publishing.requirements import brought_by, modules_of
 from hfcap.publishing.secrets import redact
 
 TIMEOUT_SECONDS = 3600

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from hfcap.data.transport import transport_errors
+from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.publishing.secrets import redact
 

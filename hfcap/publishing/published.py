@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
+from hfcap.card.usage_code import brings_code, usage_code
 from hfcap.files import read_json
 from hfcap.publishing import hub
-from hfcap.publishing.snippet import brings_code, usage_code
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 

@@ -11,21 +11,22 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-from hfcap import captioners, registry
+from hfcap import registry
+from hfcap.captioners import published
+from hfcap.card.code_files import foreign_code
+from hfcap.card.run_facts import hub_base_models
+from hfcap.card.sections import merge_sections, split_front_matter
+from hfcap.card.usage_code import brings_code
 from hfcap.data.source import load_split
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.files import parse_json, read_json, read_json_object, write_json
 from hfcap.publishing import hub
-from hfcap.publishing.code_files import foreign_code
 from hfcap.publishing.commit import Push
-from hfcap.publishing.facts import hub_base_models
-from hfcap.publishing.sections import merge_sections, split_front_matter
-from hfcap.publishing.snippet import brings_code
 from hfcap.publishing.staging import StagedFile, stage, staged_files
 from hfcap.publishing.verify import Comparison, verify, verify_folder
-from hfcap.recipe import Recipe
-from hfcap.run_directory import RunDirectory
-from hfcap.run_recipe import recipe_of_run
+from hfcap.recipe.blocks import Recipe
+from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.recipe import recipe_of_run
 
 DEFAULT_BRANCH = "main"
 N_RUN_PICTURES = 5
@@ -171,7 +172,7 @@ def _proven(
 def _refuse_foreign_code(folder: Path, captioner: str) -> None:
     """Raise where verifying a staged model would run code of others: whoever made the run wrote its recipe, too."""
     own = registry.load("captioners", captioner).__file__
-    places = {Path(captioners.__path__[0]), Path(own or "").parent}
+    places = {Path(published.__path__[0]), Path(own or "").parent}
     found = foreign_code(folder, [path for place in places for path in place.glob("modeling_*.py")])
     if (folder / "adapter_config.json").is_file() and brings_code(folder):
         found.append("the code of the adapter's base model")

@@ -10,11 +10,12 @@ from typing import Any
 from huggingface_hub import hf_hub_url
 from packaging.requirements import Requirement
 
-from hfcap import registry, strict_yaml
+from hfcap import registry
 from hfcap.errors import UserError, requirement
 from hfcap.files import folder_being_written, write_bytes, write_text
 from hfcap.publishing.own_wheel import WHEEL_NAME, installed, wheel_content
 from hfcap.publishing.secrets import refuse_secrets
+from hfcap.recipe import strict_yaml
 
 GRADIO_VERSION = "6.31.0"
 """The version that the page was tested with; a Space installs exactly the one that its card names."""

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfcap import strict_yaml
+from hfcap.card import training_curve
+from hfcap.card.code_files import needed_code
+from hfcap.card.example_images import RECORD, copy_pictures, note_packages, record_pictures
+from hfcap.card.front_matter import eval_results_file
+from hfcap.card.machine_paths import is_machine_path, portable
+from hfcap.card.render import existing_card, render
+from hfcap.card.run_facts import CardInput, read_card_input
 from hfcap.errors import UserError
 from hfcap.files import (
     folder_being_written,
@@ -26,20 +32,14 @@ from hfcap.files import (
     write_json_lines,
     write_text,
 )
-from hfcap.markdown import one_line
-from hfcap.publishing import curve
-from hfcap.publishing.card import existing_card, render
-from hfcap.publishing.code_files import needed_code
-from hfcap.publishing.facts import CardInput, read_card_input
-from hfcap.publishing.machine_paths import is_machine_path, portable
-from hfcap.publishing.metadata import eval_results_file
-from hfcap.publishing.pictures import RECORD, copy_pictures, note_packages, record_pictures
+from hfcap.pages.markdown import one_line
 from hfcap.publishing.published import PICKLES
 from hfcap.publishing.secrets import refuse_secrets
 from hfcap.publishing.verify_scores import write_manifest
-from hfcap.recipe import Recipe
-from hfcap.run_directory import RunDirectory
-from hfcap.run_recipe import recipe_of_run
+from hfcap.recipe import strict_yaml
+from hfcap.recipe.blocks import Recipe
+from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.recipe import recipe_of_run
 
 FULL_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
@@ -123,8 +123,8 @@ def stage(
         _copy_model(known, folder)
         _write_results(run, known, folder)
         write_text(folder / "recipe.yaml", published_recipe(known.recipe))
-        if curve.has_curve(known.log):
-            write_bytes(folder / curve.FILE_NAME, curve.draw_curve(known.log))
+        if training_curve.has_curve(known.log):
+            write_bytes(folder / training_curve.FILE_NAME, training_curve.draw_curve(known.log))
         if entries := eval_results_file(known):
             write_text(folder / EVAL_RESULTS, entries)
         write_text(folder / "README.md", render(known, existing_card(run)))

@@ -15,14 +15,14 @@ from typing import Literal
 
 from huggingface_hub import get_token
 
+from hfcap.card.example_images import RECORD, drawn_pictures, read_record
+from hfcap.card.machine_paths import is_machine_path
+from hfcap.card.requirements import packages_on_card, unmet
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_text, write_bytes
 from hfcap.publishing import hub
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
-from hfcap.publishing.machine_paths import is_machine_path
-from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
 from hfcap.publishing.published import PICKLES, PublishedModel, download_small
-from hfcap.publishing.requirements import packages_on_card, unmet
 from hfcap.publishing.verify_scores import check_numbers, hub_hashes
 
 TOLERATED_SHARE = 0.4

@@ -22,23 +22,23 @@ from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
 from hfcap import registry
+from hfcap.card.example_images import FOLDER
+from hfcap.card.front_matter import shown_value
+from hfcap.card.sections import split_front_matter
+from hfcap.card.text import shown_number
 from hfcap.data.source import Source
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text, sha256_of, write_json
-from hfcap.markdown import escape
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
-from hfcap.metrics.caption_files import read_predictions, read_references
+from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
+from hfcap.metrics.shared.caption_files import read_predictions, read_references
 from hfcap.metrics.suite import metric_for_statistics
+from hfcap.pages.markdown import escape
 from hfcap.publishing import hub
-from hfcap.publishing.card_text import shown_number
-from hfcap.publishing.metadata import shown_value
-from hfcap.publishing.pictures import FOLDER
-from hfcap.publishing.sections import split_front_matter
-from hfcap.recipe_loading import load_recipe
+from hfcap.recipe.loading import load_recipe
 from hfcap.schema import ScoreReport
-from hfcap.score_table import metric_name
 from hfcap.scoring import read_scores, score_files
+from hfcap.scoring.score_table import metric_name
 from hfcap.scoring.signature import data_signature, predictions_hash
 
 MANIFEST = f"{FOLDER}/files.json"

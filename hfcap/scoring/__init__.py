@@ -1,6 +1,6 @@
 """Scoring from files: no model, no torch, and no pictures unless a metric looks at them."""
 
-from hfcap.metrics.caption_files import read_predictions, read_references
+from hfcap.metrics.shared.caption_files import read_predictions, read_references
 from hfcap.metrics.suite import score_captions
 from hfcap.scoring.report_files import is_score_file, read_scores, write_scores
 from hfcap.scoring.score import score_files

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hfcap.metrics.pictures import Pictures
+from hfcap.metrics.shared.images import Pictures
 from hfcap.metrics.suite import CaptionSuite, metric_class
-from hfcap.recipe import Recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import Recipe
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
-from hfcap.scoring.pictures import pictures_of_records
+from hfcap.scoring.images import pictures_of_records
 from hfcap.scoring.score import score_files
 
 Records = Callable[[Literal["train", "validation", "test"]], Sequence[CaptionedImage]]

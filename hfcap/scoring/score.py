@@ -12,9 +12,16 @@ from typing import Any
 
 from hfcap import __version__
 from hfcap.errors import UserError
-from hfcap.metrics.bootstrap import percentile_intervals, resampled_values
-from hfcap.metrics.caption_files import Warn, read_file_names, read_predictions, read_references, warn_on_terminal
-from hfcap.metrics.pictures import Pictures
+from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
+from hfcap.metrics.shared.caption_files import (
+    Warn,
+    read_file_names,
+    read_predictions,
+    read_references,
+    warn_on_terminal,
+)
+from hfcap.metrics.shared.images import Pictures
+from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS
 from hfcap.metrics.suite import (
     DEFAULT_METRICS,
     CaptionSuite,
@@ -23,7 +30,6 @@ from hfcap.metrics.suite import (
     metric_class,
     number_or_none,
 )
-from hfcap.metrics.tokenizer import LINE_SEPARATORS
 from hfcap.schema import ScoreReport
 from hfcap.scoring.report_files import write_scores
 from hfcap.scoring.signature import data_signature, predictions_hash
@@ -175,7 +181,7 @@ def _with_pictures(
     for name in (name for name in options if metric_class(name).looks_at_pictures):
         folder = options[name].get("images")
         if pictures is None and folder is not None:
-            from hfcap.scoring.pictures import pictures_of_folder
+            from hfcap.scoring.images import pictures_of_folder
 
             files = [path for path in reversed(given) if isinstance(path, Path)]
             file_names = {key: name for path in files for key, name in read_file_names(path).items()}

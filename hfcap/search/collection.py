@@ -12,11 +12,11 @@ from hfcap.captioning import find_pictures
 from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
-from hfcap.recipe import DataOptions
-from hfcap.recipe_files import recipe_path
-from hfcap.recipe_loading import load_recipe
-from hfcap.run_directory import RunDirectory
-from hfcap.run_recipe import recipe_of_run, run_directory_at
+from hfcap.recipe.blocks import DataOptions
+from hfcap.recipe.loading import load_recipe
+from hfcap.recipe.shipped import recipe_path
+from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.recipe import recipe_of_run, run_directory_at
 from hfcap.schema import CaptionedImage
 
 _NO_SPLIT = "no_split_has_this_name"

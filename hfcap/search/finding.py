@@ -19,7 +19,7 @@ from hfcap.schema import CaptionedImage
 from hfcap.search.words import CaptionWords
 
 if TYPE_CHECKING:
-    from hfcap.captioners.dual_encoder import DualEncoder
+    from hfcap.captioners.shared.dual_encoder import DualEncoder
 
 By = Literal["auto", "images", "captions", "both"]
 
@@ -106,7 +106,7 @@ def _ways(records: Sequence[CaptionedImage], encoder: DualEncoder | None, by: By
 
 
 def _cosines(query: str, records: Sequence[CaptionedImage], encoder: DualEncoder) -> NDArray[np.float64]:
-    from hfcap.data.features import FeatureStore, embedding_encoder
+    from hfcap.store.features import FeatureStore, embedding_encoder
 
     store = FeatureStore(embedding_encoder(encoder.location, encoder.model, encoder.image_processor))
     vectors = store.inputs(records, num_workers=2 if len(records) > 200 else 0)

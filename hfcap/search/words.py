@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.metrics.meteor_stemmer import stem
-from hfcap.metrics.tokenizer import Vocabulary, encode_captions, tokenize
+from hfcap.metrics.meteor_parts.stemmer import stem
+from hfcap.metrics.shared.tokenizer import Vocabulary, encode_captions, tokenize
 
 _K1, _B = 1.2, 0.75
 

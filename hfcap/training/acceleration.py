@@ -9,8 +9,8 @@ from torch import nn
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.verdicts import holds
 from hfcap.errors import UserError
+from hfcap.generation.verdicts import holds
 
 _LEVELS = 2**16
 

@@ -9,13 +9,13 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from hfcap import registry
-from hfcap.captioners.attention_choice import choose_attention
+from hfcap.captioners.adaptation.lora import add_lora
+from hfcap.captioners.adaptation.merging import require_merged
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner
-from hfcap.captioners.lora import add_lora
-from hfcap.captioners.merging import require_merged
+from hfcap.captioners.shared.attn_implementation import choose_attention
 from hfcap.errors import UserError
-from hfcap.recipe import Recipe
+from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import checkpoint_layers, use_cheap_layers
 from hfcap.training.optimization import freeze_parts, require_trained_parts, set_dropout, train_in_float32

@@ -9,7 +9,7 @@ from typing import Any
 
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_json, write_json
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 
 NAME = "codecarbon"
 COUNTRY = "CODECARBON_COUNTRY_ISO_CODE"

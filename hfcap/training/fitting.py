@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.fitted import FittedCaptioner, FittingData
 from hfcap.captioners.loading import describe_size
+from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
 from hfcap.data.loading import ImageInputs, image_loader, prepared
 from hfcap.files import folder_being_written, write_json
 from hfcap.progress import error_console, progress_bar
-from hfcap.recipe import Recipe
-from hfcap.run_directory import RunDirectory
-from hfcap.run_record import describe_run
+from hfcap.recipe.blocks import Recipe
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
+from hfcap.training.assemble import image_inputs
 from hfcap.training.build import build_captioner
-from hfcap.training.records import peak_memory_bytes, restart_peak_memory
-from hfcap.training.stage import image_inputs
+from hfcap.training.log import peak_memory_bytes, restart_peak_memory
+from hfcap.training.run_record import describe_run
 
 
 def fit_stage(

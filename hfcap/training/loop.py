@@ -19,8 +19,8 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import error_console, progress_bar
-from hfcap.recipe import Recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import Recipe
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.checkpoint import (
     Progress,
     checkpoint_path,
@@ -35,7 +35,8 @@ from hfcap.training.checkpoint import (
     set_aside_if_damaged,
     set_damaged_aside,
 )
-from hfcap.training.objectives import CrossEntropy
+from hfcap.training.log import TrainingLog, peak_memory_bytes
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import (
     MovingAverage,
     build_optimizer,
@@ -44,7 +45,6 @@ from hfcap.training.optimization import (
     trained_parameters,
 )
 from hfcap.training.processes import summed
-from hfcap.training.records import TrainingLog, peak_memory_bytes
 from hfcap.training.validation import Validator
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import get_scheduler
 
+from hfcap.captioners.adaptation.quantization import require_bitsandbytes
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.quantization import require_bitsandbytes
 from hfcap.errors import UserError
-from hfcap.recipe import TrainOptions
+from hfcap.recipe.blocks import TrainOptions
 
 
 def freeze_parts(captioner: Captioner, options: TrainOptions) -> None:

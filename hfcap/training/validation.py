@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionDataset, Collate
 from hfcap.decoding import DecodingJob, caption_batches
-from hfcap.training.objectives import supervised_tokens
+from hfcap.training.objectives.cross_entropy import supervised_tokens
 from hfcap.training.processes import summed
 
 ScoreCaptions = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], dict[str, float]]

@@ -15,9 +15,9 @@ from PIL import Image
 
 from hfcap.app import interface
 from hfcap.app.demo import LoadedModel, launch, load_models, read_demo_accounts, shown_names
+from hfcap.card.example_images import drawn_pictures, read_record
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.publishing.pictures import drawn_pictures, read_record
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import PICTURE_FORMATS
 from tests.publishing.run_builder import build_run
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessor, ViTImageProcessor
 
-from hfcap.captioners.modeling_image_encoder import encoder_from_config
-from hfcap.captioners.tokenizers import train_tokenizer
-from hfcap.recipe import TokenizerOptions
+from hfcap.captioners.published.modeling_image_encoder import encoder_from_config
+from hfcap.captioners.shared.tokenizers import train_tokenizer
+from hfcap.recipe.blocks import TokenizerOptions
 from tests.captioners.helpers import CORPUS, make_lively
 
 _LAYERS: dict[str, Any] = {

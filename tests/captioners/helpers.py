@@ -16,10 +16,10 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.fitted import FittedCaptioner, FittingData
+from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
 from hfcap.data.packing import pack_captions
 from hfcap.schema import CaptionedImage, PackedCaptions
-from hfcap.training.token_loss import supervised_loss
+from hfcap.training.objectives.token_loss import supervised_loss
 
 ALL_FAMILIES = registry.names("captioners")
 

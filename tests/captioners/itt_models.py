@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
-from hfcap.captioners.tokenizers import train_tokenizer
-from hfcap.recipe import TokenizerOptions
+from hfcap.captioners.shared.tokenizers import train_tokenizer
+from hfcap.recipe.blocks import TokenizerOptions
 from tests.captioners.helpers import CORPUS, build, make_lively
 
 LAYERS: dict[str, Any] = {

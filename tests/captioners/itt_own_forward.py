@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import gradients, packed_loss, pixel_values, random_captions, random_picture
 from tests.rounding import assert_equal_to_rounding
 

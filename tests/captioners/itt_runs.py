@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
+from hfcap.card.usage_code import usage_code
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
-from hfcap.doctor.agreement import examine_agreement
 from hfcap.doctor.findings import Findings
-from hfcap.publishing.snippet import usage_code
-from hfcap.recipe import GenerateOptions
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import Run
+from hfcap.doctor.train_generate_parity import examine_agreement
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import Run
+from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.helpers import pixel_values, random_captions
 from tests.training.harness import forget_accelerator
 

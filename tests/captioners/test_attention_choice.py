@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from hfcap.captioners.attention_choice import choose_attention
+from hfcap.captioners.shared.attn_implementation import choose_attention
 from hfcap.errors import UserError
-from hfcap.recipe_loading import recipe_from_mapping
+from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.training.build import build_captioner
 from tests.captioners.helpers import build, family_class, packed_loss, pixel_values, random_captions
 from tests.captioners.itt_models import itt

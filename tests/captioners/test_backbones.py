@@ -11,9 +11,9 @@ from transformers import AutoModel
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.pretrained import vision_tower
+from hfcap.captioners.shared.pretrained import vision_tower
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.backbones import (
     DECODERS,
     ENCODERS,

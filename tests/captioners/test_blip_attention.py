@@ -11,7 +11,7 @@ from transformers import BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-from hfcap.captioners.blip_attention import (
+from hfcap.generation.blip_attention import (
     InterfaceTextAttention,
     InterfaceVisionAttention,
     attention_probabilities,

@@ -10,11 +10,11 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModel, AutoModelForCausalLM
 
+from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.captioners.image_transformer import Architecture
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.lora import add_lora
 from hfcap.errors import UserError
-from hfcap.recipe import LoraOptions
+from hfcap.recipe.blocks import LoraOptions
 from tests.captioners.backbones import DECODERS, ENCODERS, LANGUAGE_MODELS, write_encoder, write_language_model
 from tests.captioners.helpers import build, family_class, pixel_values
 from tests.captioners.test_backbones import EFFICIENTNET, build_from_folders, check_all

@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from hfcap.captioners.ensemble import Ensemble, EnsembleOptions
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.modeling_ensemble import (
+from hfcap.captioners.published.modeling_ensemble import (
     EnsembleForImageCaptioning,
     EnsembleProcessor,
     expected_ciders,
@@ -25,9 +25,9 @@ from hfcap.captioners.modeling_ensemble import (
 from hfcap.captioners.retrieval import Retrieval
 from hfcap.errors import UserError
 from hfcap.metrics.consensus import Pool, ranked_by_consensus
-from hfcap.metrics.document_frequencies import count_document_frequencies
-from hfcap.metrics.tokenizer import tokenize
-from hfcap.recipe import GenerateOptions
+from hfcap.metrics.shared.document_frequencies import count_document_frequencies
+from hfcap.metrics.shared.tokenizer import tokenize
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.clip_folder import write_clip
 from tests.captioners.helpers import CORPUS, build, fit, pixel_values, plain_processor, random_picture
 from tests.metrics.random_captions import random_captions

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from hfcap.captioners.base import Captioner
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, pixel_values, plain_processor, random_picture
 
 pytestmark = pytest.mark.contract

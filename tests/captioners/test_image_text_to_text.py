@@ -14,14 +14,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText
 
-from hfcap.captioners._itt_generic import Generic
-from hfcap.captioners._itt_loading import MODEL_TYPES, quantization_config
-from hfcap.captioners._itt_pictures import PicturesOfOneSize
+from hfcap.captioners.adaptation.lora import adapted_modules, add_lora
 from hfcap.captioners.image_text_to_text import KINDS, ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.lora import adapted_modules, add_lora
+from hfcap.captioners.vlm.generic import Generic
+from hfcap.captioners.vlm.images import PicturesOfOneSize
+from hfcap.captioners.vlm.loading import MODEL_TYPES, quantization_config
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions, LoraOptions
+from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from tests.captioners.helpers import (
     CORPUS,
     build,

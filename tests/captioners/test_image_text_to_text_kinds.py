@@ -13,12 +13,12 @@ from transformers import (
     Pix2StructForConditionalGeneration,
 )
 
-from hfcap.captioners._itt_generic import Generic
+from hfcap.captioners.adaptation.lora import adapted_modules
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.lora import adapted_modules
+from hfcap.captioners.vlm.generic import Generic
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions, LoraOptions
+from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from tests.captioners.helpers import gradients, pixel_values, plain_processor, random_picture
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more

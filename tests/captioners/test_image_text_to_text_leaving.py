@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hfcap.captioners import leaving_search
-from hfcap.captioners._itt_rows import Rows
 from hfcap.captioners.image_text_to_text import ImageTextToText
-from hfcap.captioners.shared_prefix import SharedPrefix
-from hfcap.recipe import GenerateOptions
+from hfcap.captioners.vlm.rows import Rows
+from hfcap.generation import early_exit
+from hfcap.generation.shared_prefix import SharedPrefix
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import pixel_values
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
@@ -66,7 +66,7 @@ def test_images_leave_and_captions_stay(name: str, monkeypatch: pytest.MonkeyPat
     states = captioner.encode(pixel_values(captioner, COUNT))
     spread = end_some_early(captioner, states)
     left: list[int] = []
-    keep = leaving_search._Batch.keep
+    keep = early_exit._Batch.keep
 
     def noted(batch: Any, staying: torch.Tensor) -> None:
         left.append(len(batch.images) - len(staying))
@@ -74,7 +74,7 @@ def test_images_leave_and_captions_stay(name: str, monkeypatch: pytest.MonkeyPat
 
     for num_beams in (1, 3):
         with monkeypatch.context() as patched:
-            patched.setattr(leaving_search._Batch, "keep", noted)
+            patched.setattr(early_exit._Batch, "keep", noted)
             found = words_of(captioner, states, greedy(num_beams))
         inputs = own_inputs(captioner, COUNT)
         config = captioner.generation_config(greedy(num_beams))

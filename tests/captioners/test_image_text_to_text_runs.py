@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hfcap.captioners.lora import add_lora
+from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.files import read_json
-from hfcap.recipe import LoraOptions
+from hfcap.recipe.blocks import LoraOptions
 from tests.captioners.helpers import write_picture
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_runs import OPTIONS, assert_doctor_agrees, card_caption, run_recipe

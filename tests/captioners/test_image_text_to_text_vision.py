@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from hfcap.captioners._itt_loading import MODEL_TYPES
+from hfcap.captioners.adaptation.lora import adapted_modules
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.lora import adapted_modules
+from hfcap.captioners.vlm.loading import MODEL_TYPES
+from hfcap.card.requirements import CORE, needed_packages
 from hfcap.files import read_json
-from hfcap.publishing.requirements import CORE, needed_packages
-from hfcap.recipe import LoraOptions
+from hfcap.recipe.blocks import LoraOptions
 from tests.captioners.helpers import gradients, pixel_values, plain_processor, write_picture
 from tests.captioners.itt_film_models import VISION_MODELS, of_vision
 from tests.captioners.itt_own_forward import assert_own_captions, assert_own_loss_and_gradients, own_captions

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hfcap.captioners.language_head import body_states, head_logits
+from hfcap.generation.language_head import body_states, head_logits
 from tests.captioners.backbones import LANGUAGE_MODELS
 from tests.captioners.helpers import make_lively
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from hfcap.captioners import leaving_search
 from hfcap.captioners.base import Captioner
-from hfcap.recipe import GenerateOptions
+from hfcap.generation import early_exit
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import SEARCHES, build, pixel_values
 
 pytestmark = pytest.mark.speed
@@ -78,14 +78,14 @@ def test_sequences_and_scores_are_those_of_transformers(captioner: Captioner, na
 def test_images_do_leave(captioner: Captioner, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above would say nothing if every image stayed to the end."""
     sizes: list[int] = []
-    logits = leaving_search._Batch.logits
+    logits = early_exit._Batch.logits
 
     def counted(batch: Any, ids: torch.Tensor) -> torch.Tensor:
         sizes.append(len(batch.images))
         assert len(ids) == len(batch.images) * batch.n_rows
         return logits(batch, ids)
 
-    monkeypatch.setattr(leaving_search._Batch, "logits", counted)
+    monkeypatch.setattr(early_exit._Batch, "logits", counted)
     _search(captioner, GenerateOptions(**OPTIONS[name], max_new_tokens=40), early=False)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 9 > sizes[-1]
@@ -94,14 +94,14 @@ def test_images_do_leave(captioner: Captioner, name: str, monkeypatch: pytest.Mo
 def test_images_leave_when_all_their_samples_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of four images end after their second token; samples of the last one are drawn as in the whole batch."""
     kept: list[list[int]] = []
-    monkeypatch.setattr(leaving_search._Batch, "logits", lambda batch, ids: torch.zeros(len(ids), 7))
-    monkeypatch.setattr(leaving_search._Batch, "keep", lambda batch, staying: kept.append(staying.tolist()))
+    monkeypatch.setattr(early_exit._Batch, "logits", lambda batch, ids: torch.zeros(len(ids), 7))
+    monkeypatch.setattr(early_exit._Batch, "keep", lambda batch, staying: kept.append(staying.tolist()))
     config = GenerationConfig(max_length=6, do_sample=True, num_beams=1, num_return_sequences=2)
     config.return_dict_in_generate = True
     config.pad_token_id = config.eos_token_id = 0
     ends = iter([[False] * 8, [True] * 6 + [False] * 2, [False] * 2, [True] * 2])
     torch.manual_seed(1)
-    found = leaving_search.leaving_search(
+    found = early_exit.leaving_search(
         None,
         torch.ones(8, 1, dtype=torch.int64),
         lambda ids, logits: logits,
@@ -110,7 +110,7 @@ def test_images_leave_when_all_their_samples_have_ended(monkeypatch: pytest.Monk
     )
     torch.manual_seed(1)
     drawn = torch.stack([torch.multinomial(torch.full((8, 7), 1 / 7), 1)[:, 0] for _ in range(4)], dim=1)
-    assert isinstance(found, leaving_search.FoundCaptions)
+    assert isinstance(found, early_exit.FoundCaptions)
     assert kept == [[3]]
     assert found.sequences[:6].tolist() == [[1, *row, 0, 0] for row in drawn[:6, :2].tolist()]
     assert found.sequences[6:, 1:].tolist() == drawn[6:].tolist()
@@ -128,5 +128,5 @@ def test_sampled_beams_stay_with_transformers() -> None:
     captioner = build("vit_gpt2")
     config = captioner.generation_config(GenerateOptions(num_beams=2, do_sample=True, max_new_tokens=4))
     config.return_dict_in_generate = config.output_scores = True
-    assert list(leaving_search.leaving(config)) == ["stopping_criteria"]
+    assert list(early_exit.leaving(config)) == ["stopping_criteria"]
     assert len(_search(captioner, GenerateOptions(num_beams=2, do_sample=True, max_new_tokens=4), False, 3)[0]) == 3

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hfcap.captioners.adaptation.lora import adapted_modules, add_lora, load_adapter, save_adapter
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size, generation_defaults, load_captioner, save_merged
-from hfcap.captioners.lora import adapted_modules, add_lora, load_adapter, save_adapter
 from hfcap.errors import UserError
 from hfcap.files import write_json
-from hfcap.recipe import GenerateOptions, LoraOptions
+from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, packed_loss, pixel_values, random_captions
 from tests.rounding import assert_equal_to_rounding
 

@@ -11,14 +11,14 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
+from hfcap.captioners.adaptation.lora import add_lora, save_adapter
+from hfcap.captioners.adaptation.merging import merge_adapter, probe_logits, require_merged, require_same_logits
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.image_text_to_text import ImageTextToText, ImageTextToTextOptions
-from hfcap.captioners.language_head import head_logits
 from hfcap.captioners.loading import load_captioner, save_merged
-from hfcap.captioners.lora import add_lora, save_adapter
-from hfcap.captioners.merging import merge_adapter, probe_logits, require_merged, require_same_logits
 from hfcap.errors import UserError, WorkError
-from hfcap.recipe import GenerateOptions, LoraOptions
+from hfcap.generation.language_head import head_logits
+from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from tests.captioners.helpers import build, packed, packed_loss, pixel_values, random_captions
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more

@@ -12,10 +12,11 @@ import torch
 from transformers import DynamicCache
 from transformers.generation import utils as generation
 
-from hfcap.captioners import modeling_show_attend_tell, verdicts
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.published import modeling_show_attend_tell
 from hfcap.files import cache_folder
-from hfcap.recipe import GenerateOptions
+from hfcap.generation import verdicts
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import FAMILIES, build, packed, pixel_values, random_captions
 
 pytestmark = pytest.mark.contract

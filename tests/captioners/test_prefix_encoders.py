@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from hfcap.captioners.base import Captioner
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
 from tests.captioners.helpers import build, gradients, packed_loss, pixel_values, random_captions, write_picture
 

@@ -12,14 +12,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModel
 
-from hfcap.captioners import dual_encoder
-from hfcap.captioners.dual_encoder import DualEncoder
-from hfcap.captioners.fitted import FittingData
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.retrieval import Retrieval, RetrievalOptions
+from hfcap.captioners.shared import dual_encoder
+from hfcap.captioners.shared.dual_encoder import DualEncoder
+from hfcap.captioners.shared.nonparametric import FittingData
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions
-from hfcap.recipe_loading import RecipeError, recipe_from_mapping
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.loading import RecipeError, recipe_from_mapping
 from hfcap.schema import CaptionedImage
 from tests.captioners.clip_folder import write_clip
 from tests.captioners.helpers import MemoryPicture, build, fit, pixel_values, plain_processor, random_picture
@@ -113,7 +113,7 @@ def test_search_in_pieces_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     captioner = fitted(random_groups(40, seed=4, per_image=1))
     queries = torch.nn.functional.normalize(torch.randn(5, 32, generator=torch.Generator().manual_seed(1)), dim=1)
     whole = captioner.model.nearest(queries, 7)
-    monkeypatch.setattr("hfcap.captioners.modeling_retrieval.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("hfcap.captioners.published.modeling_retrieval.ROWS_AT_ONCE", 3)
     pieces = captioner.model.nearest(queries, 7)
     assert torch.equal(whole[1], pieces[1])
     assert torch.allclose(whole[0], pieces[0])

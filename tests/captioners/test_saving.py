@@ -16,9 +16,9 @@ from torch import nn
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import generation_defaults, load_captioner
-from hfcap.captioners.sidecar import SIDECAR
+from hfcap.captioners.shared.metadata import SIDECAR
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import (
     ALL_FAMILIES,
     FAMILIES,

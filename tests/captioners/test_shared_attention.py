@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hfcap.captioners import shared_attention as module
 from hfcap.captioners.base import Captioner
-from hfcap.recipe import GenerateOptions
+from hfcap.generation import shared_attention as module
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import SEARCHES, build, pixel_values
 
 pytestmark = pytest.mark.speed

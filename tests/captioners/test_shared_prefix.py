@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.shared_prefix import SharedPrefix
-from hfcap.recipe import GenerateOptions
+from hfcap.generation.shared_prefix import SharedPrefix
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import PROMPT, build, pixel_values
 from tests.captioners.itt_models import itt
 

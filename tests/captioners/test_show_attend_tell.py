@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hfcap.captioners.modeling_show_attend_tell import RecurrentState
-from hfcap.captioners.pretrained import load_image_processor
+from hfcap.captioners.published.modeling_show_attend_tell import RecurrentState
+from hfcap.captioners.shared.pretrained import load_image_processor
 from hfcap.captioners.show_attend_tell import CaptionRows, doubly_stochastic_penalty
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import PackedCaptions
-from hfcap.training.objectives import CrossEntropy
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 from tests.captioners.backbones import ENCODERS
 from tests.captioners.helpers import PROMPT, build, gradients, packed, pixel_values, random_captions
 from tests.captioners.plain_show_attend_tell import PlainCaption

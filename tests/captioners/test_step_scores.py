@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from hfcap.captioners import encoder_decoder, shared_prefix, vit_gpt2
+from hfcap.captioners import vit_gpt2
 from hfcap.captioners.base import Captioner
-from hfcap.recipe import GenerateOptions
+from hfcap.captioners.shared import encoder_decoder
+from hfcap.generation import shared_prefix
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build, pixel_values
 from tests.captioners.itt_models import itt
 

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.feature_map import map_layout
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.modeling_image_encoder import CHANNELS_FIRST, CHANNELS_LAST
-from hfcap.captioners.pretrained import load_image_processor
+from hfcap.captioners.published.modeling_image_encoder import CHANNELS_FIRST, CHANNELS_LAST
+from hfcap.captioners.shared.feature_map import map_layout
+from hfcap.captioners.shared.pretrained import load_image_processor
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import plan_of
 from hfcap.doctor.pixels import restore
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import Run
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import Run
+from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.helpers import (
     MemoryPicture,
     build,

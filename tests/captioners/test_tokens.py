@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.tokenizers import END, PAD, START, load_tokenizer, train_tokenizer, wrap_texts
+from hfcap.captioners.shared.tokenizers import END, PAD, START, load_tokenizer, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
-from hfcap.recipe import TokenizerOptions
+from hfcap.recipe.blocks import TokenizerOptions
 from tests.captioners.helpers import CORPUS, FAMILIES, PROMPT, build
 
 # Without what Unicode has not assigned: Python and the tokenizers library know different editions of it.

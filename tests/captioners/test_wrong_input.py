@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from hfcap.captioners.clip_prefix import ClipPrefixOptions
 from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.errors import UserError, WorkError
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.backbones import DECODERS, ENCODERS, write_encoder, write_language_model
 from tests.captioners.helpers import ALL_FAMILIES, CORPUS, FAMILIES, build, family_class
 

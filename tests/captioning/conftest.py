@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import pictures as pictures_module
-from hfcap.recipe import GenerateOptions
+from hfcap.captioning import images as pictures_module
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build
 
 OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)

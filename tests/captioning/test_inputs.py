@@ -13,7 +13,7 @@ import pytest
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioning import DatasetChoice, caption_pictures, one_picture
-from hfcap.data import web_images
+from hfcap.data.web import web_images
 from hfcap.errors import UserError, WorkError
 from hfcap.explain import explain_picture
 from hfcap.schema import Prediction

@@ -19,7 +19,7 @@ from hfcap.captioning import caption_pictures, find_pictures, one_picture
 from hfcap.captioning.reading import batched, read_pictures
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import PROMPT, write_picture
 from tests.captioning.conftest import OPTIONS
 

@@ -24,9 +24,9 @@ from hfcap.data.images import FileImage, decode_image
 from hfcap.data.source import load_split
 from hfcap.files import read_json_lines
 from hfcap.metrics.suite import metric_class
-from hfcap.recipe_files import shipped_recipes
-from hfcap.recipe_loading import load_recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.loading import load_recipe
+from hfcap.recipe.shipped import shipped_recipes
+from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.clip_folder import write_clip
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
 from tests.data.pictures import write_jpeg

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfcap.data.row_store import RowStore
+from hfcap.store.row_store import RowStore
 from tests.cli.command_line import Hfcap, assert_refused
 
 DAY = 86400.0

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from hfcap import decoding, files
-from hfcap.captioning.unfinished import Unfinished
+from hfcap.captioning.partial_output import Unfinished
+from hfcap.card import render
 from hfcap.comparison import leaderboard
-from hfcap.data.row_store import RowStore
-from hfcap.publishing import card, staging
-from hfcap.recipe import GenerateOptions
+from hfcap.publishing import staging
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.scoring import score
-from hfcap.training import stage
+from hfcap.store.row_store import RowStore
+from hfcap.training import assemble
 from tests.captioners.helpers import build, write_picture
 from tests.cli.command_line import Hfcap, Outcome, write_recipe
 from tests.cli.test_features import make_store
@@ -66,10 +67,10 @@ def test_every_stage_of_a_run(tmp_path: Path, hfcap: Hfcap, stop_in: Stop, monke
     for owner, name, lacking in (
         (RowStore, "write_shard", "checkpoints"),
         (files, "_flush_to_disk", "model"),  # the last checkpoint
-        (stage, "_save_model", "predictions"),
+        (assemble, "_save_model", "predictions"),
         (decoding, "_finished_ids", "predictions/test.jsonl"),
         (score, "resampled_values", "scores/test.json"),
-        (card, "render", "README.md"),
+        (render, "render", "README.md"),
         (staging, "_copy_model", "publish"),
     ):
         stop_in(owner, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hfcap.recipe import GenerateOptions
+from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build
 from tests.cli.command_line import Hfcap
 from tests.data.pictures import write_jpeg

@@ -213,7 +213,8 @@ def test_a_full_disk_is_no_traceback(tmp_path: Path, hfcap: Hfcap, monkeypatch: 
 
 def test_work_that_fails_has_code_1(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "hfcap.training.objectives.nn.functional.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan")
+        "hfcap.training.objectives.cross_entropy.nn.functional.cross_entropy",
+        lambda logits, *a, **k: logits.sum() * float("nan"),
     )
     outcome = hfcap("train", write_recipe(tmp_path))
     assert outcome.code == 1 and outcome.out == ""

@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 
 from hfcap.captioners.base import Captioner
-from hfcap.data import row_store
-from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.images import FileImage
 from hfcap.schema import CaptionedImage
+from hfcap.store import row_store
+from hfcap.store.features import FeatureStore, captioner_encoder
 from tests.captioners.helpers import build
 
 

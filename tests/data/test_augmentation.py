@@ -26,7 +26,7 @@ from hfcap.data.augmentation import (
 from hfcap.data.images import FileImage
 from hfcap.data.loading import BatchLoader, CaptionDataset, Collate, PixelInputs
 from hfcap.data.packing import pack_captions
-from hfcap.recipe import AugmentOptions
+from hfcap.recipe.blocks import AugmentOptions
 from hfcap.schema import CaptionedImage
 
 # ---- left and right ---------------------------------------------------------------------------------------------

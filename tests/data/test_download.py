@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hfcap.data import download
-from hfcap.data.download import Archive, coco_archives, download_coco
+from hfcap.data.web import download
+from hfcap.data.web.download import Archive, coco_archives, download_coco
 from hfcap.errors import UserError, WorkError
 from tests.data.http_server import FileServer, serving
 

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from hfcap.captioners.base import Captioner
-from hfcap.data import row_store
-from hfcap.data.features import FeatureStore, StoredStates, captioner_encoder, embedding_encoder
 from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs
-from hfcap.data.row_store import Place, RowStore
 from hfcap.errors import WorkError
 from hfcap.schema import CaptionedImage
+from hfcap.store import row_store
+from hfcap.store.features import FeatureStore, StoredStates, captioner_encoder, embedding_encoder
+from hfcap.store.row_store import Place, RowStore
 from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
 from tests.captioners.helpers import build, write_picture
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.features import FeatureStore, captioner_encoder
 from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs
 from hfcap.schema import CaptionedImage
+from hfcap.store.features import FeatureStore, captioner_encoder
 from tests.captioners.helpers import build, write_picture
 from tests.data import fill_store
 

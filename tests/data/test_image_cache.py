@@ -11,11 +11,11 @@ import torch
 from transformers import CLIPImageProcessor, EfficientNetImageProcessor, ViTImageProcessor
 
 from hfcap.data import loading
-from hfcap.data.image_cache import cached_pixels
 from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs, prepared
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
+from hfcap.store.image_cache import cached_pixels
 from tests.captioners.helpers import write_picture
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16})

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hfcap.data import image_hashes as module
-from hfcap.data.image_hashes import image_hashes
 from hfcap.data.images import FileImage, UnreadableImageError
-from hfcap.data.remembered import Remembered
 from hfcap.schema import CaptionedImage
+from hfcap.sqlite_cache import Remembered
+from hfcap.store import image_hashes as module
+from hfcap.store.image_hashes import image_hashes
 
 
 class Counting:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfcap.captioners.masks import packed_attention_mask, prefix_attention_mask
+from hfcap.captioners.shared.masks import packed_attention_mask, prefix_attention_mask
 from hfcap.data.packing import pack_captions
 from hfcap.schema import IGNORED_LABEL
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hfcap.captioners.pretrained import load_image_processor
+from hfcap.captioners.shared.pretrained import load_image_processor
 from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import PixelPlan, identity_of, plan_of

@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from hfcap.data.images import decode_image
-from hfcap.data.scene_layout import COLOURS, SHAPES, Placed, Scene
-from hfcap.data.scene_rendering import SceneImage
+from hfcap.data.scenes.layout import COLOURS, SHAPES, Placed, Scene
+from hfcap.data.scenes.rendering import SceneImage
 from hfcap.data.source import load_split
 from hfcap.data.sources.scenes import ScenesOptions, load
 from hfcap.errors import UserError

@@ -9,7 +9,7 @@ from hfcap import registry
 from hfcap.data.source import Source, load_split
 from hfcap.data.sources.coco_json import CocoJsonOptions
 from hfcap.errors import UserError
-from hfcap.recipe import DataOptions
+from hfcap.recipe.blocks import DataOptions
 from tests.data.pictures import write_coco_json
 
 

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image, ImageColor
 from pydantic import ValidationError
 
-from hfcap.data import hub_images
 from hfcap.data.images import UnreadableImageError, decode_image
 from hfcap.data.source import dataset_revision, load_split
 from hfcap.data.sources import hub as sources_hub
 from hfcap.data.sources.hub import HubOptions, load
-from hfcap.data.transport import transport_errors
+from hfcap.data.web import hub_images
+from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.schema import CaptionedImage
 from tests.data.pictures import encoded, write_jpeg

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hfcap.data import web_images
 from hfcap.data.images import UnreadableImageError, decode_image
-from hfcap.data.web_images import MAX_REDIRECTS, web_image
+from hfcap.data.web import web_images
+from hfcap.data.web.web_images import MAX_REDIRECTS, web_image
 from hfcap.errors import UserError
 from tests.data.http_server import FileServer, serving
 from tests.data.pictures import encoded

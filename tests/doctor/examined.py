@@ -10,10 +10,10 @@ from PIL import Image
 
 from hfcap import registry
 from hfcap.data.images import FileImage
-from hfcap.doctor import examination
-from hfcap.doctor.examination import examine
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import recipe_from_mapping
+from hfcap.doctor import run_checks
+from hfcap.doctor.run_checks import examine
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.schema import CaptionedImage
 
 
@@ -39,7 +39,7 @@ def tiny_recipe(folder: Path, family: str = "blip", **blocks: Any) -> Recipe:
 def report_of(recipe: Recipe, healthy: bool, steps: int = 0) -> dict[str, Any]:
     """Examine, check the verdict, and return doctor.json."""
     assert examine(recipe, steps=steps) is healthy
-    report: dict[str, Any] = json.loads((examination.output_folder(recipe) / "doctor.json").read_text("utf-8"))
+    report: dict[str, Any] = json.loads((run_checks.output_folder(recipe) / "doctor.json").read_text("utf-8"))
     assert report["healthy"] is healthy
     return report
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hfcap import cli
-from hfcap.doctor.examination import examine
+from hfcap.doctor.run_checks import examine
 from hfcap.errors import UserError
-from hfcap.recipe_loading import dump_recipe
+from hfcap.recipe.loading import dump_recipe
 from tests.doctor.examined import the_error, tiny_recipe
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from hfcap.data.packing import pack_captions
 from hfcap.data.source import load_split
-from hfcap.doctor import display, examination, labels, pixels
+from hfcap.doctor import console_report, labels, pixels, run_checks
 from hfcap.doctor.cost import gigabytes, plan_schedule
 from hfcap.doctor.findings import Findings
 from hfcap.doctor.labels import LabelCounts, ShownCaption
@@ -29,9 +29,9 @@ def test_contact_sheet_shows_pictures_as_they_are_and_as_training_changes_them(t
     reports = [report_of(one, healthy=True) for one in (recipe, plain)]
     # Labels are examined on captions as they are: hidden words would look like wrong ones.
     assert reports[0]["labels"] == reports[1]["labels"]
-    sheet = Image.open(examination.output_folder(recipe) / "contact_sheet.png").convert("RGB")
+    sheet = Image.open(run_checks.output_folder(recipe) / "contact_sheet.png").convert("RGB")
     cells = [sheet.crop((12 + 236 * n, 12, 12 + 236 * n + 224, 12 + 224)) for n in range(4)]
-    original = Image.open(examination.output_folder(plain) / "contact_sheet.png").convert("RGB")
+    original = Image.open(run_checks.output_folder(plain) / "contact_sheet.png").convert("RGB")
     assert cells[0].tobytes() == original.crop((12, 12, 236, 236)).tobytes()
     assert cells[0].tobytes() != cells[1].tobytes() and cells[2].tobytes() != cells[3].tobytes()
 
@@ -56,7 +56,7 @@ def test_contact_sheet() -> None:
 def test_contact_sheet_of_a_recipe(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     report = report_of(recipe, healthy=True)
-    sheet = Image.open(examination.output_folder(recipe) / "contact_sheet.png")
+    sheet = Image.open(run_checks.output_folder(recipe) / "contact_sheet.png")
     assert sheet.size == (956, 588)
     first = load_split(recipe.data, "train")[0]
     original = Image.open(io.BytesIO(first.image.read())).convert("RGB").resize((224, 224), Image.Resampling.NEAREST)
@@ -107,10 +107,10 @@ def test_strangers_text_does_not_command_the_terminal() -> None:
     for terminal in (True, False):
         console = Console(force_terminal=terminal, color_system="standard" if terminal else None, width=200)
         with console.capture() as captured:
-            display._print_indented(console, Text(evil))
+            console_report._print_indented(console, Text(evil))
             caption = ShownCaption(evil, [(evil, True), (evil, False)])
-            display._print_indented(console, display.caption_text(caption, coloured=terminal))
-            display._section(console, "Data", iter([f"most frequent: {evil!r}", evil]))
+            console_report._print_indented(console, console_report.caption_text(caption, coloured=terminal))
+            console_report._section(console, "Data", iter([f"most frequent: {evil!r}", evil]))
         said = re.sub(r"\x1b\[[0-9;]*m", "", captured.get())  # the colours are rich's own
         assert "cat" in said
         assert all(letter.isprintable() or letter == "\n" for letter in said), repr(said)
@@ -120,10 +120,10 @@ def test_tokens_in_colour_and_in_brackets() -> None:
     caption = ShownCaption(
         "a.png", [("<start>", False), ("a", True), ("cat", True), ("<end>", True), ("<pad>", False), ("<pad>", False)]
     )
-    assert str(display.caption_text(caption, coloured=False)) == "[<start>] a cat <end> [<pad> x 2]"
+    assert str(console_report.caption_text(caption, coloured=False)) == "[<start>] a cat <end> [<pad> x 2]"
     console = Console(force_terminal=True, color_system="standard", width=80)
     with console.capture() as captured:
-        console.print(display.caption_text(caption, coloured=True))
+        console.print(console_report.caption_text(caption, coloured=True))
     assert captured.get() == "\x1b[90m<start>\x1b[0m \x1b[1;32ma cat <end>\x1b[0m \x1b[90m<pad> x 2\x1b[0m\n"
 
 
@@ -131,7 +131,7 @@ def test_tokens_in_colour_and_in_brackets() -> None:
     ("seconds", "text"), [(0.2, "under 1 s"), (61, "61 s"), (125, "2 min"), (9000, "2.5 h"), (260_000, "3.0 days")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert display.duration(seconds) == text
+    assert console_report.duration(seconds) == text
 
 
 def test_sizes() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hfcap import registry
-from hfcap.data.kept import kept_stores
 from hfcap.data.source import load_split
-from hfcap.stages import Run
+from hfcap.run.stages import Run
+from hfcap.store.prune import kept_stores
 from tests.doctor.examined import problems_of, report_of, tiny_recipe
 from tests.training.harness import FAMILIES, SOME_FAMILIES
 

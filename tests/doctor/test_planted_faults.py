@@ -14,9 +14,9 @@ from hfcap import registry
 from hfcap.captioners import blip
 from hfcap.data import loading
 from hfcap.data.packing import pack_captions
-from hfcap.doctor import examination, labels
+from hfcap.doctor import labels, run_checks
 from hfcap.schema import PackedCaptions
-from hfcap.training.objectives import CrossEntropy
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 from tests.doctor.examined import problems_of, report_of, the_error, tiny_recipe
 
 
@@ -165,7 +165,7 @@ def test_fp16_without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "memory_of", lambda device: 1_000_000)
+    monkeypatch.setattr(run_checks, "memory_of", lambda device: 1_000_000)
     report = report_of(tiny_recipe(tmp_path), healthy=False, steps=1)
     the_error(report, "train.per_device_train_batch_size", "this machine has 1 MB")
     assert report["measured"] is None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.files import write_text
-from hfcap.metrics.meteor_resources import MeteorResources
+from hfcap.metrics.meteor_parts.resources import MeteorResources
 
 GOLDEN = Path(__file__).with_name("meteor_golden.json")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
-from hfcap.metrics.tokenizer import tokenize
+from hfcap.metrics.shared.tokenizer import tokenize
 
 
 def reference_cider(candidate: str, references: Sequence[str], documents: Sequence[Sequence[str]]) -> float:

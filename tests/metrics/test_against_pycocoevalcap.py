@@ -10,7 +10,7 @@ import pytest
 
 from hfcap.metrics.base import ReferenceSet
 from hfcap.metrics.cider import CiderReward
-from hfcap.metrics.document_frequencies import count_document_frequencies
+from hfcap.metrics.shared.document_frequencies import count_document_frequencies
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.random_captions import random_captions
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from hfcap.metrics.bleu import Bleu
-from hfcap.metrics.bootstrap import (
+from hfcap.metrics.rouge_l import RougeL
+from hfcap.metrics.shared.bootstrap import (
     percentile_intervals,
     resample_weights,
     resampled_sums,
     resampled_values,
     weighted_sums,
 )
-from hfcap.metrics.rouge_l import RougeL
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.random_captions import random_captions
 
@@ -27,7 +27,7 @@ def test_every_resample_draws_n_images() -> None:
 @pytest.mark.parametrize("at_once", [1, 350, 351, 10**6])
 def test_blocks_neither_repeat_nor_change_what_is_drawn(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The draws are those of one generator, however many resamples fit into a block."""
-    monkeypatch.setattr("hfcap.metrics.bootstrap._WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr("hfcap.metrics.shared.bootstrap._WEIGHTS_AT_ONCE", at_once)
     drawn = np.random.default_rng(3).integers(0, 50, size=(20, 50), dtype=np.int32)
     expected = [[np.count_nonzero(row == image) for image in range(50)] for row in drawn]
     blocks = list(resample_weights(50, 20, seed=3))
@@ -48,7 +48,7 @@ def test_another_seed_draws_other_images() -> None:
 
 
 def test_weighted_sums_equal_the_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfcap.metrics.bootstrap._IMAGES_AT_ONCE", 7)
+    monkeypatch.setattr("hfcap.metrics.shared.bootstrap._IMAGES_AT_ONCE", 7)
     generator = np.random.default_rng(0)
     weights, statistics = generator.random((4, 33)), generator.random((33, 5))
     np.testing.assert_allclose(weighted_sums(weights, np.ascontiguousarray(statistics.T)), weights @ statistics)
@@ -105,7 +105,7 @@ def test_all_metrics_see_the_same_draws() -> None:
 
 
 def test_sums_of_resamples_are_those_of_the_images_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfcap.metrics.bootstrap._WEIGHTS_AT_ONCE", 40)
+    monkeypatch.setattr("hfcap.metrics.shared.bootstrap._WEIGHTS_AT_ONCE", 40)
     statistics = np.random.default_rng(1).random((9, 3))
     drawn = np.random.default_rng(6).integers(0, 9, size=(10, 9), dtype=np.int32)
     expected = np.array([[sum(statistics[image, column] for image in row) for column in range(3)] for row in drawn])

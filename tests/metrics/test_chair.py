@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hfcap.errors import UserError
-from hfcap.metrics._coco_objects import CATEGORIES, mentioned_objects
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.chair import Chair, read_instances
+from hfcap.metrics.shared.coco_objects import CATEGORIES, mentioned_objects
 from hfcap.metrics.suite import build_metric
 
 

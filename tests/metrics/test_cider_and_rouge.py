@@ -11,10 +11,10 @@ import pytest
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import Cider, CiderReward, CiderScorer
-from hfcap.metrics.document_frequencies import count_document_frequencies
 from hfcap.metrics.rouge_l import RougeL, longest_common_subsequences
+from hfcap.metrics.shared.document_frequencies import count_document_frequencies
+from hfcap.metrics.shared.tokenizer import Vocabulary, encode_captions
 from hfcap.metrics.suite import CaptionSuite
-from hfcap.metrics.tokenizer import Vocabulary, encode_captions
 from tests.metrics.random_captions import random_captions
 
 REFERENCES = {

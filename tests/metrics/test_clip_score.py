@@ -15,7 +15,7 @@ from PIL import Image
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.clip_score import ClipScore
-from hfcap.metrics.pictures import DecodedPictures, Pictures, picture_files, plain_decode
+from hfcap.metrics.shared.images import DecodedPictures, Pictures, picture_files, plain_decode
 from hfcap.metrics.suite import build_metric
 from tests.captioners.clip_folder import LONGEST, write_clip
 

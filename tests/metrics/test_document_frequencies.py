@@ -12,17 +12,17 @@ import pytest
 import safetensors.numpy
 
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.metrics._ngrams import ngram_keys
 from hfcap.metrics.cider import Cider
-from hfcap.metrics.document_frequencies import (
+from hfcap.metrics.shared.document_frequencies import (
     END_WORD,
     DocumentFrequencies,
     count_document_frequencies,
     load_document_frequencies,
     with_end_word,
 )
+from hfcap.metrics.shared.ngrams import ngram_keys
+from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION, Vocabulary, encode_captions
 from hfcap.metrics.suite import CaptionSuite, build_metric
-from hfcap.metrics.tokenizer import TOKENIZER_VERSION, Vocabulary, encode_captions
 from scripts.conformance_tokenizer import package_folder
 from tests.metrics.random_captions import random_captions
 
@@ -85,9 +85,9 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
 def test_coco_frequencies_are_counted_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFCAP_CACHE", str(tmp_path))
     captions = {"1": ["a dog", "one dog"], "2": ["two cats"]}
-    monkeypatch.setattr("hfcap.metrics.document_frequencies._coco_captions", lambda split: captions)
+    monkeypatch.setattr("hfcap.metrics.shared.document_frequencies._coco_captions", lambda split: captions)
     first = load_document_frequencies("coco-val")
-    monkeypatch.setattr("hfcap.metrics.document_frequencies._coco_captions", None)
+    monkeypatch.setattr("hfcap.metrics.shared.document_frequencies._coco_captions", None)
     second = load_document_frequencies("coco-val")
     assert first is not None and second is not None
     assert first.fingerprint() == second.fingerprint() == count_document_frequencies(captions, "coco-val").fingerprint()
@@ -179,7 +179,7 @@ def test_all_that_is_saved_comes_back(tmp_path: Path) -> None:
 def test_frequencies_of_another_tokeniser_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "df.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr("hfcap.metrics.document_frequencies.TOKENIZER_VERSION", "older")
+        patch.setattr("hfcap.metrics.shared.document_frequencies.TOKENIZER_VERSION", "older")
         count_document_frequencies(REFERENCES, "x").save(path)
     with pytest.raises(
         UserError, match=rf"df\.safetensors: counted with tokeniser older, not {TOKENIZER_VERSION}; make"

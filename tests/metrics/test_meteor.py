@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hfcap.metrics import meteor as meteor_module
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.meteor import Meteor, meteor_statistics, scores_of
-from hfcap.metrics.meteor_index import MeteorIndex, open_index
-from hfcap.metrics.meteor_normalize import normalize
-from hfcap.metrics.meteor_stemmer import stem
+from hfcap.metrics.meteor_parts.index import MeteorIndex, open_index
+from hfcap.metrics.meteor_parts.normalize import normalize
+from hfcap.metrics.meteor_parts.stemmer import stem
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.meteor_jar import GOLDEN, HAS_JAR, jar_scores
 

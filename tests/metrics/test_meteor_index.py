@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from hfcap.errors import MissingPackageError, UserError, WorkError
-from hfcap.metrics import meteor_index
 from hfcap.metrics.meteor import meteor_statistics, scores_of
-from hfcap.metrics.meteor_hashing import joined, line_hashes, word_hashes, word_shifts
-from hfcap.metrics.meteor_index import MeteorIndex, find_rows, maybe_phrases, open_index
-from hfcap.metrics.meteor_resources import MeteorResources, NonBreakingPrefixes
+from hfcap.metrics.meteor_parts import index as index_module
+from hfcap.metrics.meteor_parts.hashing import joined, line_hashes, word_hashes, word_shifts
+from hfcap.metrics.meteor_parts.index import MeteorIndex, find_rows, maybe_phrases, open_index
+from hfcap.metrics.meteor_parts.resources import MeteorResources, NonBreakingPrefixes
 
 _TABLE = (
     ("kite", "paper toy"),
@@ -122,7 +122,7 @@ def test_matches(index: MeteorIndex, candidate: str, reference: str, matches: bo
 def test_second_use_reads_what_the_first_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = _resources(tmp_path / "resources")
     first = open_index(resources, tmp_path / "cache")
-    monkeypatch.setattr(meteor_index, "build_index", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(index_module, "build_index", lambda *_: pytest.fail("built again"))
     second = open_index(resources, tmp_path / "cache")
     assert isinstance(second.phrases, np.memmap)
     np.testing.assert_array_equal(first.paraphrases, second.paraphrases)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfcap.metrics._ngrams import ORDERS, NgramTable, ReferenceNgrams, ngram_keys
-from hfcap.metrics.tokenizer import Vocabulary, encode_captions
+from hfcap.metrics.shared.ngrams import ORDERS, NgramTable, ReferenceNgrams, ngram_keys
+from hfcap.metrics.shared.tokenizer import Vocabulary, encode_captions
 
 CAPTION = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=7).map(" ".join)
 

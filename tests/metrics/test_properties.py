@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfcap.metrics.rouge_l import longest_common_subsequences
+from hfcap.metrics.shared.tokenizer import Vocabulary, encode_captions
 from hfcap.metrics.suite import CaptionSuite
-from hfcap.metrics.tokenizer import Vocabulary, encode_captions
 
 WORDS = st.sampled_from(["a", "dog", "cat", "man", "red", "on", "grass", "runs", "the"])
 SENTENCE = st.lists(WORDS, min_size=1, max_size=9).map(" ".join)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from hfcap.metrics.document_frequencies import count_document_frequencies
+from hfcap.metrics.shared.document_frequencies import count_document_frequencies
+from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
 from hfcap.metrics.suite import CaptionSuite, build_metric
-from hfcap.metrics.tokenizer import TOKENIZER_VERSION
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hfcap.metrics.tokenizer import TOKENIZER_VERSION, Vocabulary, _scan, encode_captions, tokenize
+from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION, Vocabulary, _scan, encode_captions, tokenize
 from scripts.conformance_tokenizer import RECORD, coco_captions, hash_of, java_lines, package_folder
 
 # Outcomes of the Java tool, looked at once; test_java_still_says_so repeats them where Java is installed.

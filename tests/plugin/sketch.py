@@ -15,10 +15,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.vision_encoder_decoder import VisionEncoderDecoderConfig
 
 from hfcap.captioners.base import Captioner, CardFacts
-from hfcap.captioners.pretrained import load_image_processor, new_image_processor, whole_model
-from hfcap.captioners.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
-from hfcap.recipe import ModelOptions, TokenizerOptions
-from hfcap.recipe_block import PositiveInt
+from hfcap.captioners.shared.pretrained import load_image_processor, new_image_processor, whole_model
+from hfcap.captioners.shared.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
+from hfcap.recipe.block import PositiveInt
+from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 
 
 class SketchOptions(ModelOptions):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hfcap.publishing import hub as hub_calls
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import hub  # noqa: F401
 from tests.publishing.run_builder import build_run
 

@@ -14,14 +14,14 @@ from typing import Any
 from PIL import Image
 
 from hfcap import registry
+from hfcap.captioners.adaptation.lora import add_lora, save_adapter
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.fitted import FittedCaptioner
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.lora import add_lora, save_adapter
-from hfcap.publishing.pictures import RECORD, record_pictures
-from hfcap.recipe import GenerateOptions, LoraOptions, Recipe
-from hfcap.recipe_loading import dump_recipe, load_recipe, recipe_from_mapping
-from hfcap.run_directory import RunDirectory
+from hfcap.captioners.shared.nonparametric import FittedCaptioner
+from hfcap.card.example_images import RECORD, record_pictures
+from hfcap.recipe.blocks import GenerateOptions, LoraOptions, Recipe
+from hfcap.recipe.loading import dump_recipe, load_recipe, recipe_from_mapping
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from tests.captioners.helpers import fit
 

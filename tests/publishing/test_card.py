@@ -15,14 +15,14 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from hfcap.card.front_matter import eval_results_file
+from hfcap.card.render import missing_facts, render_card, write_card
+from hfcap.card.run_facts import read_card_input
+from hfcap.card.sections import MARK, split_front_matter
 from hfcap.errors import UserError
 from hfcap.hub_server.card_rules import check_card
-from hfcap.publishing.card import missing_facts, render_card, write_card
-from hfcap.publishing.facts import read_card_input
-from hfcap.publishing.metadata import eval_results_file
-from hfcap.publishing.sections import MARK, split_front_matter
-from hfcap.recipe_loading import dump_recipe, recipe_from_mapping
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.loading import dump_recipe, recipe_from_mapping
+from hfcap.run_directory.paths import RunDirectory
 from tests.publishing.run_builder import (
     CAPTIONS,
     ENVIRONMENT,
@@ -216,16 +216,16 @@ def test_a_complete_run_lacks_nothing(run: RunDirectory) -> None:
 
 
 def test_numpy_never_reaches_the_metadata(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfcap.publishing import facts
+    from hfcap.card import run_facts
 
-    real = facts._scores
+    real = run_facts._scores
 
     def with_numpy(*arguments: Any) -> dict[str, Any]:
         scores = real(*arguments)
         metrics = {name: np.float32(value).item() * np.float64(1) for name, value in scores["metrics"].items()}
         return {**scores, "metrics": metrics, "n_images": np.int64(6)}
 
-    monkeypatch.setattr(facts, "_scores", with_numpy)
+    monkeypatch.setattr(run_facts, "_scores", with_numpy)
     card = render_card(run)
     assert "!!python" not in card and check_card(card)[0] == []
 

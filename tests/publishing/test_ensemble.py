@@ -10,9 +10,9 @@ import pytest
 from hfcap.captioners.ensemble import Ensemble
 from hfcap.errors import UserError
 from hfcap.publishing.staging import stage, staged_files
-from hfcap.recipe import GenerateOptions
-from hfcap.recipe_loading import dump_recipe, recipe_from_mapping
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.loading import dump_recipe, recipe_from_mapping
+from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.helpers import build
 from tests.publishing.run_builder import recipe_values, write_records
 

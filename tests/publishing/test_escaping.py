@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hfcap.markdown import code, code_block, escape, one_line
-from hfcap.publishing.machine_paths import portable
+from hfcap.card.machine_paths import portable
+from hfcap.pages.markdown import code, code_block, escape, one_line
 
 SPECIAL = st.text(
     alphabet=st.one_of(st.sampled_from("\\`*_[]()#|~${}!<>&:/@.-+=\n\t\"'w^"), st.characters()), max_size=60

@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from hfcap import registry
 from hfcap.app.space import stage_demo
+from hfcap.card.example_images import drawn_pictures
+from hfcap.card.requirements import installed_versions
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
-from hfcap.publishing.pictures import drawn_pictures
 from hfcap.publishing.push import publish, push_folder
-from hfcap.publishing.requirements import installed_versions
 from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import Report, verify_all
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import merged_model
+from hfcap.run.stages import merged_model
+from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import Hub, running_hub
 from tests.publishing.run_builder import adapter_run, build_run
 

@@ -13,7 +13,7 @@ from hfcap.errors import UserError
 from hfcap.publishing.push import _refuse_foreign_code, check_may_publish, publish, push_folder
 from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import verify
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import Hub
 from tests.publishing.run_builder import adapter_run, build_run
 

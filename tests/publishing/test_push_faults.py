@@ -22,7 +22,7 @@ from hfcap.hub_server.store import HubError
 from hfcap.publishing import hub as hub_calls
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.staging import stage
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from tests.hub.faults import KINDS
 from tests.hub_server import Hub
 

@@ -13,13 +13,8 @@ from packaging.version import Version
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.image_text_to_text import ImageTextToText
-from hfcap.errors import UserError, WorkError
-from hfcap.publishing.clean_process import Job, run_clean
-from hfcap.publishing.facts import read_card_input
-from hfcap.publishing.pictures import RECORD, drawn_pictures, read_record
-from hfcap.publishing.published import PublishedModel
-from hfcap.publishing.push import publish
-from hfcap.publishing.requirements import (
+from hfcap.card.example_images import RECORD, drawn_pictures, read_record
+from hfcap.card.requirements import (
     CORE,
     brought_by,
     install_command,
@@ -29,10 +24,15 @@ from hfcap.publishing.requirements import (
     unmet,
     with_bounds,
 )
+from hfcap.card.run_facts import read_card_input
+from hfcap.errors import UserError, WorkError
+from hfcap.publishing.clean_process import Job, run_clean
+from hfcap.publishing.published import PublishedModel
+from hfcap.publishing.push import publish
 from hfcap.publishing.staging import stage
 from hfcap.publishing.verify import Report, verify_folder
-from hfcap.recipe import GenerateOptions
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.helpers import build
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more

@@ -22,7 +22,7 @@ from hfcap.publishing.own_wheel import WHEEL_NAME
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.spaces import stage_metric
 from hfcap.publishing.staging import stage
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import Hub
 
 

@@ -12,8 +12,8 @@ import pytest
 from hfcap.errors import UserError
 from hfcap.publishing.secrets import redact, scan
 from hfcap.publishing.staging import stage, staged_files
-from hfcap.recipe_loading import load_recipe
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.loading import load_recipe
+from hfcap.run_directory.paths import RunDirectory
 from tests.publishing.run_builder import adapter_run, build_run, write_json
 
 

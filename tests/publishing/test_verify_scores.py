@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hfcap.publishing.verify_scores import MANIFEST, check_numbers, write_manifest
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import Run
+from hfcap.run.stages import Run
+from hfcap.run_directory.paths import RunDirectory
 from tests.training.harness import forget_accelerator, tiny_recipe
 
 CHECKS = ["file hashes", "scores on the card", "scores", "predictions", "scores computed again"]

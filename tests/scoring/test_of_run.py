@@ -13,13 +13,13 @@ from hfcap.data.images import decode_image
 from hfcap.data.source import load_split
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json, write_json_lines
-from hfcap.metrics.pictures import DecodedPictures
+from hfcap.metrics.shared.images import DecodedPictures
 from hfcap.metrics.suite import CaptionSuite
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import Run
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring.of_run import RunScoring
-from hfcap.stages import Run
 from tests.captioners.clip_folder import write_clip
 from tests.training.harness import forget_accelerator, recipe_values
 

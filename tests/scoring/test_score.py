@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hfcap.errors import UserError
-from hfcap.metrics.caption_files import read_file_names
+from hfcap.metrics.shared.caption_files import read_file_names
 from hfcap.schema import ScoreReport
 from hfcap.scoring import (
     read_predictions,

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from hfcap.captioners.dual_encoder import DualEncoder
+from hfcap.captioners.shared.dual_encoder import DualEncoder
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines
-from hfcap.metrics.meteor_stemmer import stem
-from hfcap.metrics.tokenizer import tokenize
+from hfcap.metrics.meteor_parts.stemmer import stem
+from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.schema import CaptionedImage
 from hfcap.search import find, load_collection, write_hits
 from hfcap.search.words import CaptionWords

@@ -18,15 +18,15 @@ from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.data.source import load_split
 from hfcap.files import read_json, read_json_lines
-from hfcap.recipe import Recipe, TrainOptions
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import Recipe, TrainOptions
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import make_accelerator
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
-from hfcap.stages import make_accelerator
+from hfcap.training.assemble import train_stage
 from hfcap.training.checkpoint import checkpoint_path, checkpoint_steps
+from hfcap.training.log import TrainingLog
 from hfcap.training.optimization import parameter_groups
-from hfcap.training.records import TrainingLog
-from hfcap.training.stage import train_stage
 
 METHODS = ("full", "lora")
 

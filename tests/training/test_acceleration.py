@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers.activations import GELUTanh, NewGELUActivation
 
+from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.lora import add_lora
 from hfcap.errors import UserError
-from hfcap.recipe import LoraOptions, TrainOptions
-from hfcap.recipe_loading import RecipeError
+from hfcap.recipe.blocks import LoraOptions, TrainOptions
+from hfcap.recipe.loading import RecipeError
 from hfcap.training.acceleration import CheapDropout, checkpoint_layers, compile_layers, use_cheap_layers
 from hfcap.training.optimization import build_optimizer
 from tests.captioners.helpers import (

@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 
 from hfcap.captioners.image_text_to_text import ImageTextToText, ImageTextToTextOptions
+from hfcap.card.prose import training
+from hfcap.card.run_facts import read_card_input
 from hfcap.errors import UserError
 from hfcap.files import read_json
-from hfcap.publishing.card_parts import training
-from hfcap.publishing.facts import read_card_input
-from hfcap.recipe import GenerateOptions
-from hfcap.recipe_loading import dump_recipe
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import make_accelerator
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.loading import dump_recipe
+from hfcap.run.stages import make_accelerator
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types, used_precision
 from tests.captioners.helpers import build
 from tests.training.harness import forget_accelerator, tiny_recipe, train

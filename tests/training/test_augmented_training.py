@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from hfcap import registry
 from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, PixelInputs
-from hfcap.data.row_store import StoredRows
 from hfcap.data.source import load_split
 from hfcap.errors import StoppedError, UserError
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import RecipeError, recipe_from_mapping
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import make_accelerator
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import RecipeError, recipe_from_mapping
+from hfcap.run.stages import make_accelerator
+from hfcap.run_directory.paths import RunDirectory
+from hfcap.store.row_store import StoredRows
+from hfcap.training.assemble import hidden_token, training_run
 from hfcap.training.build import build_captioner, make_trainable
 from hfcap.training.loop import TrainingRun
-from hfcap.training.stage import hidden_token, training_run
-from hfcap.training.synonyms import synonym_table, wordnet_synonyms
+from hfcap.training.objectives.synonyms import synonym_table, wordnet_synonyms
 from tests.training.harness import (
     FAMILIES,
     assert_same_tensors,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hfcap.errors import StoppedError
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.checkpoint import CHECKSUMS, checkpoint_steps, damage_of
 from hfcap.training.log_file import cut_end, read_log
 from tests.training.harness import Result, assert_same_tensors, send_signal_at, tiny_recipe, train

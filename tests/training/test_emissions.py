@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.emissions import COUNTRY, measured_emissions, total_emissions
 
 

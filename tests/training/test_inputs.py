@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hfcap.errors import UserError
-from hfcap.recipe import AugmentOptions
+from hfcap.recipe.blocks import AugmentOptions
+from hfcap.training.assemble import uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
-from hfcap.training.stage import uses_feature_store
 from tests.training.harness import assert_same_tensors, tiny_recipe, train
 
 

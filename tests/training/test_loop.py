@@ -14,8 +14,8 @@ from hfcap.data.images import decode_image
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.source import load_split
 from hfcap.errors import WorkError
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.training.objectives import CrossEntropy
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.validation import Validator
 from tests.training.harness import (
     FAMILIES,

@@ -12,7 +12,7 @@ from torch import nn
 
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
-from hfcap.training.objectives import CrossEntropy, supervised_tokens
+from hfcap.training.objectives.cross_entropy import CrossEntropy, supervised_tokens
 
 START, END, PAD, PROMPT = 1, 2, 0, 5
 VOCABULARY = 9

@@ -14,10 +14,11 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
 from hfcap.data.source import load_split
 from hfcap.errors import UserError
-from hfcap.recipe_loading import recipe_from_mapping
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import make_accelerator
+from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.run.stages import make_accelerator
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.training import loop
+from hfcap.training.assemble import training_run
 from hfcap.training.build import build_captioner, make_trainable
 from hfcap.training.loop import TrainingRun
 from hfcap.training.optimization import (
@@ -27,7 +28,6 @@ from hfcap.training.optimization import (
     parameter_groups,
     trained_parameters,
 )
-from hfcap.training.stage import training_run
 from tests.rounding import assert_equal_to_rounding
 from tests.training.harness import (
     FAMILIES,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfcap.errors import UserError
-from hfcap.recipe import TrainOptions
+from hfcap.recipe.blocks import TrainOptions
 from hfcap.training.optimization import (
     MovingAverage,
     build_optimizer,

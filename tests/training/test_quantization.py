@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hfcap.captioners.adaptation.lora import adapted_modules, add_lora
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.lora import adapted_modules, add_lora
-from hfcap.recipe import GenerateOptions, LoraOptions
-from hfcap.recipe_loading import recipe_from_mapping
+from hfcap.recipe.blocks import GenerateOptions, LoraOptions
+from hfcap.recipe.loading import recipe_from_mapping
 from tests.captioners.helpers import build, packed, packed_loss, pixel_values, random_captions
 from tests.training.harness import recipe_values, tiny_model, train
 from tests.training.test_resume import assert_same_end, stop_and_continue

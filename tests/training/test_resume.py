@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hfcap.errors import StoppedError, WorkError
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.training import checkpoint
-from hfcap.training.records import TrainingLog
+from hfcap.training.log import TrainingLog
 from tests.training.harness import (
     FAMILIES,
     METHODS,

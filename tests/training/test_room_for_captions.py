@@ -12,8 +12,8 @@ from hfcap import registry
 from hfcap.data.packing import pack_captions
 from hfcap.data.source import load_split
 from hfcap.errors import UserError
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import recipe_from_mapping
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.training.build import build_captioner, text_without_room
 from tests.training.harness import recipe_values, train
 

@@ -17,13 +17,13 @@ from hfcap.errors import WorkError
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
-from hfcap.metrics.pictures import DecodedPictures
-from hfcap.recipe_loading import RecipeError, load_recipe
-from hfcap.recipe_scst import RewardOptions, ScstOptions
+from hfcap.metrics.shared.images import DecodedPictures
+from hfcap.recipe.loading import RecipeError, load_recipe
+from hfcap.recipe.scst import RewardOptions, ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.build import build_captioner
-from hfcap.training.reward import CaptionReward
-from hfcap.training.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
+from hfcap.training.objectives.reward import CaptionReward
+from hfcap.training.objectives.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
 from tests.captioners.clip_folder import write_clip
 from tests.rounding import assert_equal_to_rounding
 from tests.training.harness import FAMILIES, tiny_recipe

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from hfcap.captioners.loading import load_captioner
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.files import read_json, write_text
-from hfcap.recipe import Recipe
-from hfcap.recipe_loading import RecipeError, dump_recipe, recipe_from_mapping
+from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.loading import RecipeError, dump_recipe, recipe_from_mapping
 from hfcap.registry import names
-from hfcap.run_directory import RunDirectory
-from hfcap.stages import Run
-from hfcap.training.records import TrainingLog
+from hfcap.run.stages import Run
+from hfcap.run_directory.paths import RunDirectory
+from hfcap.training.log import TrainingLog
 from tests.training.harness import (
     FAMILIES,
     METHODS,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hfcap.schema import IGNORED_LABEL
-from hfcap.training.token_loss import supervised_loss
+from hfcap.training.objectives.token_loss import supervised_loss
 
 
 def _problem() -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:

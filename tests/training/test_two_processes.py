@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hfcap.files import read_json, read_json_lines
-from hfcap.run_directory import RunDirectory
+from hfcap.run_directory.paths import RunDirectory
 from tests.training import two_processes
 from tests.training.harness import Result, assert_same_path, forget_accelerator
 

@@ -22,13 +22,13 @@ from hfcap.data.loading import CaptionBatch
 from hfcap.data.source import Split, load_split
 from hfcap.decoding import DecodingJob, caption_batches
 from hfcap.errors import StoppedError
-from hfcap.recipe import GenerateOptions, Recipe
-from hfcap.recipe_scst import ScstOptions
-from hfcap.run_directory import RunDirectory
+from hfcap.recipe.blocks import GenerateOptions, Recipe
+from hfcap.recipe.scst import ScstOptions
+from hfcap.run.stages import Run, make_accelerator
+from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage, Prediction
-from hfcap.stages import Run, make_accelerator
-from hfcap.training import checkpoint, loop, stage, validation
-from hfcap.training.self_critical import SampledCaptions, SelfCritical
+from hfcap.training import assemble, checkpoint, loop, validation
+from hfcap.training.objectives.self_critical import SampledCaptions, SelfCritical
 from tests.training.harness import FAMILIES, plain_descent, ragged, tiny_recipe
 
 CASES = (("clip_prefix", "scst"), *zip(FAMILIES, itertools.cycle(("lora", "full"))))
@@ -86,9 +86,9 @@ def half_of_a_caption(captioner: Captioner, job: DecodingJob, numbers: Sequence[
 
 def train_cases(folder: Path, batch_size: int) -> None:
     """Train every case on pictures with one to five captions, then do all stages of one."""
-    originals = (stage.SelfCritical, validation.caption_batches, loop.build_optimizer)  # type: ignore[attr-defined]
+    originals = (assemble.SelfCritical, validation.caption_batches, loop.build_optimizer)  # type: ignore[attr-defined]
     replaced = (FirstTwo, half_of_a_caption, plain_descent)
-    stage.SelfCritical, validation.caption_batches, loop.build_optimizer = replaced  # type: ignore[attr-defined, assignment]
+    assemble.SelfCritical, validation.caption_batches, loop.build_optimizer = replaced  # type: ignore[attr-defined, assignment]
     for captioner, method in CASES:
         recipe = case_recipe(captioner, method, folder, batch_size)
         run = RunDirectory(folder / recipe.name)
@@ -96,8 +96,8 @@ def train_cases(folder: Path, batch_size: int) -> None:
             "train": ragged(load_split(recipe.data, "train")),
             "validation": load_split(recipe.data, "validation"),
         }
-        stage.train_stage(recipe, run, splits, make_accelerator(recipe, run))
-    stage.SelfCritical, validation.caption_batches, loop.build_optimizer = originals  # type: ignore[attr-defined]
+        assemble.train_stage(recipe, run, splits, make_accelerator(recipe, run))
+    assemble.SelfCritical, validation.caption_batches, loop.build_optimizer = originals  # type: ignore[attr-defined]
     Run(tiny_recipe("vit_gpt2", folder, "lora", per_device_eval_batch_size=2)).execute("publish")
 
 
@@ -118,7 +118,7 @@ def stop_during_the_last_checkpoint(folder: Path) -> None:
     names: tuple[Split, ...] = ("train", "validation")
     splits = {str(name): load_split(recipe.data, name) for name in names}
     try:
-        stage.train_stage(recipe, run, splits, accelerator)
+        assemble.train_stage(recipe, run, splits, accelerator)
     except StoppedError as error:
         (folder / f"stopped-{accelerator.process_index}").write_text(str(error))
 

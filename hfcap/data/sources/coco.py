@@ -15,7 +15,7 @@ from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.places import LocalPath
-from hfcap.recipe import DataOptions
+from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
 
 KARPATHY_FILE = "dataset_coco.json"

@@ -12,13 +12,13 @@ from huggingface_hub.errors import HFValidationError
 from pydantic import Field, model_validator
 
 from hfcap.data.checks import clean_caption
-from hfcap.data.hub_columns import Columns, captions_in, find_columns
-from hfcap.data.hub_images import RowImage, stream_to_cache, streamed_commit
 from hfcap.data.source import NoSuchSplitError, Source
-from hfcap.data.transport import transport_errors
+from hfcap.data.web.hub_columns import Columns, captions_in, find_columns
+from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit
+from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError
 from hfcap.places import Location
-from hfcap.recipe import DataOptions
+from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage, ImageBytes
 
 TABLE_SUFFIXES = (".parquet", ".arrow")

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hfcap.data.scene_captions import captions_of
-from hfcap.data.scene_layout import Scene, draw_scene
-from hfcap.data.scene_rendering import SceneImage
+from hfcap.data.scenes.captions import captions_of
+from hfcap.data.scenes.layout import Scene, draw_scene
+from hfcap.data.scenes.rendering import SceneImage
 from hfcap.data.source import NoSuchSplitError, Source
-from hfcap.recipe import DataOptions
-from hfcap.recipe_block import NonNegativeInt
+from hfcap.recipe.block import NonNegativeInt
+from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
 
 _HELD_OUT_SHARE = {"validation": 0.1, "test": 0.1}

@@ -1,0 +1,1 @@
+"""LoRA adapters, merging them, and quantised weights."""

@@ -1,0 +1,146 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) on any captioner through PEFT."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
+from torch import nn
+
+from hfcap.captioners.adaptation.merging import require_mergeable
+from hfcap.captioners.adaptation.quantization import quantize_linear_layers, require_bitsandbytes
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.shared.pretrained import reason_of, unreadable_files
+from hfcap.errors import UserError
+from hfcap.recipe.blocks import LoraOptions
+
+
+def adapted_modules(captioner: Captioner, options: LoraOptions) -> list[str]:
+    """Names of the modules LoRA will adapt.
+
+    Raises:
+        UserError: a target, or a module to train in full, matches nothing; the message lists names that exist.
+    """
+    every = [name for name, _ in captioner.model.named_modules() if name]
+    for ending in options.modules_to_save or []:
+        if not any(name.endswith(ending) for name in every):  # as PEFT looks
+            raise UserError(
+                f"lora.modules_to_save: {ending!r} matches no module of this model; choose from {_endings(every)}"
+            )
+    names = [name for name, module in captioner.model.named_modules() if _is_linear(module)]
+    if options.target_modules == "auto":
+        found = [name for name in names if re.fullmatch(captioner.lora_target_modules, name)]
+        if not found:
+            raise UserError(
+                f"lora.target_modules: auto matches no layer of this model; give a list of {_endings(names)}"
+            )
+        return found
+    found = []
+    for target in options.target_modules:
+        matches = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not matches:
+            raise UserError(
+                f"lora.target_modules: {target!r} matches no linear layer of this model; choose from {_endings(names)}"
+            )
+        found += matches
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _endings(names: list[str]) -> str:
+    counts = Counter(name.rsplit(".", 1)[-1] for name in names)
+    return ", ".join(f"{ending} ({count})" for ending, count in counts.most_common(12))
+
+
+def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
+    """Inject LoRA layers into the captioner's model; everything else is frozen.
+
+    With `load_in_4bit` the adapted layers are quantised first; what is saved, the adapter, goes onto the full base.
+    The family's randomly started modules (`lora_modules_to_save`) are trained in full beside the adapters.
+
+    Raises:
+        UserError: a target matches nothing, or the adapter could never be merged (`require_mergeable`).
+    """
+    names = adapted_modules(captioner, options)
+    modules_to_save = sorted({*(options.modules_to_save or []), *captioner.lora_modules_to_save})
+    require_mergeable(captioner, names, modules_to_save)
+    if options.load_in_4bit:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        bitsandbytes = require_bitsandbytes("lora.load_in_4bit", "true", "false", device)
+        # What is trained in full keeps its precision.
+        frozen = [name for name in names if not set(modules_to_save).intersection(name.split("."))]
+        quantize_linear_layers(captioner, frozen, bitsandbytes)
+    config = LoraConfig(
+        target_modules=_targets(captioner, options, names),
+        modules_to_save=modules_to_save or None,
+        # GPT-2's layers keep their weight transposed; PEFT would correct this by itself, with a warning for each.
+        fan_in_fan_out=all(type(captioner.model.get_submodule(name)).__name__ == "Conv1D" for name in names),
+        **options.model_dump(exclude={"target_modules", "modules_to_save", "load_in_4bit"}),
+    )
+    peft_model = get_peft_model(captioner.model, config)
+    _require_apart(captioner, options)
+    return peft_model
+
+
+def _require_apart(captioner: Captioner, options: LoraOptions) -> None:
+    """Refuse a module trained in full that has adapters inside: PEFT would save it in a form that it cannot load."""
+    for name, module in captioner.model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and any(isinstance(m, BaseTunerLayer) for m in module.modules()):
+            raise UserError(
+                f"lora.modules_to_save: {', '.join(options.modules_to_save or [])} means {name} (names are endings), "
+                "and lora.target_modules adapts layers inside it; write more of the name that is meant, or choose "
+                "other target_modules"
+            )
+
+
+def _targets(captioner: Captioner, options: LoraOptions, names: list[str]) -> str | list[str]:
+    """Return what PEFT shall adapt: a regular expression over names, or endings of names."""
+    if options.target_modules == "auto":
+        return captioner.lora_target_modules
+    endings = list(options.target_modules)
+    matched = {
+        name
+        for name, _ in captioner.model.named_modules()
+        if any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    }
+    # An ending may be that of blocks as well ("output" in GIT and BERT), which PEFT would try to adapt.
+    return endings if matched == set(names) else "|".join(map(re.escape, names))
+
+
+def save_adapter(peft_model: Any, base_location: str, folder: Path, revision: str | None = None) -> None:
+    """Write adapter_config.json and adapter_model.safetensors; the config names the base model and its commit."""
+    for config in peft_model.peft_config.values():
+        config.base_model_name_or_path = base_location
+        config.revision = revision
+    # PEFT would ask the Hub whether the vocabulary grew (no recipe can do that), and copy a whole adapted head.
+    peft_model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    # PEFT writes a card of its own that lacks the base model; hfcap writes the real one.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_adapter(captioner: Captioner, folder: Path | str) -> PeftModel:
+    """Put a saved adapter onto a captioner that holds the base weights.
+
+    Raises:
+        UserError: no adapter as safetensors, or it fits another model.
+    """
+    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
+        # PEFT would read adapter_model.bin, a pickle, or ask the Hub for a repository of this name.
+        raise UserError(f"{folder}: holds no {SAFETENSORS_WEIGHTS_NAME}; save the adapter with safetensors")
+    with unreadable_files(lambda error: f"{folder}: the adapter does not fit its base model: {reason_of(error)}"):
+        peft_model = PeftModel.from_pretrained(captioner.model, str(folder))
+    if peft_model.active_peft_config.is_prompt_learning:
+        raise UserError(
+            f"{folder}: an adapter of the kind {peft_model.active_peft_config.peft_type}, which puts learned states in "
+            "front of the text instead of changing layers; hfcap captions with adapters such as LoRA"
+        )
+    return peft_model

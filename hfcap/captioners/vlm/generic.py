@@ -1,0 +1,274 @@
+"""Any model with `get_image_features` and a placeholder token for the picture, in its own forward and generate.
+
+LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with the picture in it][caption].
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hfcap.captioners.vlm.kind import expand
+from hfcap.captioners.vlm.rows import Rows, accepted
+from hfcap.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureForm:
+    """How a model hands on the features of a picture.
+
+    Attributes:
+        listed: as a list of tensors (S, D); otherwise as one tensor.
+        shape: of what belongs to one picture: (tensors, S, D) of a list, (rows, ..., D) of a tensor.
+        n_deep: how many of Qwen3-VL's deepstack features, of the same shape, come with them.
+    """
+
+    listed: bool
+    shape: tuple[int, ...]
+    n_deep: int
+
+
+class Generic(Rows):
+    """Models that hfcap has no file for."""
+
+    speaks_chat = True
+    tower_names: ClassVar[tuple[str, ...]] = (
+        "vision_tower",
+        "vision_model",
+        "visual",
+        "image_encoder",
+        "vision_encoder",
+        "vision_embed_tokens",
+    )
+    connector_names: ClassVar[tuple[str, ...]] = (
+        "multi_modal_projector",
+        "mm_projector",
+        "vision_projection",
+        "vision_adapter",
+        "vision_final_layernorm",
+        "perception_emb_norm",
+        "merger",
+        "connector",
+        "embed_vision",
+        "aligner",
+        "image_newline",
+        "visual_embeddings_table",
+    )
+    _form: FeatureForm | None = None
+    _pixel_axis: int | None = None
+
+    # ---- modules and checks ------------------------------------------------------------------------------------
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Everything `get_image_features` may run is vision; the rest is text."""
+        inner = self.model.base_model
+        found = [getattr(inner, name, None) for name in (*self.tower_names, *self.connector_names)]
+        vision = [_as_module(part) for part in found if part is not None]
+        return {"vision": vision, "connector": [], "text": [*_rest(self.model, vision)]}
+
+    def check_model(self) -> None:
+        """Raise a UserError for a model that takes its picture in another way."""
+        name = type(self.model).__name__
+        usable = self._reader() is not None and self.image_token_id() is not None
+        if not usable or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
+            raise UserError(
+                f"model.pretrained: hfcap cannot caption with {name}: it does not take the picture as tokens of its "
+                "prompt; docs/image_text_to_text.md lists the models that work"
+            )
+        if not self.part_modules()["vision"]:
+            raise UserError(
+                f"model.pretrained: hfcap does not find the image encoder of {name}; docs/image_text_to_text.md lists "
+                "the models that work"
+            )
+
+    def check_prompt(self) -> None:
+        """Raise a UserError where captions would begin with the picture's placeholder."""
+        if int(self.prompt_inputs(self.captioner.prompt).input_ids[-1]) == self.image_token_id():
+            name = type(self.model).__name__
+            raise UserError(f"model.prompt: {name} needs text between picture and caption; give a prompt")
+
+    def image_token_id(self) -> int | None:
+        """Token that stands for the picture."""
+        config = self.model.config
+        for key in ("image_token_id", "image_token_index"):
+            if getattr(config, key, None) is not None:
+                return int(getattr(config, key))
+        return None
+
+    def processor_text(self, prompt: str) -> str:
+        """Return the placeholder and the prompt, for chat models without a template."""
+        return f"{getattr(self.processor, 'image_token', '')}{prompt}" if self.speaks_chat else prompt
+
+    # ---- picture -----------------------------------------------------------------------------------------------
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the features that the model puts in place of the picture's tokens; deepstack features beside them."""
+        count = len(pixel_values)
+        output = self._read(self.plain_pixels(pixel_values), count)
+        features = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        return torch.cat([_per_picture(feature, count) for feature in features], dim=-1)
+
+    def project(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Run what stands between `encode` and the language model: (B, S, D) -> (B, tokens of the picture, H)."""
+        return image_states
+
+    def pixel_axis(self) -> int:
+        """Ask the processor: MiniCPM's puts the patches of all pictures into one strip.
+
+        Raises:
+            UserError: what it makes of two pictures is not that of one picture twice.
+        """
+        if self._pixel_axis is None:
+            prompt = self.prompt_inputs(self.captioner.prompt)
+            of_two = self.processed(self.captioner.prompt.strip(), [self.blank()] * 2)
+            shapes = {name: getattr(value, "shape", ()) for name, value in of_two.items()}
+            one, two = prompt.pixel_shape, shapes["pixel_values"]
+            axes = [axis for axis, size in enumerate(one) if two == (*one[:axis], 2 * size, *one[axis + 1 :])]
+            apart = [name for name, (first, *rest) in _shapes(prompt.extras) if shapes.get(name) != (2 * first, *rest)]
+            if len(axes) != 1 or apart:
+                raise UserError(
+                    f"model.pretrained: what the processor of {type(self.model).__name__} makes of two pictures "
+                    f"({', '.join(apart) or 'pixel_values'}) is not twice what it makes of one; "
+                    "docs/image_text_to_text.md lists the models that work"
+                )
+            self._pixel_axis = axes[0]
+        return self._pixel_axis
+
+    def picture_extras(self) -> tuple[str, ...]:
+        """Grids and sizes stay: positions are counted from them. Masks over pixels go."""
+        return tuple(name for name in self.prompt_inputs(self.captioner.prompt).extras if name.startswith("pixel_"))
+
+    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+        """Return the picture's features as `get_image_features` returns them."""
+        return {"mm_encoder_outputs": {"image": self.as_output(self.project(image_states).to(self.model.dtype))}}
+
+    def as_output(self, features: torch.Tensor) -> Any:
+        """Wrap image features (B, S, D) as `get_image_features` returns them."""
+        form, count = self.form(), len(features)
+        parts: list[Any] = []
+        for part in features.chunk(1 + form.n_deep, dim=-1):
+            whole = part.reshape(count * form.shape[0], *form.shape[1:])
+            parts.append(list(whole) if form.listed else whole)
+        output: Any = BaseModelOutputWithPooling(pooler_output=parts[0])
+        if form.n_deep:
+            output["deepstack_features"] = parts[1:]
+        return output
+
+    def form(self) -> FeatureForm:
+        """Return how the model hands on features, found out once with one picture.
+
+        Raises:
+            UserError: the model makes more or fewer states of it than the prompt has places.
+        """
+        if self._form is None:
+            with torch.no_grad():
+                pixels = self.captioner.image_processor(images=self.blank(), return_tensors="pt")["pixel_values"]
+                pixels = pixels.to(self.captioner.device, self.model.dtype)
+                with self._nothing_but_vision():
+                    output = self._read(self.plain_pixels(pixels), 1)
+            features, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
+            listed = isinstance(features, (list, tuple))
+            shape = (len(features), *features[0].shape) if listed else tuple(features.shape)
+            prompt = self.prompt_inputs(self.captioner.prompt).input_ids
+            n_places, n_states = (
+                int(torch.eq(prompt, self.image_token_id() or 0).sum()),
+                _per_picture(features, 1).shape[1],
+            )
+            if n_places != n_states:
+                raise UserError(
+                    f"model.pretrained: {type(self.model).__name__} makes {n_states} states of a picture, but its "
+                    f"processor leaves {n_places} places; pictures must not be split or vary in size"
+                )
+            self._form = FeatureForm(listed, shape, len(deep))
+        return self._form
+
+    @contextmanager
+    def _nothing_but_vision(self) -> Iterator[None]:
+        """Raise a UserError where reading a picture runs a layer of the part that may be trained behind stored states.
+
+        The parts are told apart by the names that models usually give them.
+        """
+        parts = self.part_modules()
+        inside = {id(module) for part in (*parts["vision"], *parts["connector"]) for module in part.modules()}
+        ran: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+            for name, module in self.model.named_modules()
+            if id(module) not in inside and next(module.parameters(recurse=False), None) is not None
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if ran:
+            raise UserError(
+                f"model.pretrained: {type(self.model).__name__} reads pictures with {ran[0]}, which hfcap does not "
+                "know as a part of its image encoder; docs/image_text_to_text.md lists the models that work"
+            )
+
+    def _reader(self) -> Any:
+        found = [holder for holder in (self.model, self.model.base_model) if hasattr(holder, "get_image_features")]
+        readers = [holder.get_image_features for holder in found]
+        # Some only hand on whatever they are given, and do not say what that may be.
+        named = [reader for reader in readers if "pixel_values" in inspect.signature(reader).parameters]
+        return next(iter(named or readers), None)
+
+    def _read(self, pixels: torch.Tensor, count: int) -> Any:
+        """Run the model's own vision part over the pixels of `count` pictures, in the processor's shape."""
+        reader, prompt = self._reader(), self.prompt_inputs(self.captioner.prompt)
+        extras = {name: expand(value, count, pixels.device) for name, value in accepted(reader, prompt.extras).items()}
+        output = reader(pixel_values=pixels, return_dict=True, **extras)
+        deep = getattr(output, "deepstack_features", None) or ()
+        as_layers = all(isinstance(features, (list, tuple, torch.Tensor)) for features in deep)
+        whole = as_layers and not any(isinstance(features[0], int) for features in deep)
+        if getattr(output, "pooler_output", None) is None or not whole or "visual_indicator_features" in output:
+            raise UserError(
+                f"model.pretrained: hfcap cannot keep the image features of {type(self.model).__name__}, which hands "
+                "on more than the states of the picture's tokens; docs/image_text_to_text.md lists the models that work"
+            )
+        return output
+
+
+def _per_picture(features: Any, count: int) -> torch.Tensor:
+    """Put features, a tensor or a list of tensors, together: (count, S, D)."""
+    tensor = features if isinstance(features, torch.Tensor) else torch.stack(list(features))
+    return tensor.reshape(count, -1, tensor.shape[-1])
+
+
+def _shapes(values: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:
+    return [(name, value.shape) for name, value in values.items()]
+
+
+def _as_module(value: Any) -> nn.Module:
+    return nn.ParameterList([value]) if isinstance(value, nn.Parameter) else value
+
+
+def _rest(model: Any, taken: list[nn.Module]) -> list[nn.Module]:
+    """Modules that hold the parameters outside `taken`, as few as possible."""
+    inside = {id(parameter) for module in taken for parameter in module.parameters()}
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        if not parameters:
+            return
+        if not any(id(parameter) in inside for parameter in parameters):
+            found.append(module)
+            return
+        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in inside]
+        if own:
+            found.append(nn.ParameterList(own))
+        for child in module.children():
+            if child not in taken:
+                visit(child)
+
+    visit(model)
+    return found

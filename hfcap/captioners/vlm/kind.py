@@ -1,0 +1,285 @@
+"""What the kinds of image-text-to-text models differ in: how pictures and prompt get in, and how rows are laid out.
+
+A kind is a file `_itt_<name>.py` with a subclass of `Kind`; `image_text_to_text.py` chooses it by the model type.
+Shape letters as in `base.py`, and N positions of the prefix (prompt and picture) that stands before every caption.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import GenerationConfig
+
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.vlm.images import PicturesOfOneSize
+from hfcap.errors import UserError
+from hfcap.schema import PackedCaptions
+
+_MARK = "hfcapmark"
+_BLANK_SIDE = 64
+_PLAIN = (90, 130, 170)
+"""No level that normalisation turns to zero, which some models take for padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """What the model's own processor makes of the prompt and one picture.
+
+    Attributes:
+        input_ids: (N + 1,) int64; the last one is the token that captions start behind.
+        extras: the processor's other outputs for one picture (grids, token types, masks), pixels left out.
+        pixel_shape: shape of the pixel values of one picture, as the model's own forward takes them.
+    """
+
+    input_ids: torch.Tensor
+    extras: dict[str, torch.Tensor]
+    pixel_shape: tuple[int, ...] = ()
+
+
+class Kind(ABC):
+    """How one kind of model takes pictures and words; reads model and processor from the captioner it belongs to."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    speaks_chat: ClassVar[bool] = False
+    """Whether the prompt goes through the processor's chat template, where it has one."""
+    default_image_size: ClassVar[int | None] = None
+    """Side of the square that pictures are resized to first, for models that take pictures of any size."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        self.captioner = captioner
+        self._prompts: dict[str, PromptInputs] = {}
+
+    @property
+    def model(self) -> Any:
+        """The captioner's model, also after LoRA layers were put in or folded in."""
+        return self.captioner.model
+
+    @property
+    def processor(self) -> Any:
+        """The captioner's processor."""
+        return self.captioner.processor
+
+    # ---- what a kind must say ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """Return modules of vision (what `encode` runs), connector and text; together they cover all parameters."""
+
+    @abstractmethod
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return what the frozen part of the picture's path gives: pixels of B pictures -> (B, S, D)."""
+
+    @abstractmethod
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, V) of one caption per row (B, T) after the captioner's own prompt, from the model's forward."""
+
+    @abstractmethod
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate after the captioner's own prompt by the model's `generate`; sequences begin with `input_ids`."""
+
+    # ---- what a kind may do faster -----------------------------------------------------------------------------
+
+    def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+        """Return (B, P, H) for packed captions after the captioner's own prompt, before the head."""
+        raise NotImplementedError
+
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
+        """Return logits of `packed_states`: (..., H) -> (..., V)."""
+        return states
+
+    @property
+    def packs(self) -> bool:
+        """Whether the captions of an image can stand in one row."""
+        return type(self).packed_states is not Kind.packed_states
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate what `plain_generate` does in less time."""
+        raise NotImplementedError
+
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Return start tokens that go on with another word for each image, for the check of generation."""
+        return torch.cat([input_ids, words[:, None]], dim=1)
+
+    # ---- prompt, start and end ---------------------------------------------------------------------------------
+
+    def image_processor(self) -> Any:
+        """Return an image processor that gives one (3, height, width) per picture, as those of other families do."""
+        inner = self.processor.image_processor
+        if not self.speaks_chat:
+            return inner
+        # The processor calls it with these settings of its own.
+        settings = dict(getattr(type(self.processor), "images_kwargs", None) or {})
+        settings.pop("return_tensors", None)
+        return PicturesOfOneSize(inner, getattr(self.captioner, "image_size", None), settings)
+
+    def sees_one_picture(self) -> bool:
+        """Whether a picture's pixels are (3, height, width), neither tiles nor patches."""
+        return True
+
+    def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return pixels (B, 3, height, width) in the shape that the model's own forward takes."""
+        return pixel_values
+
+    def prepare(self) -> None:  # noqa: B027  # most kinds have nothing to set up
+        """Set the processor up for pictures of one size and texts without an end, once after loading."""
+
+    def check_model(self) -> None:  # noqa: B027  # most kinds take every model of their types
+        """Raise a UserError for a model that cannot be served, before its processor is asked for anything."""
+
+    def check(self) -> None:  # noqa: B027  # most kinds refuse nothing
+        """Raise a UserError where this very model cannot be trained or run with its processor."""
+
+    def check_prompt(self) -> None:  # noqa: B027  # most kinds take any prompt
+        """Raise a UserError where captions cannot follow the captioner's prompt."""
+
+    def usual_image_size(self) -> int | None:
+        """Return the side of the square that pictures are resized to by default; None = they are not."""
+        return self.default_image_size
+
+    def positions_before_text(self) -> int:
+        """Return how many positions of the text model stand before every text."""
+        return 0
+
+    def processor_notes(self) -> dict[str, str]:
+        """Return what the card's code must know.
+
+        `call`: "chat" (through the chat template) or "text" (with `text` for the processor). `returns`: whether
+        `generate` gives "prompt and caption" or "caption" alone.
+        """
+        returns = "caption" if self.model.config.is_encoder_decoder else "prompt and caption"
+        if self.chats():
+            return {"call": "chat", "returns": returns}
+        return {"call": "text", "text": self.processor_text(self.captioner.prompt.strip()), "returns": returns}
+
+    def start_token_ids(self, prompt: str) -> list[int]:
+        """Return the tokens that every caption's row begins with: the last of the prompt."""
+        return [int(self.prompt_inputs(prompt).input_ids[-1])]
+
+    def caption_lead(self, prompt: str) -> str:
+        """Return the text between prompt and caption."""
+        chat = self._chat_ends()
+        return "" if chat is None else chat[0]
+
+    def end_token_id(self) -> int:
+        """Return the token that ends a reply: that of the chat template, else the model's own end token."""
+        tokenizer = self.processor.tokenizer
+        chat = self._chat_ends()
+        if chat is not None and chat[1]:
+            first = int(tokenizer(chat[1], add_special_tokens=False)["input_ids"][0])
+            if first in tokenizer.all_special_ids or first in tokenizer.added_tokens_decoder:
+                return first
+        model = self.model
+        for holder in (model.generation_config, model.config.get_text_config(decoder=True), tokenizer):
+            end = getattr(holder, "eos_token_id", None)
+            if end is not None:
+                return int(end[0] if isinstance(end, (list, tuple)) else end)
+        raise UserError("model.pretrained: neither model nor tokenizer names an end token; captions could never stop")
+
+    def generating_models(self) -> list[Any]:
+        """Return the models whose generation_config counts when plain transformers generates."""
+        return [self.model]
+
+    def adjust_generation(self, config: GenerationConfig) -> None:
+        """Set the start tokens that plain transformers needs in generation_config.json."""
+        config.bos_token_id = self.processor.tokenizer.bos_token_id
+        config.decoder_start_token_id = None
+
+    def processor_text(self, prompt: str) -> str:
+        """Return the text that the processor takes beside a picture, for kinds that do not chat."""
+        return prompt
+
+    def chats(self) -> bool:
+        """Whether prompts go through a chat template."""
+        return self.speaks_chat and bool(getattr(self.processor, "chat_template", None))
+
+    def prompt_inputs(self, prompt: str) -> PromptInputs:
+        """Return the processor's tokens for the prompt and one picture; every picture gives the same ones."""
+        prompt = prompt.strip()
+        if prompt not in self._prompts:
+            self._prompts[prompt] = self.inputs_for(prompt, self.blank())
+        return self._prompts[prompt]
+
+    def blank(self, width: int = _BLANK_SIDE, colour: tuple[int, int, int] = _PLAIN) -> Image.Image:
+        """Return a plain picture, of the size that pictures have where they are resized."""
+        side = getattr(self.captioner, "image_size", None)
+        return Image.new("RGB", (width, _BLANK_SIDE) if side is None else (side, side), colour)
+
+    def inputs_for(self, prompt: str, picture: Image.Image) -> PromptInputs:
+        """Return what the processor makes of prompt and picture.
+
+        Raises:
+            UserError: the processor refuses them, as it does where a prompt holds the picture's placeholder.
+        """
+        values = self.processed(prompt, [picture])
+        extras = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor) and name not in ("input_ids", "attention_mask", "labels")
+        }
+        pixels = extras.pop("pixel_values", torch.empty(0))
+        return PromptInputs(values["input_ids"][0], extras, tuple(pixels.shape))
+
+    def processed(self, prompt: str, pictures: Sequence[Image.Image]) -> Any:
+        """Return the processor's outputs for the prompt with each of the pictures.
+
+        Raises:
+            UserError: the processor refuses them.
+        """
+        try:
+            return self._processed(prompt, pictures)
+        except (ValueError, TypeError, KeyError) as error:
+            name = type(self.model).__name__
+            raise UserError(
+                f"model.prompt: the processor of {name} cannot join a picture and the prompt {prompt!r}: "
+                f"{' '.join(str(error).split())[:160]} (leave placeholders of pictures out of the prompt; "
+                "docs/image_text_to_text.md lists the models that work)"
+            ) from error
+
+    def _processed(self, prompt: str, pictures: Sequence[Image.Image]) -> Any:
+        if not self.chats():
+            text = self.processor_text(prompt)
+            if len(pictures) == 1:
+                return self.processor(images=pictures[0], text=text, return_tensors="pt")
+            # One list per text: some take a plain list for the pictures of a single text.
+            return self.processor(
+                images=[[picture] for picture in pictures], text=[text] * len(pictures), return_tensors="pt"
+            )
+        messages = [[_user_message(prompt, image=picture)] for picture in pictures]
+        return self.processor.apply_chat_template(
+            messages[0] if len(messages) == 1 else messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+    def _chat_ends(self) -> tuple[str, str] | None:
+        """Text that the chat template writes before and behind a reply; None without a template."""
+        if not self.chats():
+            return None
+        question = _user_message(self.captioner.prompt)
+        reply = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
+        asked = self.processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+        answered = self.processor.apply_chat_template([question, reply], tokenize=False)
+        if not answered.startswith(asked) or _MARK not in answered:
+            return "", ""
+        before, _, behind = answered[len(asked) :].partition(_MARK)
+        return before, behind
+
+
+def _user_message(prompt: str, **image: Any) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "image", **image}]
+    if prompt.strip():
+        content.append({"type": "text", "text": prompt.strip()})
+    return {"role": "user", "content": content}
+
+
+def expand(value: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
+    """Repeat a tensor of one picture (1, ...), or of its n parts (n, ...), for `count` pictures."""
+    return value.to(device).repeat(count, *[1] * (value.ndim - 1))

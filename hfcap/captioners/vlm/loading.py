@@ -1,0 +1,96 @@
+"""Loading of image-text-to-text models: number types, quantisation, processors."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from hfcap.captioners.adaptation.quantization import keep_layout
+from hfcap.captioners.shared.pretrained import load_image_processor, reason_of, whole_model
+from hfcap.captioners.shared.tokenizers import load_tokenizer
+from hfcap.errors import MissingPackageError, UserError
+
+MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
+"""What transformers calls image-text-to-text, without the types that have a family of their own."""
+
+KEY = "model.pretrained"
+
+
+def load_model(
+    location: str, revision: str | None, trust_remote_code: bool, dtype: str | None, quantization: str | None
+) -> Any:
+    """Load a whole model.
+
+    Args:
+        dtype: float32, bfloat16 or float16; None = as the weights are stored.
+        quantization: 4bit or 8bit (QLoRA, Dettmers et al. 2023, arXiv:2305.14314): frozen weights for LoRA.
+
+    Raises:
+        UserError: nothing to load there, or quantisation without bitsandbytes.
+    """
+    arguments: dict[str, Any] = {"dtype": "auto" if dtype is None else getattr(torch, dtype)}
+    if quantization is not None:
+        _require_quantization(quantization)
+        arguments["quantization_config"] = quantization_config(quantization, dtype)
+        arguments["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    if trust_remote_code:
+        arguments["trust_remote_code"] = True
+    model = whole_model(AutoModelForImageTextToText, location, revision, MODEL_TYPES, **arguments)
+    keep_layout(model)
+    if quantization is not None:
+        # Layer norms in float32; everything frozen but the LoRA layers to come.
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model
+
+
+def quantization_config(quantization: str, dtype: str | None) -> BitsAndBytesConfig:
+    """Return QLoRA's settings: NF4 with doubly quantised constants, or LLM.int8."""
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype or "bfloat16"),
+    )
+
+
+def _require_quantization(quantization: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackageError(
+            "bitsandbytes", f"model.quantization: {quantization}", ", or set it to null and model.dtype to bfloat16"
+        )
+
+
+def load_processor(location: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """Load the model's own processor, its tokenizer with a pad token.
+
+    Raises:
+        UserError: files are missing, or the processor needs a package that is not installed.
+    """
+    load_tokenizer(location, KEY, revision, trust_remote_code)
+    image_processor = load_image_processor(location, KEY, revision, trust_remote_code)
+    try:
+        processor: Any = AutoProcessor.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise UserError(
+            f"{KEY}: the processor of {location} needs packages that are missing: {' '.join(str(error).split())[:160]} "
+            "(SmolVLM and Qwen-VL also take films: pip install torchvision num2words)"
+        ) from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{KEY}: no processor in {location}: {reason_of(error)}") from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise UserError(f"{KEY}: the processor of {location} lacks an image processor or a tokenizer")
+    processor.image_processor = image_processor
+    tokenizer = processor.tokenizer
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+    return processor

@@ -1,0 +1,98 @@
+"""Prefix models that pack: what each of them does differently with picture, positions and mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from hfcap.captioners.shared.masks import prefix_attention_mask
+from hfcap.captioners.vlm.kind import PromptInputs
+from hfcap.captioners.vlm.prefix import Prefix
+
+
+class PaliGemma(Prefix):
+    """PaliGemma (Beyer et al. 2024, arXiv:2407.07726): prompt and picture see one another, captions look back."""
+
+    model_types = ("paligemma",)
+    speaks_chat = False
+    shares_prefix = False
+    caption_extras: ClassVar[Mapping[str, int]] = {"token_type_ids": 1}  # words that look back only
+
+    def processor_text(self, prompt: str) -> str:
+        """Return the placeholder and the task, such as 'caption en'; the processor adds start and new line."""
+        return f"{self.processor.image_token}{prompt}"
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """SigLIP, the linear projection, and Gemma."""
+        inner = self.model.model
+        return {
+            "vision": [inner.vision_tower],
+            "connector": [inner.multi_modal_projector],
+            "text": [inner.language_model, self.model.lm_head],
+        }
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return SigLIP's last hidden state."""
+        return self.model.model.vision_tower(pixel_values).last_hidden_state
+
+    def project(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Project to Gemma's width."""
+        return self.model.model.multi_modal_projector(image_states)
+
+    def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
+        """PaliGemma counts from 1."""
+        return super().positions(prompt, device) + 1
+
+    def packed_head(self, states: torch.Tensor) -> torch.Tensor:
+        """Cap the logits as Gemma 2 does, in PaliGemma 2."""
+        logits = super().packed_head(states)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def mask(self, caption_index: torch.Tensor, n_prefix: int, dtype: torch.dtype) -> torch.Tensor:
+        """Let the prefix see all of itself, and the prompt's last token, which stands at the head of each caption.
+
+        Any copy of that token would do, as all see the same and are alike; the first one is always there.
+        """
+        mask = prefix_attention_mask(caption_index, n_prefix, dtype, bidirectional=True)
+        mask[:, :, :n_prefix, n_prefix] = 0
+        return mask
+
+
+class Idefics3(Prefix):
+    """Idefics3 and SmolVLM (Laurencon et al. 2024, arXiv:2408.12637; Marafioti et al. 2025, arXiv:2504.05299)."""
+
+    model_types = ("idefics3", "smolvlm")
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """SigLIP, pixel shuffle with projection, and the language model."""
+        inner = self.model.model
+        return {
+            "vision": [inner.vision_model],
+            "connector": [inner.connector],
+            "text": [inner.text_model, self.model.lm_head],
+        }
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the vision model's last hidden state; every patch counts, a black picture is a picture too."""
+        side = self.model.config.vision_config.patch_size
+        batch, _, height, width = pixel_values.shape
+        patches = torch.ones(batch, height // side, width // side, dtype=torch.bool, device=pixel_values.device)
+        return self.model.model.vision_model(pixel_values=pixel_values, patch_attention_mask=patches).last_hidden_state
+
+    def project(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Shuffle neighbouring patches together and project them."""
+        return self.model.model.connector(image_states)
+
+    def prepare(self) -> None:
+        """Switch splitting off: a picture in parts would give another number of tokens for every shape."""
+        self.processor.image_processor.do_image_splitting = False
+
+
+class Llava(Prefix):
+    """LLaVA 1.5 (Liu et al. 2023, arXiv:2310.03744): CLIP patches, an MLP, Llama."""
+
+    model_types = ("llava", "vipllava")

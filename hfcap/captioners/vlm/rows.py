@@ -1,0 +1,166 @@
+"""Models that caption behind their prompt in one language model: each caption in a row of the model's own forward.
+
+The forward knows its masks and positions best, so this serves any such model. The picture is still encoded once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from transformers import GenerationConfig
+
+from hfcap.captioners.vlm.kind import Kind, PromptInputs, expand
+from hfcap.errors import UserError
+from hfcap.generation.early_exit import leaving
+from hfcap.generation.step_scores import without_steps
+
+_USUAL_SIZE, _MOST_SIZE = 448, 560
+"""Sides of the square that pictures are resized to: where the vision part names none, and at most."""
+
+
+class Rows(Kind):
+    """A decoder that is given prompt and caption in one row, and the picture's states beside it."""
+
+    caption_extras: ClassVar[Mapping[str, int]] = {}
+    """What the processor's outputs say of a caption's words, where that is not what they say of the prompt's end."""
+
+    @abstractmethod
+    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+        """Return what the model's forward takes in place of pixels: states (B, S, D) of one picture per row."""
+
+    def picture_extras(self) -> tuple[str, ...]:
+        """Return which of the processor's outputs say how pixels are read: needed for no forward behind `encode`."""
+        return ()
+
+    def usual_image_size(self) -> int | None:
+        """Return a side that the vision part knows, where pictures of other shapes would give another prompt."""
+        if self.default_image_size is not None or self.same_for_all_shapes():
+            return self.default_image_size
+        size = getattr(getattr(self.model.config, "vision_config", None), "image_size", None)
+        size = size[0] if isinstance(size, Sequence) else size
+        return min(int(size), _MOST_SIZE) if size else _USUAL_SIZE
+
+    def same_for_all_shapes(self) -> bool:
+        """Whether the processor gives the same prompt and shapes for pictures of any shape."""
+        square, long = (self.inputs_for("", self.blank(width)) for width in (64, 160))
+        return _comparable(square) == _comparable(long)
+
+    def check(self) -> None:
+        """Raise a UserError where the processor tells more of a picture than its pixel values: it would be lost."""
+        prompt, other = (self.inputs_for("", self.blank(colour=colour)) for colour in ((90, 130, 170), (170, 90, 60)))
+        names = sorted(
+            name for name, value in prompt.extras.items() if not torch.equal(value, other.extras.get(name, value[:0]))
+        )
+        if names or not prompt.pixel_shape:
+            raise UserError(
+                f"model.pretrained: hfcap cannot keep what the processor of {type(self.model).__name__} makes of a "
+                f"picture together ({', '.join(names) or 'no pixel_values'}); docs/image_text_to_text.md lists the "
+                "models that work"
+            )
+
+    def positions_before_text(self) -> int:
+        """Return the length of prompt and picture, whose last token begins each text."""
+        return len(self.prompt_inputs(self.captioner.prompt).input_ids) - 1
+
+    def sees_one_picture(self) -> bool:
+        """Whether the processor gives (1, 3, height, width), or the like with more ones in front, for a picture."""
+        shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
+        return len(shape) > 3 and set(shape[:-3]) == {1} and self.pixel_axis() == 0
+
+    def pixel_axis(self) -> int:
+        """Return the axis along which the processor puts the pixels of several pictures."""
+        return 0
+
+    def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Give pixels (B, ...) the shape that the processor gives those of B pictures."""
+        shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
+        return torch.cat(list(pixel_values.reshape(len(pixel_values), *shape)), dim=self.pixel_axis())
+
+    def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits at the captions: prompt and caption in one row."""
+        self.check_prompt()
+        prompt, count = self.prompt_inputs(self.captioner.prompt), len(input_ids)
+        before = expand(prompt.input_ids[None, :-1], count, input_ids.device)
+        ids = torch.cat([before, input_ids], dim=1)
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            logits_to_keep=input_ids.shape[1],
+            use_cache=False,
+            **self.picture_arguments(image_states),
+            **{
+                name: _for_rows(value, before.shape[1] + 1, ids, self.caption_extras.get(name))
+                for name, value in self._word_extras().items()
+            },
+        ).logits
+        # Some (MiniCPM's) take logits_to_keep among their other arguments and keep all.
+        return logits[:, -input_ids.shape[1] :]
+
+    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate as the model does from the processor's inputs, with the picture's states given."""
+        return self._generate(image_states, input_ids, config, {})
+
+    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+        """Generate with a batch that finished images leave, unless the model keeps positions of its rows to itself."""
+        keeps_positions = hasattr(self.model.base_model, "rope_deltas")  # Qwen-VL's do
+        faster = without_steps(config) if keeps_positions else leaving(config)
+        return self._generate(image_states, input_ids, config, faster)
+
+    def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Put the words in place of the prompt's last token: the processor's outputs are for a prompt of its length."""
+        return torch.cat([input_ids[:, :-1], words[:, None]], dim=1)
+
+    def _generate(
+        self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
+    ) -> Any:
+        self.check_prompt()
+        prompt = self.prompt_inputs(self.captioner.prompt)
+        batch, device = image_states.shape[0], image_states.device
+        before = expand(prompt.input_ids[None, :-1], batch, device)
+        ids = torch.cat([before, input_ids.to(device)], dim=1)
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            **self.picture_arguments(image_states),
+            **faster,
+            **{name: expand(value, batch, device) for name, value in self._word_extras().items()},
+        )
+        return without_prefix(output, before.shape[1])
+
+    def _word_extras(self) -> dict[str, torch.Tensor]:
+        """Return the processor's other outputs, those that only tell how pixels are read left out."""
+        extras = self.prompt_inputs(self.captioner.prompt).extras
+        return {name: value for name, value in extras.items() if name not in self.picture_extras()}
+
+
+def _comparable(prompt: PromptInputs) -> tuple[Any, ...]:
+    extras = sorted((name, value.tolist()) for name, value in prompt.extras.items() if not name.startswith("pixel_"))
+    return prompt.input_ids.tolist(), prompt.pixel_shape, extras
+
+
+def accepted(function: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return those of the values that the function has a parameter for."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def without_prefix(output: Any, n_prefix: int) -> Any:
+    """Cut the first `n_prefix` tokens off the sequences of a generate output."""
+    if isinstance(output, torch.Tensor):
+        return output[:, n_prefix:]
+    output.sequences = output.sequences[:, n_prefix:]
+    return output
+
+
+def _for_rows(value: torch.Tensor, n_prompt: int, ids: torch.Tensor, of_caption: int | None) -> torch.Tensor:
+    """Repeat a processor's output for every row; what it says of each token, it says of captions as of the last one."""
+    rows = expand(value, len(ids), ids.device)
+    if value.shape[:2] != (1, n_prompt):
+        return rows
+    last = rows[:, -1:] if of_caption is None else torch.full_like(rows[:, -1:], of_caption)
+    return torch.cat([rows, last.expand(-1, ids.shape[1] - n_prompt, *rows.shape[2:])], dim=1)

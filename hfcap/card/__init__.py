@@ -1,0 +1,1 @@
+"""The model card: facts of a run, their wording, and code that uses the model."""

@@ -1,0 +1,123 @@
+"""The card's evaluation: scores with intervals beside baselines and published numbers, and their conditions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfcap.card.front_matter import compact_signature
+from hfcap.card.run_facts import CardInput
+from hfcap.card.text import count, dataset_link, shown_number
+from hfcap.pages.markdown import Safe, code, escape, table
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.scoring.score_table import METRIC_NAMES, metric_name
+
+FEW_IMAGES = 100
+"""Below so many pictures CIDEr's document frequencies say little."""
+
+BASELINE_NAMES = {"most_frequent_caption": "Most frequent caption", "blank_images": "Blank pictures"}
+
+
+def evaluation(known: CardInput) -> dict[str, Any] | None:
+    """Return conditions, table and notes of the scores; None where nothing was scored."""
+    metrics = known.scores.get("metrics", {})
+    if not metrics:
+        return _target(known)
+    conditions = Safe(
+        f"{dataset_link(known)}, split {code(known.split_name)}, {count(known.scores['n_images'])} pictures; "
+        f"{_decoding(known.decoding)}. Values are times 100, as in papers"
+        + (", with bootstrap intervals." if known.scores.get("intervals") else ".")
+    )
+    signature = compact_signature(known.scores.get("signature", {}))
+    return {
+        "conditions": conditions,
+        "table": _score_table(known, metrics),
+        "notes": _score_notes(known),
+        "signature": code(signature) if signature else None,
+    }
+
+
+def _decoding(options: GenerateOptions | None) -> str:
+    if options is None:
+        return "captions are looked up, so no decoding settings apply"
+    how = f"{options.num_beams} beams" if options.num_beams > 1 else "greedy decoding"
+    if options.do_sample:
+        how = f"sampling (temperature {options.temperature:g}, top-p {options.top_p:g}, seed {options.seed})"
+    return f"{how}, at most {options.max_new_tokens} new tokens"
+
+
+def _target(known: CardInput) -> dict[str, Any] | None:
+    """The published numbers alone, of a recipe that was not scored yet."""
+    expect = known.recipe.expect
+    if expect is None:
+        return None
+    rows = [[str(escape(metric_name(name))), shown_number(name, value)] for name, value in expect.metrics.items()]
+    return {
+        "conditions": Safe("Not scored yet. What the recipe aims at, times 100:"),
+        "table": table(["Metric", "Published"], rows, right=1),
+        "notes": [Safe(f"Published values: {escape(expect.source)}; measured elsewhere.")],
+        "signature": None,
+    }
+
+
+def _score_table(known: CardInput, metrics: dict[str, Any]) -> Safe:
+    intervals = known.scores.get("intervals", {})
+    expected = known.recipe.expect.metrics if known.recipe.expect else {}
+    level = f"{100 * known.recipe.score.confidence_level:g} % interval"
+    columns = ["Metric", "This model"] + ([level] if intervals else [])
+    columns += [BASELINE_NAMES[name] for name in known.baselines] + (["Published"] if expected else [])
+    order = {name: place for place, name in enumerate(METRIC_NAMES)}
+    rows = []
+    for metric in sorted(metrics, key=lambda name: (order.get(name, len(order)), name)):
+        row = [str(escape(metric_name(metric))), f"**{shown_number(metric, metrics[metric])}**"]
+        if intervals:
+            bounds = intervals.get(metric)
+            row.append(f"{shown_number(metric, bounds[0])} to {shown_number(metric, bounds[1])}" if bounds else "–")
+        row += [shown_number(metric, values.get("metrics", {}).get(metric)) for values in known.baselines.values()]
+        row += [shown_number(metric, expected.get(metric))] if expected else []
+        rows.append(row)
+    return table(columns, rows, right=len(columns) - 1)
+
+
+def _score_notes(known: CardInput) -> list[Safe]:
+    notes = []
+    if known.baselines:
+        notes.append(
+            Safe(
+                "Baselines: "
+                + "; ".join(
+                    {
+                        "most_frequent_caption": "the most frequent training caption for every picture",
+                        "blank_images": "this captioner fed blank pictures",
+                    }[name]
+                    for name in known.baselines
+                )
+                + "."
+            )
+        )
+    expect = known.recipe.expect
+    if expect:
+        notes.append(
+            Safe(
+                f"Published values: {escape(expect.source)}. They were measured elsewhere, with other settings where "
+                f"the signature differs; {_reproduction(known)}."
+            )
+        )
+    if 0 < known.scores.get("n_images", 0) < FEW_IMAGES:
+        notes.append(
+            Safe(
+                f"CIDEr-D weighs words by their rarity in the split; with fewer than {FEW_IMAGES} pictures it is rough."
+            )
+        )
+    return notes
+
+
+def _reproduction(known: CardInput) -> str:
+    expect = known.recipe.expect
+    assert expect is not None
+    reached = expect.reached(known.scores.get("metrics", {}))
+    if not reached:
+        return "none of them was measured here"
+    short = [name for name, enough in reached.items() if not enough]
+    if not short:
+        return f"this model reaches all of them within {100 * expect.tolerance:g} %"
+    return "this model falls short in " + ", ".join(str(escape(metric_name(name))) for name in short)

@@ -1,0 +1,1 @@
+"""Generated scenes of shapes with captions, the data of the quick start."""

@@ -1,0 +1,1 @@
+"""Images from the web and from datasets on the Hub."""

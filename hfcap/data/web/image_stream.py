@@ -1,0 +1,154 @@
+"""Pictures to caption, one after the other: files and web addresses, or the rows of a dataset that is streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from hfcap.data.images import CheckableImage, UnreadableImageError
+from hfcap.data.source import NoSuchSplitError
+from hfcap.data.sources.hub import HubOptions, is_saved_dataset, open_splits
+from hfcap.data.web.hub_columns import find_image_column
+from hfcap.data.web.hub_images import CellImage
+from hfcap.data.web.network_errors import transport_errors
+from hfcap.errors import UserError, WorkError
+from hfcap.schema import CaptionedImage, ImageBytes
+
+
+@dataclass(frozen=True)
+class PictureStream:
+    """Pictures in an order that stays the same.
+
+    Attributes:
+        identity: JSON value that changes when the pictures do.
+        total: how many there are; None where only reading to the end tells.
+        open: (how many are done, id of the last of them) -> the pictures behind it, read when they are asked for.
+        listed: the pictures, where they are known without reading; the same objects that `open` gives.
+    """
+
+    identity: Any
+    total: int | None
+    open: Callable[[int, str | None], Iterator[CaptionedImage]]
+    listed: list[CaptionedImage] | None = None
+
+
+def listed_pictures(records: Sequence[CaptionedImage]) -> PictureStream:
+    """Return the stream of pictures that are known one by one."""
+    known = list(records)
+
+    def behind(done: int, last: str | None) -> Iterator[CaptionedImage]:
+        yield from known[done:]
+
+    return PictureStream([[record.image_id, _stamp(record.image)] for record in known], len(known), behind, known)
+
+
+def _stamp(image: ImageBytes) -> str:
+    try:
+        return image.check_key() if isinstance(image, CheckableImage) else image.describe()
+    except UnreadableImageError:
+        return ""  # missing: reading it says so
+
+
+def dataset_pictures(
+    dataset: str, *, split: str | None = None, config_name: str | None = None, image_column: str | None = None
+) -> PictureStream:
+    """Return the rows of a dataset; what is on the Hub is streamed, nothing is kept on this disk.
+
+    Args:
+        dataset: Hub id; or folder of save_to_disk, folder with tables, .parquet or .arrow file.
+        split: only this one; None = all, one after the other.
+
+    Raises:
+        UserError: the dataset, its split or its column of pictures is not there, or several could be meant.
+        WorkError: the Hub cannot be reached (as soon as pictures are asked for: or the stream breaks).
+    """
+    path = Path(dataset).expanduser()
+    revision = None if path.exists() else _commit(dataset)
+    options = HubOptions(dataset=dataset, config_name=config_name, revision=revision)
+    remedy = "check the spelling, --config-name and the network"
+    splits = open_splits(options, streaming=not is_saved_dataset(path), remedy=remedy)
+    if split is not None and split not in splits:
+        raise NoSuchSplitError(f"dataset {dataset}", split, splits, "--split chooses one")
+    names = list(splits) if split is None else [split]
+    rows, columns = {}, []
+    for name in names:
+        table = splits[name]
+        # A stream may not say what is in it before its first row was read.
+        table = table if table.features is not None else table._resolve_features()
+        columns.append(find_image_column(dataset, image_column, table.features, "--image-column"))
+        rows[name] = _undecoded(table, columns[-1])
+    folder = path if path.is_dir() else None
+
+    def behind(done: int, last: str | None) -> Iterator[CaptionedImage]:
+        first, start = names[0], 0
+        if last is not None:
+            first, _, number = last.rpartition("-")
+            start = int(number) + 1
+        for place in range(names.index(first), len(names)):
+            yield from _rows(rows[names[place]], columns[place], dataset, names[place], start, folder)
+            start = 0
+
+    identity = [dataset, config_name, names, columns, revision or _files(path)]
+    return PictureStream(identity, None, behind)
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    import datasets
+
+    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _rows(
+    table: Any, column: str, dataset: str, split: str, start: int, folder: Path | None
+) -> Iterator[CaptionedImage]:
+    number = start
+    # pyarrow reports damaged files as ValueError.
+    breaks: tuple[type[Exception], ...] = (OSError, ValueError, *transport_errors())
+    try:
+        for row in table.skip(start):
+            image_id = f"{split}-{number}"
+            image = CellImage(row[column], f"{dataset}, {split}, row {number}", folder)
+            yield CaptionedImage(image_id, image_id, (), image)
+            number += 1
+    except breaks as error:
+        raise WorkError(f"dataset {dataset}, {split}: reading stopped at row {number} ({error})") from error
+
+
+def _commit(dataset: str) -> str | None:
+    """Return the newest commit of a dataset on the Hub, so that a stopped captioning goes on with the same rows.
+
+    Raises:
+        UserError: the Hub has none of this name. WorkError: it cannot be reached.
+    """
+    here = f"{dataset}: no such file or folder here, and"
+    unreachable: tuple[type[Exception], ...] = (OSError, *transport_errors())
+    try:
+        return HfApi().dataset_info(dataset).sha
+    except HFValidationError:
+        raise UserError(f"{here} no possible name of a dataset on the Hub") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status >= 500:
+            raise WorkError(f"{here} the Hub is out of order (status {status}); run again later") from error
+        raise UserError(
+            f"{here} the Hub gives out no dataset of this name (status {status}); check the spelling, and sign in "
+            "with 'hf auth login' if it is private or gated"
+        ) from error
+    except unreachable as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WorkError(
+            f"{here} whether the Hub has a dataset of this name cannot be found out, because it cannot be reached "
+            f"({reason}). Check the spelling, or the network"
+        ) from error
+
+
+def _files(path: Path) -> list[list[Any]]:
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    # A captioning into the folder of its dataset is no change of the dataset.
+    files = [file for file in files if not file.suffix.startswith(".part-")]
+    return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

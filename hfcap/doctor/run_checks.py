@@ -1,0 +1,208 @@
+"""The examination from recipe to report: cheap and certain checks first, measured training steps last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfcap import registry
+from hfcap.captioners.base import Captioner
+from hfcap.data.augmentation import AugmentedDataset
+from hfcap.data.loading import CaptionDataset, PixelInputs
+from hfcap.data.source import Split, load_split
+from hfcap.doctor.console_report import print_report
+from hfcap.doctor.cost import Memory, estimate_cost, gigabytes, plan_schedule, report_memory
+from hfcap.doctor.dataset import examine_data
+from hfcap.doctor.labels import examine_labels, example_batch, shown_pictures
+from hfcap.doctor.measurement import measure, memory_of
+from hfcap.doctor.pixels import examine_pixels, show_augmented
+from hfcap.doctor.report import Report
+from hfcap.doctor.tokens import examine_tokens
+from hfcap.doctor.train_generate_parity import check_longest, examine_agreement
+from hfcap.doctor.weights import examine_weights
+from hfcap.errors import UserError
+from hfcap.files import write_json
+from hfcap.progress import console, error_console
+from hfcap.recipe.blocks import Recipe
+from hfcap.schema import CaptionedImage
+from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
+from hfcap.training.assemble import tokenised, train_dataset, uses_feature_store
+from hfcap.training.build import build_captioner, make_trainable
+
+REPORT_FILE = "doctor.json"
+SHEET_FILE = "contact_sheet.png"
+
+
+def output_folder(recipe: Recipe) -> Path:
+    """Return where the doctor writes when no folder is given: beside the run directory, which it never touches."""
+    return Path(recipe.output_dir) / f"{recipe.name}.doctor"
+
+
+def examine(recipe: Recipe, output: Path | None = None, steps: int = 3) -> bool:
+    """Examine a recipe, print what was found, and write doctor.json and contact_sheet.png.
+
+    Args:
+        output: folder for the two files; default: `<output_dir>/<name>.doctor`.
+        steps: updates to measure; 0 leaves memory and time out.
+
+    Returns:
+        True if no error was found (there may be warnings).
+
+    Raises:
+        UserError: the recipe cannot run at all (no such data, base model or LoRA target). What could be examined until
+            then is printed and written first.
+    """
+    folder = output_folder(recipe) if output is None else output
+    method = _method(recipe)
+    report = Report(recipe.name, recipe.captioner, method)
+    try:
+        _Examination(recipe, report, folder).run(steps)
+    except UserError as error:
+        report.findings.error("recipe", str(error), "see the message")
+        _finish(report, folder, complete=False)
+        raise
+    _finish(report, folder, complete=True)
+    return report.healthy
+
+
+def _method(recipe: Recipe) -> str:
+    if not registry.load("captioners", recipe.captioner).REGISTERED.trains_by_gradients:
+        return "fitted in one pass"
+    return "full fine-tuning" if recipe.lora is None else "LoRA"
+
+
+def _finish(report: Report, folder: Path, complete: bool) -> None:
+    if report.data is None:
+        return
+    write_json(folder / REPORT_FILE, report.as_json())
+    sheet = folder / SHEET_FILE
+    print_report(console, report, sheet if sheet.is_file() and report.pixels else None)
+    if complete:
+        print_verdict(report)
+    console.print(f"Report: {folder / REPORT_FILE}", markup=False, soft_wrap=True)
+
+
+def print_verdict(report: Report) -> None:
+    """Print one line: how many errors and warnings."""
+    levels = [problem.level for problem in report.findings.problems]
+    errors, warnings = levels.count("error"), levels.count("warning")
+    if errors:
+        verdict, style = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}: correct the errors first.", "red"
+    elif warnings:
+        verdict, style = f"No error, {_count(warnings, 'warning')}.", "yellow"
+    else:
+        verdict, style = "Nothing wrong.", "green"
+    console.print(verdict, style=style)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass
+class _Examination:
+    recipe: Recipe
+    report: Report
+    folder: Path
+
+    def run(self, steps: int) -> None:
+        """Fill the report, in the order in which training meets what is examined; `steps` updates are measured."""
+        recipe, report, findings = self.recipe, self.report, self.report.findings
+        _say("Reading the dataset")
+        splits = self._splits()
+        train = splits["train"]
+        report.data = examine_data(splits, findings)
+        _say("Building the captioner")
+        captioner = build_captioner(recipe, train)
+        report.tokens = examine_tokens(recipe, captioner, train, findings)
+        sheet = self.folder / SHEET_FILE
+        if captioner.sees_one_picture:
+            report.pixels = examine_pixels(train, captioner.image_processor, sheet, findings)
+        if not captioner.trains_by_gradients:
+            return  # no labels, no loss, no training steps
+        make_trainable(captioner, recipe)
+        report.weights = examine_weights(recipe, captioner, findings)
+        _say("Looking at labels and generation")
+        tokens = tokenised(captioner, train, recipe.data.max_caption_tokens)
+        inputs = PixelInputs(train, captioner.image_processor)
+        dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, recipe.train.seed)
+        trained_on = train_dataset(captioner, train, inputs, tokens, recipe)
+        if isinstance(trained_on, AugmentedDataset) and captioner.sees_one_picture:
+            show_augmented(trained_on, captioner.image_processor, sheet)
+        lengths = [sum(map(len, captions)) for captions in tokens]
+        batch, names = example_batch(captioner, dataset, train, shown_pictures(recipe, lengths))
+        captioner.model.eval()
+        if not check_longest(recipe, captioner, batch, report.tokens.tokens[2], findings):
+            return
+        report.labels = examine_labels(recipe, captioner, tokens, batch, names, findings)
+        report.agreement = examine_agreement(recipe, captioner, batch, findings)
+        if steps > 0:
+            self._measure(captioner, trained_on, lengths, splits, steps)
+
+    def _splits(self) -> dict[str, list[CaptionedImage]]:
+        names: list[Split] = ["train", "validation", self.recipe.score.split]
+        return {name: load_split(self.recipe.data, name) for name in dict.fromkeys(names)}
+
+    def _measure(
+        self,
+        captioner: Captioner,
+        dataset: CaptionDataset,
+        lengths: list[int],
+        splits: dict[str, list[CaptionedImage]],
+        steps: int,
+    ) -> None:
+        recipe, report, findings = self.recipe, self.report, self.report.findings
+        assert report.weights is not None
+        schedule = plan_schedule(recipe, lengths, findings)
+        accelerator = self._accelerator()
+        require_number_types(captioner, accelerator.device)
+        available = memory_of(accelerator.device)
+        trained = report.weights.trained * 4
+        fixed = Memory(report.weights.weight_bytes, trained, 2 * trained, 0, 0, available)
+        if schedule.updates == 0 or (available is not None and fixed.total > 0.9 * available):
+            report_memory(recipe, fixed, findings)
+            return
+        _say(f"Measuring {steps} training steps")
+        stored = uses_feature_store(captioner, recipe)
+        try:
+            report.measured = measure(recipe, captioner, dataset, stored, accelerator, steps)
+        except torch.cuda.OutOfMemoryError:
+            findings.error(
+                "train.per_device_train_batch_size",
+                f"a training step does not fit into the GPU's memory ({gigabytes(available or 0)})",
+                "lower it and raise train.gradient_accumulation_steps, or set train.gradient_checkpointing: true",
+            )
+            return
+        _report_untrained(report.measured.without_gradient, captioner, findings)
+        report.cost = estimate_cost(
+            recipe, captioner, report.weights, schedule, report.measured, splits, accelerator, findings
+        )
+
+    def _accelerator(self) -> Any:
+        precision = self.recipe.train.mixed_precision
+        try:
+            return new_accelerator(precision)
+        except PrecisionError as error:
+            self.report.findings.error("train.mixed_precision", f"{error.problem} (measured without it)", error.remedy)
+            return new_accelerator("no")
+
+
+def _report_untrained(names: Sequence[str], captioner: Captioner, findings: Any) -> None:
+    """Weights that are trained on paper but get no gradient; an unused pooler is normal, more is not."""
+    sizes = {name: weight.numel() for name, weight in captioner.model.named_parameters() if weight.requires_grad}
+    lost = sum(sizes[name] for name in names)
+    if lost > 0.05 * sum(sizes.values()):
+        findings.warning(
+            "train",
+            f"{lost / sum(sizes.values()):.0%} of the trained weights get no gradient (first: {names[0]})",
+            f"check logits of {type(captioner).__module__}, or freeze that part",
+        )
+
+
+def _say(what: str) -> None:
+    if error_console.is_terminal:
+        error_console.print(f"{what} ...", style="dim")

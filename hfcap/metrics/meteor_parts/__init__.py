@@ -1,0 +1,1 @@
+"""The parts of METEOR: alignment, stemming, synonyms and paraphrases."""

@@ -1,0 +1,1 @@
+"""What several metrics use: tokens, n-grams, caption files, resampling."""

@@ -1,0 +1,1 @@
+"""The recipe: its tree of options, files and overrides, problems in plain words."""

@@ -1,0 +1,379 @@
+"""The recipe: one YAML file that says everything about a run, checked completely before anything starts.
+
+Key names are those of the libraries: TrainingArguments in `train`, LoraConfig in `lora`, GenerationConfig in
+`generate`. The keys of `model` belong to the captioner family and those of `data` to the data source; each declares a
+subclass of `ModelOptions` or `DataOptions` in its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from hfcap.places import FrequencyFile, LocalPath, Location, Place
+from hfcap.recipe.block import Block, NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from hfcap.recipe.scst import ScstOptions
+
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
+
+
+class TokenizerOptions(Block):
+    """A small byte-level BPE tokenizer trained on the training captions, for captioners trained from scratch."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 4000
+    lowercase: bool = True
+
+
+class ModelOptions(Block):
+    """Keys of `model` that every captioner family has; families add theirs in a subclass."""
+
+    pretrained: Location | None = Field(None, description="Hub id or local folder of a whole captioner to start from")
+    revision: str | None = Field(None, description="commit, tag or branch of `pretrained`")
+    trust_remote_code: bool = Field(False, description="run code that comes with the base model; only if you trust it")
+    prompt: str = Field("", description="text that starts every caption, in training and in generation")
+    attn_implementation: Attention | dict[str, Attention] | None = Field(
+        None, description="attention kernel by transformers' name, or one for each part: {vision: flash_attention_2}"
+    )
+    tokenizer: TokenizerOptions | None = Field(None, description="train a tokenizer on the training captions")
+
+    freezing_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that, once set, leave nothing to train but LoRA's weights."""
+
+
+class DataOptions(Block):
+    """Keys of `data` that every source has; sources add theirs in a subclass."""
+
+    source: str
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    max_train_images: PositiveInt | None = Field(None, description="use only the first so many pictures of the split")
+    max_validation_images: PositiveInt | None = None
+    max_test_images: PositiveInt | None = None
+    max_unreadable_images: NonNegativeInt = Field(
+        0, description="how many missing or corrupt pictures may be skipped before the run stops"
+    )
+    captions_per_image: PositiveInt | None = Field(
+        5, description="at most so many captions of an image in one training step (a new draw each epoch); null = all"
+    )
+    max_caption_tokens: PositiveInt = Field(40, description="longer training captions are cut to so many tokens")
+    feature_store: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="a frozen encoder runs once per picture and its output is kept on disk: auto where that is "
+        "possible; on stops where it is not",
+    )
+    feature_store_folder: LocalPath | None = Field(
+        None, description="default: HFCAP_CACHE or ~/.cache/hfcap, features/"
+    )
+    image_cache: bool = Field(
+        False, description="keep pictures at the captioner's size, uncompressed: later epochs need no decoding"
+    )
+    image_cache_folder: LocalPath | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, images/")
+
+    @property
+    def may_store_features(self) -> bool:
+        """Whether the output of an encoder that is not trained is kept."""
+        return self.feature_store != "off"
+
+
+class LoraOptions(Block):
+    """LoRA (Hu et al. 2021) with the names of peft's LoraConfig."""
+
+    r: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: Share = 0.05
+    target_modules: Literal["auto"] | list[str] = Field(
+        "auto", description="auto: the captioner family's list; otherwise name endings, as in peft"
+    )
+    modules_to_save: list[str] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_dora: bool = False
+    use_rslora: bool = False
+    load_in_4bit: bool = Field(
+        False, description="QLoRA: the frozen layers in 4 bits (NF4) while training (bitsandbytes; CUDA GPU or CPU)"
+    )
+    init_lora_weights: bool | Literal["gaussian", "pissa", "olora"] = True
+
+
+class TrainOptions(Block):
+    """Training, with the names of transformers' TrainingArguments. Batch sizes count images, not captions."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] | None = None
+    max_steps: PositiveInt | None = Field(None, description="optimiser updates; give this or num_train_epochs")
+    per_device_train_batch_size: PositiveInt = Field(16, description="images per device; each brings its captions")
+    per_device_eval_batch_size: PositiveInt = 32
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rates: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict, description="learning rate per part (vision, text, mapper); others use learning_rate"
+    )
+    freeze: list[str] = Field(default_factory=list, description="parts that are not trained (vision, text, mapper)")
+    dropout: dict[str, Share] = Field(
+        default_factory=dict,
+        description="probability per part (vision, text, mapper) of the dropout layers that its model has switched on; "
+        "others keep what the model's configuration says",
+    )
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
+    warmup_ratio: Share = 0.0
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.05
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
+    adam_epsilon: NonNegativeFloat = 1e-8
+    max_grad_norm: NonNegativeFloat = Field(1.0, description="0 switches clipping off")
+    label_smoothing_factor: Share = 0.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool | list[str] = Field(
+        False, description="true, or a list of parts whose activations are computed again instead of kept"
+    )
+    torch_compile: bool = Field(False, description="compile the model's layers; the first steps take minutes")
+    optim: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = Field(
+        "adamw_torch",
+        description="the 8-bit ones keep a quarter of the optimiser's memory (bitsandbytes; CUDA GPU or CPU)",
+    )
+    ema_decay: Share | None = Field(
+        None, description="keep an exponential moving average of the weights and publish it"
+    )
+    seed: NonNegativeInt = 42
+    logging_steps: PositiveInt = 10
+    eval_steps: PositiveInt | None = Field(None, description="validate every so many updates; null = each epoch")
+    save_steps: PositiveInt | None = Field(None, description="checkpoint every so many updates; null = as eval_steps")
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    metric_for_best_model: Literal["loss", "cider"] = "loss"
+    load_best_model_at_end: bool = True
+    early_stopping_patience: PositiveInt | None = Field(None, description="validations without improvement before stop")
+    dataloader_num_workers: NonNegativeInt = 2
+    report_to: list[Literal["tensorboard", "wandb", "trackio", "codecarbon"]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.num_train_epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of num_train_epochs and max_steps (set the other to null)")
+        if self.warmup_ratio and self.warmup_steps:
+            raise ValueError("give warmup_ratio or warmup_steps, not both")
+        if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
+            raise ValueError(
+                "lr_scheduler_type: constant has no warm-up; write constant_with_warmup, or leave warmup_ratio and "
+                "warmup_steps out"
+            )
+        return self
+
+
+class AugmentOptions(Block):
+    """Changes to training pictures and captions, drawn anew each epoch; never active in validation."""
+
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="a random crop keeps at least this share of the picture's area; 1 = no crop"
+    )
+    rotation: Annotated[float, Field(ge=0, le=45)] = Field(0.0, description="at most so many degrees either way")
+    brightness: Share = Field(0.0, description="factor between 1 - brightness and 1 + brightness; 0 = none")
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    horizontal_flip: Share = Field(0.0, description="probability that a picture is mirrored")
+    flip_captions: Literal["swap", "skip"] = Field(
+        "swap",
+        description="captions with left or right: swap exchanges the words, skip leaves the picture unmirrored (swap "
+        "does too where the words may mean something else)",
+    )
+    word_dropout: Share = Field(0.0, description="probability that the decoder does not see a word it has predicted")
+    synonym_replacement: Share = Field(0.0, description="probability that a word with synonyms is replaced by one")
+    synonyms: Annotated[str, Place(words=("wordnet",))] = Field(
+        "wordnet", description="wordnet, or a JSON file that maps words to lists of synonyms"
+    )
+
+    @property
+    def changes_pictures(self) -> bool:
+        """Whether pictures differ from epoch to epoch, so that a frozen encoder's output cannot be kept."""
+        strengths = (self.rotation, self.brightness, self.contrast, self.saturation, self.horizontal_flip)
+        return self.crop_scale < 1 or any(strengths)
+
+
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
+"""Keys of `generate` that say something only where captions are drawn (do_sample)."""
+
+
+class GenerateOptions(Block):
+    """Decoding, with the names of transformers' GenerationConfig."""
+
+    num_beams: PositiveInt = 3
+    max_new_tokens: PositiveInt = 30
+    min_new_tokens: NonNegativeInt = 0
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: NonNegativeInt = 0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    do_sample: bool = False
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: NonNegativeInt = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    num_return_sequences: PositiveInt = Field(1, description="n-best list or number of samples kept as candidates")
+    seed: NonNegativeInt = Field(0, description="seed of sampling")
+
+    @model_validator(mode="after")
+    def _enough_beams(self) -> Self:
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"num_return_sequences={self.num_return_sequences} needs num_beams of at least that many, "
+                f"not {self.num_beams}, or do_sample: true"
+            )
+        return self
+
+    def without_effect(self, given: Container[str]) -> list[str]:
+        """Return those of the keys that somebody gave which would be ignored, because captions are not drawn."""
+        return [] if self.do_sample else [name for name in SAMPLING_ONLY if name in given]
+
+
+class ScoreOptions(Block):
+    """Which split is captioned and scored, and how."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    metrics: list[str] = Field(default_factory=lambda: ["bleu", "rouge_l", "cider"])
+    document_frequencies: FrequencyFile = Field(
+        "corpus",
+        description="CIDEr-D: corpus (the references that are scored against), coco-train, coco-val, or a file",
+    )
+    metric_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options of metrics by metric name, e.g. clip_score: {model: ...}; 'hfcap list metrics' names them",
+    )
+    confidence_level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    n_resamples: NonNegativeInt = Field(1000, description="bootstrap resamples for the intervals; 0 = no intervals")
+    seed: NonNegativeInt = 0
+    baselines: list[Literal["most_frequent_caption", "blank_images"]] = Field(
+        default_factory=list, description="also score these, to show what the pictures contribute"
+    )
+
+
+class PublishOptions(Block):
+    """What goes to the Hub, where, and what the card says that the run cannot know."""
+
+    repo_id: str | None = Field(None, description="namespace/name; without it only --dry-run works")
+    private: bool = False
+    license: str | None = Field(None, description="Hub licence identifier of the published weights")
+    license_name: str | None = Field(None, description="the licence's own name, where license is other")
+    license_link: str | None = Field(None, description="where its text is, where license is other")
+    language: str = "en"
+    tags: list[str] = Field(default_factory=list)
+    base_model: str | None = Field(None, description="Hub id of the base model, where the run used a local copy")
+    dataset: str | None = Field(None, description="Hub id of the dataset, for the card")
+    dataset_name: str | None = Field(None, description="the dataset's name as people know it, for the card")
+    max_shard_size: str = "5GB"
+    samples_license: str | None = Field(
+        None, description="licence under which the sample pictures may be published; without it none is"
+    )
+    eval_task_id: str | None = Field(
+        None, description="task of the benchmark dataset (publish.dataset) that CIDEr-D is entered for in .eval_results"
+    )
+
+    @model_validator(mode="after")
+    def _named_licence(self) -> Self:
+        if self.license == "other" and not self.license_name:
+            raise ValueError("license: other needs license_name (and license_link); the Hub refuses the card otherwise")
+        return self
+
+    @field_validator("repo_id")
+    @classmethod
+    def _valid_repo_id(cls, value: str | None) -> str | None:
+        if value is not None:
+            from huggingface_hub.errors import HFValidationError
+            from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
+
+            try:
+                validate_repo_id(value)
+            except HFValidationError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+
+class ExpectOptions(Block):
+    """The published score this recipe aims at, on the raw scale (CIDEr 1.333)."""
+
+    metrics: dict[str, float]
+    tolerance: Annotated[float, Field(gt=0)] = Field(
+        0.01, description="relative difference still counted as reproduced"
+    )
+    source: str = Field(description="where the numbers were published")
+    reproduced: bool = Field(False, description="true only once a run of this recipe met the numbers")
+
+    def reached(self, metrics: Mapping[str, float | None]) -> dict[str, bool]:
+        """Return of each published metric that was measured whether the value is not lower by more than `tolerance`."""
+        values = {name: metrics.get(name) for name in self.metrics}
+        return {
+            name: value >= self.metrics[name] * (1 - self.tolerance)
+            for name, value in values.items()
+            if value is not None
+        }
+
+
+class Recipe(Block):
+    """A complete run: captioner, data, training, decoding, scoring and publishing."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")] = Field(
+        description="name of the run directory; letters, digits, '.', '_' and '-'"
+    )
+    output_dir: str = Field("runs", description="the run directory is <output_dir>/<name>")
+    captioner: str = Field(description="family: a file name in hfcap/captioners")
+    model: SerializeAsAny[ModelOptions]
+    data: SerializeAsAny[DataOptions]
+    lora: LoraOptions | None = None
+    augment: AugmentOptions | None = None
+    train: TrainOptions
+    scst: ScstOptions | None = None
+    generate: GenerateOptions = Field(default_factory=GenerateOptions)
+    score: ScoreOptions = Field(default_factory=ScoreOptions)
+    publish: PublishOptions = Field(default_factory=PublishOptions)
+    expect: ExpectOptions | None = None
+
+    @field_validator("generate")
+    @classmethod
+    def _nothing_ignored(cls, options: GenerateOptions) -> GenerateOptions:
+        """Stricter than `GenerateOptions`, which also hold what strangers saved with their models."""
+        usual = GenerateOptions()
+        changed = {name for name in SAMPLING_ONLY if getattr(options, name) != getattr(usual, name)}
+        if idle := options.without_effect(changed):
+            raise ValueError(
+                f"{' and '.join(idle)}: without effect where captions are not drawn; set do_sample: true, or leave out"
+            )
+        if options.min_new_tokens > options.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={options.min_new_tokens} is more than max_new_tokens={options.max_new_tokens}"
+            )
+        return options
+
+    @model_validator(mode="after")
+    def _scst_fits(self) -> Self:
+        if self.scst is None:
+            return self
+        if self.model.pretrained is None:
+            raise ValueError(
+                "scst: sharpens a captioner that was trained before; name its run directory (or a model folder or Hub "
+                "id) in model.pretrained"
+            )
+        if self.train.metric_for_best_model == "loss" and self.train.load_best_model_at_end:
+            raise ValueError(
+                "scst: makes captions better and the loss worse; set train.metric_for_best_model: cider, or "
+                "train.load_best_model_at_end: false"
+            )
+        if self.train.label_smoothing_factor:
+            raise ValueError("scst: has no labels to smooth; leave train.label_smoothing_factor out")
+        if self.train.gradient_checkpointing and not self.scst.dropout:
+            raise ValueError(
+                "scst: without dropout layers are in evaluation mode, in which they keep everything; set scst.dropout: "
+                "true, or train.gradient_checkpointing: false"
+            )
+        if self.train.dropout and not self.scst.dropout:
+            raise ValueError("scst: has no dropout in its updates; set scst.dropout: true, or leave train.dropout out")
+        augment = self.augment
+        if augment is None:
+            return self
+        if augment.horizontal_flip and augment.flip_captions == "swap":
+            raise ValueError(
+                "scst: rewards come from the captions of the unmirrored pictures; set augment.flip_captions: skip"
+            )
+        if augment.word_dropout or augment.synonym_replacement:
+            raise ValueError(
+                "scst: trains on sampled captions; leave augment.word_dropout and augment.synonym_replacement out"
+            )
+        return self

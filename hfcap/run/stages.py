@@ -1,0 +1,360 @@
+"""The stages of a run in order, each skipped when its output is there and belongs to this recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from hfcap import registry
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.loading import load_captioner, save_merged
+from hfcap.card.example_images import SAMPLES_FOLDER, record_pictures
+from hfcap.card.render import write_card
+from hfcap.card.samples import choose_samples
+from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
+from hfcap.data.source import Split, load_split
+from hfcap.decoding import DecodingJob, read_captions, write_predictions
+from hfcap.errors import MissingPackageError, UserError
+from hfcap.files import read_json_object, write_json, write_json_lines
+from hfcap.progress import console
+from hfcap.publishing.push import check_may_publish, publish
+from hfcap.publishing.staging import stage
+from hfcap.recipe.blocks import ExpectOptions, Recipe
+from hfcap.run.watch import Watch
+from hfcap.run_directory.paths import RunDirectory, alone, remove_unfinished
+from hfcap.run_directory.recipe import with_absolute_places
+from hfcap.run_directory.stage_record import StageRecord
+from hfcap.schema import CaptionedImage, Prediction, ScoreReport
+from hfcap.scoring import read_scores
+from hfcap.scoring.of_run import RunScoring
+from hfcap.scoring.score_table import metric_name, score_table
+from hfcap.text import printable
+from hfcap.training import emissions
+from hfcap.training.accelerator import new_accelerator
+from hfcap.training.assemble import image_inputs, train_stage
+from hfcap.training.fitting import fit_stage
+from hfcap.training.run_record import weight_hashes
+
+StageName = Literal["train", "caption", "score", "card", "publish"]
+STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")
+
+_LAUNCHER_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR", "WORLD_SIZE")
+"""Set by accelerate's launcher always; for several processes; by launchers that really start several."""
+
+
+def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
+    """Create the Accelerator of a run.
+
+    Raises:
+        MissingPackageError: a tracker in `train.report_to` is not installed.
+        UserError: the precision, or the accelerate configuration, is nothing that hfcap can train with here, or several
+            processes were asked for and one was started.
+    """
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+
+    for tracker in recipe.train.report_to:
+        # Accelerate leaves trackers out without a word.
+        if importlib.util.find_spec(tracker) is None:
+            raise MissingPackageError(tracker, f"train.report_to: {tracker}")
+    accelerator = new_accelerator(
+        recipe.train.mixed_precision,
+        log_with=[tracker for tracker in recipe.train.report_to if tracker != emissions.NAME] or None,
+        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path / "trackers")),
+        # The loop accumulates; a number in the user's accelerate configuration would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # Encoders carry heads that captioning does not use (poolers); their weights never get gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    _require_all_processes(accelerator)
+    return accelerator
+
+
+def _require_all_processes(accelerator: Any) -> None:
+    """Refuse what `accelerate launch --cpu --num_processes 2` does: it sets a meeting point, and starts one process."""
+    launched, meeting, counted = (name in os.environ for name in _LAUNCHER_VARIABLES)
+    if launched and meeting and not counted and accelerator.num_processes == 1:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does on CPUs; start them with: "
+            "ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hfcap ..., or leave --num_processes out"
+        )
+
+
+class Run:
+    """One recipe in its run directory; `execute` brings it up to a stage.
+
+    Args:
+        directory: where the run stands; None = `<output_dir>/<name>` of the recipe.
+        accept_changes: go on although data, base model or keys of the training are not those that the run began with.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Any | None = None,
+        directory: RunDirectory | None = None,
+        accept_changes: bool = False,
+    ) -> None:
+        self.recipe = with_absolute_places(recipe)
+        self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name) if directory is None else directory
+        self.record = StageRecord(self.directory, self.recipe)
+        self._splits: dict[str, list[CaptionedImage]] = {}
+        self._scoring = RunScoring(self.recipe, self.directory, self.records)
+        self._captioner: Captioner | None = None
+        self.accelerator = make_accelerator(self.recipe, self.directory) if accelerator is None else accelerator
+        self.watch = Watch(
+            self.recipe, self.directory, self.record, self.records, accept_changes, self.accelerator.is_main_process
+        )
+
+    # ---- what is done, and what has to be done ---------------------------------------------------------------------
+
+    def _is_finished(self, name: str, outputs: Sequence[Path]) -> bool:
+        changed = self.watch.training_goes_on() if name == "train" else bool(self.record.changed(name))
+        return self.record.is_done(name) and not changed and all(output.exists() for output in outputs)
+
+    def _begin(self, name: str, force: bool) -> None:
+        """Forget what was made from a stage's earlier output; half-done work of the same recipe stays."""
+        # Every process has decided before one of them changes what the decision rests on.
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            # A training goes on with a changed recipe where `watch` lets it.
+            begun_otherwise = name != "train" and (self.record.earlier(name) is None or self.record.changed(name))
+            if force or begun_otherwise:
+                self._discard(name)
+            self.record.begin(name)
+        self.accelerator.wait_for_everyone()
+
+    def _discard(self, name: str) -> None:
+        """Delete what a stage that was begun differently, or shall be done again, left behind."""
+        directory = self.directory
+        if name == "train":
+            for folder in (directory.model, directory.checkpoints, directory.base_model, directory.merged_model):
+                shutil.rmtree(folder, ignore_errors=True)
+            for file in (directory.summary, directory.emissions, directory.environment):
+                file.unlink(missing_ok=True)
+        if name == "caption":
+            for part in directory.predictions("").parent.glob("*.part-*"):
+                part.unlink()
+
+    def _mark_done(self, name: str, facts: Mapping[str, Any] | None = None) -> None:
+        if self.accelerator.is_main_process:
+            self.record.note_done(name, facts or {})
+        self.accelerator.wait_for_everyone()
+
+    # ---- stages ------------------------------------------------------------------------------------------------
+
+    def execute(self, last: StageName, force: bool = False) -> None:
+        """Run every stage up to and including `last`; `force` does the last one again."""
+        if last == "publish" and self.recipe.publish.repo_id is not None and self.accelerator.is_main_process:
+            # Hours of training should not end at a token that may only read.
+            check_may_publish(self.recipe.publish.repo_id)
+        anew = force and last == "train"
+        if not anew:
+            self.watch.require_same_recipe()
+        if anew or not self._is_finished("train", self._trained):
+            self._check_data(last)
+        # Only now: a recipe whose data are not there leaves no run directory behind.
+        with alone(self.directory) if self.accelerator.is_main_process else nullcontext():
+            self.accelerator.wait_for_everyone()
+            if not anew:
+                self.watch.require_same_recipe()  # what another command did until now counts
+                if not self._is_finished("train", self._trained):
+                    self.watch.require_same_data("train", "train", "validation")
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                remove_unfinished(self.directory)
+                self.watch.take_over_recipe()
+            self.accelerator.wait_for_everyone()
+            for name in STAGES[: STAGES.index(last) + 1]:
+                getattr(self, f"_{name}")(force and name == last)
+
+    def records(self, split: Split) -> list[CaptionedImage]:
+        """Checked records of one split."""
+        if split not in self._splits:
+            self._splits[split] = load_split(self.recipe.data, split)
+        return self._splits[split]
+
+    @property
+    def _trained(self) -> list[Path]:
+        return [self.directory.summary, self.directory.model]
+
+    def _check_data(self, last: StageName) -> None:
+        """Load what training and the stages up to `last` need: better known before the training than after it."""
+        for split in ("train", "validation"):
+            self.records(split)
+        if last != "train":
+            self.records(self.recipe.score.split)
+        if last not in ("train", "caption"):
+            self._scoring.check()
+
+    def _train(self, force: bool) -> None:
+        if not force and self._is_finished("train", self._trained):
+            return
+        self._begin("train", force)
+        splits = {name: self.records(name) for name in ("train", "validation")}
+        family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
+        if family.trains_by_gradients:
+            train_stage(self.recipe, self.directory, splits, self.accelerator, self.watch.accept_changes)
+        else:
+            fit_stage(self.recipe, self.directory, splits, self.accelerator)
+        self._mark_done("train", {"weights": weight_hashes(self.directory)})
+
+    def _caption(self, force: bool) -> None:
+        split = self.recipe.score.split
+        names = self._scored_names()
+        outputs = [self.directory.predictions(name) for name in names]
+        if not force and self._is_finished("caption", outputs):
+            return
+        self.watch.require_whole_model()
+        begun = self.record.earlier("caption") is not None and not self.record.changed("caption")
+        read: list[Split] = [split] if begun and not force else []
+        read += ["train"] if "most_frequent_caption" in self.recipe.score.baselines else []
+        self.watch.require_same_data("caption", *read)
+        self._begin("caption", force)
+        records = self.records(split)
+        if self.accelerator.is_main_process:
+            write_json(self.directory.references(split), _coco_references(records))
+            self.watch.note_split(split, records)
+        captioner = self._trained_captioner()
+        frozen = read_json_object(self.directory.summary, "training summary").get("encoder_frozen")
+        stored = bool(frozen) and self.recipe.data.may_store_features
+        inputs = image_inputs(captioner, records, self.recipe, stored, self.accelerator)
+        self._write_predictions(captioner, records, inputs, split)
+        for baseline in self.recipe.score.baselines:
+            if baseline == "blank_images":
+                blank = BlankInputs(PixelInputs(records, captioner.image_processor))
+                self._write_predictions(captioner, records, blank, f"{split}.{baseline}")
+            elif self.accelerator.is_main_process:
+                caption = most_frequent_caption(self.records("train"))
+                rows = (Prediction(record.image_id, record.file_name, caption).as_row() for record in records)
+                write_json_lines(self.directory.predictions(f"{split}.{baseline}"), rows)
+        self._mark_done("caption")
+
+    def _trained_captioner(self) -> Captioner:
+        if self._captioner is None:
+            trust = self.recipe.model.trust_remote_code
+            self._captioner = load_captioner(str(self.directory.path), trust_remote_code=trust)
+            self._captioner.model.to(self.accelerator.device)
+        return self._captioner
+
+    def _write_predictions(
+        self, captioner: Captioner, records: Sequence[CaptionedImage], inputs: ImageInputs, name: str
+    ) -> None:
+        options = self.recipe.train
+        job = DecodingJob(
+            records,
+            inputs,
+            self.recipe.generate,
+            options.per_device_eval_batch_size,
+            options.dataloader_num_workers,
+        )
+        write_predictions(captioner, job, self.directory.predictions(name), self.accelerator)
+
+    def _scored_names(self) -> list[str]:
+        """The split and the baselines on it: names of prediction and score files."""
+        split = self.recipe.score.split
+        return [split, *(f"{split}.{baseline}" for baseline in self.recipe.score.baselines)]
+
+    def _score(self, force: bool) -> None:
+        names = self._scored_names()
+        if not force and self._is_finished("score", [self.directory.scores(name) for name in names]):
+            return
+        self.watch.require_same_data("score", self.recipe.score.split, *self._scoring.other_splits)
+        self._begin("score", force)
+        if self.accelerator.is_main_process:
+            self._scoring.score(names, self._decoding_signature())
+            self._record_samples()
+        self._mark_done("score")
+
+    def _decoding_signature(self) -> dict[str, Any]:
+        values = self.recipe.generate.model_dump(mode="json")
+        processor = read_json_object(self.directory.model / "processor_config.json", "processor configuration")
+        images = processor.get("image_processor")
+        image_size = images.get("size") if isinstance(images, dict) else None
+        return {"decoding": values, "prompt": self.recipe.model.prompt, "image_size": image_size}
+
+    def _record_samples(self) -> None:
+        """Choose the captions that the card shows, and record captions of the pictures that are published."""
+        split, options = self.recipe.score.split, self.recipe.publish
+        predictions = read_captions(self.directory.predictions(split))
+        per_image = read_scores(self.directory.scores(split)).per_image
+        ciders = {image_id: row.get("cider") for image_id, row in per_image.items()}
+        records = {record.image_id: record for record in self.records(split)}
+        samples = choose_samples(predictions, ciders, list(records.values()))
+        published = [records[sample["image_id"]] for sample in samples] if options.samples_license else []
+        for number in range(len(published)):
+            samples[number]["picture"] = f"{SAMPLES_FOLDER}/{number + 1}.jpg"
+        record_pictures(self.directory, self._trained_captioner(), self.recipe.generate, published)
+        write_json(self.directory.samples, samples)
+
+    def _card(self, force: bool) -> None:
+        if self.accelerator.is_main_process:
+            write_card(self.directory)
+
+    def _publish(self, force: bool) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        trust = self.recipe.model.trust_remote_code
+        model = merged_model(self.directory, wanted=False, trust_remote_code=trust)
+        if self.recipe.publish.repo_id is not None:
+            console.print(str(publish(self.directory, model=model, trust_remote_code=trust)), markup=False)
+        else:
+            stage(self.directory, model=model, trust_remote_code=trust)
+
+    # ---- what the person sees at the end -------------------------------------------------------------------------
+
+    def print_scores(self) -> None:
+        """Print the scores beside those of the baselines."""
+        options = self.recipe.score
+        titles = ["this captioner", *(baseline.replace("_", " ") for baseline in options.baselines)]
+        files = map(self.directory.scores, self._scored_names())
+        reports = dict(zip(titles, map(read_scores, files), strict=True))
+        ours = reports["this captioner"]
+        console.print(score_table(reports, f"Scores x 100 on {ours.n_images:,} {options.split} pictures"))
+        if self.recipe.expect is not None:
+            self._print_target(self.recipe.expect, ours)
+
+    def _print_target(self, expect: ExpectOptions, ours: ScoreReport) -> None:
+        """Say whether the published values were met."""
+        for name, enough in expect.reached(ours.metrics).items():
+            value, target = 100 * (ours.metrics[name] or 0.0), 100 * expect.metrics[name]
+            verdict = f"reached within {100 * expect.tolerance:g} %" if enough else "not reached"
+            text = f"Published {metric_name(name)} {target:.1f} ({expect.source}): {value:.1f} here, {verdict}"
+            console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def merged_model(directory: RunDirectory, wanted: bool, trust_remote_code: bool = False) -> Path | None:
+    """Return a folder with merged weights where a run must or should publish them, else None.
+
+    An adapter on a captioner that was put together in the run itself has no base model that anyone else could load,
+    so such runs always publish merged weights.
+    """
+    if not (directory.model / "adapter_config.json").is_file():
+        if wanted:
+            raise UserError(f"{directory.path}: --merged is for LoRA runs; this run trained all weights")
+        return None
+    if not wanted and not directory.base_model.is_dir():
+        return None
+    if not directory.merged_model.is_dir():
+        save_merged(str(directory.path), directory.merged_model, trust_remote_code)
+    return directory.merged_model
+
+
+def most_frequent_caption(records: Sequence[CaptionedImage]) -> str:
+    """Return the caption that occurs most often, first one first among equals; case and spacing are ignored."""
+    counts = Counter(" ".join(caption.lower().split()) for record in records for caption in record.captions)
+    return counts.most_common(1)[0][0]
+
+
+def _coco_references(records: Sequence[CaptionedImage]) -> dict[str, Any]:
+    images = [{"id": record.image_id, "file_name": record.file_name} for record in records]
+    annotations: list[dict[str, Any]] = []
+    for record in records:
+        for caption in record.captions:
+            annotations.append({"id": len(annotations), "image_id": record.image_id, "caption": caption})
+    return {"images": images, "annotations": annotations}

@@ -1,0 +1,1 @@
+"""What is kept by the hash of an image: encoder features and decoded pixels."""

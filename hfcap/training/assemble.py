@@ -1,0 +1,334 @@
+"""The training stage: from a recipe and its data to `model/` and what training cost."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfcap.captioners.adaptation.lora import adapted_modules, save_adapter
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.loading import describe_size
+from hfcap.data.augmentation import AugmentedDataset
+from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
+from hfcap.decoding import DecodingJob
+from hfcap.environment import loaded_revision
+from hfcap.errors import UserError
+from hfcap.files import folder_being_written, write_json
+from hfcap.metrics.suite import CaptionSuite
+from hfcap.progress import error_console
+from hfcap.recipe.blocks import Recipe
+from hfcap.run_directory.paths import RunDirectory
+from hfcap.schema import CaptionedImage
+from hfcap.store.features import FeatureStore, captioner_encoder
+from hfcap.store.image_cache import cached_pixels
+from hfcap.training.acceleration import compile_layers
+from hfcap.training.accelerator import require_number_types, used_precision
+from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
+from hfcap.training.checkpoint import Progress, checkpoint_steps
+from hfcap.training.emissions import measured_emissions, total_emissions
+from hfcap.training.log import peak_memory_bytes, restart_peak_memory
+from hfcap.training.loop import TrainingRun
+from hfcap.training.objectives.cross_entropy import CrossEntropy
+from hfcap.training.objectives.reward import StoredPictures
+from hfcap.training.objectives.self_critical import SelfCritical
+from hfcap.training.objectives.synonyms import synonym_table
+from hfcap.training.optimization import encoder_is_frozen
+from hfcap.training.processes import summed
+from hfcap.training.run_record import (
+    describe_run,
+    note_changes,
+    read_environment,
+    refuse_changes,
+    require_same_words,
+    start_changes,
+    version_changes,
+)
+from hfcap.training.validation import Validator
+
+_TRAINED_ON = ("train", "validation")
+
+
+def tokenised(captioner: Captioner, records: Sequence[CaptionedImage], max_tokens: int) -> list[list[list[int]]]:
+    """Token ids of every caption of every record."""
+    flat = captioner.caption_token_ids([caption for record in records for caption in record.captions], max_tokens)
+    remaining = iter(flat)
+    return [[next(remaining) for _ in record.captions] for record in records]
+
+
+def image_inputs(
+    captioner: Captioner, records: Sequence[CaptionedImage], recipe: Recipe, stored: bool, accelerator: Any
+) -> ImageInputs:
+    """Pixels of the records, or with `stored` the frozen encoder's states from the feature store."""
+    data, workers = recipe.data, recipe.train.dataloader_num_workers
+    if stored:
+        captioner.model.to(accelerator.device)
+        encoder = captioner_encoder(captioner, accelerator.mixed_precision)
+        store = FeatureStore(encoder, _folder(data.feature_store_folder), accelerator)
+        if data.feature_store == "on" or _may_write(store, accelerator):
+            return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
+    if data.image_cache:
+        if changes_pictures(recipe):
+            raise UserError(
+                "data.image_cache keeps resized pictures, but augment changes them before that; set it to false"
+            )
+        return cached_pixels(records, captioner.image_processor, _folder(data.image_cache_folder), accelerator, workers)
+    return PixelInputs(records, captioner.image_processor)
+
+
+def _may_write(store: FeatureStore, accelerator: Any) -> bool:
+    """Whether all processes may add to a feature store; where not, `auto` goes without and says so."""
+    problem = store.rows.write_problem()
+    if problem and accelerator.is_main_process:
+        error_console.print(
+            f"warning: no feature store, because {problem}: the encoder runs again in each epoch; set "
+            "data.feature_store_folder (or HFCAP_CACHE) to a place that can be written",
+            markup=False,
+            soft_wrap=True,
+        )
+    return summed(accelerator, problem is not None)[0] == 0
+
+
+def _folder(name: str | None) -> Path | None:
+    return None if name is None else Path(name).expanduser()
+
+
+def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
+    """Whether the encoder is frozen, sees the same pictures in each epoch, and its output may be kept.
+
+    Raises:
+        UserError: data.feature_store is on, but pictures change or the encoder is trained.
+    """
+    demanded, frozen = recipe.data.feature_store == "on", encoder_is_frozen(captioner)
+    changing = changes_pictures(recipe)
+    if demanded and changing:
+        raise UserError(
+            "data.feature_store: on keeps one output per picture, but augment changes pictures in each epoch; take the "
+            "picture changes out of augment, or set data.feature_store: auto"
+        )
+    if demanded and not frozen:
+        raise UserError(
+            "data.feature_store: on needs an encoder that is not trained, but this recipe trains it; add vision to "
+            "train.freeze, or set data.feature_store: auto"
+        )
+    return recipe.data.may_store_features and frozen and not changing
+
+
+def changes_pictures(recipe: Recipe) -> bool:
+    """Whether the recipe's augmentation changes pictures, so that nothing computed from them can be kept."""
+    return recipe.augment is not None and recipe.augment.changes_pictures
+
+
+def train_dataset(
+    captioner: Captioner,
+    records: Sequence[CaptionedImage],
+    inputs: ImageInputs,
+    tokens: Sequence[Sequence[Sequence[int]]],
+    recipe: Recipe,
+) -> CaptionDataset:
+    """Return the training split, with the recipe's augmentation; validation never comes from here."""
+    limit, per_image, seed = recipe.data.max_caption_tokens, recipe.data.captions_per_image, recipe.train.seed
+    if recipe.augment is None:
+        return CaptionDataset(inputs, tokens, per_image, seed)
+    captions = [record.captions for record in records]
+    synonyms = {}
+    if recipe.augment.synonym_replacement:
+        synonyms = synonym_table(recipe.augment.synonyms, (text for group in captions for text in group))
+    # Worker processes need how captions are tokenised, not the weights.
+    tokeniser = copy.copy(captioner)
+    tokeniser.model = None
+    return AugmentedDataset(
+        inputs,
+        tokens,
+        captions,
+        per_image,
+        seed,
+        recipe.augment,
+        functools.partial(tokeniser.caption_token_ids, max_tokens=limit),
+        synonyms,
+        hidden_token(captioner),
+    )
+
+
+def hidden_token(captioner: Captioner) -> int:
+    """Token that word dropout shows in place of a word: the tokenizer's unknown or mask token, else padding."""
+    tokenizer = captioner.tokenizer
+    taken = {captioner.start_token_id, captioner.end_token_id}
+    for token in (tokenizer.unk_token_id, tokenizer.mask_token_id):
+        if token is not None and token not in taken:
+            return int(token)
+    return captioner.pad_token_id
+
+
+def _caption_values(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    values = CaptionSuite(("cider", "bad_endings")).compute(candidates, references).values
+    return {name: 0.0 if value is None else value for name, value in values.items()}
+
+
+def _objective(
+    recipe: Recipe, captioner: Captioner, train_records: Sequence[CaptionedImage], accelerator: Any
+) -> CrossEntropy:
+    if recipe.scst is None:
+        return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
+    pictures = StoredPictures(train_records, recipe, accelerator)
+    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, pictures)
+
+
+def training_run(
+    recipe: Recipe,
+    run: RunDirectory,
+    trainable: TrainableCaptioner,
+    splits: Mapping[str, Any],
+    accelerator: Any,
+    accept_changes: bool = False,
+) -> TrainingRun:
+    """Put together data, validation and loop for a captioner that is ready to train."""
+    captioner, options = trainable.captioner, recipe.train
+    stored = uses_feature_store(captioner, recipe)
+    inputs = {name: image_inputs(captioner, splits[name], recipe, stored, accelerator) for name in _TRAINED_ON}
+    tokens = {name: tokenised(captioner, splits[name], recipe.data.max_caption_tokens) for name in _TRAINED_ON}
+    train = train_dataset(captioner, splits["train"], inputs["train"], tokens["train"], recipe)
+    validation = CaptionDataset(inputs["validation"], tokens["validation"], None, options.seed)
+    job = DecodingJob(
+        splits["validation"],
+        validation.inputs,
+        recipe.generate.model_copy(update={"num_return_sequences": 1}),
+        options.per_device_eval_batch_size,
+        options.dataloader_num_workers,
+    )
+    scores = _caption_values if options.metric_for_best_model == "cider" else None
+    validator = Validator(captioner, validation, job, scores, accelerator, options.per_device_eval_batch_size)
+    captioner.model.to(accelerator.device)
+    if options.torch_compile:
+        compile_layers(captioner.model)
+    objective = _objective(recipe, captioner, splits["train"], accelerator)
+    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective, accept_changes)
+
+
+def _note_start(
+    recipe: Recipe,
+    run: RunDirectory,
+    captioner: Captioner,
+    splits: Mapping[str, Sequence[CaptionedImage]],
+    accept_changes: bool,
+) -> None:
+    """Write environment.json; where a training goes on, compare with what it began with first.
+
+    Raises:
+        UserError: base model, tokenizer or image processor are others.
+    """
+    described = describe_run(recipe, captioner, splits)
+    changes: list[str] = []
+    earlier: dict[str, Any] = {}
+    if checkpoint_steps(run.checkpoints):
+        try:
+            earlier = read_environment(run)
+        except UserError:
+            if not accept_changes:
+                raise
+        require_same_words(run, earlier, described)
+        changes = start_changes(earlier, described)
+        remedy = (
+            f"Put it back as it was (model.revision names a commit), or train anew: hfcap train {run.path} --force, or "
+            "go on from the last checkpoint with what is there now: --accept-changes."
+        )
+        refuse_changes(run, "train", changes, remedy, accept_changes)
+        if versions := version_changes(earlier, described):
+            changes += versions
+            said = f"warning: the training goes on with other versions than it began with: {', '.join(versions)}"
+            error_console.print(said, markup=False, soft_wrap=True)
+    kept = {key: earlier[key] for key in ("changes", "hub_revisions") if key in earlier}
+    write_json(run.environment, {**described, **kept})
+    note_changes(run, "train", changes)
+
+
+def train_stage(
+    recipe: Recipe,
+    run: RunDirectory,
+    splits: Mapping[str, Sequence[CaptionedImage]],
+    accelerator: Any,
+    accept_changes: bool = False,
+) -> None:
+    """Train (or continue) and write model/, environment.json and training_summary.json.
+
+    Args:
+        accept_changes: continue although base model or keys of the recipe are not those that the training began with.
+
+    Raises:
+        UserError: they are not, and nobody accepted it.
+    """
+    restart_peak_memory(accelerator.device)
+    captioner = build_captioner(recipe, splits["train"])
+    require_room_for_captions(captioner, recipe)
+    require_number_types(captioner, accelerator.device)
+    if recipe.lora is not None:
+        adapted_modules(captioner, recipe.lora)
+    if accelerator.is_main_process:
+        _note_start(recipe, run, captioner, splits, accept_changes)
+        if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
+            with folder_being_written(run.base_model) as folder:
+                captioner.save(folder, recipe.generate)
+    accelerator.wait_for_everyone()
+    trainable = make_trainable(captioner, recipe)
+    size = describe_size(captioner)
+    training = training_run(recipe, run, trainable, splits, accelerator, accept_changes)
+    if recipe.train.report_to:
+        accelerator.init_trackers("hfcap")
+    if accelerator.is_main_process:
+        write_json(run.environment, {**read_environment(run), "precision": used_precision(captioner, accelerator)})
+        share = size["trainable_parameters"] / size["parameters"]
+        error_console.print(
+            f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
+            f"{len(splits['train']):,} pictures"
+        )
+    with measured_emissions(recipe.train.report_to, run, accelerator.is_main_process):
+        progress = training.train()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if accelerator.is_main_process:
+        shutil.rmtree(run.merged_model, ignore_errors=True)
+        _save_model(recipe, run, trainable)
+        write_json(run.summary, _summary(recipe, training, progress, size) | {"co2_eq_emissions": total_emissions(run)})
+    accelerator.wait_for_everyone()
+
+
+def _save_model(recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner) -> None:
+    with folder_being_written(run.model) as folder:
+        if trainable.peft_model is None:
+            trainable.captioner.save(folder, recipe.generate)
+            return
+        pretrained = recipe.model.pretrained
+        base = str(run.base_model.absolute()) if pretrained is None else pretrained
+        # The commit that was trained on: the adapter says nothing on another one.
+        commits = [loaded_revision(model) for model in trainable.captioner.base_models if model.id == pretrained]
+        save_adapter(trainable.peft_model, base, folder, commits[0] if commits else None)
+        trainable.captioner.save_processor(folder)
+        trainable.captioner.generation_config(recipe.generate).save_pretrained(folder)
+
+
+def _summary(recipe: Recipe, training: TrainingRun, progress: Progress, size: Mapping[str, int]) -> dict[str, Any]:
+    seconds = max(progress.train_seconds, 1e-9)
+    best = progress.best_value
+    return {
+        "method": "full" if recipe.lora is None else "lora",
+        "stopped": "early" if progress.stopped_early else "finished",
+        "steps": progress.step,
+        "epochs": round(progress.step / training.steps_per_epoch, 3),
+        "images_seen": progress.images_seen,
+        "captions_seen": progress.captions_seen,
+        "train_seconds": progress.train_seconds,
+        "images_per_second": progress.images_seen / seconds,
+        "captions_per_second": progress.captions_seen / seconds,
+        "peak_memory_bytes": peak_memory_bytes(training.accelerator.device),
+        **size,
+        "processes": training.accelerator.num_processes,
+        "encoder_frozen": encoder_is_frozen(training.captioner),
+        "best_step": progress.best_step,
+        "best_metric": None
+        if best is None or not math.isfinite(best)
+        else {"name": recipe.train.metric_for_best_model, "value": best},
+    }

@@ -1,0 +1,1 @@
+"""What training minimises: token cross-entropy, and rewards of sampled captions."""
