@@ -2,7 +2,7 @@
 
     python examples/fine_tune_lora.py my_images --name my_run
 
-The folder holds a metadata.jsonl beside the images, one line an image:
+The folder holds a metadata.jsonl next to the images, one line an image:
 
     {"file_name": "cat.jpg", "captions": ["a cat asleep on a red sofa", "a sleeping cat"]}
 

@@ -1,4 +1,4 @@
-"""From a captioner and pictures to predictions/<split>.jsonl; a killed run continues behind its last line."""
+"""From a captioner and images to predictions/<split>.jsonl; a killed run continues after its last line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DecodingJob:
     """What is captioned and how.
 
     Attributes:
-        records: pictures, in the order of `inputs`.
+        records: images, in the order of `inputs`.
         inputs: pixels or stored image states of the records.
         prompt: text every caption starts with; None = the captioner's own.
     """
@@ -55,7 +55,7 @@ def caption_batch(
 
     Args:
         images: what `job.inputs` gave for these records, stacked.
-        place: number of the first picture in the whole job.
+        place: number of the first image in the whole job.
     """
     inputs = job.inputs
     found = generate_captions(
@@ -65,7 +65,7 @@ def caption_batch(
 
 
 def as_prediction(record: CaptionedImage, captions: Sequence[GeneratedCaption]) -> Prediction:
-    """Return the line of a predictions file for one picture and its captions, best first."""
+    """Return the line of a predictions file for one image and its captions, best first."""
     return Prediction(
         image_id=record.image_id,
         file_name=record.file_name,
@@ -79,7 +79,7 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
     """Caption all records into `path`; every process takes its share of the batches.
 
     Finished batches are kept in `<path>.part-<job>-<rank>` until all are there; a batch that was cut off is done again
-    as a whole, so that it draws the same samples. Another job (other options, pictures or weights) starts anew.
+    as a whole, so that it draws the same samples. Another job (other options, images or weights) starts again.
     """
     job_name = job_fingerprint(captioner, job, [record.image_id for record in job.records])
     part = path.with_name(f"{path.name}.part-{job_name}-{accelerator.process_index}")
@@ -107,14 +107,14 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
     accelerator.wait_for_everyone()
 
 
-def job_fingerprint(captioner: Captioner, job: DecodingJob, pictures: Any) -> str:
+def job_fingerprint(captioner: Captioner, job: DecodingJob, images: Any) -> str:
     """Return 16 hexadecimal digits that change with anything the captions depend on.
 
     Args:
-        pictures: what tells these pictures from others, as JSON has it.
+        images: what tells these images from others, as JSON has it.
     """
     prompt = captioner.prompt if job.prompt is None else job.prompt
-    values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, pictures]
+    values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, images]
     digest = hashlib.sha256(json.dumps(values).encode())
     for name, tensor in captioner.model.state_dict().items():
         # A sum of whole numbers: exact on every device, and it reads the weights only once.
@@ -146,7 +146,7 @@ def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> None:
     parts = sorted(path.parent.glob(f"{glob.escape(path.name)}.part-{job_name}-*"))
     rows = {row["image_id"]: row for part in parts for _, row in read_json_lines(part, "unfinished predictions")}
     missing = [image_id for image_id in order if image_id not in rows]
-    assert not missing, f"{len(missing)} pictures were not captioned"
+    assert not missing, f"{len(missing)} images were not captioned"
     write_json_lines(path, (rows[image_id] for image_id in order))
     for part in path.parent.glob(f"{glob.escape(path.name)}.part-*"):
         part.unlink()

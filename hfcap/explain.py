@@ -20,7 +20,7 @@ from PIL import Image
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
-from hfcap.captioning import decoding_options, one_picture
+from hfcap.captioning import decoding_options, one_image
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
@@ -37,7 +37,7 @@ class WordMap:
     """One generated word and where the captioner looked.
 
     Attributes:
-        heat: (height, width) share of the attention on each place of the picture; the mean over the word's tokens.
+        heat: (height, width) share of the attention on each place of the image; the mean over the word's tokens.
     """
 
     word: str
@@ -46,16 +46,16 @@ class WordMap:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A caption, its words' maps and the picture as the captioner saw it, (height, width, 3) from 0 to 1."""
+    """A caption, its words' maps and the image as the captioner saw it, (height, width, 3) from 0 to 1."""
 
     caption: str
     words: list[WordMap]
-    picture: np.ndarray[Any, Any]
+    image: np.ndarray[Any, Any]
 
 
-def explain_picture(
+def explain_image(
     model: str,
-    picture: str,
+    image: str,
     output: Path,
     *,
     overrides: dict[str, Any] | None = None,
@@ -63,17 +63,17 @@ def explain_picture(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Explanation:
-    """Caption one picture with a run directory, a model folder or a Hub model, and draw the maps into `output`.
+    """Caption one image with a run directory, a model folder or a Hub model, and draw the maps into `output`.
 
     Args:
         overrides: decoding options that replace the ones saved with the model.
 
     Raises:
-        UserError: not one readable picture, not a PNG, or a captioner without attention to places in the picture.
+        UserError: not one readable image, not a PNG, or a captioner without attention to places in the image.
     """
     if output.suffix.lower() != ".png":
         raise UserError(f"{output}: give a name that ends in .png")
-    record = one_picture(picture)
+    record = one_image(image)
     torch.set_flush_denormal(True)
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **(overrides or {}), "num_return_sequences": 1})
@@ -91,7 +91,7 @@ def explain(
     """Caption pixels (1, 3, height, width) and find where the captioner looked for each word.
 
     Raises:
-        UserError: the family has no attention from words to places in the picture, or it said nothing.
+        UserError: the family has no attention from words to places in the image, or it said nothing.
     """
     captioner.model.eval()
     states = captioner.encode(pixel_values.to(captioner.device))
@@ -106,7 +106,7 @@ def explain(
         spoken = spoken[: spoken.index(captioner.end_token_id)]
     words = words_of_tokens(captioner.tokenizer, spoken)
     if not words:
-        raise UserError("the captioner says nothing about this picture; there is no word to explain")
+        raise UserError("the generated caption is empty, so there is nothing to explain")
     ids = torch.tensor([[*start, *spoken]], device=captioner.device)
     maps = captioner.word_attention(states, ids)[len(start) - 1 :].float().cpu().numpy()
     found = [WordMap(word, maps[numbers].mean(axis=0)) for word, numbers in words]
@@ -128,7 +128,7 @@ def words_of_tokens(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, list[
 
 
 def _seen(pixel_values: torch.Tensor, image_processor: Any) -> np.ndarray[Any, Any]:
-    """Undo the normalisation: the picture as the captioner saw it, resized and cropped."""
+    """Undo the normalisation: the image as the captioner saw it, resized and cropped."""
     pixels = pixel_values.permute(1, 2, 0).float().cpu().numpy()
     if getattr(image_processor, "do_normalize", False):
         pixels = pixels * np.asarray(image_processor.image_std) + np.asarray(image_processor.image_mean)
@@ -138,7 +138,7 @@ def _seen(pixel_values: torch.Tensor, image_processor: Any) -> np.ndarray[Any, A
 
 
 def draw(explanation: Explanation) -> bytes:
-    """Return a PNG: the picture, then one panel per word, brightest where the captioner looked most."""
+    """Return a PNG: the image, then one panel per word, brightest where the captioner looked most."""
     panels = len(explanation.words) + 1
     columns = min(_COLUMNS, panels)
     rows = math.ceil(panels / columns)
@@ -146,26 +146,26 @@ def draw(explanation: Explanation) -> bytes:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set_axis_off()
-    axes[0].imshow(explanation.picture)
+    axes[0].imshow(explanation.image)
     _title(axes[0], "what the captioner saw", "")
     for axis, word in zip(axes[1:], explanation.words, strict=False):
-        _draw_word(axis, word, explanation.picture)
+        _draw_word(axis, word, explanation.image)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     return content.getvalue()
 
 
-def _draw_word(axis: Axes, word: WordMap, picture: np.ndarray[Any, Any]) -> None:
-    height, width = picture.shape[:2]
+def _draw_word(axis: Axes, word: WordMap, image: np.ndarray[Any, Any]) -> None:
+    height, width = image.shape[:2]
     peak, mean = float(word.heat.max()), float(word.heat.mean())
     # Attention that is almost the same everywhere stays dim: against its own peak it would look like a finding.
     brightest = max(peak, _BRIGHT_FROM_MEANS * mean, 1e-12)
     heat = Image.fromarray((word.heat / brightest).astype(np.float32))
     smooth = np.asarray(heat.resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
-    grey = picture.mean(axis=2, keepdims=True)
+    grey = image.mean(axis=2, keepdims=True)
     # Unseen places: dark and grey; seen ones: in their own colours, so that one sees what was looked at.
     shown = smooth[..., None]
-    axis.imshow((shown * picture + (1 - shown) * (0.25 * grey)).clip(0, 1))
+    axis.imshow((shown * image + (1 - shown) * (0.25 * grey)).clip(0, 1))
     if smooth.max() > 0.5 > smooth.min():
         axis.contour(smooth, levels=[0.5], colors="#ffb000", linewidths=1.2)
     _title(axis, word.word, f"peak {peak:.1%}, mean {mean:.1%}")

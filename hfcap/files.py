@@ -159,7 +159,7 @@ def refuse_half_characters(value: Any, text: str, where: str) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise UserError(f"{where} holds half a character ({half}); write its other half, or remove it") from None
+        raise UserError(f"{where} contains an unpaired surrogate ({half}); remove it or complete the pair") from None
 
 
 def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:

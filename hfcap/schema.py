@@ -12,7 +12,7 @@ IGNORED_LABEL = -100
 """Label of positions that never count in a loss: prompt, padding, image tokens (torch's ignore_index)."""
 
 
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow's other decoders (EPS, PSD, FITS, ...) are never tried: more code that strangers' bytes would reach."""
 
 IMAGE_BACKEND = "pil"
@@ -21,25 +21,25 @@ come and go, and the two round differently: training, captioning and scores must
 
 
 class ImageBytes(Protocol):
-    """Where the encoded bytes of one picture come from; small and picklable, so that workers can receive it."""
+    """Where the encoded bytes of one image come from; small and picklable, so that workers can receive it."""
 
     def read(self) -> bytes:
-        """Return the encoded picture (JPEG, PNG, ...)."""
+        """Return the encoded image (JPEG, PNG, ...)."""
         ...
 
     def describe(self) -> str:
-        """Return a name that a person can find the picture by (path, row of a dataset)."""
+        """Return a name that a person can find the image by (path, row of a dataset)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """One picture with its human captions.
+    """One image with its human captions.
 
     Attributes:
         image_id: unique within a dataset; always a string, also where the source counts with integers.
         file_name: name relative to the image folder, with forward slashes.
-        captions: human captions, at least one, none empty (empty only where a user captions pictures without text).
+        captions: human captions, at least one, none empty (empty only where a user captions images without text).
         image: where the encoded bytes come from.
     """
 

@@ -1,4 +1,4 @@
-"""Facts about pictures that are expensive to find out, remembered between runs in a small database."""
+"""Facts about images that are expensive to find out, remembered between runs in a small database."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Remembered:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
         except sqlite3.Error as error:
-            error_console.print(f"warning: nothing can be remembered about pictures ({error})", markup=False)
+            error_console.print(f"warning: nothing can be remembered about images ({error})", markup=False)
 
     def __enter__(self) -> Self:
         return self

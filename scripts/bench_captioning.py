@@ -2,8 +2,8 @@
 
     python scripts/bench_captioning.py [--size small] [--families blip vit_gpt2] [--beams 3] [--output F.json]
 
-Both sides get the same processed pictures and random weights and must say the same words. Random weights rarely end a
-caption, so that every picture runs to `--max-new-tokens`; 16 is where a batch of trained captions is done.
+Both sides get the same processed images and random weights and must say the same words. Random weights rarely end a
+caption, so that every image runs to `--max-new-tokens`; 16 is where a batch of trained captions is done.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from typing import Any
 
 import torch
-from bench_models import (  # type: ignore[import-not-found]  # beside this script, which runs as a file
+from bench_models import (  # type: ignore[import-not-found]  # next to this script, which runs as a file
     END,
     PAD,
     START,
@@ -40,9 +40,9 @@ SIDES = ("generate", "hfcap")
 
 
 def lively(model: Any) -> None:
-    """Enlarge the matrices, so that pictures matter and words differ clearly.
+    """Enlarge the matrices, so that images matter and words differ clearly.
 
-    Fresh weights make all pictures and words nearly alike: every picture would get the same caption, or rounding would
+    Fresh weights make all images and words nearly alike: every image would get the same caption, or rounding would
     choose among the words.
     """
     generator = torch.Generator().manual_seed(0)

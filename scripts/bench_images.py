@@ -1,4 +1,4 @@
-"""Loading pictures: hfcap against the image processor called in a DataLoader, both in one run.
+"""Loading images: hfcap against the image processor called in a DataLoader, both in one run.
 
     python scripts/bench_images.py FOLDER [--processor vit --processor clip ...] [--workers 2] [--output FILE.json]
 
@@ -54,8 +54,8 @@ class PlainDataset(Dataset[torch.Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        picture = Image.open(self.paths[index]).convert("RGB")
-        values: torch.Tensor = self.processor(picture, return_tensors="pt")["pixel_values"][0]
+        image = Image.open(self.paths[index]).convert("RGB")
+        values: torch.Tensor = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return values
 
 
@@ -149,8 +149,8 @@ def enlarged(paths: Sequence[Path], folder: Path, tiles: int = 3) -> list[Path]:
         width, height = Image.open(group[0]).size
         mosaic = Image.new("RGB", (width * tiles, height * tiles))
         for place, path in enumerate(group):
-            picture = Image.open(path).convert("RGB").resize((width, height))
-            mosaic.paste(picture, (place % tiles * width, place // tiles * height))
+            image = Image.open(path).convert("RGB").resize((width, height))
+            mosaic.paste(image, (place % tiles * width, place // tiles * height))
         written.append(folder / f"{number:04d}.jpg")
         mosaic.save(written[-1], "JPEG", quality=90)
     return written

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_metrics import held_out, peak_bytes  # type: ignore[import-not-found]  # beside this script, which runs as a file
+from bench_metrics import held_out, peak_bytes  # type: ignore[import-not-found]  # next to this script, which runs as a file
 
 TOLERANCE = 1e-9
 

@@ -90,7 +90,7 @@ def vocabulary_size(model: Any) -> int:
 
 
 def image_size(family: str, size: str) -> int:
-    """Side of the square pictures the model takes."""
+    """Side of the square images the model takes."""
     return 64 if size == "small" else {"blip": 384}.get(family, 224)
 
 

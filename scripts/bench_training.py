@@ -3,8 +3,8 @@
     python scripts/bench_training.py [--size small] [--families blip vit_gpt2] [--output bench_training.json]
 
 Both sides: the same random weights, 5 captions per image with COCO's lengths, the same captions per update, precision
-and optimiser, pictures already decoded. The Trainer's rows are padded to the longest of their batch and carry no label
-there. Cases: `full` trains all weights; `lora` trains LoRA on the decoder behind a frozen encoder, hfcap with a filled
+and optimiser, images already decoded. The Trainer's rows are padded to the longest of their batch and carry no label
+there. Cases: `full` trains all weights; `lora` trains LoRA on the decoder after a frozen encoder, hfcap with a filled
 feature store (and, computed from the encoder's measured time, with the one-off encoding spread over 5 epochs).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from bench_models import (  # type: ignore[import-not-found]  # beside this script, which runs as a file
+from bench_models import (  # type: ignore[import-not-found]  # next to this script, which runs as a file
     END,
     PAD,
     START,
@@ -57,7 +57,7 @@ LORA = LoraOptions()
 
 
 class RandomInputs:
-    """Pictures (or stored states in bfloat16, as the feature store keeps them) that need no decoding."""
+    """Images (or stored states in bfloat16, as the feature store keeps them) that need no decoding."""
 
     plan = None
 
@@ -83,10 +83,10 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
     if case == "lora":
         add_lora(captioner, LORA)
         with torch.inference_mode():
-            pictures = torch.randn(options.images, *shape)
-            shape = tuple(captioner.encode(pictures[:1]).shape[1:])
+            images = torch.randn(options.images, *shape)
+            shape = tuple(captioner.encode(images[:1]).shape[1:])
             started = time.perf_counter()
-            captioner.encode(pictures)
+            captioner.encode(images)
             result["encode_seconds_per_image"] = (time.perf_counter() - started) / options.images
     train = TrainOptions(max_steps=1, per_device_train_batch_size=options.images)
     freeze_parts(captioner, train)
@@ -142,14 +142,14 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, captions: list[list[list[int]]], side: int) -> None:
         self.rows = [(image, caption) for image, of_image in enumerate(captions) for caption in of_image]
-        self.pictures = torch.randn(4, 3, side, side)
+        self.images = torch.randn(4, 3, side, side)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, caption = self.rows[index]
-        return {"pixel_values": self.pictures[image % 4], "caption": caption}
+        return {"pixel_values": self.images[image % 4], "caption": caption}
 
 
 def row_collate(family: str) -> Any:

@@ -3,7 +3,7 @@
     python scripts/compare_families.py CAPTIONS.json --vision FOLDER [--minutes 8] [--families clip_prefix blip ...]
         [--output runs/families] [RECIPE_KEY=VALUE ...]
 
-CAPTIONS.json is a COCO-style file with splits beside its photos (Flickr8k, for example), FOLDER an image encoder for
+CAPTIONS.json is a COCO-style file with splits next to its photos (Flickr8k, for example), FOLDER an image encoder for
 the families that stand on a pretrained one, which stays frozen. The recipes are recipes/FAMILY/flickr8k_scratch.yaml.
 Each family first makes a few updates, which show how long one takes (and fill the feature store); the number of updates
 that fit into the minutes is kept in OUTPUT/plan.json, and the table's training images/s are those of this first look.

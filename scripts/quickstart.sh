@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained, scored and publishable captioner on generated pictures, in a few minutes on two cores.
+# From nothing to a trained, scored and publishable captioner on generated images, in a few minutes on two cores.
 # Arguments go to hfcap run: bash scripts/quickstart.sh train.num_train_epochs=2
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -12,5 +12,5 @@ cat <<END
 
 First:  source ${venv#"$project"/}/bin/activate
 Also:   hfcap publish runs/quickstart --repo-id YOU/NAME --dry-run         what would go to the Hub
-        hfcap run recipes/blip/folder_lora.yaml data.root=YOUR_PICTURES    fine-tune BLIP on pictures of your own
+        hfcap run recipes/blip/folder_lora.yaml data.root=YOUR_IMAGES    fine-tune BLIP on images of your own
 END

@@ -1,6 +1,6 @@
 """Render model_cards/: the cards of the reference recipes and of the finished runs recorded in model_cards/runs/.
 
-python scripts/render_model_cards.py                write all cards anew
+python scripts/render_model_cards.py                write all cards again
 python scripts/render_model_cards.py --check        exit code 1 if a committed card is not what would be written
 python scripts/render_model_cards.py --record RUN   keep what the card of a finished run needs, then write its card
 """
@@ -44,7 +44,7 @@ def rendered_cards() -> dict[Path, str]:
 
 
 def record(source: Path) -> None:
-    """Copy what a card is made from into model_cards/runs/<name>; of the pictures only those that the card shows."""
+    """Copy what a card is made from into model_cards/runs/<name>; of the images only those that the card shows."""
     run = RunDirectory.existing(source)
     known = read_card_input(run)
     target = RunDirectory(RUNS / known.recipe.name)
@@ -67,7 +67,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _record_scores(run: RunDirectory, target: RunDirectory, known: CardInput) -> None:
-    """Scores without what is kept for resampling, and of the single pictures those that the card shows."""
+    """Scores without what is kept for resampling, and of the single images those that the card shows."""
     shown = {sample.file_name for sample in [*known.samples, *known.worst]}
     rows = [row for _, row in read_json_lines(run.predictions(known.split), "predictions") if row["file_name"] in shown]
     ids = {str(row["image_id"]) for row in rows}
@@ -103,7 +103,7 @@ def main() -> None:
             write_text(path, cards[path])
         else:
             path.unlink()
-    print(f"{len(cards)} cards, {len(stale)} written anew")
+    print(f"{len(cards)} cards, {len(stale)} written again")
 
 
 if __name__ == "__main__":

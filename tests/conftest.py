@@ -42,7 +42,7 @@ def _only_loopback() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep feature stores and notes about checked pictures out of the user's cache."""
+    """Keep feature stores and notes about checked images out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HFCAP_CACHE", str(tmp_path_factory.mktemp("hfcap-cache")))
         yield

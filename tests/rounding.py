@@ -12,7 +12,7 @@ FLOOR = 2**-17
 
 A sum of n terms is off by at most n * 2 ** -24 of the sum of their sizes. The tests' models add up some hundreds of
 terms, which partly cancel out, through a handful of layers. What cancels out altogether (the gradient of an attention
-key's bias) is rounding of the others alone: hence the floor. A caption, position or picture that takes part where it
+key's bias) is rounding of the others alone: hence the floor. A caption, position or image that takes part where it
 must not changes the first or second digit.
 """
 

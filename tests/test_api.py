@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import hfcap
-from hfcap.captioning import caption_pictures
-from tests.captioners.helpers import ALL_FAMILIES, build, plain_processor, write_picture
+from hfcap.captioning import caption_images
+from tests.captioners.helpers import ALL_FAMILIES, build, plain_processor, write_image
 from tests.captioning.conftest import OPTIONS
 from tests.data.http_server import serving
 
@@ -60,7 +60,7 @@ def captioner(model: Path) -> hfcap.ImageCaptioner:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("images")
-    return [write_picture(folder / f"{number}.png", seed=number) for number in range(5)]
+    return [write_image(folder / f"{number}.png", seed=number) for number in range(5)]
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,7 @@ def test_captions_are_those_of_plain_transformers(
     """Images of the model's own size: resizing may differ by a level, and random weights have captions that near."""
     processor = plain_processor(model)
     size = captioner.captioner.image_processor.size
-    images = [write_picture(tmp_path / f"{n}.png", n, (size["width"], size["height"])) for n in range(5)]
+    images = [write_image(tmp_path / f"{n}.png", n, (size["width"], size["height"])) for n in range(5)]
     plain = AutoModelForImageTextToText.from_pretrained(model)
     capfd.readouterr()  # transformers shows its progress
     pixels = processor.image_processor(
@@ -199,7 +199,7 @@ def test_every_family_captions_as_the_command_line(
     family: str, images: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     build(family).save(tmp_path / "model", OPTIONS)
-    rows = caption_pictures(str(tmp_path / "model"), [str(path) for path in images[:3]], trust_remote_code=True)
+    rows = caption_images(str(tmp_path / "model"), [str(path) for path in images[:3]], trust_remote_code=True)
     capfd.readouterr()
     captioner = hfcap.load_captioner(tmp_path / "model", trust_remote_code=True)
     found = captioner.caption(images[:3])
@@ -210,7 +210,7 @@ def test_every_family_captions_as_the_command_line(
 def test_the_prompt_is_that_of_the_command_line(
     captioner: hfcap.ImageCaptioner, model: Path, images: list[Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rows = caption_pictures(str(model), [str(path) for path in images], prompt="a red")
+    rows = caption_images(str(model), [str(path) for path in images], prompt="a red")
     capfd.readouterr()
     found = captioner.caption(images, "a red")
     assert [caption.text for caption in found] == [row.caption for row in rows]
@@ -222,7 +222,7 @@ def test_an_image_that_cannot_be_read(
 ) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     given: list[Any] = [images[0], tmp_path / "text.jpg", tmp_path / "gone.png", b"no image", images[1]]
-    with pytest.raises(hfcap.UnreadableImageError, match=r"text\.jpg: damaged, or not a picture"):
+    with pytest.raises(hfcap.UnreadableImageError, match=r"text\.jpg: damaged, or not an image"):
         captioner.caption(given)
     with pytest.raises(hfcap.UnreadableImageError, match=r"gone\.png: no such file"):
         captioner.caption(given[2], unreadable="skip")  # nothing would be left
@@ -252,7 +252,7 @@ def test_images_of_the_web_go_through_the_guard(captioner: hfcap.ImageCaptioner,
         ({"zzz": 3}, r"unknown option 'zzz' \(known: num_beams"),
         ({"num_beams": 0}, "num_beams: Input should be greater than 0"),
         ({"num_beams": 2, "num_return_sequences": 3}, "needs num_beams of at least that many"),
-        ({"temperature": 0.5}, "temperature: says nothing where captions are not drawn; give do_sample=True"),
+        ({"temperature": 0.5}, "temperature: has no effect without do_sample=True"),
         ({"batch_size": 0}, "batch_size: at least 1, not 0"),
         ({"batch_size": True}, "batch_size: at least 1"),
         ({"unreadable": "ignore"}, "unreadable: choose 'raise' or 'skip'"),

@@ -15,7 +15,7 @@ from hfcap.files import read_json
 from hfcap.recipe.loading import load_recipe, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import read_scores, score_files
-from tests.captioners.helpers import write_picture
+from tests.captioners.helpers import write_image
 from tests.cli.command_line import write_recipe
 from tests.hub_server import Hub, hub  # noqa: F401
 from tests.publishing.run_builder import build_run
@@ -68,7 +68,7 @@ def test_a_finished_run_captions_scores_and_has_a_card(finished: hfcap.TrainedRu
     assert finished.scores().metrics == read_scores(RunDirectory(finished.folder).scores("test")).metrics
     with pytest.raises(hfcap.UserError, match="no scores of split 'train'"):
         finished.scores("train")
-    caption = finished.load(device="cpu").caption(write_picture(tmp_path / "a.png"))
+    caption = finished.load(device="cpu").caption(write_image(tmp_path / "a.png"))
     assert caption == hfcap.load_captioner(finished, device="cpu").caption(tmp_path / "a.png")
     forget_accelerator()
     again = hfcap.train(finished, until="card")  # a run directory, in which everything is done
@@ -224,7 +224,7 @@ def test_a_run_goes_to_the_hub_and_captions_from_there(
     result = hfcap.push_to_hub(finished, "alice/tiny", private=True, verify=False)
     assert result.repo_id == "alice/tiny" and "model.safetensors" in result.uploaded and result.commit
     published = hfcap.load_captioner("alice/tiny", revision=result.commit, device="cpu")
-    image = write_picture(tmp_path / "a.png")
+    image = write_image(tmp_path / "a.png")
     assert published.caption(image) == finished.load(device="cpu").caption(image)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(hfcap.UserError, match="publish"):

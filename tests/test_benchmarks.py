@@ -25,7 +25,7 @@ def test_captioning_says_the_same_on_both_sides(tmp_path: Path) -> None:
     )
     [row] = found["rows"]
     assert row["same_captions"] == 1.0
-    assert row["different_captions"] > 1, "every picture got the same caption: the comparison shows little"
+    assert row["different_captions"] > 1, "every image got the same caption: the comparison shows little"
     assert row["hfcap"]["images_per_second"] > 0 and found["machine"]["cores"] > 0
 
 

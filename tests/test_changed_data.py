@@ -16,7 +16,7 @@ from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.run.stages import Run
 from tests.changed_runs import edit_metadata, execute, stopped, times, values_of
 from tests.changed_runs import photos as photos
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 from tests.hub_server import Hub
 from tests.hub_server import hub as hub
 from tests.test_run_directories import snapshot
@@ -33,7 +33,7 @@ def other_captions(photos: Path) -> None:
     edit_metadata(photos, lambda rows: rows[0].update(captions=["something else", "entirely"]))
 
 
-def one_picture_less(photos: Path) -> None:
+def one_image_less(photos: Path) -> None:
     edit_metadata(photos, lambda rows: rows.pop(0))
     (photos / "red.jpg").unlink()
 
@@ -52,7 +52,7 @@ CHANGES = {
         ["split train: captions (4 images with 8 captions then, 4 images with 8 captions now)"],
     ),
     "images removed": (
-        one_picture_less,
+        one_image_less,
         ["split train: image ids, file names, captions, content of images (4", "3 images"],
     ),
     "images changed": (other_pixels, ["split train: content of images"]),

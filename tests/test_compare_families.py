@@ -1,4 +1,4 @@
-"""scripts/compare_families.py on a handful of pictures: every step for real, one small family."""
+"""scripts/compare_families.py on a handful of images: every step for real, one small family."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def captions(tmp_path: Path) -> Path:
         images.append({"id": number, "file_name": f"{number}.png", "split": split})
         annotations += [
             {"id": 2 * number + n, "image_id": number, "caption": text}
-            for n, text in enumerate([f"a {colour} square", f"a picture that is {colour}"])
+            for n, text in enumerate([f"a {colour} square", f"an image that is {colour}"])
         ]
     path = tmp_path / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")

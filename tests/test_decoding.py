@@ -18,7 +18,7 @@ from hfcap.decoding import DecodingJob, caption_batches, read_captions, write_pr
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage
-from tests.captioners.helpers import PROMPT, build, write_picture
+from tests.captioners.helpers import PROMPT, build, write_image
 
 BEAMS = GenerateOptions(num_beams=3, num_return_sequences=2, max_new_tokens=7)
 SAMPLES = GenerateOptions(num_beams=1, do_sample=True, max_new_tokens=7, num_return_sequences=2, seed=5)
@@ -63,8 +63,8 @@ def captioner() -> Captioner:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
-    folder = tmp_path_factory.mktemp("pictures")
-    paths = [write_picture(folder / f"{number}.png", seed=number) for number in range(11)]
+    folder = tmp_path_factory.mktemp("images")
+    paths = [write_image(folder / f"{number}.png", seed=number) for number in range(11)]
     return [CaptionedImage(f"id {path.stem}", path.name, ("x",), FileImage(path)) for path in paths]
 
 
@@ -159,7 +159,7 @@ def test_continues_behind_finished_batches(
     assert not path.exists()
     sizes = _counted(captioner, monkeypatch)
     write_predictions(captioner, job, path, Process())
-    assert sizes == [3, 2]  # of 11 pictures in batches of 3, two batches were done
+    assert sizes == [3, 2]  # of 11 images in batches of 3, two batches were done
     assert path.read_text(encoding="utf-8") == content
     assert not _parts(path)
 

@@ -50,7 +50,7 @@ def test_what_a_captioner_is_given_and_what_becomes_of_its_answers(encoded: bool
     batches = list(caption_batches(captioner, job, [7, 1, 2, 5]))
     assert [[row.image_id for row in batch] for batch in batches] == [["id 7", "id 1", "id 2"], ["id 5"]]
     added = 0.0 if encoded else 100.0
-    # Seeded by the first picture's place in the whole job: the same whoever captions it, and whenever.
+    # Seeded by the first image's place in the whole job: the same whoever captions it, and whenever.
     assert captioner.given == [
         ([7 + added, 1 + added, 2 + added], SAMPLES, "a cat", 5 * 1_000_003 + 7),
         ([5 + added], SAMPLES, "a cat", 5 * 1_000_003 + 5),
@@ -109,9 +109,9 @@ def test_captions_keep_their_letters(tmp_path: Path) -> None:
     assert [part.name for part in _parts(path)] == ["other.jsonl.part-x-0"], "parts of other files are left alone"
 
 
-def test_a_picture_without_a_caption_is_a_bug_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_image_without_a_caption_is_a_bug_and_nothing_is_written(tmp_path: Path) -> None:
     captioner, job = _scripted(BEAMS)
     path = tmp_path / "test.jsonl"
-    with pytest.raises(AssertionError, match="3 pictures were not captioned"):
+    with pytest.raises(AssertionError, match="3 images were not captioned"):
         write_predictions(captioner, job, path, Process(0, 2))  # the other process never wrote its part
     assert not path.exists() and len(_parts(path)) == 1

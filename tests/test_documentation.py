@@ -105,10 +105,10 @@ def test_the_recipes_about_training_load(tmp_path: Path) -> None:
     path.write_text(self_critical, encoding="utf-8")
     recipe = load_recipe(path)
     # The page spells the defaults out.
-    assert recipe.scst == ScstOptions() and recipe.model.pretrained == "runs/my_pictures"
+    assert recipe.scst == ScstOptions() and recipe.model.pretrained == "runs/my_images"
     path.write_text(self_critical.split("scst:")[0] + augmentation, encoding="utf-8")
     augment = load_recipe(path).augment
-    assert augment is not None and augment.changes_pictures and augment.word_dropout == 0.1
+    assert augment is not None and augment.changes_images and augment.word_dropout == 0.1
     path.write_text(self_critical.split("train:")[0] + more, encoding="utf-8")
     recipe = load_recipe(path, ["train.num_train_epochs=1"])
     assert recipe.train.report_to == ["tensorboard"] and recipe.lora is not None and recipe.lora.use_dora
@@ -135,7 +135,7 @@ train:
     assert real == shown.splitlines()
 
 
-def test_the_readmes_folder_of_pictures_loads(tmp_path: Path) -> None:
+def test_the_readmes_folder_of_images_loads(tmp_path: Path) -> None:
     (example,) = [block for block in code_blocks(ROOT / "README.md", "") if "metadata.jsonl" in block]
     row = json.loads(example[example.index("{") : example.index("}") + 1])
     rows = [{**row, "file_name": f"{number}.jpg"} for number in range(200)]

@@ -14,7 +14,7 @@ import pytest
 
 import hfcap
 from hfcap.recipe.blocks import GenerateOptions
-from tests.captioners.helpers import build, write_picture
+from tests.captioners.helpers import build, write_image
 from tests.captioning.conftest import OPTIONS
 from tests.cli.command_line import write_recipe
 from tests.hub_server import Hub, hub  # noqa: F401
@@ -59,7 +59,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     rows = []
     for number in range(20):
-        write_picture(folder / f"{number}.png", seed=number)
+        write_image(folder / f"{number}.png", seed=number)
         captions = [f"a red cat number {number}", "two dogs run over the green grass"]
         rows.append({"file_name": f"{number}.png", "captions": captions})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -121,7 +121,7 @@ def test_publish(script: Script, tmp_path: Path, hub: Hub) -> None:  # noqa: F81
     assert said.startswith("Dry run: ") and "README.md" in said
     said = script("publish", run.folder, "alice/tiny", "--skip-verification")
     assert said.startswith("Published ") and "Not verified" in said
-    image = write_picture(tmp_path / "a.png")
+    image = write_image(tmp_path / "a.png")
     assert hfcap.load_captioner("alice/tiny").caption(image) == run.load().caption(image)
 
 

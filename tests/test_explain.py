@@ -1,4 +1,4 @@
-"""Heat maps: words from tokens, one map per word, families that have none, and the picture that is written."""
+"""Heat maps: words from tokens, one map per word, families that have none, and the image that is written."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from hfcap.captioners.shared.pretrained import quiet_loading
 from hfcap.captioners.shared.tokenizers import train_tokenizer
 from hfcap.errors import UserError
-from hfcap.explain import Explanation, WordMap, draw, explain, explain_picture, words_of_tokens
+from hfcap.explain import Explanation, WordMap, draw, explain, explain_image, words_of_tokens
 from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
-from tests.captioners.helpers import PROMPT, build, pixel_values, write_picture
+from tests.captioners.helpers import PROMPT, build, pixel_values, write_image
 
 quiet_loading()
 
@@ -142,26 +142,26 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_picture_file_to_png(saved: Path, tmp_path: Path) -> None:
-    picture = write_picture(tmp_path / "picture.png")
-    found = explain_picture(str(saved), str(picture), tmp_path / "maps.png", overrides={"max_new_tokens": 5})
+def test_image_file_to_png(saved: Path, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png")
+    found = explain_image(str(saved), str(image), tmp_path / "maps.png", overrides={"max_new_tokens": 5})
     assert Image.open(tmp_path / "maps.png").format == "PNG"
     assert found.words
     # The captioner saw 64 x 64 pixels; normalisation is undone.
-    assert found.picture.shape == (64, 64, 3)
-    expected = np.asarray(Image.open(picture).resize((64, 64), Image.Resampling.BILINEAR)) / 255
-    np.testing.assert_allclose(found.picture, expected, atol=0.02)
+    assert found.image.shape == (64, 64, 3)
+    expected = np.asarray(Image.open(image).resize((64, 64), Image.Resampling.BILINEAR)) / 255
+    np.testing.assert_allclose(found.image, expected, atol=0.02)
 
 
 def test_wrong_input(saved: Path, tmp_path: Path) -> None:
-    picture = str(write_picture(tmp_path / "one.png"))
-    write_picture(tmp_path / "two.png")
+    image = str(write_image(tmp_path / "one.png"))
+    write_image(tmp_path / "two.png")
     with pytest.raises(UserError, match=r"maps\.jpg: give a name that ends in \.png"):
-        explain_picture(str(saved), picture, tmp_path / "maps.jpg")
-    with pytest.raises(UserError, match="matches 2 pictures; give one"):
-        explain_picture(str(saved), str(tmp_path), tmp_path / "maps.png")
+        explain_image(str(saved), image, tmp_path / "maps.jpg")
+    with pytest.raises(UserError, match="matches 2 images; give one"):
+        explain_image(str(saved), str(tmp_path), tmp_path / "maps.png")
     with pytest.raises(UserError, match="num_beams"):
-        explain_picture(str(saved), picture, tmp_path / "maps.png", overrides={"num_beams": 0})
+        explain_image(str(saved), image, tmp_path / "maps.png", overrides={"num_beams": 0})
     assert not (tmp_path / "maps.png").exists()
 
 
@@ -169,5 +169,5 @@ def test_captioner_that_says_nothing() -> None:
     captioner = build("show_attend_tell")
     with torch.no_grad():
         captioner.model.decoder.head.bias[captioner.end_token_id] = 1e4
-    with pytest.raises(UserError, match="says nothing about this picture"):
+    with pytest.raises(UserError, match="the generated caption is empty"):
         explain(captioner, pixel_values(captioner, 1), GenerateOptions(num_beams=1))

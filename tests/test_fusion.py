@@ -75,7 +75,11 @@ GOOD = {"1": ["a dog"], "2": ["a cat"]}
         ([{"image_id": "1", "caption": 5}], {}, r"second\.jsonl: line 1: needs a caption"),
         ([{"image_id": "1", "caption": "a", "candidates": [1]}], {}, r"line 1: candidates must be texts"),
         ([{"caption": "a"}], {}, "line 1: image_id must be"),
-        (rows_of({"1": ["a dog", "b \ud83d"]}), {}, r"second\.jsonl: line 1 holds half a character \(\\ud83d\)"),
+        (
+            rows_of({"1": ["a dog", "b \ud83d"]}),
+            {},
+            r"second\.jsonl: line 1 contains an unpaired surrogate \(\\ud83d\)",
+        ),
         ([], {}, "no captions in this prediction file"),
         (rows_of(GOOD), {"weights": [1.0]}, r"one positive number \(or 0: no vote\) for each of the 2 files"),
         (rows_of(GOOD), {"weights": [1.0, -1.0]}, "one positive number"),

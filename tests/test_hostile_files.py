@@ -28,7 +28,7 @@ from hfcap.search.fusion import fuse_predictions
 from hfcap.training.objectives.synonyms import synonym_table
 from tests.cli.command_line import Hfcap
 from tests.cli.conftest import hfcap as hfcap
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 from tests.publishing.run_builder import build_run
 
 BAD_TEXTS = {
@@ -83,7 +83,7 @@ INSTANCES = {
 def load_coco_json(path: Path) -> Any:
     (path.parent / "images").mkdir(exist_ok=True)
     options = coco_json.CocoJsonOptions(captions=str(path))
-    coco_json.list_pictures(path, None, None)
+    coco_json.list_images(path, None, None)
     return coco_json.load(options, "test")
 
 
@@ -200,7 +200,7 @@ def test_files_of_a_run_directory_may_be_damaged(built: RunDirectory, tmp_path: 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "processor_config.json", "generation_config.json"])
 def test_damaged_files_of_a_model_are_named(name: str, built: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
     """Once tracebacks: of the tokenizers library, of transformers, of a string where a mapping was meant."""
-    picture = write_jpeg(tmp_path / "one.jpg")
+    image = write_jpeg(tmp_path / "one.jpg")
     model = tmp_path / "model"
     shutil.copytree(built.model, model)
     path = model / name
@@ -214,7 +214,7 @@ def test_damaged_files_of_a_model_are_named(name: str, built: RunDirectory, tmp_
         *BAD_TEXTS.values(),
     ):
         path.write_text(text, errors="surrogateescape")
-        outcome = hfcap("caption", model, picture)
+        outcome = hfcap("caption", model, image)
         assert outcome.code in (0, 1, 2), (text[:50], outcome)
         if outcome.code:
             assert str(model) in outcome.err and outcome.err.count("error: ") + outcome.err.count("failed: ") >= 1

@@ -79,11 +79,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple
         "schema": ["recipe-schema"],
         "wrong": ["run", _recipe(wrong, pen_widht=8)],
         "run": ["run", _recipe(folder, pen_width=16)],
-        "again": ["caption", str(run), str(folder / "picture.png"), "-o", str(folder / "captions.jsonl")],
+        "again": ["caption", str(run), str(folder / "image.png"), "-o", str(folder / "captions.jsonl")],
     }
     from PIL import Image
 
-    Image.new("RGB", (40, 30), "green").save(folder / "picture.png")
+    Image.new("RGB", (40, 30), "green").save(folder / "image.png")
     paths = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps(commands)],
@@ -127,7 +127,7 @@ def test_what_it_saved_is_found_again(ran: Any) -> None:
     folder, found = ran
     assert found["again"][0] == 0, found["errors"][1]
     [line] = (folder / "captions.jsonl").read_text().splitlines()
-    assert "picture.png" in line
+    assert "image.png" in line
 
 
 def test_nothing_in_hfcap_names_it() -> None:

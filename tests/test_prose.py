@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "hfcap").rglob("*.py"))
-WORD_LISTS = {"_coco_objects.py", "_ptb_rules.py", "bad_endings.py"}
+WORD_LISTS = {"coco_objects.py", "ptb_rules.py", "bad_endings.py"}
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 INSTEAD = {
@@ -24,8 +24,8 @@ INSTEAD = {
 }
 """What documentation does not say -> what it says instead."""
 
-STILL_IN_MESSAGES = {"pictures?": 177, "so many": 11, "beside": 10, "anew": 7, "behind": 4, "shall": 1}
-"""How many texts of the package may still hold a word of INSTEAD; lower the number when some are reworded."""
+STILL_IN_MESSAGES = {"pictures?": 1}
+"""How many texts of the package may still hold a word of INSTEAD: a caption that the quick start draws."""
 
 _CODE = re.compile(r"^ *```.*?^ *```$|`[^`]+`|\]\([^)]*\)|<!--.*?-->", re.MULTILINE | re.DOTALL)
 _QUOTED = re.compile(r'"[^"\n]{1,60}"')

@@ -29,7 +29,7 @@ captioner: blip
 model: {pretrained: some/model}
 data:
   source: folder
-  root: pictures
+  root: images
 train:
   max_steps: 10
   learning_rate: 1e-5

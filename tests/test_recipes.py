@@ -30,7 +30,7 @@ def test_none_is_missed() -> None:
 
 @pytest.mark.parametrize("family", names("captioners"))
 def test_every_family_has_its_recipes(family: str) -> None:
-    """COCO for comparison with papers, a folder of one's own pictures; and from nothing, where the family can."""
+    """COCO for comparison with papers, a folder of one's own images; and from nothing, where the family can."""
     captioner = load("captioners", family).REGISTERED
     stems = {path.stem for path in (ROOT / "recipes" / family).glob("*.yaml")}
     assert {"coco", "folder"} <= {stem.split("_")[0] for stem in stems}

@@ -24,13 +24,13 @@ from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import recipe_of_run
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
 from tests.cli.conftest import hfcap as hfcap
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "orange", "purple")
 
 
 def write_photos(folder: Path) -> None:
-    """Eight pictures: four to train on, two to validate with, two to test."""
+    """Eight images: four to train on, two to validate with, two to test."""
     splits = ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
     rows = []
     for split, colour in zip(splits, COLOURS, strict=True):
@@ -92,7 +92,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def test_a_run_is_scored_where_it_stands(copied: Path, tmp_path: Path, hfcap: Hfcap, monkeypatch: Any) -> None:
-    """Once `runs/tiny` of the working directory was trained anew."""
+    """Once `runs/tiny` of the working directory was trained again."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

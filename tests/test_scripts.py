@@ -1,4 +1,4 @@
-"""The scripts: what the shell ones say when they cannot work; the benchmark of picture loading on tiny pictures."""
+"""The scripts: what the shell ones say when they cannot work; the benchmark of image loading on tiny images."""
 
 from __future__ import annotations
 
@@ -113,15 +113,15 @@ def test_the_quick_tests_exist(called: Callable[..., list[str]]) -> None:
     assert [one for one in left_out if str(Path(one).parent) not in listed] == []
 
 
-def test_the_documented_benchmark_of_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_benchmark_of_images_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     [shown] = [line for line in page.splitlines() if line.startswith("python scripts/bench_images.py ")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HFCAP_CACHE", str(tmp_path / "cache"))
     for number in range(4):
-        picture = Image.effect_noise((64 + number, 48), 60).convert("RGB")
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        picture.save(tmp_path / "pictures" / f"{number}.jpg")
+        image = Image.effect_noise((64 + number, 48), 60).convert("RGB")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image.save(tmp_path / "images" / f"{number}.jpg")
     threads = torch.get_num_threads()
     # In this process: workers would each take seconds to start.
     bench_images.main([*shlex.split(shown)[2:], "--workers", "0", "--repeats", "1"])
@@ -134,7 +134,7 @@ def test_the_documented_benchmark_of_pictures_runs(tmp_path: Path, monkeypatch: 
     assert 0 <= row["levels_apart"]["mean"] < 0.06
 
 
-def test_the_benchmark_of_pictures_needs_photos(tmp_path: Path) -> None:
+def test_the_benchmark_of_images_needs_photos(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no photos there"):
         bench_images.main([str(tmp_path)])
 

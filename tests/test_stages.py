@@ -152,7 +152,7 @@ def test_files_of_a_run_directory(tmp_path: Path) -> None:
     assert str(tmp_path) not in run.card.read_text()
 
 
-def test_references_are_coco_and_baselines_say_the_same_to_every_picture(tmp_path: Path) -> None:
+def test_references_are_coco_and_baselines_say_the_same_to_every_image(tmp_path: Path) -> None:
     run = execute(recipe_of(tmp_path), "caption")
     references = read_json(run.references("test"), "references")
     assert len(references["images"]) == 5 and len(references["annotations"]) == 25
@@ -297,7 +297,7 @@ def test_captioning_goes_on_where_it_was_killed_but_never_with_other_options(
     captioned.clear()
     run = execute(recipe, "caption")
     assert run.predictions("test").read_text().startswith(kept)
-    assert sum(captioned) == 3 + 5  # the rest of the split, then the blank pictures
+    assert sum(captioned) == 3 + 5  # the rest of the split, then the blank images
 
     limit = len(captioned) + 1
     changed = recipe_of(tmp_path, train={"per_device_eval_batch_size": 2}, generate={"max_new_tokens": 2})

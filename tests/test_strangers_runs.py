@@ -16,7 +16,7 @@ from hfcap.children import environment_without_secrets, run_program
 from hfcap.run_directory.paths import RunDirectory
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
 from tests.cli.conftest import hfcap as hfcap
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "a" * 34,
@@ -27,7 +27,7 @@ SECRETS = {
     "ANOTHER": "ghp_" + "c" * 36,
 }
 
-# Stands in for Java: notes its environment, and scores each picture 0.5.
+# Stands in for Java: notes its environment, and scores each image 0.5.
 _JAVA = """#!{python}
 import json, os, pathlib, sys
 pathlib.Path(__file__).resolve().with_name("was_run.json").write_text(json.dumps(dict(os.environ)))

@@ -1,1 +1,1 @@
-"""What `import hfcap` offers beside captioning itself, and what the commands call; heavy imports wait for the call."""
+"""What `import hfcap` offers besides captioning itself, and what the commands call; heavy imports wait for the call."""

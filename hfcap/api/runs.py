@@ -167,7 +167,7 @@ def recipe_of(
     renamed = [key for key in ("name", "output_dir") if any(text.startswith(f"{key}=") for text in overrides or [])]
     if not renamed:
         return recipe, run
-    # The person's own words: another run, beside this one.
+    # The person's own words: another run, next to this one.
     place = Path(recipe.output_dir) if "output_dir" in renamed else run.path.parent
     return recipe, RunDirectory(place / (recipe.name if "name" in renamed else run.path.name))
 

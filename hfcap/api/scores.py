@@ -108,7 +108,7 @@ def compare(
     Raises:
         UserError: something cannot be read, or the systems were scored on different images or human captions.
     """
-    from hfcap.comparison import PictureSource, compare_systems, write_leaderboard
+    from hfcap.comparison import ImageSource, compare_systems, write_leaderboard
     from hfcap.comparison import compare as compare_paths
 
     options = {"metrics": metrics, "document_frequencies": document_frequencies, "metric_options": metric_options}
@@ -121,9 +121,9 @@ def compare(
             paths = [Path(path) for path in ([systems] if isinstance(systems, str | os.PathLike) else systems)]
             comparison = compare_paths(paths, score=score_one, split=split, n_resamples=n_resamples, seed=seed)
         if output is not None:
-            source = PictureSource(None if images is True else Path(images)) if images is not False else None
+            source = ImageSource(None if images is True else Path(images)) if images is not False else None
             human = Path(references) if isinstance(references, str | os.PathLike) else None
-            write_leaderboard(comparison, Path(output), references=human, pictures=source, n_examples=n_examples)
+            write_leaderboard(comparison, Path(output), references=human, images=source, n_examples=n_examples)
     return comparison
 
 

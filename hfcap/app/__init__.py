@@ -1,1 +1,1 @@
-"""The demo: captions of one picture by several models side by side, on this machine or as a Space."""
+"""The demo: captions of one image by several models side by side, on this machine or as a Space."""

@@ -17,7 +17,7 @@ from hfcap.files import read_text
 
 
 class LoadedModel:
-    """A model of the demo: called with a picture and decoding arguments, it says a caption.
+    """A model of the demo: called with an image and decoding arguments, it says a caption.
 
     Args:
         location: run directory, model folder or Hub id.
@@ -27,7 +27,7 @@ class LoadedModel:
         self.captioner = load_captioner(location, trust_remote_code=trust_remote_code)
         self.defaults = self.captioner.defaults
 
-    def __call__(self, picture: Image.Image, decoding: Mapping[str, Any]) -> str:
+    def __call__(self, image: Image.Image, decoding: Mapping[str, Any]) -> str:
         """Return the best caption; sampling takes the seed that torch was given last.
 
         Raises:
@@ -35,7 +35,7 @@ class LoadedModel:
         """
         # The page, which also runs without hfcap, seeds torch itself.
         seed = {"seed": torch.initial_seed()} if decoding.get("do_sample") else {}
-        return self.captioner.caption(picture, **{**decoding, **seed, "num_return_sequences": 1}).text
+        return self.captioner.caption(image, **{**decoding, **seed, "num_return_sequences": 1}).text
 
 
 def load_models(locations: Sequence[str], trust_remote_code: bool = False) -> dict[str, LoadedModel]:

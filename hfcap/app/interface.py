@@ -1,6 +1,6 @@
 """The page of the demo, on this machine and, as a copy of this file, in a Space: it needs only gradio and transformers.
 
-A picture goes in; every model's caption comes out beside the others; beams, length and sampling are set for all.
+An image goes in; every model's caption comes out next to the others; beams, length and sampling are set for all.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Captioner = Callable[[Image.Image, dict[str, Any]], str]
-"""From an RGB picture and keyword arguments of `generate` to a caption."""
+"""From an RGB image and keyword arguments of `generate` to a caption."""
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded, as everywhere in hfcap: Pillow would hand an uploaded EPS to Ghostscript."""
 
-ADVICE = "Choose a picture first."
+ADVICE = "Choose an image first."
 
 
-def open_picture(path: str) -> Image.Image:
-    """Return the picture upright in RGB.
+def open_image(path: str) -> Image.Image:
+    """Return the image upright in RGB.
 
     Raises:
-        ValueError: not a picture that can be read, or a very large one.
+        ValueError: not an image that can be read, or a very large one.
     """
     try:
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as opened:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"more than {MAX_PIXELS:,} pixels; save the picture smaller")
+                raise ValueError(f"more than {MAX_PIXELS:,} pixels; save the image smaller")
             return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError:
-        raise ValueError("this is not a picture that can be read") from None
+        raise ValueError("this is not an image that can be read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError):
-        raise ValueError("the picture is damaged or too large") from None
+        raise ValueError("the image is damaged or too large") from None
 
 
 def decoding_of(
@@ -53,17 +53,17 @@ def caption_with_all(
     """Return one caption for each model, in their order; all draw with the same seed.
 
     Raises:
-        ValueError: no picture was chosen, or it cannot be read, or the settings contradict one another.
+        ValueError: no image was chosen, or it cannot be read, or the settings contradict one another.
     """
     from transformers import set_seed
 
     if not path:
         raise ValueError(ADVICE)
-    picture = open_picture(path)
+    image = open_image(path)
     captions = []
     for captioner in captioners.values():
         set_seed(int(seed))
-        captions.append(captioner(picture.copy(), dict(decoding)))
+        captions.append(captioner(image.copy(), dict(decoding)))
     return captions
 
 
@@ -89,7 +89,7 @@ def build(captioners: Mapping[str, Captioner], defaults: Mapping[str, Any]) -> A
     with gr.Blocks(title="Image captions") as page:
         with gr.Row():
             with gr.Column():
-                picture = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard", "webcam"])
+                image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard", "webcam"])
                 button = gr.Button("Caption", variant="primary")
             with gr.Column():
                 # Text boxes: captions and names are text, never HTML or Markdown.
@@ -100,11 +100,11 @@ def build(captioners: Mapping[str, Captioner], defaults: Mapping[str, Any]) -> A
             controls = [
                 gr.Slider(1, 10, start["num_beams"], step=1, label="Beams (1: greedy)"),
                 gr.Slider(1, 100, start["max_new_tokens"], step=1, label="Most new tokens"),
-                gr.Checkbox(start["do_sample"], label="Draw captions instead of searching the likeliest"),
+                gr.Checkbox(start["do_sample"], label="Sample (instead of beam search)"),
                 gr.Slider(0.1, 2.0, start["temperature"], label="Temperature (when drawing)"),
                 gr.Slider(0.05, 1.0, start["top_p"], label="Top-p (when drawing)"),
                 gr.Number(0, label="Seed (when drawing)", precision=0, minimum=0),
             ]
-        button.click(run, [picture, *controls], outputs, api_name="caption", concurrency_limit=1)
-        picture.upload(run, [picture, *controls], outputs, show_progress="minimal", concurrency_limit=1)
+        button.click(run, [image, *controls], outputs, api_name="caption", concurrency_limit=1)
+        image.upload(run, [image, *controls], outputs, show_progress="minimal", concurrency_limit=1)
     return page

@@ -16,7 +16,7 @@ from hfcap.publishing import hub
 from hfcap.publishing.published import PublishedModel, download_small
 from hfcap.publishing.spaces import refuse_other_folder, space_card, write_space
 
-_APP = '''"""Captions of a picture by published models, side by side; written by `hfcap publish-space`."""
+_APP = '''"""Captions of an image by published models, side by side; written by `hfcap publish-space`."""
 
 {imports}
 
@@ -63,7 +63,7 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
         app = _app(models)
         requirements = sorted({line for model in models for line in _requirements(model)})
     listed = "".join(f"- [{model_id}](https://huggingface.co/{model_id})\n" for model_id in model_ids)
-    text = f"Upload a picture; each model writes a caption:\n\n{listed}\nStaged by `hfcap publish-space`."
+    text = f"Upload an image; each model writes a caption:\n\n{listed}\nStaged by `hfcap publish-space`."
     write_space(
         folder,
         {

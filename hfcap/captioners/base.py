@@ -84,7 +84,7 @@ class Captioner(ABC):
     """False for families that are fitted in one pass instead (captioners/shared/nonparametric.py)."""
     attention_is_fixed: ClassVar[bool] = False
     """True where hfcap's own attention stands in place of the model's, so that no other can be chosen."""
-    sees_one_picture: bool = True
+    sees_one_image: bool = True
     """False where pixel values are not (3, height, width), so that nobody can look at them."""
 
     def __init__(
@@ -172,13 +172,13 @@ class Captioner(ABC):
 
     @property
     def lora_modules_to_save(self) -> list[str]:
-        """Modules trained in full beside LoRA because they start from random weights; empty by default."""
+        """Modules trained in full besides LoRA because they start from random weights; empty by default."""
         return []
 
     # ---- what a family may say ---------------------------------------------------------------------------------
 
     def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run everything behind the encoder but the head over packed captions: (B, S, D) and (B, P) -> (B, P, H).
+        """Run everything after the encoder but the head over packed captions: (B, S, D) and (B, P) -> (B, P, H).
 
         Optional: saves reading an image again for each of its captions. `packed_head` of it must equal `plain_logits`
         at every caption's positions; that is checked before it is used.
@@ -213,14 +213,14 @@ class Captioner(ABC):
             image_states: (1, S, D). token_ids: (1, T), start token and prompt first.
 
         Returns:
-            (T - 1, height, width) over the picture's grid; row t belongs to token t + 1. Each map sums to at most 1.
+            (T - 1, height, width) over the image's grid; row t belongs to token t + 1. Each map sums to at most 1.
 
         Raises:
-            UserError: the family has no attention from words to places in the picture.
+            UserError: the family has no attention from words to places in the image.
         """
         raise UserError(
-            f"{self.card_facts.title} has no attention from words to places in the picture; heat maps need a captioner "
-            "whose decoder reads the picture through attention"
+            f"{self.card_facts.title} has no attention from words to places in the image; heat maps need a captioner "
+            "whose decoder reads the image through attention"
         )
 
     @property
@@ -243,11 +243,11 @@ class Captioner(ABC):
     # ---- the same for all families -----------------------------------------------------------------------------
 
     def logits(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run everything behind the encoder over packed captions: (B, S, D) and (B, P) -> (B, P, V)."""
+        """Run everything after the encoder over packed captions: (B, S, D) and (B, P) -> (B, P, V)."""
         return self.head(self.decoder_states(image_states, packed))
 
     def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run everything behind the encoder but the head: (B, S, D) and (B, P) -> (B, P, H).
+        """Run everything after the encoder but the head: (B, S, D) and (B, P) -> (B, P, H).
 
         Training computes the head only where labels are. Where captions cannot be packed, these are the logits of one
         row per caption, put back to where they are packed, and the head leaves them as they are.
@@ -382,7 +382,7 @@ class Captioner(ABC):
         write_json(folder / SIDECAR, self.notes())
 
     def notes(self) -> dict[str, str]:
-        """Return what transformers has no field for, to be kept beside the weights."""
+        """Return what transformers has no field for, to be kept next to the weights."""
         notes = {"captioner": self.family, "prompt": self.prompt}
         if getattr(self.image_processor, "backend", None) == IMAGE_BACKEND:
             notes["image_backend"] = IMAGE_BACKEND

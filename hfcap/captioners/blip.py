@@ -45,7 +45,7 @@ class Blip(Captioner):
     attention_is_fixed = True
     card_facts = CardFacts(
         title="BLIP",
-        summary="A vision transformer encodes the picture; a BERT-like decoder reads it through cross-attention.",
+        summary="A vision transformer encodes the image; a BERT-like decoder reads it through cross-attention.",
         paper_title="BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and "
         "Generation",
         paper_url="https://arxiv.org/abs/2201.12086",
@@ -74,7 +74,7 @@ class Blip(Captioner):
             "sep_token_id": tokenizer.eos_token_id,
             **special_token_ids(tokenizer),
         }
-        # transformers' default of 1e-10 is for loading weights: trained from there, no picture would change anything.
+        # transformers' default of 1e-10 is for loading weights: trained from there, no image would change anything.
         vision_config = {"initializer_range": 0.02, **values.get("vision_config", {})}
         # BLIP's decoder projects image states of this width; a config that says otherwise cannot run.
         text_config["encoder_hidden_size"] = vision_config.get("hidden_size", 768)
@@ -96,7 +96,7 @@ class Blip(Captioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """Two layers of width 32, 32-pixel pictures."""
+        """Two layers of width 32, 32-pixel images."""
         shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         return {
             "from_config": {

@@ -137,7 +137,7 @@ class ClipPrefix(OwnModelCaptioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """A ViT and a GPT-2 of two layers and width 32, 32-pixel pictures, a prefix of 4."""
+        """A ViT and a GPT-2 of two layers and width 32, 32-pixel images, a prefix of 4."""
         return {
             "vision_config": dict(TINY_VIT),
             "language_model_config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
@@ -208,12 +208,12 @@ class ClipPrefix(OwnModelCaptioner):
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the attention of the last layers to the prefix, where each position of that is one patch.
 
-        The rest of each row's attention goes to earlier words: a map's sum says how much the picture counted.
+        The rest of each row's attention goes to earlier words: a map's sum says how much the image counted.
         """
         config = self.model.config
         if config.mapper != "linear":
             raise UserError(
-                f"a prefix made by mapper: {config.mapper} mixes all places of the picture; there is nothing to "
+                f"a prefix made by mapper: {config.mapper} mixes all places of the image; there is nothing to "
                 "draw; heat maps of this family need mapper: linear with vision_feature: patches"
             )
         inputs = self.model.language_inputs(image_states, token_ids[:, :-1])

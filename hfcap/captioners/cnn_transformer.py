@@ -77,7 +77,7 @@ class CnnTransformer(EncoderDecoderCaptioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """A ConvNeXt of four blocks on 64-pixel pictures and a GPT-2 of two layers and width 32."""
+        """A ConvNeXt of four blocks on 64-pixel images and a GPT-2 of two layers and width 32."""
         return {
             "vision_config": dict(TINY_CNN),
             "decoder_config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},

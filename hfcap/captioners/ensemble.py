@@ -62,14 +62,14 @@ class EnsembleOptions(ModelOptions):
     members: list[MemberOptions] | None = Field(None, description="two or more trained captioners")
     candidates: PositiveInt = Field(
         5,
-        description="captions that each member proposes, by at least so many beams, or as samples: with "
+        description="captions that each member proposes, by at least N beams, or as samples: with "
         "generate.do_sample 32 are better than 5",
     )
     beam_candidates: NonNegativeInt = Field(
-        3, description="with generate.do_sample: so many more by a beam search of each member; only samples vote"
+        3, description="with generate.do_sample: N more by a beam search of each member; only samples vote"
     )
     choice: Literal["consensus", "clip"] = Field(
-        "consensus", description="consensus: most similar to all candidates by CIDEr-D; clip: nearest to the picture"
+        "consensus", description="consensus: most similar to all candidates by CIDEr-D; clip: nearest to the image"
     )
     clip: Location | None = Field(None, description="choice: clip: Hub id or folder of a CLIP or SigLIP")
     clip_revision: str | None = None
@@ -93,7 +93,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
     options_class = EnsembleOptions
     parts = ("members",)
     keeps_features = False
-    sees_one_picture = False
+    sees_one_image = False
     publishing_limits: ClassVar = {
         "pipeline": "its processor joins those of its members; the pipeline wants one model's"
     }
@@ -101,7 +101,7 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
     card_facts = CardFacts(
         title="Ensemble",
         summary=(
-            "Several captioners propose captions; the one that agrees most with all of them, or fits the picture best, "
+            "Several captioners propose captions; the one that agrees most with all of them, or fits the image best, "
             "is chosen."
         ),
         paper_title="Minimum Bayes-Risk Decoding for Statistical Machine Translation",
@@ -253,11 +253,11 @@ class Ensemble(FittedCaptioner, TokensOfConfig):
         ]
 
     def fit(self, data: FittingData) -> None:
-        """Count in how many pictures' captions each n-gram occurs; the members stay as they are."""
+        """Count in how many images' captions each n-gram occurs; the members stay as they are."""
         counts: Counter[int] = Counter()
         for record in track(data.records, "Counting n-grams"):
             counts.update({ngram_key(ngram) for caption in record.captions for ngram in ngram_counts(caption)})
-        # What one picture holds weighs as much as what none does: CIDEr-D counts at least one.
+        # What one image holds weighs as much as what none does: CIDEr-D counts at least one.
         kept = sorted(key for key, count in counts.items() if count > 1)
         frequency = torch.tensor([counts[key] for key in kept], dtype=torch.float64)
         n_documents = len(data.records)
@@ -318,7 +318,7 @@ def _pixel_shape(image_processor: Any, number: int) -> list[int]:
     }
     if len(shapes) > 1:
         raise UserError(
-            f"model.members: member {number} keeps the proportions of pictures, so that they have different sizes; "
+            f"model.members: member {number} keeps the proportions of images, so that they have different sizes; "
             "an ensemble needs members that resize to one size"
         )
     return list(shapes.pop())

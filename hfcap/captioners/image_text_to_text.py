@@ -64,7 +64,7 @@ class ImageTextToTextOptions(ModelOptions):
     )
     image_size: PositiveInt | None = Field(
         None,
-        description="side of the square that pictures are resized to; by default only where models take any shape",
+        description="side of the square that images are resized to; by default only where models take any shape",
     )
 
     freezing_keys: ClassVar[tuple[str, ...]] = ("quantization",)
@@ -84,8 +84,8 @@ class ImageTextToText(Captioner):
     model_types = tuple(sorted(MODEL_TYPES))
     card_facts = CardFacts(
         title="Image-text-to-text",
-        summary="A vision-language model of transformers: the picture's states stand in the prompt of a language model "
-        "(GIT, BLIP-2, PaliGemma, SmolVLM, Qwen-VL), or an encoder reads picture and task (Florence-2).",
+        summary="A vision-language model of transformers: the image's states stand in the prompt of a language model "
+        "(GIT, BLIP-2, PaliGemma, SmolVLM, Qwen-VL), or an encoder reads image and task (Florence-2).",
         paper_title="GIT: A Generative Image-to-text Transformer for Vision and Language",
         paper_url="https://arxiv.org/abs/2205.14100",
         bibtex="""@article{wang2022git,
@@ -118,7 +118,7 @@ class ImageTextToText(Captioner):
             self.image_size = self.kind.usual_image_size()
             self.kind = kind(self)
         self.kind.check()
-        self.sees_one_picture = self.kind.sees_one_picture()
+        self.sees_one_image = self.kind.sees_one_image()
         self._end_token_id = self.kind.end_token_id()
         # The recipe says how captions are generated. `generate` would fill gaps from what the base model came with.
         for holder in self.kind.generating_models():
@@ -165,7 +165,7 @@ class ImageTextToText(Captioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """A GIT of two layers and width 32, 32-pixel pictures."""
+        """A GIT of two layers and width 32, 32-pixel images."""
         shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         return {
             "from_config": {
@@ -178,21 +178,21 @@ class ImageTextToText(Captioner):
         }
 
     def notes(self) -> dict[str, str]:
-        """Also keep the size of pictures, and how the processor is called."""
+        """Also keep the size of images, and how the processor is called."""
         notes = super().notes()
         if self.image_size is not None:
             notes["image_size"] = str(self.image_size)
         return notes | self.kind.processor_notes()
 
     def take_notes(self, notes: Mapping[str, str]) -> None:
-        """Also take over the size of pictures."""
+        """Also take over the size of images."""
         super().take_notes(notes)
         if "image_size" in notes:
             if not notes["image_size"].isdecimal():
                 raise UserError(f"hfcap.json: image_size must be a whole number, not {notes['image_size']!r}")
             self.image_size = int(notes["image_size"])
             self.kind = type(self.kind)(self)
-            self.sees_one_picture = self.kind.sees_one_picture()
+            self.sees_one_image = self.kind.sees_one_image()
 
     @property
     def captions_from_pixels(self) -> bool:
@@ -204,7 +204,7 @@ class ImageTextToText(Captioner):
         """Kinds that hfcap has no packing for give each caption a row."""
         return self.kind.packs
 
-    # ---- tokens and pictures -----------------------------------------------------------------------------------
+    # ---- tokens and images -----------------------------------------------------------------------------------
 
     @property
     def start_token_id(self) -> int:
@@ -228,7 +228,7 @@ class ImageTextToText(Captioner):
 
     @property
     def image_processor(self) -> Any:
-        """The processor's image processor, made to give one (3, height, width) per picture where it does not."""
+        """The processor's image processor, made to give one (3, height, width) per image where it does not."""
         return self.kind.image_processor()
 
     def start_token_ids(self, prompt: str | None = None) -> list[int]:
@@ -243,7 +243,7 @@ class ImageTextToText(Captioner):
 
     @property
     def positions_before_text(self) -> int:
-        """Prompt and picture, where they stand before every text in the same model."""
+        """Prompt and image, where they stand before every text in the same model."""
         return self.kind.positions_before_text()
 
     # ---- the model ---------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ class ImageTextToText(Captioner):
         return self.kind.part_modules()
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return what the vision part gives: before the connector where the kind knows it, else behind it."""
+        """Return what the vision part gives: before the connector where the kind knows it, else after it."""
         return self.kind.encode(self._in_number_type(pixel_values))
 
     def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 class Architecture(Block):
     """Sizes of encoder and decoder."""
 
-    image_size: PositiveInt = Field(224, description="pictures are resized to this square; a multiple of patch_size")
+    image_size: PositiveInt = Field(224, description="images are resized to this square; a multiple of patch_size")
     patch_size: PositiveInt = 16
     width: PositiveInt = 512
     heads: PositiveInt = 8
@@ -130,7 +130,7 @@ class ImageTransformer(EncoderDecoderCaptioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """Two layers of width 32 on either side, 32-pixel pictures."""
+        """Two layers of width 32 on either side, 32-pixel images."""
         return {
             "architecture": {
                 "image_size": 32,

@@ -84,14 +84,14 @@ def local_folder(location: str, revision: str | None) -> Path:
         raise UserError(f"{location}: neither a folder nor a Hub id ({error})") from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"{location}: the Hub does not give it out (status {error.response.status_code}); check the name, and sign "
+            f"{location}: access denied by the Hub (HTTP {error.response.status_code}); check the name, and sign "
             "in with 'hf auth login' if it is private or gated"
         ) from error
     except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
-            f"{location}: no such folder here{_nearest_folder(path)}. Whether the Hub has a model of this name cannot "
-            f"be found out, because it cannot be reached ({reason}). Check the spelling, or the network"
+            f"{location}: no such folder here{_nearest_folder(path)}. The Hub could not be reached to look for a "
+            f"model of this name ({reason}). Check the spelling, or the network"
         )
         # Inside a folder that is there, or without a namespace, it is a path that somebody mistyped.
         meant_a_path = "/" not in location or path.parent.is_dir()
@@ -105,7 +105,7 @@ def _nearest_folder(path: Path) -> str:
 
 
 def is_run_directory(location: str) -> bool:
-    """Whether a location is a run directory; a published folder carries its recipe too, but beside the model itself."""
+    """Whether a location is a run directory; a published folder carries its recipe too, but next to the model."""
     path = Path(location)
     has_model = any((path / name).is_file() for name in ("config.json", _ADAPTER_CONFIG))
     return RunDirectory(path).recipe.is_file() and not has_model
@@ -175,7 +175,7 @@ def describe_size(captioner: Captioner) -> dict[str, int]:
 
 
 def generation_defaults(folder: Path) -> dict[str, Any]:
-    """Return the decoding defaults saved beside a model, those that a recipe's `generate` block knows.
+    """Return the decoding defaults saved next to a model, those that a recipe's `generate` block knows.
 
     Raises:
         UserError: the file is damaged.

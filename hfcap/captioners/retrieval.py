@@ -1,4 +1,4 @@
-"""Retrieval captioners: captions of the nearest training pictures (Devlin et al. 2015), or the nearest captions."""
+"""Retrieval captioners: captions of the nearest training images (Devlin et al. 2015), or the nearest captions."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class RetrievalOptions(VisionOptions):
 
     search: Literal["images", "captions"] = Field(
         "images",
-        description="images: captions of the nearest training pictures; captions: those nearest to the picture",
+        description="images: captions of the nearest training images; captions: those nearest to the image",
     )
     corpus: LocalPath | None = Field(
         None,
         description="search: captions: file of captions (.txt, one a line, or any reference file), not the split's",
     )
-    n_neighbours: PositiveInt = Field(60, description="nearest pictures or captions that are candidates")
+    n_neighbours: PositiveInt = Field(60, description="nearest images or captions that are candidates")
     consensus: bool | None = Field(
         None, description="choose the candidate most similar to the others by CIDEr-D; null = yes for search: images"
     )
     consensus_size: PositiveInt | None = Field(
-        None, description="compare a candidate with so many of its most similar ones; null = with all"
+        None, description="compare a candidate with the N most similar ones; null = with all"
     )
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class RetrievalOptions(VisionOptions):
         if self.search == "captions" and self.vision_config is not None:
             raise ValueError("search: captions needs a pretrained dual encoder; give vision, not vision_config")
         if self.search == "images" and self.corpus is not None:
-            raise ValueError("corpus: search: images takes the captions of the training pictures; set search: captions")
+            raise ValueError("corpus: search: images takes the captions of the training images; set search: captions")
         return self
 
 
@@ -72,7 +72,7 @@ class Retrieval(FittedCaptioner, OwnModelCaptioner):
     card_facts = CardFacts(
         title="Retrieval",
         summary=(
-            "Nothing is generated: the caption is one that a person wrote for a similar picture, found by nearest "
+            "Nothing is generated: the caption is one that a person wrote for a similar image, found by nearest "
             "neighbours in an image encoder's space. The captions it was fitted to are part of the model."
         ),
         paper_title="Exploring Nearest Neighbor Approaches for Image Captioning",
@@ -143,7 +143,7 @@ class Retrieval(FittedCaptioner, OwnModelCaptioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """A ViT of two layers and width 32, 32-pixel pictures, consensus among three neighbours."""
+        """A ViT of two layers and width 32, 32-pixel images, consensus among three neighbours."""
         return {
             "vision_config": dict(TINY_VIT),
             "n_neighbours": 3,
@@ -152,7 +152,7 @@ class Retrieval(FittedCaptioner, OwnModelCaptioner):
 
     @property
     def fits_on_images(self) -> bool:
-        """An index of pictures needs them; an index of captions only reads texts."""
+        """An index of images needs them; an index of captions only reads texts."""
         return self.model.config.search == "images"
 
     def start_token_ids(self, prompt: str | None = None) -> list[int]:
@@ -174,7 +174,7 @@ class Retrieval(FittedCaptioner, OwnModelCaptioner):
         return self.model.generate(image_states=image_states, input_ids=input_ids, generation_config=config)
 
     def fit(self, data: FittingData) -> None:
-        """Build the index of the training pictures, or of the corpus's captions."""
+        """Build the index of the training images, or of the corpus's captions."""
         config = self.model.config
         if config.search == "images":
             assert data.image_states is not None
@@ -221,8 +221,8 @@ def _image_projection(dual: DualEncoder) -> nn.Linear | None:
 
     Found by trying: what tower and layer give must be what the whole model gives.
     """
-    picture = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    pixels = dual.image_processor(images=picture, return_tensors="pt")["pixel_values"]
+    image = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    pixels = dual.image_processor(images=image, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         wanted = dual.images(pixels)
         pooled = image_states_from(vision_tower(dual.model)(pixel_values=pixels), "pooled")[:, 0]

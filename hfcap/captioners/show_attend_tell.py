@@ -73,7 +73,7 @@ class ShowAttendTell(OwnModelCaptioner):
 
     @classmethod
     def build(cls, options: ShowAttendTellOptions, training_captions: Iterable[str]) -> Self:
-        """Load `pretrained`, or put a new decoder behind an image encoder."""
+        """Load `pretrained`, or put a new decoder after an image encoder."""
         if options.pretrained is not None:
             return cls.from_pretrained(options)
         base_models: list[BaseModel] = []
@@ -92,7 +92,7 @@ class ShowAttendTell(OwnModelCaptioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """A ConvNeXt of four blocks on 64-pixel pictures and a decoder of width 32."""
+        """A ConvNeXt of four blocks on 64-pixel images and a decoder of width 32."""
         return {
             "vision_config": dict(TINY_CNN),
             "hidden_size": 32,

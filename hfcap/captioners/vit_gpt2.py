@@ -71,7 +71,7 @@ class VitGpt2(Captioner):
     model_types = ("vision-encoder-decoder",)
     card_facts = CardFacts(
         title="ViT-GPT2",
-        summary="A vision transformer encodes the picture; a causal language model with cross-attention reads it.",
+        summary="A vision transformer encodes the image; a causal language model with cross-attention reads it.",
         paper_title="Leveraging Pre-trained Checkpoints for Sequence Generation Tasks",
         paper_url="https://arxiv.org/abs/1907.12461",
         bibtex="""@article{rothe2020leveraging,
@@ -156,7 +156,7 @@ class VitGpt2(Captioner):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """Two layers of width 32 on either side, 32-pixel pictures."""
+        """Two layers of width 32 on either side, 32-pixel images."""
         return {
             "encoder_config": dict(TINY_VIT),
             "decoder_config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
@@ -165,7 +165,7 @@ class VitGpt2(Captioner):
 
     @property
     def start_token_id(self) -> int:
-        """decoder_start_token_id, which transformers shifts labels behind and starts generation from."""
+        """decoder_start_token_id, the token transformers prepends to shifted labels and to generation."""
         config = self.model.config
         start = config.decoder_start_token_id
         return int(self.tokenizer.bos_token_id if start is None else start)

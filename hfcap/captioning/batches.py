@@ -9,7 +9,7 @@ import torch
 
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner, GeneratedCaption
-from hfcap.captioning.reading import batched, read_pictures
+from hfcap.captioning.reading import batched, read_images
 from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.schema import CaptionedImage
@@ -31,7 +31,7 @@ def caption_records(
     pixels = job.inputs
     assert isinstance(pixels, PixelInputs)
     captioner.model.eval()
-    with closing(read_pictures(records, pixels, ahead=2 * job.batch_size)) as read:
+    with closing(read_images(records, pixels, ahead=2 * job.batch_size)) as read:
         for batch in batched(read, job.batch_size):
             images = [content for _, content in batch if not isinstance(content, str)]
             found: list[list[GeneratedCaption]] = []

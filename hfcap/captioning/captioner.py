@@ -129,7 +129,7 @@ class ImageCaptioner:
         """
         options = decoding_options({**self.defaults, **with_enough_beams(generation)})
         if idle := options.without_effect(generation):
-            raise OptionError(f"{idle[0]}: says nothing where captions are not drawn; give do_sample=True")
+            raise OptionError(f"{idle[0]}: has no effect without do_sample=True")
         return options
 
     @overload

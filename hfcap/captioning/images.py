@@ -1,4 +1,4 @@
-"""From a model and pictures to captions; with an output file, a stopped captioning goes on where it was."""
+"""From a model and images to captions; with an output file, a stopped captioning goes on where it was."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
 from hfcap.captioning.batches import caption_records
 from hfcap.captioning.captioner import ready_captioner
-from hfcap.captioning.inputs import DatasetChoice, nothing_readable, pictures_of, require_one_readable
+from hfcap.captioning.inputs import DatasetChoice, images_of, nothing_readable, require_one_readable
 from hfcap.captioning.options import decoding_options
 from hfcap.captioning.output import OUTPUT_SUFFIXES, caption_table, write_captions
 from hfcap.captioning.partial_output import Result, Skipped, Unfinished, only_writer
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import identity_of
-from hfcap.data.web.image_stream import PictureStream
+from hfcap.data.web.image_stream import ImageStream
 from hfcap.decoding import DecodingJob, as_prediction, job_fingerprint
 from hfcap.errors import StoppedError, UserError
 from hfcap.progress import console, error_console, progress_bar
@@ -24,7 +24,7 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
 
 
-def caption_pictures(
+def caption_images(
     model: str,
     inputs: list[str],
     output: Path | None = None,
@@ -35,38 +35,38 @@ def caption_pictures(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dataset: DatasetChoice | None = None,
-    anew: bool = False,
+    again: bool = False,
 ) -> list[Prediction]:
-    """Caption pictures with a run directory, a model folder or a Hub model; print a table or write `output`.
+    """Caption images with a run directory, a model folder or a Hub model; print a table or write `output`.
 
-    Pictures that cannot be read are named on standard error and left out.
+    Images that cannot be read are named on standard error and left out.
 
     Args:
         inputs: files, folders, patterns, web addresses; or one dataset.
         output: .jsonl (rows as in predictions/<split>.jsonl) or .csv; without it a table is printed.
         overrides: decoding options that replace the ones saved with the model.
         prompt: text every caption starts with; None = the model's own.
-        dataset: which pictures of a dataset.
-        anew: forget what a stopped captioning into `output` has done.
+        dataset: which images of a dataset.
+        again: forget what a stopped captioning into `output` has done.
 
     Raises:
-        UserError: wrong inputs or options, no picture can be read, or another captioning writes `output`.
+        UserError: wrong inputs or options, no image can be read, or another captioning writes `output`.
         StoppedError: Ctrl-C; what is finished is kept beside `output`.
         WorkError: the Hub cannot be reached, or a dataset's stream breaks.
     """
     if output is not None and output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"{output}: give a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
-    pictures = pictures_of(inputs, dataset)
-    if pictures.listed is not None:
+    images = images_of(inputs, dataset)
+    if images.listed is not None:
         # Better known before the model is fetched.
-        require_one_readable(pictures.listed)
+        require_one_readable(images.listed)
     options = decoding_options({**generation_defaults(local_folder(model, revision)), **(overrides or {})})
     _require_effect(overrides or {}, options)
     captioner = ready_captioner(model, revision, trust_remote_code)
     job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0, prompt)
-    unfinished = None if output is None else Unfinished(output, _fingerprint(captioner, job, pictures))
+    unfinished = None if output is None else Unfinished(output, _fingerprint(captioner, job, images))
     with only_writer(output):
-        predictions = _Captioning(captioner, job, pictures, unfinished, anew).finish()
+        predictions = _Captioning(captioner, job, images, unfinished, again).finish()
         if output is None:
             console.print(caption_table(predictions))
         else:
@@ -79,17 +79,17 @@ def caption_pictures(
 def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
     """Refuse options of sampling where nothing is sampled: they would be ignored."""
     if idle := options.without_effect(given):
-        raise UserError(f"--{idle[0].replace('_', '-')}: says nothing where captions are not drawn; add --sample")
+        raise UserError(f"--{idle[0].replace('_', '-')}: has no effect without --sample")
 
 
-def _fingerprint(captioner: Captioner, job: DecodingJob, pictures: PictureStream) -> str:
-    # Unlike in a run directory, models with the same weights may see pictures in different ways.
+def _fingerprint(captioner: Captioner, job: DecodingJob, images: ImageStream) -> str:
+    # Unlike in a run directory, models with the same weights may see images in different ways.
     processor = identity_of(captioner.image_processor)
-    return job_fingerprint(captioner, job, [type(captioner).__name__, processor, pictures.identity])
+    return job_fingerprint(captioner, job, [type(captioner).__name__, processor, images.identity])
 
 
 class _Captioning:
-    """One captioning of a stream of pictures, continued from what is in `unfinished`.
+    """One captioning of a stream of images, continued from what is in `unfinished`.
 
     Args:
         job: options and pixels; its records are not used.
@@ -97,29 +97,29 @@ class _Captioning:
     """
 
     def __init__(
-        self, captioner: Captioner, job: DecodingJob, pictures: PictureStream, unfinished: Unfinished | None, anew: bool
+        self, captioner: Captioner, job: DecodingJob, images: ImageStream, unfinished: Unfinished | None, again: bool
     ) -> None:
-        self.captioner, self.job, self.pictures, self.unfinished = captioner, job, pictures, unfinished
+        self.captioner, self.job, self.images, self.unfinished = captioner, job, images, unfinished
         self.predictions: list[Prediction] = []
         self.problems: list[str] = []
         self.last: str | None = None
         if unfinished is not None:
-            if anew:
+            if again:
                 unfinished.remove()
             self._continue(unfinished)
 
     @property
     def done(self) -> int:
-        """Pictures that are captioned or skipped."""
+        """Images that are captioned or skipped."""
         return len(self.predictions) + len(self.problems)
 
     def _continue(self, unfinished: Unfinished) -> None:
         done, others = unfinished.results(), unfinished.others()
         if done:
-            error_console.print(f"Continuing behind {len(done):,} pictures", markup=False)
+            error_console.print(f"Resuming after {len(done):,} images", markup=False)
         elif others:
-            begun = "what was begun there had another model, other options or other pictures"
-            error_console.print(f"{unfinished.output}: begins anew, because {begun}", style="yellow", markup=False)
+            begun = "what was begun there had another model, other options or other images"
+            error_console.print(f"{unfinished.output}: begins again, because {begun}", style="yellow", markup=False)
         self._take(done)
 
     def _take(self, results: list[Result]) -> None:
@@ -132,23 +132,23 @@ class _Captioning:
                 self.predictions.append(result)
 
     def finish(self) -> list[Prediction]:
-        """Caption what is left and return everything, in the order of the pictures."""
+        """Caption what is left and return everything, in the order of the images."""
         try:
             self._caption()
         except KeyboardInterrupt:
             kept = "the same command continues there" if self.unfinished else "only with -o FILE would that be kept"
-            raise StoppedError(f"stopped behind {self.done:,} pictures; {kept}") from None
+            raise StoppedError(f"stopped after {self.done:,} images; {kept}") from None
         if not self.predictions:
             if self.unfinished is not None:
                 self.unfinished.remove()
-            raise UserError(nothing_readable(self.problems) if self.problems else "there is no picture in it")
+            raise UserError(nothing_readable(self.problems) if self.problems else "there is no image in it")
         return self.predictions
 
     def _caption(self) -> None:
-        pictures = self.pictures.open(self.done, self.last)
-        captioned = caption_records(self.captioner, self.job, pictures, place=len(self.predictions))
+        images = self.images.open(self.done, self.last)
+        captioned = caption_records(self.captioner, self.job, images, place=len(self.predictions))
         with closing(captioned) as batches, progress_bar() as progress:
-            task = progress.add_task("Captioning", total=self.pictures.total, completed=self.done)
+            task = progress.add_task("Captioning", total=self.images.total, completed=self.done)
             for batch in batches:
                 results = [_result(record, found) for record, found in batch]
                 if self.unfinished is not None:

@@ -12,9 +12,9 @@ from typing import Literal
 
 from hfcap.data.images import IMAGE_SUFFIXES, BytesImage, FileImage, UnreadableImageError, decode_image
 from hfcap.data.sources import folder as folder_source
-from hfcap.data.sources.coco_json import list_pictures
+from hfcap.data.sources.coco_json import list_images
 from hfcap.data.sources.hub import TABLE_SUFFIXES, is_saved_dataset
-from hfcap.data.web.image_stream import PictureStream, dataset_pictures, listed_pictures
+from hfcap.data.web.image_stream import ImageStream, dataset_images, listed_images
 from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
@@ -22,18 +22,18 @@ from hfcap.text import printable
 
 _ON_HUB = "hf://datasets/"
 _LISTED = 10
-Kind = Literal["web", "coco", "dataset", "folder", "pictures"]
+Kind = Literal["web", "coco", "dataset", "folder", "images"]
 
 
 @dataclass(frozen=True)
 class DatasetChoice:
-    """Which pictures of a dataset are captioned; the names are those of the command's options.
+    """Which images of a dataset are captioned; the names are those of the command's options.
 
     Attributes:
         split: in the dataset's own spelling; None = all.
         config_name: configuration of a dataset of the Hub.
-        image_column: column of pictures, where there are several.
-        images: picture folder of a COCO file; None = `images` beside it.
+        image_column: column of images, where there are several.
+        images: image folder of a COCO file; None = `images` next to it.
     """
 
     split: str | None = None
@@ -49,11 +49,11 @@ class DatasetChoice:
         """
         for field in fields(self):
             if getattr(self, field.name) is not None and field.name not in allowed:
-                raise UserError(f"{where}: --{field.name.replace('_', '-')} says nothing about it; leave it out")
+                raise UserError(f"{where}: --{field.name.replace('_', '-')} does not apply to it; leave it out")
 
 
-def pictures_of(inputs: Sequence[str], choice: DatasetChoice | None = None) -> PictureStream:
-    """Return the pictures of files, folders, patterns and web addresses without repetition, or those of one dataset.
+def images_of(inputs: Sequence[str], choice: DatasetChoice | None = None) -> ImageStream:
+    """Return the images of files, folders, patterns and web addresses without repetition, or those of one dataset.
 
     Raises:
         UserError: an input matches nothing, a dataset is not given alone, or an option of `choice` is not for it.
@@ -69,10 +69,10 @@ def pictures_of(inputs: Sequence[str], choice: DatasetChoice | None = None) -> P
     choice.require_only(inputs[0])
     records: dict[str, CaptionedImage] = {}
     for text, kind in kinds.items():
-        found = [CaptionedImage(text, text, (), web_image(text))] if kind == "web" else find_pictures([text])
+        found = [CaptionedImage(text, text, (), web_image(text))] if kind == "web" else find_images([text])
         for record in found:
             records.setdefault(_key(record), record)
-    return listed_pictures(list(records.values()))
+    return listed_images(list(records.values()))
 
 
 def _key(record: CaptionedImage) -> str:
@@ -89,14 +89,14 @@ def _kind(text: str, split: str | None) -> Kind:
     if path.is_dir():
         if is_saved_dataset(path):
             return "dataset"
-        # A folder of pictures is the pictures; only without any its tables are looked into.
+        # A folder of images is the images; only without any its tables are looked into.
         if _first(path, IMAGE_SUFFIXES) is None and _first(path, TABLE_SUFFIXES) is not None:
             return "dataset"
-        return "pictures" if split is None else "folder"
+        return "images" if split is None else "folder"
     if path.is_file():
         suffix = path.suffix.lower()
-        return "coco" if suffix == ".json" else "dataset" if suffix in TABLE_SUFFIXES else "pictures"
-    return "dataset" if _may_be_on_hub(text, path) else "pictures"
+        return "coco" if suffix == ".json" else "dataset" if suffix in TABLE_SUFFIXES else "images"
+    return "dataset" if _may_be_on_hub(text, path) else "images"
 
 
 def _first(folder: Path, suffixes: Iterable[str]) -> Path | None:
@@ -110,16 +110,16 @@ def _may_be_on_hub(text: str, path: Path) -> bool:
     return looks_so and not is_file and not path.parent.exists()
 
 
-def _dataset(text: str, kind: Kind, choice: DatasetChoice) -> PictureStream:
+def _dataset(text: str, kind: Kind, choice: DatasetChoice) -> ImageStream:
     if kind == "coco":
         choice.require_only(text, "split", "images")
-        return listed_pictures(list_pictures(Path(text).expanduser(), choice.images, choice.split))
+        return listed_images(list_images(Path(text).expanduser(), choice.images, choice.split))
     if kind == "folder":
         choice.require_only(text, "split")
         options = folder_source.FolderOptions(root=str(Path(text).expanduser()), uncaptioned_images="ignore")
-        return listed_pictures([replace(one, captions=()) for one in folder_source.load(options, choice.split or "")])
+        return listed_images([replace(one, captions=()) for one in folder_source.load(options, choice.split or "")])
     choice.require_only(text, "split", "config_name", "image_column")
-    return dataset_pictures(
+    return dataset_images(
         text.removeprefix(_ON_HUB),
         split=choice.split,
         config_name=choice.config_name,
@@ -127,8 +127,8 @@ def _dataset(text: str, kind: Kind, choice: DatasetChoice) -> PictureStream:
     )
 
 
-def find_pictures(inputs: Sequence[str]) -> list[CaptionedImage]:
-    """Collect the pictures of files, folders (with their subfolders) and glob patterns, without repetition.
+def find_images(inputs: Sequence[str]) -> list[CaptionedImage]:
+    """Collect the images of files, folders (with their subfolders) and glob patterns, without repetition.
 
     Raises:
         UserError: an input matches nothing.
@@ -136,11 +136,11 @@ def find_pictures(inputs: Sequence[str]) -> list[CaptionedImage]:
     paths: dict[Path, str] = {}
     for text in inputs:
         if "://" in text:
-            raise UserError(f"{text}: is a web address; save the pictures and give files, folders or patterns")
+            raise UserError(f"{text}: is a web address; save the images and give files, folders or patterns")
         found = list(_expand(text))
         if not found:
             endings = " ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{text}: no picture there; give image files, folders with {endings} files, or a pattern")
+            raise UserError(f"{text}: no image there; give image files, folders with {endings} files, or a pattern")
         # Names that are not UTF-8 could be neither printed nor written.
         paths |= {path: os.fsencode(path).decode("utf-8", "replace") for path in found}
     return [CaptionedImage(name, name, (), FileImage(path)) for path, name in paths.items()]
@@ -158,7 +158,7 @@ def _expand(text: str) -> Iterable[Path]:
 
 
 def require_one_readable(records: list[CaptionedImage]) -> None:
-    """Look for the first picture that can be decoded; its bytes are kept in the record, to be fetched only once.
+    """Look for the first image that can be decoded; its bytes are kept in the record, to be fetched only once.
 
     Raises:
         UserError: there is none; up to ten are named with the reason.
@@ -177,18 +177,18 @@ def require_one_readable(records: list[CaptionedImage]) -> None:
 
 
 def nothing_readable(problems: Sequence[str]) -> str:
-    """Return the message for pictures of which none can be read."""
-    return problems[0] if len(problems) == 1 else "no picture can be read:\n" + "\n".join(problems[:_LISTED])
+    """Return the message for images of which none can be read."""
+    return problems[0] if len(problems) == 1 else "no image can be read:\n" + "\n".join(problems[:_LISTED])
 
 
-def one_picture(text: str) -> CaptionedImage:
-    """Return the only picture that a file name, folder, pattern or web address stands for, read.
+def one_image(text: str) -> CaptionedImage:
+    """Return the only image that a file name, folder, pattern or web address stands for, read.
 
     Raises:
         UserError: there is none, or there are several, or it cannot be read.
     """
-    records = pictures_of([text]).listed or []
+    records = images_of([text]).listed or []
     if len(records) != 1:
-        raise UserError(f"{text}: matches {len(records)} pictures; give one")
+        raise UserError(f"{text}: matches {len(records)} images; give one")
     require_one_readable(records)
     return records[0]

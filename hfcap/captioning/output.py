@@ -20,7 +20,7 @@ OUTPUT_SUFFIXES = (".jsonl", ".csv")
 def write_captions(predictions: Sequence[Prediction], path: Path) -> None:
     """Write rows as in predictions/<split>.jsonl, or, under a name that ends in .csv, a table for spreadsheets.
 
-    The table has a row per picture: file_name, caption, score, and where pictures have several captions the others in
+    The table has a row per image: file_name, caption, score, and where images have several captions the others in
     caption_2, caption_3 and so on.
     """
     if path.suffix.lower() == ".csv":
@@ -31,7 +31,7 @@ def write_captions(predictions: Sequence[Prediction], path: Path) -> None:
 
 def caption_table(predictions: Sequence[Prediction]) -> Table:
     """Return a table for the screen."""
-    table = Table("picture", "caption")
+    table = Table("image", "caption")
     for prediction in predictions:
         # Text, not str: file names and captions may contain rich's markup.
         table.add_row(Text(printable(prediction.file_name)), Text("\n".join(map(printable, prediction.candidates))))

@@ -1,4 +1,4 @@
-"""What a stopped captioning has done so far, in one file beside its output."""
+"""What a stopped captioning has done so far, in one file next to its output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hfcap.schema import Prediction
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A picture that could not be read, and why."""
+    """An image that could not be read, and why."""
 
     image_id: str
     problem: str
@@ -47,7 +47,7 @@ class Unfinished:
     """Finished batches in `<output>.part-<job>`, one line each; another job has another file, so nothing is mixed.
 
     Args:
-        job: changes with model, options and pictures.
+        job: changes with model, options and images.
     """
 
     def __init__(self, output: Path, job: str) -> None:
@@ -74,7 +74,7 @@ class Unfinished:
         try:
             return [_result(row) for line in content[:end].splitlines() for row in json.loads(line)]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise WorkError(f"{self.path}: damaged ({error}); delete it to begin anew") from error
+            raise WorkError(f"{self.path}: damaged ({error}); delete it to begin again") from error
 
     def add(self, batch: Sequence[Result]) -> None:
         """Append one finished batch."""

@@ -1,4 +1,4 @@
-"""Reading pictures ahead of the captioner: fetched, decoded and resized by threads, given out in their order."""
+"""Reading images ahead of the captioner: fetched, decoded and resized by threads, given out in their order."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from hfcap.schema import CaptionedImage
 from hfcap.text import printable
 
 THREADS = 4
-"""Pillow decodes and resizes without Python's lock; a server is asked for no more pictures than this at a time."""
+"""Pillow decodes and resizes without Python's lock; a server is asked for no more images than this at a time."""
 
 _ENTRIES_PER_PLACE = 8
-"""A batch ends after so many times its size at the latest, so that a stretch of unreadable pictures is kept, too."""
+"""A batch ends after so many times its size at the latest, so that a stretch of unreadable images is kept, too."""
 
-ReadPicture = tuple[CaptionedImage, torch.Tensor | str]
-"""A picture's record, and its pixels as `PixelInputs` gives them, or what is wrong with it."""
+ReadImage = tuple[CaptionedImage, torch.Tensor | str]
+"""An image's record, and its pixels as `PixelInputs` gives them, or what is wrong with it."""
 
 
-def read_pictures(
-    records: Iterable[CaptionedImage], pixels: PixelInputs, ahead: int
-) -> Generator[ReadPicture, None, None]:
+def read_images(records: Iterable[CaptionedImage], pixels: PixelInputs, ahead: int) -> Generator[ReadImage, None, None]:
     """Yield every record with its pixels, or with the reason why it has none; up to `ahead` are read in advance."""
 
     def read(record: CaptionedImage) -> torch.Tensor | str:
         try:
-            picture = decode_image(record.image)
+            image = decode_image(record.image)
         except UnreadableImageError as error:
             return printable(str(error))
         try:
-            return pixels.processed(picture)
+            return pixels.processed(image)
         except ValueError as error:
             # Image processors refuse shapes, such as Qwen's strips longer than 200 times their width.
             return printable(f"{record.image.describe()}: not for this captioner ({error})")
@@ -54,16 +52,16 @@ def read_pictures(
         pool.shutdown(cancel_futures=True)
 
 
-def batched(pictures: Iterable[ReadPicture], batch_size: int) -> Iterator[list[ReadPicture]]:
-    """Yield lists of pictures with `batch_size` readable ones each, unreadable ones between.
+def batched(images: Iterable[ReadImage], batch_size: int) -> Iterator[list[ReadImage]]:
+    """Yield lists of images with `batch_size` readable ones each, unreadable ones between.
 
     The last one has fewer, and so has one that reaches eight times as many entries.
     """
-    batch: list[ReadPicture] = []
+    batch: list[ReadImage] = []
     readable = 0
-    for picture in pictures:
-        batch.append(picture)
-        readable += not isinstance(picture[1], str)
+    for image in images:
+        batch.append(image)
+        readable += not isinstance(image[1], str)
         if readable == batch_size or len(batch) == _ENTRIES_PER_PLACE * batch_size:
             yield batch
             batch, readable = [], 0

@@ -1,4 +1,4 @@
-"""The card's evaluation: scores with intervals beside baselines and published numbers, and their conditions."""
+"""The card's evaluation: scores with intervals besides baselines and published numbers, and their conditions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.scoring.score_table import METRIC_NAMES, metric_name
 
 FEW_IMAGES = 100
-"""Below so many pictures CIDEr's document frequencies say little."""
+"""Below so many images CIDEr's document frequencies say little."""
 
-BASELINE_NAMES = {"most_frequent_caption": "Most frequent caption", "blank_images": "Blank pictures"}
+BASELINE_NAMES = {"most_frequent_caption": "Most frequent caption", "blank_images": "Blank images"}
 
 
 def evaluation(known: CardInput) -> dict[str, Any] | None:
@@ -23,7 +23,7 @@ def evaluation(known: CardInput) -> dict[str, Any] | None:
     if not metrics:
         return _target(known)
     conditions = Safe(
-        f"{dataset_link(known)}, split {code(known.split_name)}, {count(known.scores['n_images'])} pictures; "
+        f"{dataset_link(known)}, split {code(known.split_name)}, {count(known.scores['n_images'])} images; "
         f"{_decoding(known.decoding)}. Values are times 100, as in papers"
         + (", with bootstrap intervals." if known.scores.get("intervals") else ".")
     )
@@ -86,8 +86,8 @@ def _score_notes(known: CardInput) -> list[Safe]:
                 "Baselines: "
                 + "; ".join(
                     {
-                        "most_frequent_caption": "the most frequent training caption for every picture",
-                        "blank_images": "this captioner fed blank pictures",
+                        "most_frequent_caption": "the most frequent training caption for every image",
+                        "blank_images": "this captioner fed blank images",
                     }[name]
                     for name in known.baselines
                 )
@@ -104,9 +104,7 @@ def _score_notes(known: CardInput) -> list[Safe]:
         )
     if 0 < known.scores.get("n_images", 0) < FEW_IMAGES:
         notes.append(
-            Safe(
-                f"CIDEr-D weighs words by their rarity in the split; with fewer than {FEW_IMAGES} pictures it is rough."
-            )
+            Safe(f"CIDEr-D weighs words by their rarity in the split; with fewer than {FEW_IMAGES} images it is rough.")
         )
     return notes
 

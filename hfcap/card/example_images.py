@@ -1,6 +1,6 @@
-"""The pictures that go to the Hub with a model, and what the model says about exactly these files.
+"""The images that go to the Hub with a model, and what the model says about exactly these files.
 
-Two are drawn here (no licence to respect); the run's sample pictures join them where the recipe names a licence. The
+Two are drawn here (no licence to respect); the run's sample images join them where the recipe names a licence. The
 captions are hfcap's own decoding in full precision: the card shows them and `verify` compares them.
 """
 
@@ -26,14 +26,14 @@ FOLDER = "verification"
 RECORD = f"{FOLDER}/captions.json"
 SAMPLES_FOLDER = "samples"
 MAX_SIDE = 512
-"""Sample pictures are made no larger than this many pixels on the longer side."""
+"""Sample images are made no larger than this many pixels on the longer side."""
 
 
-def drawn_pictures() -> dict[str, bytes]:
-    """Return small PNG pictures by name, drawn here: the same bytes everywhere with the same Pillow."""
+def drawn_images() -> dict[str, bytes]:
+    """Return small PNG images by name, drawn here: the same bytes everywhere with the same Pillow."""
     from PIL import Image, ImageDraw
 
-    pictures = {}
+    images = {}
     for name, ground, shapes in (
         ("ball", (120, 170, 90), [("ellipse", (70, 60, 150, 140), (200, 30, 30))]),
         (
@@ -48,37 +48,37 @@ def drawn_pictures() -> dict[str, bytes]:
             getattr(draw, kind)(box, fill=colour)
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
-        pictures[f"{name}.png"] = buffer.getvalue()
-    return pictures
+        images[f"{name}.png"] = buffer.getvalue()
+    return images
 
 
-def sample_pictures(records: Sequence[CaptionedImage]) -> dict[str, bytes]:
-    """Return the pictures of these records by new names, re-encoded: no metadata (place, camera) goes along.
+def sample_images(records: Sequence[CaptionedImage]) -> dict[str, bytes]:
+    """Return the images of these records by new names, re-encoded: no metadata (place, camera) goes along.
 
-    Names count from 1 in the records' order; the pictures' own names are strangers' text.
+    Names count from 1 in the records' order; the images' own names are strangers' text.
     """
     from hfcap.data.images import decode_image
 
-    pictures = {}
+    images = {}
     for number, record in enumerate(records, start=1):
         image = decode_image(record.image)
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         buffer = io.BytesIO()
         image.save(buffer, format="JPEG", quality=95, subsampling=0)
-        pictures[f"{number}.jpg"] = buffer.getvalue()
-    return pictures
+        images[f"{number}.jpg"] = buffer.getvalue()
+    return images
 
 
-def record_pictures(
+def record_images(
     run: RunDirectory, captioner: Captioner, options: GenerateOptions, samples: Sequence[CaptionedImage]
 ) -> None:
-    """Write the pictures to be published and their captions into the run directory.
+    """Write the images to be published and their captions into the run directory.
 
     Args:
-        samples: records whose pictures may be published; empty where no licence allows it.
+        samples: records whose images may be published; empty where no licence allows it.
     """
-    files = {f"{FOLDER}/{name}": content for name, content in drawn_pictures().items()}
-    files |= {f"{SAMPLES_FOLDER}/{name}": content for name, content in sample_pictures(samples).items()}
+    files = {f"{FOLDER}/{name}": content for name, content in drawn_images().items()}
+    files |= {f"{SAMPLES_FOLDER}/{name}": content for name, content in sample_images(samples).items()}
     for folder in (FOLDER, SAMPLES_FOLDER):
         shutil.rmtree(run.path / folder, ignore_errors=True)
     for name, content in files.items():
@@ -128,11 +128,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     record = read_json(path, "recorded captions")
     captions = record.get("captions") if isinstance(record, dict) else None
     if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
-        raise UserError(f"{path}: must map picture names to captions")
+        raise UserError(f"{path}: must map image names to captions")
     for name in captions:
         inside = (folder / name).resolve().is_relative_to(folder.resolve())
         if not inside or not (folder / name).is_file():
-            raise UserError(f"{path}: {name!r} is no picture of this folder")
+            raise UserError(f"{path}: {name!r} is no image of this folder")
     versions, also_needed = record.get("versions", {}), record.get("also_needed", [])
     if not isinstance(versions, dict) or not isinstance(also_needed, list):
         raise UserError(f"{path}: versions must map packages to versions, and also_needed must be a list")
@@ -142,8 +142,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     return {"deterministic": deterministic, "captions": captions, "versions": versions, "also_needed": also_needed}
 
 
-def copy_pictures(run: RunDirectory, folder: Path) -> None:
-    """Copy the recorded pictures and their captions into the staging folder."""
+def copy_images(run: RunDirectory, folder: Path) -> None:
+    """Copy the recorded images and their captions into the staging folder."""
     record = read_record(run.path)
     for name in record["captions"]:
         write_bytes(folder / name, (run.path / name).read_bytes())

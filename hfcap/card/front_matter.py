@@ -79,11 +79,11 @@ def _eval_results(known: CardInput) -> list[EvalResult]:
 
 
 def _widget(known: CardInput) -> list[dict[str, Any]] | None:
-    """Published sample pictures with what the model says about exactly these files."""
+    """Published sample images with what the model says about exactly these files."""
     examples = [
-        {"src": sample.picture, "output": {"text": one_line(known.published_captions[sample.picture])}}
+        {"src": sample.image, "output": {"text": one_line(known.published_captions[sample.image])}}
         for sample in known.samples
-        if sample.picture in known.published_captions
+        if sample.image in known.published_captions
     ]
     return examples[:N_WIDGET_EXAMPLES] or None
 
@@ -157,7 +157,7 @@ def _own_keys(existing_card: str) -> dict[str, Any]:
         "base_model_relation",
     }
     generated |= {"datasets", "metrics", "model-index", "model_name"}
-    # Emissions that hfcap did not measure and examples of pictures elsewhere are the user's.
+    # Emissions that hfcap did not measure and examples of images elsewhere are the user's.
     try:
         values = yaml.safe_load(split_front_matter(existing_card)[0])
     except (yaml.YAMLError, RecursionError):

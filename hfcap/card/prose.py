@@ -47,7 +47,7 @@ def summary(known: CardInput) -> Safe:
     if cider is not None:
         text += (
             f". It reaches **CIDEr-D {shown_value('cider', cider):.1f}** on the {count(known.scores['n_images'])} "
-            f"pictures of its {escape(known.split_name)} split"
+            f"images of its {escape(known.split_name)} split"
         )
     return Safe(f"{text}. {escape(known.family.summary)}")
 
@@ -76,14 +76,14 @@ def caution(known: CardInput) -> Safe | None:
     if not beaten_by:
         return None
     return Safe(
-        f"This model scores no better than a baseline that ignores the picture ({' and '.join(beaten_by)}). "
-        "Its captions say little about what a picture shows."
+        f"This model scores no better than a baseline that ignores the image ({' and '.join(beaten_by)}). "
+        "Its captions say little about what an image shows."
     )
 
 
 def printed(known: CardInput) -> Safe | None:
-    """Return what the code prints for a picture of the repository, as recorded for exactly that file."""
-    shown = [sample.picture for sample in known.samples if sample.picture in known.published_captions]
+    """Return what the code prints for an image of the repository, as recorded for exactly that file."""
+    shown = [sample.image for sample in known.samples if sample.image in known.published_captions]
     for name in [*shown, *sorted(known.published_captions)]:
         assert name is not None
         caption = one_line(known.published_captions[name])
@@ -96,16 +96,16 @@ def printed(known: CardInput) -> Safe | None:
 
 
 def sample_table(samples: list[Sample]) -> Safe | None:
-    """Return captions beside one reference each."""
+    """Return captions next to one reference each."""
     if not samples:
         return None
     scored = any(sample.score is not None for sample in samples)
-    header = ["Picture", "Caption", "Reference"] + (["CIDEr-D"] if scored else [])
+    header = ["Image", "Caption", "Reference"] + (["CIDEr-D"] if scored else [])
     rows = []
     for sample in samples:
         name = portable(sample.file_name)
-        # The picture's name says nothing beside the picture itself.
-        shown = Safe(f"![sample picture]({sample.picture})") if sample.picture else code(name)
+        # The image's name says nothing next to the image itself.
+        shown = Safe(f"![sample image]({sample.image})") if sample.image else code(name)
         row = [shown, escape(sample.caption) or "(empty)", escape(sample.reference or "–")]
         rows.append(row + ([shown_number("cider", sample.score)] if scored else []))
     return table(header, rows, right=1 if scored else 0)
@@ -138,7 +138,7 @@ def _data(known: CardInput) -> Safe:
     if known.about_data:
         text += f" {known.about_data}"
     if rows:
-        text += "\n\n" + table(["Split", "Pictures", "Captions", "Fingerprint"], rows)
+        text += "\n\n" + table(["Split", "Images", "Captions", "Fingerprint"], rows)
     return Safe(text)
 
 
@@ -158,7 +158,7 @@ def _run(known: CardInput) -> Safe:
     if facts.get("steps"):
         epochs = f" ({facts['epochs']:.3g} epochs)" if facts.get("epochs") else ""
         seen = f", {count(facts['captions_seen'])} captions" if facts.get("captions_seen") else ""
-        images = f"; {count(facts['images_seen'])} pictures{seen} seen" if facts.get("images_seen") else ""
+        images = f"; {count(facts['images_seen'])} images{seen} seen" if facts.get("images_seen") else ""
         end = ", ended by early stopping" if facts.get("stopped") == "early" else ""
         sentences.append(f"{count(facts['steps'])} optimiser updates{epochs}{end}{images}.")
     best = facts.get("best_metric") or {}
@@ -171,7 +171,7 @@ def _run(known: CardInput) -> Safe:
         )
     if facts.get("train_seconds"):
         hardware = _hardware(known)
-        speed = f", {facts['images_per_second']:.3g} pictures per second" if facts.get("images_per_second") else ""
+        speed = f", {facts['images_per_second']:.3g} images per second" if facts.get("images_per_second") else ""
         memory = f", {facts['peak_memory_bytes'] / 2**30:.1f} GiB peak memory" if facts.get("peak_memory_bytes") else ""
         on = f" on {escape(hardware)}" if hardware else ""
         sentences.append(f"Training took {duration(facts['train_seconds'])}{on}{speed}{memory}.")
@@ -269,7 +269,7 @@ def _changed_settings(known: CardInput) -> Safe | None:
         if is_default or key in without_effect or of_gradients:
             continue
         shown = portable(value)
-        # Where the pictures lie on the author's machine is no hyper-parameter.
+        # Where the images lie on the author's machine is no hyper-parameter.
         if shown == value and not str(value).startswith("path/to"):
             changed.append([code(key), code(str(shown))])
     if not changed:
@@ -283,12 +283,12 @@ def _changed_settings(known: CardInput) -> Safe | None:
 def limits(known: CardInput) -> list[Safe]:
     """Return what users of any captioner must know, and what this run's facts add."""
     train = known.environment.get("datasets", {}).get("train", {})
-    seen = f" ({count(train['n_images'])} pictures)" if train.get("n_images") else ""
+    seen = f" ({count(train['n_images'])} images)" if train.get("n_images") else ""
     than = " than the numbers above" if known.scores else ""
     lines = [
-        f"The model writes captions in the manner of its training data{seen}, with that data's gaps, habits and "
-        f"prejudices; on other kinds of pictures expect worse captions{than}.",
-        "Captions can name objects, counts, colours or people that are not in the picture. Have a person check them "
+        f"Captions follow the style, gaps and biases of the training data{seen}; on other kinds of images expect worse "
+        f"captions{than}.",
+        "Captions can name objects, counts, colours or people that are not in the image. Have a person check them "
         "where an error does harm.",
         "Not meant for identifying people, for judging persons, or for medical, legal or safety decisions.",
     ]

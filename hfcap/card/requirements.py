@@ -37,7 +37,7 @@ _REQUIREMENT = re.compile(f"{_NAME}({_BOUND})?")
 
 
 def needed_packages(model: Path) -> list[str]:
-    """Return distribution names that loading a model and captioning with it takes, beside what those bring along.
+    """Return distribution names that loading a model and captioning with it takes, besides what those bring along.
 
     Args:
         model: folder with everything but perhaps the weights; parts of it may lie in folders inside.

@@ -35,14 +35,14 @@ class Sample:
 
     Attributes:
         score: the caption's CIDEr-D (raw scale), where it was scored.
-        picture: path in the repository, where a licence allows the picture there.
+        image: path in the repository, where a licence allows the image there.
     """
 
     file_name: str
     caption: str
     reference: str | None
     score: float | None
-    picture: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class CardInput:
         is_adapter: `model` holds a PEFT adapter.
         has_code: `model` holds its own modelling code, which users must trust.
         requirements: what to install to caption with the model, with lower bounds where versions are known.
-        published_captions: path of each published picture -> what the model says about exactly that file.
+        published_captions: path of each published image -> what the model says about exactly that file.
         missing: one line for each fact that is not known, with its remedy.
     """
 
@@ -98,7 +98,7 @@ class CardInput:
 
     @property
     def about_data(self) -> str:
-        """What the data source itself knows of its pictures and captions: origin, known biases."""
+        """What the data source itself knows of its images and captions: origin, known biases."""
         source: Source = registry.load("sources", self.recipe.data.source).REGISTERED
         return source.about
 
@@ -171,8 +171,8 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     log = read_log(run.log) if run.log.is_file() else []
     config = _object(folder / "config.json", "configuration of the model")
     samples = _samples(run)
-    pictures = {sample.file_name: sample.picture for sample in samples}
-    worst = [replace(sample, picture=pictures.get(sample.file_name)) for sample in _worst(run, split, scores)]
+    images = {sample.file_name: sample.image for sample in samples}
+    worst = [replace(sample, image=images.get(sample.file_name)) for sample in _worst(run, split, scores)]
     shown = {sample.file_name for sample in worst}
     record = read_record(run.path) if (run.path / RECORD).is_file() else {}
     card_input = CardInput(
@@ -231,13 +231,13 @@ def _samples(run: RunDirectory) -> list[Sample]:
             caption=str(row["caption"]),
             reference=str(row["references"][0]) if row.get("references") else None,
             score=_cider(row.get("score")),
-            picture=_picture(run, row.get("picture")),
+            image=_image(run, row.get("image", row.get("picture"))),
         )
         for row in rows
     ]
 
 
-def _picture(run: RunDirectory, value: Any) -> str | None:
+def _image(run: RunDirectory, value: Any) -> str | None:
     known = isinstance(value, str) and re.fullmatch(rf"{SAMPLES_FOLDER}/\d+\.jpg", value)
     return value if known and (run.path / value).is_file() else None
 

@@ -13,7 +13,7 @@ N_SAMPLES = 9
 def choose_samples(
     predictions: Mapping[str, str], ciders: Mapping[str, float | None], records: Sequence[CaptionedImage]
 ) -> list[dict[str, Any]]:
-    """Return rows of samples.json: best, middling and worst by CIDEr-D, or without it by picture id.
+    """Return rows of samples.json: best, middling and worst by CIDEr-D, or without it by image id.
 
     Args:
         predictions: image id -> caption.

@@ -1,7 +1,7 @@
 """Hand-written sections of a card survive when the card is written again.
 
 Each generated section carries `MARK` below its heading. A section without the mark is the user's: a new one stays
-behind the section it followed; one with the heading of a generated section replaces it.
+after the section it followed; one with the heading of a generated section replaces it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The code that the card shows: the shortest that captions a picture with plain transformers, without hfcap."""
+"""The code that the card shows: the shortest that captions an image with plain transformers, without hfcap."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hfcap.schema import IMAGE_BACKEND
 
 
 def _notes(model: Path) -> dict[str, str]:
-    """Return what hfcap noted beside the weights; empty for models of others."""
+    """Return what hfcap noted next to the weights; empty for models of others."""
     note = model / "hfcap.json"
-    values = read_json(note, "hfcap's note beside the weights") if note.is_file() else {}
+    values = read_json(note, "hfcap's note next to the weights") if note.is_file() else {}
     if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
         raise UserError(f"{note}: must map names to texts")
     return values
 
 
 def read_prompt(model: Path) -> str:
-    """Return the caption prompt that hfcap noted beside the weights; empty where there is none."""
+    """Return the caption prompt that hfcap noted next to the weights; empty where there is none."""
     return _notes(model).get("prompt", "").strip()
 
 

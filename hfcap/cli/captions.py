@@ -1,4 +1,4 @@
-"""Commands that caption pictures."""
+"""Commands that caption images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Inputs = Annotated[
     typer.Argument(help="files, folders, patterns, web addresses; or one dataset: Hub id, parquet, COCO JSON"),
 ]
 _INPUTS_NEEDED = (
-    "give pictures or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
+    "give images or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
     "score.split, train.per_device_eval_batch_size)"
 )
 NumBeams = Annotated[
@@ -34,22 +34,22 @@ def caption(
     prompt: Annotated[str | None, typer.Option(help="text that every caption starts with")] = None,
     num_beams: NumBeams = None,
     max_new_tokens: MaxNewTokens = None,
-    num_return_sequences: Annotated[int | None, typer.Option(min=1, help="captions per picture")] = None,
+    num_return_sequences: Annotated[int | None, typer.Option(min=1, help="captions per image")] = None,
     do_sample: Annotated[bool | None, typer.Option("--sample", help="draw captions instead of searching")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="with --sample")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="pictures at a time; default: 16")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="images at a time; default: 16")] = None,
     split: Annotated[str | None, typer.Option(help="of a dataset; default: all")] = None,
     config_name: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
-    image_column: Annotated[str | None, typer.Option(help="of a dataset with several columns of pictures")] = None,
-    images: Annotated[str | None, typer.Option(help="picture folder of a COCO file, if not 'images' beside it")] = None,
+    image_column: Annotated[str | None, typer.Option(help="of a dataset with several columns of images")] = None,
+    images: Annotated[str | None, typer.Option(help="image folder of a COCO file, if not 'images' next to it")] = None,
     revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")] = None,
     accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
 ) -> None:
-    """Caption pictures with a trained captioner; without pictures, the scored split of a run.
+    """Caption images with a trained captioner; without images, the scored split of a run.
 
     With -o, a stopped captioning goes on where it was.
     """
@@ -67,10 +67,10 @@ def caption(
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return
     from hfcap.captioners.shared.pretrained import quiet_loading
-    from hfcap.captioning import DatasetChoice, caption_pictures, with_enough_beams
+    from hfcap.captioning import DatasetChoice, caption_images, with_enough_beams
 
     quiet_loading()
-    caption_pictures(
+    caption_images(
         model,
         inputs,
         output,
@@ -80,7 +80,7 @@ def caption(
         revision=revision,
         trust_remote_code=trust_remote_code,
         dataset=DatasetChoice(**dataset),
-        anew=force,
+        again=force,
     )
     if output is not None:
         say(f"Captions: {output}")
@@ -99,9 +99,9 @@ def ensemble(
         str, typer.Option(help="n-gram weights: corpus (the candidates), coco-train, coco-val, or a file of captions")
     ] = "corpus",
 ) -> None:
-    """Choose for each picture the caption that agrees most with those of all captioners (CIDEr-D consensus).
+    """Choose for each image the caption that agrees most with those of all captioners (CIDEr-D consensus).
 
-    Many sampled captions per picture in every file (hfcap caption --sample --num-return-sequences 32) choose best.
+    Many sampled captions per image in every file (hfcap caption --sample --num-return-sequences 32) choose best.
     """
     from hfcap.search.fusion import fuse_predictions
 
@@ -110,29 +110,29 @@ def ensemble(
     except ValueError:
         raise UserError(f"--weights {weights!r}: give numbers joined by commas, e.g. 1,1,0.5") from None
     fused = fuse_predictions(predictions, output, weights=numbers, document_frequencies=document_frequencies)
-    say(f"Captions of {len(fused):,} pictures: {output}")
+    say(f"Captions of {len(fused):,} images: {output}")
 
 
 @app.command()
 def search(
-    text: Annotated[str, typer.Argument(help="what the pictures shall show, e.g. 'two dogs on a beach'")],
+    text: Annotated[str, typer.Argument(help="text to search for, e.g. 'two dogs on a beach'")],
     target: Annotated[
-        str, typer.Argument(help="folder of pictures, COCO JSON file, Hub dataset, run directory or recipe file")
+        str, typer.Argument(help="folder of images, COCO JSON file, Hub dataset, run directory or recipe file")
     ],
     model: Annotated[
         str | None, typer.Option(help="CLIP or SigLIP, folder or Hub id; without it only captions are searched")
     ] = None,
-    count: Annotated[int, typer.Option("-k", "--count", min=1, help="how many pictures")] = 10,
+    count: Annotated[int, typer.Option("-k", "--count", min=1, help="how many images")] = 10,
     by: Annotated[
         Literal["auto", "images", "captions", "both"], typer.Option(help="what is compared with the text")
     ] = "auto",
     split: Annotated[str | None, typer.Option(help="only this split; default: all")] = None,
-    images: Annotated[str | None, typer.Option(help="picture folder of a COCO file, if not 'images' beside it")] = None,
+    images: Annotated[str | None, typer.Option(help="image folder of a COCO file, if not 'images' next to it")] = None,
     output: Annotated[Path | None, output_file("FILE.csv, FILE.jsonl or FILE.html")] = None,
     revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Find pictures by a text: by what they show, by the words of their captions, or by both."""
+    """Find images by a text: by what they show, by the words of their captions, or by both."""
     from hfcap.progress import console
     from hfcap.search import OUTPUT_SUFFIXES, find, hit_table, load_collection, write_hits
 
@@ -148,18 +148,18 @@ def search(
         encoder = DualEncoder(model, "--model", revision, trust_remote_code)
     hits = find(text, records, encoder=encoder, by=by, count=count, where=target)
     if not hits:
-        say(f"No caption among {len(records):,} pictures has any of these words.")
+        say(f"No caption among {len(records):,} images has any of these words.")
     elif output is None:
         console.print(hit_table(hits, text))
     if output is not None:
         write_hits(hits, text, output)
-        say(f"{len(hits)} of {len(records):,} pictures: {output}")
+        say(f"{len(hits)} of {len(records):,} images: {output}")
 
 
 @app.command()
 def explain(
     model: Annotated[str, typer.Argument(help="run directory, model folder or Hub id")],
-    image: Annotated[str, typer.Argument(help="one picture: a file or a web address")],
+    image: Annotated[str, typer.Argument(help="one image: a file or a web address")],
     output: Annotated[Path, output_file("FILE.png")],
     prompt: Annotated[str | None, typer.Option(help="text that the caption starts with")] = None,
     num_beams: NumBeams = None,
@@ -169,10 +169,10 @@ def explain(
 ) -> None:
     """Draw where the captioner looked: one heat map per generated word."""
     from hfcap.captioners.shared.pretrained import quiet_loading
-    from hfcap.explain import explain_picture
+    from hfcap.explain import explain_image
 
     quiet_loading()
-    found = explain_picture(
+    found = explain_image(
         model,
         image,
         output,

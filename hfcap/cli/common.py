@@ -131,7 +131,7 @@ def broken_torchvision(error: BaseException) -> str | None:
         if isinstance(error, ImportError) or "torchvision" in reason:
             ours, torch = (metadata.version(name) for name in ("torchvision", "torch"))
             return (
-                f"torchvision {ours} cannot be imported beside torch {torch} ({reason}): install the two that belong "
+                f"torchvision {ours} cannot be imported next to torch {torch} ({reason}): install the two that belong "
                 "together (pip install --upgrade torch torchvision), or remove torchvision, which only timm and some "
                 "vision-language models need (pip uninstall torchvision)"
             )

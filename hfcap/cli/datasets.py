@@ -1,4 +1,4 @@
-"""Commands for datasets (hfcap data ...) and for what is computed from their pictures once (hfcap features ...)."""
+"""Commands for datasets (hfcap data ...) and for what is computed from their images once (hfcap features ...)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ StoreFolder = Annotated[
 
 @data_app.command("coco")
 def data_coco(
-    root: Annotated[Path, typer.Option(help="folder for the archives and pictures")],
+    root: Annotated[Path, typer.Option(help="folder for the archives and images")],
     year: Annotated[Literal["2014", "2017"], typer.Option(help="layout of the official archives")] = "2014",
 ) -> None:
     """Download COCO's official archives and the Karpathy split (about 20 GB); an interrupted download continues."""
@@ -34,7 +34,7 @@ def data_coco(
 
 @features_app.command("list")
 def features_list(folder: StoreFolder = None) -> None:
-    """List feature stores and image caches: encoder, pictures, size, last use."""
+    """List feature stores and image caches: encoder, images, size, last use."""
     from datetime import datetime
 
     from rich.table import Table
@@ -43,11 +43,11 @@ def features_list(folder: StoreFolder = None) -> None:
     from hfcap.store.prune import kept_stores
 
     stores = kept_stores(folder)
-    table = Table("key", "encoder", "per picture", "pictures", "size", "last used")
+    table = Table("key", "encoder", "per image", "images", "size", "last used")
     for store in stores:
         shape = " x ".join(map(str, store.shape))
         used = datetime.fromtimestamp(store.last_used).astimezone().strftime("%Y-%m-%d %H:%M")
-        row = [store.folder.name[:12], store.encoder, f"{shape} {store.dtype}", f"{store.n_pictures:,}"]
+        row = [store.folder.name[:12], store.encoder, f"{shape} {store.dtype}", f"{store.n_images:,}"]
         table.add_row(*map(Text, [*row, f"{store.n_bytes / 1e6:,.1f} MB", used]))
     if stores:
         console.print(table)
@@ -57,7 +57,7 @@ def features_list(folder: StoreFolder = None) -> None:
 @features_app.command("prune")
 def features_prune(
     older_than: Annotated[
-        float | None, typer.Option("--older-than", min=0, help="delete what was not used for so many days")
+        float | None, typer.Option("--older-than", min=0, help="delete what was not used for N days")
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="delete what this encoder made: part of its name, or the beginning of the key")

@@ -192,7 +192,7 @@ def demo(
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Open a page that captions pictures with several models side by side."""
+    """Open a page that captions images with several models side by side."""
     from hfcap.app.demo import launch, load_models, read_demo_accounts
     from hfcap.captioners.shared.pretrained import quiet_loading
 

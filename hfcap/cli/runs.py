@@ -40,7 +40,7 @@ def run(
         say(f"Card:          {done.directory.card}")
         say(f"To publish:    {done.directory.publish}")
         trust = " --trust-remote-code" if done.recipe.model.trust_remote_code else ""
-        say(f"Next, caption a picture of your own:  hfcap caption {done.directory.path} PICTURE.jpg{trust}")
+        say(f"Next, caption an image of your own:  hfcap caption {done.directory.path} IMAGE.jpg{trust}")
 
 
 @app.command()

@@ -105,7 +105,7 @@ def score(
         seed=seed or 0,
         allow_missing=allow_missing,
     )
-    console.print(score_table({predictions.name: report}, f"Scores x 100 on {report.n_images:,} pictures"))
+    console.print(score_table({predictions.name: report}, f"Scores x 100 on {report.n_images:,} images"))
     say(signature_line(report.signature))
     if output is not None:
         say(f"Scores: {output}")
@@ -123,18 +123,19 @@ def compare(
     n_resamples: Annotated[int, typer.Option(min=100, help="of the bootstrap and the permutation test")] = 10_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     allow_missing: AllowMissing = False,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="small copies of the runs' pictures in leaderboard.html")
+    show_images: Annotated[
+        bool, typer.Option("--show-images", help="small copies of the runs' images in leaderboard.html")
     ] = False,
-    images: Annotated[Path | None, typer.Option(help="the same, from this folder of pictures")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", hidden=True)] = False,
+    images: Annotated[Path | None, typer.Option(help="the same, from this folder of images")] = None,
     examples: Annotated[int, typer.Option(min=0, max=100, help="wins and losses shown for each pair")] = 6,
 ) -> None:
     """Compare runs, score files or (with --references) prediction files: intervals and paired differences."""
-    from hfcap.comparison import PictureSource, leaderboard_table, write_leaderboard
+    from hfcap.comparison import ImageSource, leaderboard_table, write_leaderboard
 
-    source = PictureSource(images) if pictures or images is not None else None
+    source = ImageSource(images) if show_images or pictures or images is not None else None
     if source is not None and output is None:
-        raise UserError("--pictures and --images: the pictures are in leaderboard.html; give its folder with -o")
+        raise UserError("--show-images and --images: the images are in leaderboard.html; give its folder with -o")
     if images is not None and not images.is_dir():
         raise UserError(f"--images: {images}: folder not found")
     if references is None:
@@ -157,5 +158,5 @@ def compare(
     )
     console.print(leaderboard_table(comparison))
     if output is not None:
-        write_leaderboard(comparison, output, references=references, pictures=source, n_examples=examples)
+        write_leaderboard(comparison, output, references=references, images=source, n_examples=examples)
         say(f"Leaderboard: {output / 'leaderboard.html'}")

@@ -1,6 +1,6 @@
 """Comparing score files, run directories and prediction files: intervals, significance, leaderboards."""
 
-from hfcap.comparison.examples import PictureSource
+from hfcap.comparison.examples import ImageSource
 from hfcap.comparison.leaderboard import compare, compare_systems
 from hfcap.comparison.rendering import leaderboard_json, leaderboard_markdown, leaderboard_table
 from hfcap.comparison.result import Comparison, Difference
@@ -10,7 +10,7 @@ from hfcap.comparison.writing import write_leaderboard
 __all__ = [
     "Comparison",
     "Difference",
-    "PictureSource",
+    "ImageSource",
     "System",
     "compare",
     "compare_systems",

@@ -1,4 +1,4 @@
-"""What single images can be shown with: captions, human captions, pictures; each only if it belongs to the scores."""
+"""What single images can be shown with: captions, human captions, images; each only if it belongs to the scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hfcap.data.images import FileImage
 from hfcap.data.source import load_split
 from hfcap.errors import UserError
 from hfcap.metrics.shared.caption_files import read_file_names, read_predictions, read_references
-from hfcap.metrics.shared.images import picture_files
+from hfcap.metrics.shared.images import image_files
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.run_directory.recipe import recipe_of_run
 from hfcap.schema import ImageBytes
@@ -26,11 +26,11 @@ _NOT_SCORED = "they are not those that were scored"
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSource:
-    """Where the pictures of a comparison are looked for.
+class ImageSource:
+    """Where the images of a comparison are looked for.
 
     Attributes:
-        folder: a folder of pictures named as in the prediction or reference files, or by image id; None = the data
+        folder: a folder of images named as in the prediction or reference files, or by image id; None = the data
             of a run that is compared.
     """
 
@@ -44,15 +44,15 @@ class Evidence:
     Attributes:
         captions: system name -> image id -> caption; systems whose captions are not known are left out.
         references: image id -> human captions; empty where they are not known.
-        file_names: image id -> file name of the picture, as far as somebody says so.
-        pictures: image id -> picture; empty unless pictures were asked for.
+        file_names: image id -> file name of the image, as far as somebody says so.
+        images: image id -> image; empty unless images were asked for.
         notes: what could not be shown, and why.
     """
 
     captions: dict[str, dict[str, str]] = field(default_factory=dict)
     references: dict[str, tuple[str, ...]] = field(default_factory=dict)
     file_names: dict[str, str] = field(default_factory=dict)
-    pictures: dict[str, ImageBytes] = field(default_factory=dict)
+    images: dict[str, ImageBytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -65,19 +65,19 @@ def gather_evidence(
     image_ids: Sequence[str],
     *,
     references: Path | None = None,
-    pictures: PictureSource | None = None,
+    images: ImageSource | None = None,
 ) -> Evidence:
-    """Find captions, human captions and pictures of some images of a comparison.
+    """Find captions, human captions and images of some images of a comparison.
 
     Human captions are taken if they have the hash that the score files name. Captions are taken if ROUGE-L, computed
-    from them anew, is the one in the score file (where it has one): predictions may have been made again since.
+    from them again, is the one in the score file (where it has one): predictions may have been made again since.
 
     Args:
         references: file of human captions; without it those of the compared run directories.
-        pictures: where the pictures are; None = show none.
+        images: where the images are; None = show none.
 
     Raises:
-        UserError: a file that is there is malformed, or pictures were asked for and cannot be found.
+        UserError: a file that is there is malformed, or images were asked for and cannot be found.
     """
     if not image_ids:
         return Evidence()
@@ -100,8 +100,8 @@ def gather_evidence(
     files = [system.predictions for system in comparison.systems if system.name in captions]
     names = _file_names([path for path in (reference_path, *files) if path is not None])
     file_names = {image_id: names[image_id] for image_id in image_ids if image_id in names}
-    found_pictures = {} if pictures is None else _pictures(comparison, image_ids, pictures, file_names)
-    return Evidence(captions, shown, file_names, found_pictures, tuple(notes))
+    found_images = {} if images is None else _images(comparison, image_ids, images, file_names)
+    return Evidence(captions, shown, file_names, found_images, tuple(notes))
 
 
 def _references(comparison: Comparison, given: Path | None) -> tuple[dict[str, tuple[str, ...]], Path | None]:
@@ -149,11 +149,11 @@ def _file_names(paths: Iterable[Path]) -> dict[str, str]:
     return names
 
 
-def _pictures(
-    comparison: Comparison, image_ids: Sequence[str], source: PictureSource, file_names: Mapping[str, str]
+def _images(
+    comparison: Comparison, image_ids: Sequence[str], source: ImageSource, file_names: Mapping[str, str]
 ) -> dict[str, ImageBytes]:
     if source.folder is not None:
-        files = picture_files(source.folder, image_ids, file_names)
+        files = image_files(source.folder, image_ids, file_names)
         return {image_id: FileImage(path) for image_id, path in files.items()}
     problems: list[str] = []
     for system in comparison.systems:
@@ -170,4 +170,4 @@ def _pictures(
             return {image_id: found[image_id] for image_id in image_ids}
         problems.append(f"{system.run.path}: the data of its recipe is no longer what was scored")
     reason = f" ({problems[0]})" if problems else ": no run directory is compared that says where they are"
-    raise UserError(f"the pictures cannot be found{reason}; give their folder with --images")
+    raise UserError(f"the images cannot be found{reason}; give their folder with --images")

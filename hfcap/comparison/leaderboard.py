@@ -150,7 +150,7 @@ def _comparable(
 
 
 def _unequal_conditions(systems: Sequence[System]) -> list[str]:
-    """What differs between the systems beside the metrics."""
+    """What differs between the systems besides the metrics."""
     found = []
     decodings = [system.report.signature.get("run", {}).get("decoding") for system in systems]
     known = [decoding for decoding in decodings if isinstance(decoding, dict)]

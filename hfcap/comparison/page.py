@@ -34,13 +34,13 @@ def leaderboard_page(
     Args:
         pairs: the best system against each other one.
         plots: drawn from the same comparison.
-        evidence: captions, human captions and pictures of the images with the largest differences.
+        evidence: captions, human captions and files of the images with the largest differences.
         n_examples: so many wins and losses of each pair are shown.
     """
     inlined = {
         (plot.kind, plot.subject): inline(plot.svg, f"p{number}", plot.description) for number, plot in enumerate(plots)
     }
-    thumbnails = {image_id: _thumbnail(picture) for image_id, picture in evidence.pictures.items()}
+    thumbnails = {image_id: _thumbnail(image) for image_id, image in evidence.images.items()}
     return render_page(
         "comparison/leaderboard.html.jinja",
         title="Captioners compared" if len(comparison.systems) > 1 else "Scores of one captioner",
@@ -176,10 +176,10 @@ def _verdict(comparison: Comparison) -> list[str]:
     return sentences + [f"{words} {', '.join(names)}." for words, names in groups.items()]
 
 
-def _thumbnail(picture: ImageBytes) -> str:
-    """Return a data URI; empty for a picture that cannot be read."""
+def _thumbnail(image: ImageBytes) -> str:
+    """Return a data URI; empty for an image that cannot be read."""
     try:
-        return thumbnail(picture)
+        return thumbnail(image)
     except UnreadableImageError:
         return ""
 
@@ -229,7 +229,7 @@ def _example(
         "difference": shown_number(comparison, pair.output, float(pair.differences[position]), sign=True),
         "captions": captions,
         "references": evidence.references.get(image_id, ()),
-        "picture": thumbnails.get(image_id),
+        "image": thumbnails.get(image_id),
     }
 
 

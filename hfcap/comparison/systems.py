@@ -34,7 +34,7 @@ COSTS = (
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """Scores that somebody published, beside which a run is shown; never tested against.
+    """Scores that somebody published, besides which a run is shown; never tested against.
 
     Attributes:
         name: what the numbers are about.

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from hfcap.comparison.by_image import by_image, images_to_show
-from hfcap.comparison.examples import PictureSource, gather_evidence
+from hfcap.comparison.examples import ImageSource, gather_evidence
 from hfcap.comparison.page import leaderboard_page
 from hfcap.comparison.plots import draw_plots
 from hfcap.comparison.rendering import N_EXAMPLES, leaderboard_json, leaderboard_markdown
@@ -21,22 +21,22 @@ def write_leaderboard(
     folder: Path,
     *,
     references: Path | None = None,
-    pictures: PictureSource | None = None,
+    images: ImageSource | None = None,
     n_examples: int = N_EXAMPLES,
 ) -> None:
     """Write leaderboard.md, .json and .html into `folder`, and the page's plots into its folder `leaderboard_plots`.
 
     Args:
         references: file of the human captions that were scored against; without it those of the run directories.
-        pictures: where the pictures of the shown images are; None = show none. Small copies go into the page.
+        images: where the images of the shown images are; None = show none. Small copies go into the page.
         n_examples: so many of the largest wins and losses of each pair are on the page.
 
     Raises:
-        UserError: a file of captions is malformed, or pictures were asked for and cannot be found.
+        UserError: a file of captions is malformed, or images were asked for and cannot be found.
     """
     pairs = by_image(comparison)
     shown = images_to_show(pairs, n_examples)
-    evidence = gather_evidence(comparison, shown, references=references, pictures=pictures)
+    evidence = gather_evidence(comparison, shown, references=references, images=images)
     plots = draw_plots(comparison, pairs)
     page = leaderboard_page(comparison, pairs, plots, evidence, n_examples)
     write_text(folder / "leaderboard.md", leaderboard_markdown(comparison))

@@ -1,1 +1,1 @@
-"""From captions and pictures on disk to packed batches."""
+"""From captions and images on disk to packed batches."""

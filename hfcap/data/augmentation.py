@@ -1,6 +1,6 @@
-"""Changes to training pictures and captions, the same for the same seed, epoch and picture, whatever worker makes them.
+"""Changes to training images and captions, the same for the same seed, epoch and image, whatever worker makes them.
 
-Pictures are changed with Pillow alone, on 8-bit pixels, before the image processor: Pillow decodes them anyway, is
+Images are changed with Pillow alone, on 8-bit pixels, before the image processor: Pillow decodes them anyway, is
 maintained, and needs no torchvision (albumentations is no longer maintained under a free licence; kornia works on
 tensors, behind the processor's normalisation).
 """
@@ -38,9 +38,9 @@ _ANY = re.compile(rf"\b{_DIRECTION}\b", re.IGNORECASE)
 
 
 def swap_directions(caption: str) -> str | None:
-    """Return the caption of the mirrored picture: left and right exchanged, all else as it was.
+    """Return the caption of the mirrored image: left and right exchanged, all else as it was.
 
-    None where 'left' or 'right' may mean something else ("has left", "right behind"): that picture must not be
+    None where 'left' or 'right' may mean something else ("has left", "right behind"): that image must not be
     mirrored. English only; captions in other languages come back unchanged.
     """
     clear = {
@@ -80,26 +80,26 @@ def drop_words(tokens: Sequence[int], share: float, replacement: int, chance: ra
     """Return the tokens as the decoder reads them: each is hidden with probability `share`.
 
     Word dropout (Bowman et al. 2016, arXiv:1511.06349): what the decoder has to predict stays whole, so that it
-    cannot lean on the words before and has to look at the picture.
+    cannot lean on the words before and has to look at the image.
     """
     return [replacement if chance.random() < share else token for token in tokens]
 
 
-class PictureAugmentation:
-    """Random crop, rotation and colour changes of a picture."""
+class ImageAugmentation:
+    """Random crop, rotation and colour changes of an image."""
 
     def __init__(self, options: AugmentOptions) -> None:
         self.options = options
 
-    def __call__(self, picture: Image.Image, flip: bool, chance: random.Random) -> Image.Image:
-        """Return a changed RGB picture, at most as large as the given one."""
+    def __call__(self, image: Image.Image, flip: bool, chance: random.Random) -> Image.Image:
+        """Return a changed RGB image, at most as large as the given one."""
         options = self.options
         if flip:
-            picture = ImageOps.mirror(picture)
+            image = ImageOps.mirror(image)
         if options.rotation:
-            picture = _rotated(picture, chance.uniform(-options.rotation, options.rotation))
+            image = _rotated(image, chance.uniform(-options.rotation, options.rotation))
         if options.crop_scale < 1:
-            picture = _cropped(picture, chance.uniform(options.crop_scale, 1.0), chance)
+            image = _cropped(image, chance.uniform(options.crop_scale, 1.0), chance)
         enhancers = [
             (ImageEnhance.Brightness, options.brightness),
             (ImageEnhance.Contrast, options.contrast),
@@ -108,39 +108,39 @@ class PictureAugmentation:
         chance.shuffle(enhancers)
         for enhancer, strength in enhancers:
             if strength:
-                picture = enhancer(picture).enhance(chance.uniform(1 - strength, 1 + strength))
-        return picture
+                image = enhancer(image).enhance(chance.uniform(1 - strength, 1 + strength))
+        return image
 
 
-def _rotated(picture: Image.Image, degrees: float) -> Image.Image:
+def _rotated(image: Image.Image, degrees: float) -> Image.Image:
     """Turn around the middle and cut to the largest part of the same proportions that has no empty corner."""
-    width, height = picture.size
+    width, height = image.size
     angle = math.radians(abs(degrees))
     longer = max(width / height, height / width)
     shrink = 1 / (math.cos(angle) + longer * math.sin(angle))
-    turned = picture.rotate(degrees, Image.Resampling.BICUBIC)
+    turned = image.rotate(degrees, Image.Resampling.BICUBIC)
     new_width, new_height = max(1, int(width * shrink)), max(1, int(height * shrink))
     left, top = (width - new_width) // 2, (height - new_height) // 2
     return turned.crop((left, top, left + new_width, top + new_height))
 
 
-def _cropped(picture: Image.Image, area: float, chance: random.Random) -> Image.Image:
-    """Cut out a part with this share of the area, of proportions between 3:4 and 4:3 of the picture's own."""
-    width, height = picture.size
+def _cropped(image: Image.Image, area: float, chance: random.Random) -> Image.Image:
+    """Cut out a part with this share of the area, of proportions between 3:4 and 4:3 of the image's own."""
+    width, height = image.size
     stretch = math.exp(chance.uniform(-1, 1) * math.log(4 / 3) / 2)
     new_width = max(1, min(width, round(width * math.sqrt(area) * stretch)))
     new_height = max(1, min(height, round(height * math.sqrt(area) / stretch)))
     left, top = chance.randint(0, width - new_width), chance.randint(0, height - new_height)
-    return picture.crop((left, top, left + new_width, top + new_height))
+    return image.crop((left, top, left + new_width, top + new_height))
 
 
 class AugmentedDataset(CaptionDataset):
-    """Training pictures and captions with changes drawn from (seed, epoch, picture); only ever made for training.
+    """Training images and captions with changes drawn from (seed, epoch, image); only ever made for training.
 
     Args:
-        inputs: pixels where pictures are changed; encoded states are fine where only captions are.
+        inputs: pixels where images are changed; encoded states are fine where only captions are.
         tokens: of the unchanged captions, in the order of `captions`.
-        captions: texts of every picture.
+        captions: texts of every image.
         tokenise: turns changed captions into token ids.
         synonyms: word -> words that may stand in its place.
         hidden_token: what word dropout shows in place of a word.
@@ -164,10 +164,10 @@ class AugmentedDataset(CaptionDataset):
         self.tokenise = tokenise
         self.synonyms = synonyms
         self.hidden_token = hidden_token
-        self.change_picture = PictureAugmentation(options)
+        self.change_image = ImageAugmentation(options)
 
     def __getitem__(self, key: tuple[int, int]) -> CaptionItem:
-        """Return the changed picture, its captions, and what the decoder reads of them."""
+        """Return the changed image, its captions, and what the decoder reads of them."""
         epoch, index = key
         numbers = self.drawn(epoch, index)
         texts, flip = self.changed_captions(epoch, index, numbers)
@@ -179,12 +179,12 @@ class AugmentedDataset(CaptionDataset):
         if self.options.word_dropout:
             chance = self._chance("words", epoch, index)
             shown = [drop_words(caption, self.options.word_dropout, self.hidden_token, chance) for caption in tokens]
-        if not self.options.changes_pictures:
+        if not self.options.changes_images:
             return CaptionItem(self.inputs[index], list(tokens), index, shown)
-        return CaptionItem(self._pixels.processed(self.changed_picture(epoch, index, flip)), list(tokens), index, shown)
+        return CaptionItem(self._pixels.processed(self.changed_image(epoch, index, flip)), list(tokens), index, shown)
 
     def changed_captions(self, epoch: int, index: int, numbers: Sequence[int]) -> tuple[list[str], bool]:
-        """Return the captions with these numbers as they are trained on, and whether the picture is mirrored."""
+        """Return the captions with these numbers as they are trained on, and whether the image is mirrored."""
         texts = [self.captions[index][number] for number in numbers]
         chance = self._chance("captions", epoch, index)
         flip = chance.random() < self.options.horizontal_flip
@@ -195,9 +195,9 @@ class AugmentedDataset(CaptionDataset):
             texts = [replace_synonyms(text, self.synonyms, self.options.synonym_replacement, chance) for text in texts]
         return texts, flip
 
-    def changed_picture(self, epoch: int, index: int, flip: bool) -> Image.Image:
-        """Return the picture as it is trained on, before the image processor."""
-        return self.change_picture(self._pixels.picture(index), flip, self._chance("picture", epoch, index))
+    def changed_image(self, epoch: int, index: int, flip: bool) -> Image.Image:
+        """Return the image as it is trained on, before the image processor."""
+        return self.change_image(self._pixels.image(index), flip, self._chance("image", epoch, index))
 
     @property
     def _pixels(self) -> PixelInputs:
@@ -209,7 +209,7 @@ class AugmentedDataset(CaptionDataset):
 
 
 def _mirrored(texts: Sequence[str], how: Literal["swap", "skip"]) -> list[str] | None:
-    """Captions of the mirrored picture, or None where it must stay as it is."""
+    """Captions of the mirrored image, or None where it must stay as it is."""
     swapped = [swap_directions(text) for text in texts]
     if how == "skip" and list(texts) != swapped:
         return None

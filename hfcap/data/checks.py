@@ -1,4 +1,4 @@
-"""Checks of a dataset before anything expensive starts: ids, captions, and whether every picture can be decoded."""
+"""Checks of a dataset before anything expensive starts: ids, captions, and whether every image can be decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LISTED = 10
 _BATCH = 512
 _DRAFT_SIZE = 32
 _RULES = f"1, Pillow {PIL.__version__}"
-"""Part of each remembered key: other rules or another decoder mean that pictures are checked again."""
+"""Part of each remembered key: other rules or another decoder mean that images are checked again."""
 
 
 def clean_caption(caption: str) -> str:
@@ -35,7 +35,7 @@ def listed(items: Sequence[str]) -> str:
 
 
 def check_records(records: Sequence[CaptionedImage], where: str) -> None:
-    """Check that ids are unique and that every picture has captions, none of them empty.
+    """Check that ids are unique and that every image has captions, none of them empty.
 
     Ids are looked at as scoring does, without white space around them (`metrics.caption_files.normalised_image_id`).
 
@@ -48,12 +48,12 @@ def check_records(records: Sequence[CaptionedImage], where: str) -> None:
     counts = Counter(record.image_id.strip() for record in records)
     problems = {
         "image ids that occur more than once": [repr(name) for name, count in counts.items() if name and count > 1],
-        "pictures without an id": [repr(record.file_name) for record in records if not record.image_id.strip()],
+        "images without an id": [repr(record.file_name) for record in records if not record.image_id.strip()],
         "image ids that are not valid text": [
             repr(record.image_id) for record in records if record.image_id.strip() and not _is_text(record.image_id)
         ],
-        "pictures without captions": [repr(record.image_id) for record in records if not record.captions],
-        "pictures with a caption that is empty or not valid text": [
+        "images without captions": [repr(record.image_id) for record in records if not record.captions],
+        "images with a caption that is empty or not valid text": [
             repr(record.image_id) for record in records if not all(map(_is_text, record.captions))
         ],
     }
@@ -76,17 +76,17 @@ def _is_text(value: object) -> bool:
 def check_images_decode(
     records: Sequence[CaptionedImage], max_unreadable_images: int, where: str
 ) -> list[CaptionedImage]:
-    """Decode every picture once and return the records whose pictures are readable.
+    """Decode every image once and return the records whose images are readable.
 
     What was found readable is remembered in `checked_images.sqlite` of the cache folder, so that a second run only
-    looks at sizes and times of the files. Rendered pictures (no `check_key`) are not checked.
+    looks at sizes and times of the files. Rendered images (no `check_key`) are not checked.
 
     Raises:
-        UserError: more than `max_unreadable_images` pictures are unreadable; up to ten are named with the reason.
+        UserError: more than `max_unreadable_images` images are unreadable; up to ten are named with the reason.
     """
     problems: dict[int, str] = {}
     unknown: list[tuple[int, CheckableImage, bytes]] = []
-    with Remembered("checked_images", "pictures are checked each time") as memory:
+    with Remembered("checked_images", "images are checked each time") as memory:
         for index, record in enumerate(records):
             if isinstance(record.image, CheckableImage):
                 try:
@@ -100,18 +100,18 @@ def check_images_decode(
     if not problems:
         return list(records)
     reasons = [problems[index] for index in sorted(problems)]
-    message = f"{where}: {len(problems):,} of {len(records):,} pictures are unreadable: " + "; ".join(reasons[:_LISTED])
+    message = f"{where}: {len(problems):,} of {len(records):,} images are unreadable: " + "; ".join(reasons[:_LISTED])
     if len(reasons) > _LISTED:
         message += f"; and {len(reasons) - _LISTED:,} more"
     if len(problems) > max_unreadable_images:
         raise UserError(
-            f"{message}. Replace or remove them, or let so many be skipped with data.max_unreadable_images "
+            f"{message}. Replace or remove them, or let that many be skipped with data.max_unreadable_images "
             f"(now {max_unreadable_images})"
         )
     error_console.print(f"warning: {message}. Skipped, as data.max_unreadable_images allows", markup=False)
     readable = [record for index, record in enumerate(records) if index not in problems]
     if not readable:
-        raise UserError(f"{message}. No readable picture is left")
+        raise UserError(f"{message}. No readable image is left")
     return readable
 
 
@@ -128,7 +128,7 @@ def _decode_all(
     # Pillow's decoders release the interpreter lock, so threads are enough. Batches, so that a stopped check keeps
     # what it has found so far.
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as executor, progress_bar() as progress:
-        task = progress.add_task("checking pictures", total=len(entries))
+        task = progress.add_task("checking images", total=len(entries))
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
             readable = []

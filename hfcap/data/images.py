@@ -1,4 +1,4 @@
-"""Decoding pictures that nobody vouches for: limits, formats, colour and orientation in one place."""
+"""Decoding images that nobody vouches for: limits, formats, colour and orientation in one place."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hfcap.errors import UserError
-from hfcap.schema import PICTURE_FORMATS, ImageBytes
+from hfcap.schema import IMAGE_FORMATS, ImageBytes
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""File name endings, in lower case, by which a folder's pictures are found."""
+"""File name endings, in lower case, by which a folder's images are found."""
 
 MAX_IMAGE_BYTES = 128 * 1024 * 1024
 MAX_IMAGE_PIXELS = 80_000_000
-"""Larger pictures are taken for decompression bombs; below the size at which Pillow itself begins to warn."""
+"""Larger images are taken for decompression bombs; below the size at which Pillow itself begins to warn."""
 
 LARGE_IMAGE_PIXELS = 16_000_000
-"""Of larger pictures a process decodes one at a time."""
+"""Of larger images a process decodes one at a time."""
 
 MAX_SCANNED_PIXELS = 1_600_000_000
 """Pixels of a JPEG times its scans: twenty of them at the largest size, some ten seconds."""
@@ -46,7 +46,7 @@ class _LargeImages:
         self.start()
 
     def start(self) -> None:
-        """Begin anew, as a worker process has to: threads of its parent are not there."""
+        """Begin again, as a worker process has to: threads of its parent are not there."""
         self._thread = ThreadPoolExecutor(1, "large-images")
 
     def decode(self, opened: Image.Image) -> Image.Image:
@@ -87,7 +87,7 @@ _DECODER_ERRORS = (
 
 
 class UnreadableImageError(UserError):
-    """A picture is missing or cannot be decoded; the message names it and the reason."""
+    """An image is missing or cannot be decoded; the message names it and the reason."""
 
 
 @runtime_checkable
@@ -98,14 +98,14 @@ class CheckableImage(ImageBytes, Protocol):
         """Return a text that changes when the encoded bytes may have changed.
 
         Raises:
-            UnreadableImageError: the picture is missing.
+            UnreadableImageError: the image is missing.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """A picture in a file."""
+    """An image in a file."""
 
     path: Path
 
@@ -119,7 +119,7 @@ class FileImage:
             # O_NONBLOCK: opening a named pipe must not wait for somebody to write into it.
             descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
             with os.fdopen(descriptor, "rb") as handle:
-                self._require_picture_file(os.fstat(handle.fileno()))
+                self._require_image_file(os.fstat(handle.fileno()))
                 return handle.read(MAX_IMAGE_BYTES)
         except OSError as error:
             raise self._unreadable(error) from None
@@ -138,10 +138,10 @@ class FileImage:
             status = self.path.stat()
         except OSError as error:
             raise self._unreadable(error) from None
-        self._require_picture_file(status)
+        self._require_image_file(status)
         return f"{self.path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
 
-    def _require_picture_file(self, status: os.stat_result) -> None:
+    def _require_image_file(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableImageError(f"{self.path}: not a file")
         if status.st_size == 0:
@@ -159,17 +159,17 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True)
 class BytesImage:
-    """An encoded picture that was read already; `name` is where from."""
+    """An encoded image that was read already; `name` is where from."""
 
     content: bytes
     name: str
 
     def read(self) -> bytes:
-        """Return the encoded picture."""
+        """Return the encoded image."""
         return self.content
 
     def describe(self) -> str:
-        """Return where the picture came from."""
+        """Return where the image came from."""
         return self.name
 
 
@@ -177,7 +177,7 @@ class BytesImage:
 class OpenedImage:
     """An image that somebody opened or made with Pillow; `name` tells it from others."""
 
-    picture: Image.Image
+    image: Image.Image
     name: str
 
     def read(self) -> bytes:
@@ -200,7 +200,7 @@ _LOADING = threading.Lock()
 
 
 def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Image:
-    """Decode one picture to 8-bit RGB as a person would see it.
+    """Decode one image to 8-bit RGB as a person would see it.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8, of an animation the first
     frame is taken.
@@ -210,16 +210,16 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
             the scales 1, 1/2, 1/4, 1/8 that still gives it (several times faster); other formats ignore it.
 
     Raises:
-        UnreadableImageError: missing, damaged, truncated, of a format not in PICTURE_FORMATS, or too large.
+        UnreadableImageError: missing, damaged, truncated, of a format not in IMAGE_FORMATS, or too large.
     """
     name = image.describe()
     if isinstance(image, OpenedImage):
         with _naming_the_image(name):
-            return _decoded_copy(image.picture)
+            return _decoded_copy(image.image)
     encoded = image.read()
     if len(encoded) > MAX_IMAGE_BYTES:
         raise UnreadableImageError(f"{name}: {len(encoded):,} bytes, more than the limit {MAX_IMAGE_BYTES:,}")
-    with _naming_the_image(name), Image.open(io.BytesIO(encoded), formats=PICTURE_FORMATS) as opened:
+    with _naming_the_image(name), Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as opened:
         _require_size(opened)
         width, height = opened.size
         n_scans = 1
@@ -234,16 +234,16 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
         return _large_images.decode(opened) if large else _decoded(opened)
 
 
-def _decoded_copy(picture: Image.Image) -> Image.Image:
-    _require_size(picture)
+def _decoded_copy(image: Image.Image) -> Image.Image:
+    _require_size(image)
     with _LOADING:
-        picture.load()
-    seen = _upright(_as_rgb(picture), _orientation(picture))
-    return seen.copy() if seen is picture else seen
+        image.load()
+    seen = _upright(_as_rgb(image), _orientation(image))
+    return seen.copy() if seen is image else seen
 
 
-def _require_size(picture: Image.Image) -> None:
-    if picture.width * picture.height > MAX_IMAGE_PIXELS:
+def _require_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
 
 
@@ -253,11 +253,11 @@ def _naming_the_image(name: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        allowed = ", ".join(PICTURE_FORMATS)
-        raise UnreadableImageError(f"{name}: damaged, or not a picture in one of the formats {allowed}") from None
+        allowed = ", ".join(IMAGE_FORMATS)
+        raise UnreadableImageError(f"{name}: damaged, or not an image in one of the formats {allowed}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImageError(
-            f"{name}: more than {MAX_IMAGE_PIXELS:,} pixels (decompression bomb?); save the picture smaller"
+            f"{name}: more than {MAX_IMAGE_PIXELS:,} pixels (decompression bomb?); save the image smaller"
         ) from None
     except _DECODER_ERRORS as error:
         raise UnreadableImageError(f"{name}: cannot be decoded ({error or type(error).__name__})") from None
@@ -277,58 +277,58 @@ def _scans(encoded: bytes, n_pixels: int, name: str) -> int:
     n_scans = encoded.count(b"\xff\xda")
     if n_scans * n_pixels > MAX_SCANNED_PIXELS and n_scans > _USUAL_SCANS:
         raise UnreadableImageError(
-            f"{name}: a JPEG of {n_scans:,} scans, which would take minutes to decode; save the picture again"
+            f"{name}: a JPEG of {n_scans:,} scans, which would take minutes to decode; save the image again"
         )
     return n_scans
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
-        return _by_strips(picture, _grey_of_16_bits)
-    if picture.mode in ("I", "F"):
-        raise ValueError("32-bit pixels, whose range the file does not tell; save the picture with 8 bits per channel")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        return _by_strips(picture, _on_white)
-    # Pillow would copy a picture that is RGB already.
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+        return _by_strips(image, _grey_of_16_bits)
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels, whose range the file does not tell; save the image with 8 bits per channel")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _by_strips(image, _on_white)
+    # Pillow would copy an image that is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _by_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert to RGB strip by strip: what a conversion needs beside its result is then small."""
-    rows = max(1, _STRIP_PIXELS // picture.width)
-    if rows >= picture.height:
-        return convert(picture)
-    whole = Image.new("RGB", picture.size)
-    for top in range(0, picture.height, rows):
-        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        strip.info = picture.info
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert to RGB strip by strip: what a conversion needs besides its result is then small."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip.info = image.info
         whole.paste(convert(strip), (0, top))
     return whole
 
 
-def _grey_of_16_bits(picture: Image.Image) -> Image.Image:
-    grey = (np.asarray(picture).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8)
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    grey = (np.asarray(image).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    with_alpha = picture.convert("RGBA")
+def _on_white(image: Image.Image) -> Image.Image:
+    with_alpha = image.convert("RGBA")
     white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, with_alpha).convert("RGB")
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DECODER_ERRORS:
-        return 1  # damaged EXIF is no reason to lose a picture whose pixels are fine
+        return 1  # damaged EXIF is no reason to lose an image whose pixels are fine
     return orientation if isinstance(orientation, int) else 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     transposition = _TRANSPOSITIONS.get(orientation)
-    return picture if transposition is None else picture.transpose(transposition)
+    return image if transposition is None else image.transpose(transposition)
 
 
 def resolve_inside(root: Path, file_name: str) -> Path:

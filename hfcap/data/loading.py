@@ -57,21 +57,21 @@ class PixelInputs:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return levels (3, height, width) uint8, or without a plan pixel values float32."""
-        return self.processed(self.picture(index))
+        return self.processed(self.image(index))
 
     def pixel_values(self, numbers: Sequence[int]) -> torch.Tensor:
-        """Return these pictures as the captioner gets them, (B, 3, height, width) float32."""
+        """Return these images as the captioner gets them, (B, 3, height, width) float32."""
         return prepared(torch.stack([self[number] for number in numbers]), self.plan, torch.device("cpu"))
 
-    def picture(self, index: int) -> Image:
-        """Return the decoded picture, RGB, upright."""
+    def image(self, index: int) -> Image:
+        """Return the decoded image, RGB, upright."""
         return decode_image(self.records[index].image)
 
-    def processed(self, picture: Image) -> torch.Tensor:
-        """Return what `self[index]` gives for this picture."""
+    def processed(self, image: Image) -> torch.Tensor:
+        """Return what `self[index]` gives for this image."""
         if self.plan is not None:
-            return self.plan.levels(picture)
-        return self.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+            return self.plan.levels(image)
+        return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 def prepared(images: torch.Tensor, plan: PixelPlan | None, device: torch.device) -> torch.Tensor:
@@ -84,7 +84,7 @@ def prepared(images: torch.Tensor, plan: PixelPlan | None, device: torch.device)
 
 
 class BlankInputs:
-    """The same number of blank (mid-grey) pictures: shows what a captioner says without looking."""
+    """The same number of blank (mid-grey) images: shows what a captioner says without looking."""
 
     encoded = False
     plan = None
@@ -97,7 +97,7 @@ class BlankInputs:
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return zeros, which is mid-grey after normalisation, in the shape of the processed pictures."""
+        """Return zeros, which is mid-grey after normalisation, in the shape of the processed images."""
         return self.blank
 
 

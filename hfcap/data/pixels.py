@@ -64,50 +64,50 @@ class PixelPlan:
     offset: tuple[float, ...]
     resizer: Resizer = "pillow"
 
-    def levels(self, picture: Image.Image) -> torch.Tensor:
+    def levels(self, image: Image.Image) -> torch.Tensor:
         """Return the resized and cropped RGB image, (3, height, width) uint8."""
         if self.shortest_edge is None:
-            return self._resized(picture, (self.width, self.height)).contiguous()
-        return self._middle(picture, self.shortest_edge).contiguous()
+            return self._resized(image, (self.width, self.height)).contiguous()
+        return self._middle(image, self.shortest_edge).contiguous()
 
-    def _middle(self, picture: Image.Image, shortest_edge: int) -> torch.Tensor:
+    def _middle(self, image: Image.Image, shortest_edge: int) -> torch.Tensor:
         """Resize the shorter side to `shortest_edge` and crop the middle."""
-        width, height = picture.size
+        width, height = image.size
         longest_edge = int(shortest_edge * max(width, height) / min(width, height))
         full = (shortest_edge, longest_edge) if width <= height else (longest_edge, shortest_edge)
         left, top = (full[0] - self.width) // 2, (full[1] - self.height) // 2
         most = _MOST_CROPPED[self.resizer] * self.width * self.height
         if self.resample == Image.Resampling.NEAREST or full[0] * full[1] <= most:
-            whole = self._resized(picture, full)
+            whole = self._resized(image, full)
             return whole[:, top : top + self.height, left : left + self.width]
         # One direction after the other, as the whole would be: what is rounded in between stays the same.
         columns = (left * width / full[0], min((left + self.width) * width / full[0], width))
         rows = (top * height / full[1], min((top + self.height) * height / full[1], height))
         box: tuple[float, float, float, float]
-        if self._goes_down_first(picture.size, full):
-            picture = picture.resize((width, self.height), self.resample, (0, rows[0], width, rows[1]))
+        if self._goes_down_first(image.size, full):
+            image = image.resize((width, self.height), self.resample, (0, rows[0], width, rows[1]))
             box = (columns[0], 0, columns[1], self.height)
         else:
-            picture = picture.resize((self.width, height), self.resample, (columns[0], 0, columns[1], height))
+            image = image.resize((self.width, height), self.resample, (columns[0], 0, columns[1], height))
             box = (0, rows[0], self.width, rows[1])
-        return _levels(picture.resize((self.width, self.height), self.resample, box))
+        return _levels(image.resize((self.width, self.height), self.resample, box))
 
-    def _resized(self, picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    def _resized(self, image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
         """Resize to (width, height): as Pillow does, by torch's three times faster kernel for bytes where there is one.
 
         torchvision uses that kernel, or floats, by its own rules.
         """
-        width, (new_width, new_height) = picture.width, size
+        width, (new_width, new_height) = image.width, size
         if self.resizer == "torchvision":
             functional = importlib.import_module("torchvision.transforms.v2.functional")
             name = Image.Resampling(self.resample).name
             mode = functional.InterpolationMode["NEAREST_EXACT" if name == "NEAREST" else name]
-            return functional.resize(_levels(picture), [new_height, new_width], interpolation=mode, antialias=True)
+            return functional.resize(_levels(image), [new_height, new_width], interpolation=mode, antialias=True)
         kernel = _KERNELS.get(self.resample)
         if kernel is None or torch.backends.cpu.get_cpu_capability() not in _WITH_KERNELS:
-            return _levels(picture.resize(size, self.resample))
-        levels = _levels(picture).unsqueeze(0)
-        if self._goes_down_first(picture.size, size):
+            return _levels(image.resize(size, self.resample))
+        levels = _levels(image).unsqueeze(0)
+        if self._goes_down_first(image.size, size):
             levels = torch.nn.functional.interpolate(levels, size=(new_height, width), mode=kernel, antialias=True)
         return torch.nn.functional.interpolate(levels, size=(new_height, new_width), mode=kernel, antialias=True)[0]
 
@@ -123,7 +123,7 @@ class PixelPlan:
             for values in (self.scale, self.offset)
         )
         values = torch.empty(levels.shape, dtype=torch.float32, device=levels.device)
-        # On a CPU picture by picture: one stays in the cache for all steps, a batch does not (five times faster).
+        # On a CPU image by image: one stays in the cache for all steps, a batch does not (five times faster).
         parts = (
             zip(values, levels, strict=True) if levels.device.type == "cpu" and levels.ndim == 4 else [(values, levels)]
         )
@@ -132,9 +132,9 @@ class PixelPlan:
         return values
 
 
-def _levels(picture: Image.Image) -> torch.Tensor:
+def _levels(image: Image.Image) -> torch.Tensor:
     """(3, height, width) uint8, a view."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def identity_of(image_processor: Any) -> str:
@@ -218,7 +218,7 @@ def _target(size: Any, crop_size: Any, crop_pct: Any) -> tuple[int, int, int | N
             return (crop["height"], crop["width"], edge) if inside else None
         if crop_pct is None:
             return None  # results of any shape, which no batch could hold
-        # ConvNext: small models crop the middle, large ones see the whole picture, squeezed.
+        # ConvNext: small models crop the middle, large ones see the whole image, squeezed.
         return (edge, edge, int(edge / crop_pct) if edge < _CONVNEXT_WARPS_FROM else None)
     if set(sides) != {"height", "width"} or (crop and crop != sides):
         return None
@@ -242,9 +242,9 @@ def _three(values: Any) -> tuple[float, ...] | None:
 def _agrees(plan: PixelPlan, image_processor: Any) -> bool:
     """Whether plan and processor say the same about generated images, and neither refuses one."""
     step = 1 / max(abs(scale) for scale in plan.scale)
-    for picture in _probes():
+    for image in _probes():
         try:
-            expected = image_processor(images=picture, return_tensors="pt")
+            expected = image_processor(images=image, return_tensors="pt")
         except ValueError:
             return False  # it refuses some shapes
         if set(expected) != {"pixel_values"}:
@@ -252,7 +252,7 @@ def _agrees(plan: PixelPlan, image_processor: Any) -> bool:
         values = expected["pixel_values"]
         if values.shape != (1, 3, plan.height, plan.width):
             return False
-        apart = (plan.normalised(plan.levels(picture)) - values[0].float()).abs() * step
+        apart = (plan.normalised(plan.levels(image)) - values[0].float()).abs() * step
         if not (float(apart.mean()) <= MEAN_LEVELS and float(apart.max()) <= MOST_LEVELS):
             return False
     return True
@@ -262,9 +262,9 @@ def _agrees(plan: PixelPlan, image_processor: Any) -> bool:
 def _probes() -> list[Image.Image]:
     """Noise on slopes: every filter and every shift shows."""
     generator = np.random.default_rng(0)
-    pictures = []
+    images = []
     for width, height in _PROBES:
         slope = np.linspace(0, 155, width)[None, :, None] * np.linspace(0.3, 1, height)[:, None, None]
         noise = generator.integers(0, 100, (height, width, 3))
-        pictures.append(Image.fromarray((slope + noise).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray((slope + noise).astype(np.uint8)))
+    return images

@@ -1,4 +1,4 @@
-"""What a data source is, and the one way in which everything else gets its pictures and captions."""
+"""What a data source is, and the one way in which everything else gets its images and captions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Source:
         load: (options, the source's own name of a split) -> its records, in an order that never changes. Raises
             NoSuchSplitError for a split that doesn't exist or is empty.
         description: one line for `hfcap list sources`.
-        about: what a model card should say of these pictures and captions (origin, known biases), as Markdown; empty
+        about: what a model card should say of these images and captions (origin, known biases), as Markdown; empty
             where only the user knows.
-        revision: (options, the source's own name of a split) -> the commit whose pictures and captions `load` gives;
+        revision: (options, the source's own name of a split) -> the commit whose images and captions `load` gives;
             None where there is none or it cannot be found out.
     """
 
@@ -38,13 +38,13 @@ class Source:
 
 
 class NoSuchSplitError(UserError):
-    """The source has no pictures under this split name."""
+    """The source has no images under this split name."""
 
     def __init__(self, where: str, split_name: str, existing: Iterable[str], remedy: str = "") -> None:
         self.existing = tuple(existing)
         names = ", ".join(map(repr, self.existing)) or "none"
         advice = f"; {remedy}" if remedy else ""
-        super().__init__(f"{where}: no pictures in split {split_name!r} (splits that exist: {names}){advice}")
+        super().__init__(f"{where}: no images in split {split_name!r} (splits that exist: {names}){advice}")
 
 
 def dataset_revision(options: DataOptions, split: str) -> str | None:
@@ -57,11 +57,11 @@ def load_split(options: DataOptions, split: Split, check_images: bool = True) ->
     """Load one split of the recipe's dataset, checked.
 
     Args:
-        check_images: also decode every picture (remembered, so that the next run doesn't); without it only ids and
+        check_images: also decode every image (remembered, so that the next run doesn't); without it only ids and
             captions are checked.
 
     Raises:
-        UserError: the split is empty, ids or captions are wrong, or more pictures are unreadable than
+        UserError: the split is empty, ids or captions are wrong, or more images are unreadable than
             `data.max_unreadable_images`.
     """
     source: Source = registry.load("sources", options.source).REGISTERED
@@ -71,7 +71,7 @@ def load_split(options: DataOptions, split: Split, check_images: bool = True) ->
     except NoSuchSplitError as error:
         raise UserError(f"{error}; the recipe's key data.{split}_split chooses the split") from None
     if not records:
-        raise UserError(f"source {options.source!r}: no pictures in split {split_name!r}; change data.{split}_split")
+        raise UserError(f"source {options.source!r}: no images in split {split_name!r}; change data.{split}_split")
     where = f"source {options.source!r}, split {split_name!r}"
     check_records(records, where)
     limit: int | None = getattr(options, f"max_{split}_images")

@@ -33,7 +33,7 @@ def print_report(console: Console, report: Report, sheet: Path | None) -> None:
     if report.data is not None:
         _section(console, "Data", _data_lines(report.data, report.tokens))
     if report.pixels is not None:
-        _section(console, "Pictures", _pixel_lines(report.pixels, sheet))
+        _section(console, "Images", _pixel_lines(report.pixels, sheet))
     if report.weights is not None:
         _print_weights(console, report.weights)
     if report.labels is not None:
@@ -63,23 +63,23 @@ def _print_indented(console: Console, text: Text, by: int = 2) -> None:
 
 def _data_lines(data: DataFacts, tokens: TokenFacts | None) -> Iterator[str]:
     for name, split in data.splits.items():
-        sizes = [f"{count:,} with {captions}" for captions, count in split.captions_per_picture.items()]
+        sizes = [f"{count:,} with {captions}" for captions, count in split.captions_per_image.items()]
         listed = ", ".join(sizes[:_MAX_LISTED_SIZES]) + (", ..." if len(sizes) > _MAX_LISTED_SIZES else "")
         low, middle, high = split.words
         yield (
-            f"{name}: {split.n_pictures:,} pictures, {split.n_captions:,} captions ({listed}); words per caption "
+            f"{name}: {split.n_images:,} images, {split.n_captions:,} captions ({listed}); words per caption "
             f"{low} to {high}, median {middle:g}"
         )
     train = data.splits["train"]
     yield (
         f"training captions: {data.distinct_captions:,} different, {train.one_word_captions:,} of one word, "
-        f"{train.repeated_captions:,} repeated for the same picture"
+        f"{train.repeated_captions:,} repeated for the same image"
     )
     yield "most frequent: " + "; ".join(f"{text!r} ({count:,})" for text, count in data.most_frequent[:3])
     for name, shared in data.shared_with_train.items():
         same = "not compared" if shared.same_bytes is None else f"{shared.same_bytes:,}"
         yield (
-            f"{name} pictures also in train: {shared.same_id:,} by id, {shared.same_file_name:,} by file name, "
+            f"{name} images also in train: {shared.same_id:,} by id, {shared.same_file_name:,} by file name, "
             f"by content {same}"
         )
     if tokens is not None:
@@ -95,7 +95,7 @@ def _pixel_lines(pixels: PixelFacts, sheet: Path | None) -> Iterator[str]:
     (small_width, small_height), (large_width, large_height) = pixels.original_sizes
     yield (
         f"{width} x {height} pixels, made from {small_width} x {small_height} to {large_width} x {large_height} "
-        f"({pixels.n_pictures} pictures)"
+        f"({pixels.n_images} images)"
     )
     for name, channel in zip(("red", "green", "blue"), pixels.channels, strict=False):
         yield f"{name}: {channel.lowest:.2f} to {channel.highest:.2f}, mean {channel.mean:.2f}"
@@ -120,7 +120,7 @@ def _print_weights(console: Console, weights: WeightFacts) -> None:
         hits = ", ".join(f"{ending} ({count})" for ending, count in weights.lora.adapted.items())
         _print_indented(console, Text(f"LoRA adapts {sum(weights.lora.adapted.values())} layers: {hits}"))
         in_full = ", ".join(weights.lora.in_full) or "none"
-        _print_indented(console, Text(f"trained in full beside the adapters: {in_full}"))
+        _print_indented(console, Text(f"trained in full besides the adapters: {in_full}"))
 
 
 def _print_labels(console: Console, labels: LabelFacts) -> None:
@@ -176,8 +176,8 @@ def _agreement_lines(facts: AgreementFacts) -> Iterator[str]:
         yield f"difference of predictions for the same words: {difference:.1e} (right: rounding only)"
     if facts.leak is not None:
         yield f"influence of later words and other captions: {facts.leak:.1e} (right: 0)"
-    if facts.picture_effect is not None:
-        yield f"influence of the picture: {facts.picture_effect:.1e} (right: more than 0)"
+    if facts.image_effect is not None:
+        yield f"influence of the image: {facts.image_effect:.1e} (right: more than 0)"
 
 
 def _cost_lines(measured: Measurement, cost: Cost) -> Iterator[str]:
@@ -204,8 +204,8 @@ def _cost_lines(measured: Measurement, cost: Cost) -> Iterator[str]:
         f"{duration(time.captioning)})"
     )
     yield (
-        f"measured: {measured.batches} steps of {measured.pictures} pictures, "
-        f"{1 / measured.step_seconds:.3g} pictures/s, loss {' -> '.join(f'{loss:.2f}' for loss in measured.losses)}"
+        f"measured: {measured.batches} steps of {measured.images} images, "
+        f"{1 / measured.step_seconds:.3g} images/s, loss {' -> '.join(f'{loss:.2f}' for loss in measured.losses)}"
     )
     if measured.load > _BUSY:
         yield (
@@ -220,7 +220,7 @@ def _cost_lines(measured: Measurement, cost: Cost) -> Iterator[str]:
         yield "feature store: not used (the encoder is trained, or data.feature_store is off); image cache: not used"
         return
     name, store = "feature store" if disk.feature_store is not None else "image cache", disk.store
-    yield f"{name}: {gigabytes(store.bytes)} more for {store.pictures:,} pictures that it lacks, in {store.folder}"
+    yield f"{name}: {gigabytes(store.bytes)} more for {store.images:,} images that it lacks, in {store.folder}"
 
 
 def duration(seconds: float) -> str:

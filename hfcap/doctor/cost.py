@@ -78,7 +78,7 @@ class Cost:
 
 
 def plan_schedule(recipe: Recipe, lengths: list[int], findings: Findings) -> Schedule:
-    """Count steps, updates and validations; `lengths` are caption tokens per training picture."""
+    """Count steps, updates and validations; `lengths` are caption tokens per training image."""
     options = recipe.train
     steps = len(epoch_batches(lengths, options.per_device_train_batch_size, options.seed, 0))
     per_epoch = math.ceil(steps / options.gradient_accumulation_steps)
@@ -120,19 +120,19 @@ def estimate_cost(
         available=memory_of(accelerator.device),
     )
     everything = [record for records in splits.values() for record in records]
-    disk = disk_needs(recipe, captioner, weights, measured.state_bytes_per_picture, everything, accelerator)
+    disk = disk_needs(recipe, captioner, weights, measured.state_bytes_per_image, everything, accelerator)
     counts = {name: len(records) for name, records in splits.items()}
-    to_encode = disk.feature_store.pictures if disk.feature_store is not None else 0
+    to_encode = disk.feature_store.images if disk.feature_store is not None else 0
     cost = Cost(schedule, memory, _time(recipe, schedule, measured, counts, to_encode), disk)
     _report(recipe, cost, measured, findings)
     return cost
 
 
 def _time(
-    recipe: Recipe, schedule: Schedule, measured: Measurement, n_pictures: Mapping[str, int], to_encode: int
+    recipe: Recipe, schedule: Schedule, measured: Measurement, n_images: Mapping[str, int], to_encode: int
 ) -> Time:
     options = recipe.train
-    stored = measured.state_bytes_per_picture > 0
+    stored = measured.state_bytes_per_image > 0
     loading = measured.load_seconds / max(1, options.dataloader_num_workers)
     on_gpu = measured.device.startswith("cuda")
 
@@ -142,17 +142,17 @@ def _time(
         # Beside a GPU, worker processes load ahead; on CPU they take the cores from the model.
         return max(seconds, loading) if on_gpu else seconds + measured.load_seconds
 
-    pictures = schedule.epochs * n_pictures["train"]
-    scored = n_pictures[recipe.score.split]
+    images = schedule.epochs * n_images["train"]
+    scored = n_images[recipe.score.split]
     captioning = scored * with_loading(measured.caption_seconds)
     blank = "blank_images" in recipe.score.baselines
-    validation = schedule.validations * n_pictures["validation"] * with_loading(measured.forward_seconds)
+    validation = schedule.validations * n_images["validation"] * with_loading(measured.forward_seconds)
     if options.metric_for_best_model == "cider":
-        validation += schedule.validations * n_pictures["validation"] * with_loading(measured.caption_seconds)
+        validation += schedule.validations * n_images["validation"] * with_loading(measured.caption_seconds)
     per_encoded = max(measured.encode_seconds, loading) if on_gpu else measured.encode_seconds + measured.load_seconds
     return Time(
         encoding=to_encode * per_encoded,
-        training=pictures * with_loading(measured.step_seconds) + schedule.updates * measured.update_seconds,
+        training=images * with_loading(measured.step_seconds) + schedule.updates * measured.update_seconds,
         validation=validation,
         captioning=captioning + blank * scored * (measured.caption_seconds + measured.encode_seconds),
     )
@@ -175,7 +175,7 @@ def _report(recipe: Recipe, cost: Cost, measured: Measurement, findings: Finding
         off = "data.feature_store: off" if disk.feature_store is not None else "data.image_cache: false"
         findings.error(
             store.key,
-            f"{store.pictures:,} pictures that are not kept yet need {gigabytes(store.bytes)}, but only "
+            f"{store.images:,} images that are not kept yet need {gigabytes(store.bytes)}, but only "
             f"{gigabytes(store.free)} are free",
             f"choose another disk with {store.key}, or set {off}",
         )

@@ -1,4 +1,4 @@
-"""Facts about pictures and captions: counts, lengths, repetitions, and pictures that two splits share."""
+"""Facts about images and captions: counts, lengths, repetitions, and images that two splits share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hfcap.doctor.findings import Findings
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import image_hashes
 
-MAX_COMPARED_PICTURES = 10_000
-"""Up to so many pictures are read to find the same bytes in two splits; beyond, only names are compared."""
+MAX_COMPARED_IMAGES = 10_000
+"""Up to so many images are read to find the same bytes in two splits; beyond, only names are compared."""
 
 _SHARE_OF_REPETITION = 0.05
 _N_FREQUENT = 5
@@ -24,23 +24,23 @@ class SplitFacts:
     """One split.
 
     Attributes:
-        captions_per_picture: number of captions -> pictures that have so many.
+        captions_per_image: number of captions -> images that have so many.
         words: fewest, median and most words of a caption.
         one_word_captions: captions of one word.
-        repeated_captions: captions that the same picture already has.
+        repeated_captions: captions that the same image already has.
     """
 
-    n_pictures: int
+    n_images: int
     n_captions: int
-    captions_per_picture: dict[int, int]
+    captions_per_image: dict[int, int]
     words: tuple[int, float, int]
     one_word_captions: int
     repeated_captions: int
 
 
 @dataclass(frozen=True, slots=True)
-class SharedPictures:
-    """Pictures of another split that the training split has too; `same_bytes` is None where it was not compared."""
+class SharedImages:
+    """Images of another split that the training split has too; `same_bytes` is None where it was not compared."""
 
     same_id: int
     same_file_name: int
@@ -54,13 +54,13 @@ class DataFacts:
     Attributes:
         most_frequent: the most frequent training captions (case and spacing ignored) and how often they occur.
         distinct_captions: number of different training captions.
-        shared_with_train: split -> pictures that the training split has too.
+        shared_with_train: split -> images that the training split has too.
     """
 
     splits: dict[str, SplitFacts]
     most_frequent: list[tuple[str, int]]
     distinct_captions: int
-    shared_with_train: dict[str, SharedPictures]
+    shared_with_train: dict[str, SharedImages]
 
 
 def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> DataFacts:
@@ -80,14 +80,14 @@ def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findi
 
 
 def _report_selection(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> None:
-    """Warn where the best checkpoint is chosen on pictures that are scored afterwards."""
+    """Warn where the best checkpoint is chosen on images that are scored afterwards."""
     chosen_on = {record.image_id for record in splits.get("validation", ())}
     for name, records in splits.items():
         both = 0 if name in ("train", "validation") else sum(record.image_id in chosen_on for record in records)
         if both:
             findings.warning(
                 f"data.{name}_split",
-                f"{both:,} of {len(records):,} scored pictures are validation pictures too: the best checkpoint is "
+                f"{both:,} of {len(records):,} scored images are validation images too: the best checkpoint is "
                 "chosen on them, so scores will be a little too good",
                 "score a split that training never looks at",
             )
@@ -95,11 +95,11 @@ def _report_selection(splits: Mapping[str, Sequence[CaptionedImage]], findings: 
 
 def _split_facts(records: Sequence[CaptionedImage]) -> SplitFacts:
     lengths = [len(text.split()) for record in records for text in record.captions]
-    per_picture = Counter(len(record.captions) for record in records)
+    per_image = Counter(len(record.captions) for record in records)
     return SplitFacts(
-        n_pictures=len(records),
+        n_images=len(records),
         n_captions=len(lengths),
-        captions_per_picture=dict(sorted(per_picture.items())),
+        captions_per_image=dict(sorted(per_image.items())),
         words=(min(lengths), median(lengths), max(lengths)),
         one_word_captions=sum(length == 1 for length in lengths),
         repeated_captions=sum(len(record.captions) - len(set(record.captions)) for record in records),
@@ -107,10 +107,10 @@ def _split_facts(records: Sequence[CaptionedImage]) -> SplitFacts:
 
 
 def _hashes(splits: Mapping[str, Sequence[CaptionedImage]]) -> dict[str, set[str]] | None:
-    """Return hashes of every split's pictures, or None where reading them all would take too long."""
+    """Return hashes of every split's images, or None where reading them all would take too long."""
     everything = [record for records in splits.values() for record in records]
-    # Generated pictures have no file that could have been copied.
-    if len(everything) > MAX_COMPARED_PICTURES or not all(isinstance(r.image, CheckableImage) for r in everything):
+    # Generated images have no file that could have been copied.
+    if len(everything) > MAX_COMPARED_IMAGES or not all(isinstance(r.image, CheckableImage) for r in everything):
         return None
     return {name: set(image_hashes(records)) for name, records in splits.items()}
 
@@ -120,10 +120,10 @@ def _shared(
     others: Sequence[CaptionedImage],
     hashes: Mapping[str, set[str]] | None,
     name: str,
-) -> SharedPictures:
+) -> SharedImages:
     ids = {record.image_id for record in train}
     names = {record.file_name for record in train}
-    return SharedPictures(
+    return SharedImages(
         same_id=sum(record.image_id in ids for record in others),
         same_file_name=sum(record.file_name in names for record in others),
         same_bytes=None if hashes is None else len(hashes["train"] & hashes[name]),
@@ -137,7 +137,7 @@ def _report(facts: DataFacts, findings: Findings) -> None:
         if leaks:
             findings.warning(
                 f"data.{name}_split",
-                f"pictures of {name} are in the training split too ({', '.join(leaks)}); scores will be too good",
+                f"images of {name} are in the training split too ({', '.join(leaks)}); scores will be too good",
                 "take them out of one of the two splits",
             )
     train = facts.splits["train"]

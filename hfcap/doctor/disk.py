@@ -28,12 +28,12 @@ class StoreNeed:
 
     Attributes:
         key: of the recipe, that names its folder.
-        pictures: that it lacks, copies counted once. bytes: that these will take.
+        images: that it lacks, copies counted once. bytes: that these will take.
     """
 
     key: str
     folder: str
-    pictures: int
+    images: int
     bytes: int
     free: int
 
@@ -65,7 +65,7 @@ def disk_needs(
     records: Sequence[CaptionedImage],
     accelerator: Any,
 ) -> Disk:
-    """Count bytes; `records` are the pictures of all splits, `state_bytes` those of one encoded (0: none is kept)."""
+    """Count bytes; `records` are the images of all splits, `state_bytes` those of one encoded (0: none is kept)."""
     options = recipe.train
     copies = 1 if options.ema_decay is None else 2
     checkpoint = weights.trained * (_FLOAT_BYTES * copies + _ADAM_BYTES) + weights.buffer_bytes
@@ -95,7 +95,7 @@ def disk_needs(
 
 
 def _need(key: str, rows: RowStore, records: Sequence[CaptionedImage], row_bytes: int) -> StoreNeed:
-    """Count what a store lacks; only where it holds something are the pictures looked up in it."""
+    """Count what a store lacks; only where it holds something are the images looked up in it."""
     places = rows.places()
     lacking = len(set(image_hashes(records)) - places.keys()) if places else len(records)
     return StoreNeed(key, str(rows.folder), lacking, lacking * row_bytes, _free(rows.folder))

@@ -30,7 +30,7 @@ class LabelCounts:
     Attributes:
         positions: row positions. padding: those that only fill a row. supervised: those in the loss.
         captions: captions announced by the batches. found: captions in the rows.
-        ended: captions whose end token is taught exactly once, behind the last word.
+        ended: captions whose end token is taught exactly once, after the last word.
         padding_taught, prompt_taught: padding and prompt positions in the loss.
         words_ignored: caption tokens that the loss leaves out. wrong_target: positions taught another token than the
             next one. wrong_start: captions that do not begin with start token and prompt.
@@ -55,7 +55,7 @@ class LabelCounts:
 
 @dataclass(frozen=True, slots=True)
 class ShownCaption:
-    """One caption as training sees it: (token, whether it is in the loss) in order; padding of its row behind it."""
+    """One caption as training sees it: (token, whether it is in the loss) in order; padding of its row after it."""
 
     file_name: str
     tokens: list[tuple[str, bool]]
@@ -67,7 +67,7 @@ class LabelFacts:
 
     Attributes:
         counted: over up to MAX_COUNTED_BATCHES batches, as packed.
-        measured: over the pictures shown, as the gradient of the loss says.
+        measured: over the images shown, as the gradient of the loss says.
         loss: mean cross-entropy per supervised token before training, nats. uniform: that of guessing, ln(vocabulary).
     """
 
@@ -79,8 +79,8 @@ class LabelFacts:
     vocabulary: int
 
 
-class WithoutPictures:
-    """Stands for the pictures where only the captions of a batch are looked at."""
+class WithoutImages:
+    """Placeholder inputs when only captions are inspected."""
 
     encoded = False
     plan = None
@@ -134,8 +134,8 @@ def collate_for(captioner: Captioner, inputs: ImageInputs) -> Collate:
     return Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, inputs)
 
 
-def shown_pictures(recipe: Recipe, lengths: Sequence[int]) -> list[int]:
-    """Numbers of the pictures with the fewest, middling and most caption tokens in the first training batch."""
+def shown_images(recipe: Recipe, lengths: Sequence[int]) -> list[int]:
+    """Numbers of the images with the fewest, middling and most caption tokens in the first training batch."""
     batches = epoch_batches(lengths, recipe.train.per_device_train_batch_size, recipe.train.seed, 0)
     ordered = sorted(batches[0], key=lambda number: lengths[number])
     return list(dict.fromkeys([ordered[0], ordered[len(ordered) // 2], ordered[-1]]))
@@ -152,8 +152,8 @@ def examine_labels(
     """Find out what is taught.
 
     Args:
-        tokens: token ids of every caption of every training picture.
-        batch: a small real batch with pixels, on the captioner's device; `names` are its pictures' file names.
+        tokens: token ids of every caption of every training image.
+        batch: a small real batch with pixels, on the captioner's device; `names` are its images' file names.
     """
     counted = _count_many(recipe, captioner, tokens)
     taught, loss, vocabulary = taught_tokens(recipe, captioner, batch)
@@ -167,7 +167,7 @@ def examine_labels(
 
 def _count_many(recipe: Recipe, captioner: Captioner, tokens: Sequence[Sequence[Sequence[int]]]) -> LabelCounts:
     options = recipe.train
-    dataset = CaptionDataset(WithoutPictures(len(tokens)), tokens, recipe.data.captions_per_image, options.seed)
+    dataset = CaptionDataset(WithoutImages(len(tokens)), tokens, recipe.data.captions_per_image, options.seed)
     lengths = [sum(map(len, captions)) for captions in tokens]
     batches = epoch_batches(lengths, options.per_device_train_batch_size, options.seed, 0)[:MAX_COUNTED_BATCHES]
     total = LabelCounts()
@@ -295,6 +295,6 @@ def _report(facts: LabelFacts, captioner: Captioner, findings: Findings) -> None
 def example_batch(
     captioner: Captioner, dataset: CaptionDataset, records: Sequence[CaptionedImage], numbers: Sequence[int]
 ) -> tuple[CaptionBatch, list[str]]:
-    """Return the batch that training would make of these pictures, and their file names."""
+    """Return the batch that training would make of these images, and their file names."""
     batch: CaptionBatch = collate_for(captioner, dataset.inputs)([dataset[(0, number)] for number in numbers])
     return batch.to(captioner.device), [records[number].file_name for number in numbers]

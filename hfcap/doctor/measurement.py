@@ -25,7 +25,7 @@ from hfcap.training.objectives.cross_entropy import CrossEntropy, supervised_tok
 from hfcap.training.optimization import build_optimizer, frozen_modules, trained_parameters
 
 SECONDS_PER_STEP = 15.0
-"""Batches that would take longer are measured with fewer pictures and scaled up."""
+"""Batches that would take longer are measured with fewer images and scaled up."""
 
 _MEMORY_SHARE = 0.5
 _MAX_CAPTIONED = 8
@@ -36,16 +36,16 @@ class Measurement:
     """What was measured.
 
     Attributes:
-        pictures: pictures per measured batch, at most train.per_device_train_batch_size.
+        images: images per measured batch, at most train.per_device_train_batch_size.
         batches: measured batches.
-        load_seconds: per picture, reading and processing. encode_seconds: per picture, image encoder alone (only with
+        load_seconds: per image, reading and processing. encode_seconds: per image, image encoder alone (only with
             a feature store; otherwise it is part of step_seconds).
-        step_seconds: per picture, forward and backward pass. forward_seconds: per picture, forward pass alone.
+        step_seconds: per image, forward and backward pass. forward_seconds: per image, forward pass alone.
         update_seconds: one step of the optimiser.
-        caption_seconds: per picture, generating with the recipe's decoding.
+        caption_seconds: per image, generating with the recipe's decoding.
         activation_bytes: kept for the backward pass by the batch with the longest captions, scaled up to the recipe's
             batch size.
-        state_bytes_per_picture: encoded picture in the feature store (half precision), 0 without one.
+        state_bytes_per_image: encoded image in the feature store (half precision), 0 without one.
         peak_bytes: peak memory of the measurement (`training.records.peak_memory_bytes`).
         without_gradient: trained weights that got no gradient.
         losses: mean loss of each measured batch.
@@ -53,7 +53,7 @@ class Measurement:
     """
 
     device: str
-    pictures: int
+    images: int
     batches: int
     load_seconds: float
     encode_seconds: float
@@ -62,7 +62,7 @@ class Measurement:
     update_seconds: float
     caption_seconds: float
     activation_bytes: int
-    state_bytes_per_picture: int
+    state_bytes_per_image: int
     peak_bytes: int
     without_gradient: list[str]
     losses: list[float]
@@ -169,7 +169,7 @@ class StepMeasurement:
         return seconds
 
     def caption_seconds(self, batch: CaptionBatch) -> float:
-        """Return the seconds of captioning one picture, image encoder included unless its output is stored."""
+        """Return the seconds of captioning one image, image encoder included unless its output is stored."""
         self.captioner.model.eval()
         images = batch.images[:_MAX_CAPTIONED]
         self.clock.start()
@@ -186,7 +186,7 @@ def measure(
     """Run `steps` updates on batches of the first epoch (and a few more passes to warm up and to size them).
 
     Args:
-        dataset: training pictures as pixels. stored: whether training will read encoded pictures.
+        dataset: training images as pixels. stored: whether training will read encoded images.
     """
     load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
     lengths = [sum(map(len, captions)) for captions in dataset.tokens]
@@ -197,10 +197,10 @@ def measure(
     run = StepMeasurement(recipe, captioner, dataset, stored, accelerator)
     first, _, _ = run.batch(longest[:1])
     one_bytes, without_gradient = run.activation_bytes(first)
-    n = _measurable_pictures(run, longest, one_bytes)
+    n = _measurable_images(run, longest, one_bytes)
     many, _, _ = run.batch(longest[:n])
     many_bytes = run.activation_bytes(many)[0] if n > 1 else one_bytes
-    per_picture = (many_bytes - one_bytes) / (n - 1) if n > 1 else one_bytes
+    per_image = (many_bytes - one_bytes) / (n - 1) if n > 1 else one_bytes
     sums = [0.0] * 4
     losses = []
     numbers = [batches[len(batches) * number // steps][:n] for number in range(steps)]
@@ -210,19 +210,19 @@ def measure(
         passes, update, loss = run.step(last)
         sums = [total + value for total, value in zip(sums, (loading, encoding, passes, update), strict=True)]
         losses.append(loss)
-    pictures = sum(map(len, numbers))
+    images = sum(map(len, numbers))
     return Measurement(
         device=_device_name(accelerator.device),
-        pictures=n,
+        images=n,
         batches=steps,
-        load_seconds=sums[0] / pictures,
-        encode_seconds=sums[1] / pictures,
-        step_seconds=sums[2] / pictures,
+        load_seconds=sums[0] / images,
+        encode_seconds=sums[1] / images,
+        step_seconds=sums[2] / images,
         forward_seconds=run.forward_seconds(last) / len(last.images),
         update_seconds=sums[3] / steps,
         caption_seconds=run.caption_seconds(last),
-        activation_bytes=round(many_bytes + per_picture * (size - n)),
-        state_bytes_per_picture=last.images[0].numel() * 2 if stored else 0,
+        activation_bytes=round(many_bytes + per_image * (size - n)),
+        state_bytes_per_image=last.images[0].numel() * 2 if stored else 0,
         peak_bytes=peak_memory_bytes(accelerator.device),
         without_gradient=without_gradient,
         losses=losses,
@@ -238,10 +238,10 @@ def memory_of(device: torch.device) -> int | None:
     return memory
 
 
-def _measurable_pictures(run: StepMeasurement, longest: Sequence[int], bytes_of_one: int) -> int:
-    """Pictures that a measured batch may have so that it takes neither too long nor too much memory.
+def _measurable_images(run: StepMeasurement, longest: Sequence[int], bytes_of_one: int) -> int:
+    """Images that a measured batch may have so that it takes neither too long nor too much memory.
 
-    Found by growing: a single picture says little about many, because every step has a fixed cost too.
+    Found by growing: a single image says little about many, because every step has a fixed cost too.
     """
     memory = memory_of(run.accelerator.device)
     by_memory = math.inf if memory is None else _MEMORY_SHARE * memory / max(bytes_of_one, 1)

@@ -1,4 +1,4 @@
-"""What the captioner sees: the range of the pixel values, and a contact sheet of the processed pictures."""
+"""What the captioner sees: the range of the pixel values, and a contact sheet of the processed images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ChannelRange:
 
 @dataclass(frozen=True, slots=True)
 class PixelFacts:
-    """Processed pictures.
+    """Processed images.
 
     Attributes:
         size: height and width in pixels. original_sizes: smallest and largest (width, height) before processing.
@@ -45,7 +45,7 @@ class PixelFacts:
             normalisation with the image processor's mean and deviation; right ones lie in 0..1.
     """
 
-    n_pictures: int
+    n_images: int
     size: tuple[int, int]
     original_sizes: tuple[tuple[int, int], tuple[int, int]]
     channels: list[ChannelRange]
@@ -55,7 +55,7 @@ class PixelFacts:
 def examine_pixels(
     records: Sequence[CaptionedImage], image_processor: Any, sheet: Path, findings: Findings
 ) -> PixelFacts:
-    """Process up to N_MEASURED evenly chosen pictures, measure them, and write the contact sheet (PNG) to `sheet`."""
+    """Process up to N_MEASURED evenly chosen images, measure them, and write the contact sheet (PNG) to `sheet`."""
     step = max(1, len(records) // N_MEASURED)
     chosen = list(records[::step][:N_MEASURED])
     inputs = PixelInputs(chosen, image_processor)
@@ -63,7 +63,7 @@ def examine_pixels(
     originals = [decode_image(record.image) for record in chosen]
     restored = restore(pixels, image_processor)
     channels = [ChannelRange(float(c.min()), float(c.mean()), float(c.std()), float(c.max())) for c in pixels.unbind(1)]
-    sizes = sorted(picture.size for picture in originals)
+    sizes = sorted(image.size for image in originals)
     facts = PixelFacts(
         len(chosen),
         (pixels.shape[2], pixels.shape[3]),
@@ -71,7 +71,7 @@ def examine_pixels(
         channels,
         (float(restored.min()), float(restored.max())),
     )
-    brightest = max(int(np.asarray(picture).max()) for picture in originals) / 255
+    brightest = max(int(np.asarray(image).max()) for image in originals) / 255
     _report(facts, brightest, findings)
     captions = [record.captions[0] if record.captions else "" for record in chosen]
     write_bytes(sheet, contact_sheet(restored[:N_ON_SHEET], captions[:N_ON_SHEET]))
@@ -79,7 +79,7 @@ def examine_pixels(
 
 
 def show_augmented(dataset: AugmentedDataset, image_processor: Any, sheet: Path) -> None:
-    """Write the contact sheet anew: pictures as they are, and beside each what the first epoch makes of it."""
+    """Write the contact sheet again: images as they are, and next to each what the first epoch makes of it."""
     step = max(1, 2 * len(dataset) // N_ON_SHEET)
     pixels, captions = [], []
     for index in range(0, len(dataset), step)[: N_ON_SHEET // 2]:
@@ -106,7 +106,7 @@ def restore(pixels: torch.Tensor, image_processor: Any) -> torch.Tensor:
 
 
 def contact_sheet(restored: torch.Tensor, captions: Sequence[str]) -> bytes:
-    """Return a PNG of pictures (B, 3, height, width) with values 0..1, each above the beginning of its caption."""
+    """Return a PNG of images (B, 3, height, width) with values 0..1, each above the beginning of its caption."""
     columns = min(COLUMNS, len(captions))
     rows = -(-len(captions) // columns)
     cell_height = CELL + CAPTION_HEIGHT
@@ -116,8 +116,8 @@ def contact_sheet(restored: torch.Tensor, captions: Sequence[str]) -> bytes:
     for number, (values, caption) in enumerate(zip(restored, captions, strict=True)):
         left = GAP + (number % columns) * (CELL + GAP)
         top = GAP + (number // columns) * (cell_height + GAP)
-        picture = _as_picture(values)
-        sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
+        image = _as_image(values)
+        sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
         draw.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline=(200, 200, 200))
         width = int(CELL / draw.textlength("abcdefghij", font) * 10)
         lines = textwrap.wrap(caption, width, max_lines=CAPTION_LINES, placeholder=" ...")
@@ -134,13 +134,13 @@ def _font() -> Any:
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
 
 
-def _as_picture(values: torch.Tensor) -> Image.Image:
+def _as_image(values: torch.Tensor) -> Image.Image:
     array = (values.nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array)
-    scale = CELL / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # Enlarged pictures keep their pixels visible: that is all the captioner gets.
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    image = Image.fromarray(array)
+    scale = CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # Enlarged images keep their pixels visible: that is all the captioner gets.
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def _report(facts: PixelFacts, brightest: float, findings: Findings) -> None:
@@ -154,7 +154,7 @@ def _report(facts: PixelFacts, brightest: float, findings: Findings) -> None:
     elif high < 0.1 * brightest:
         findings.error(
             key,
-            f"the pictures are nearly black ({values}): they are rescaled twice",
+            f"the images are nearly black ({values}): they are rescaled twice",
             "set do_rescale: false, or rescale_factor: 0.00392156862745098, in preprocessor_config.json",
         )
     elif high > 2:

@@ -17,7 +17,7 @@ from hfcap.data.source import Split, load_split
 from hfcap.doctor.console_report import print_report
 from hfcap.doctor.cost import Memory, estimate_cost, gigabytes, plan_schedule, report_memory
 from hfcap.doctor.dataset import examine_data
-from hfcap.doctor.labels import examine_labels, example_batch, shown_pictures
+from hfcap.doctor.labels import examine_labels, example_batch, shown_images
 from hfcap.doctor.measurement import measure, memory_of
 from hfcap.doctor.pixels import examine_pixels, show_augmented
 from hfcap.doctor.report import Report
@@ -38,7 +38,7 @@ SHEET_FILE = "contact_sheet.png"
 
 
 def output_folder(recipe: Recipe) -> Path:
-    """Return where the doctor writes when no folder is given: beside the run directory, which it never touches."""
+    """Return where the doctor writes when no folder is given: next to the run directory, which it never touches."""
     return Path(recipe.output_dir) / f"{recipe.name}.doctor"
 
 
@@ -120,7 +120,7 @@ class _Examination:
         captioner = build_captioner(recipe, train)
         report.tokens = examine_tokens(recipe, captioner, train, findings)
         sheet = self.folder / SHEET_FILE
-        if captioner.sees_one_picture:
+        if captioner.sees_one_image:
             report.pixels = examine_pixels(train, captioner.image_processor, sheet, findings)
         if not captioner.trains_by_gradients:
             return  # no labels, no loss, no training steps
@@ -131,10 +131,10 @@ class _Examination:
         inputs = PixelInputs(train, captioner.image_processor)
         dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, recipe.train.seed)
         trained_on = train_dataset(captioner, train, inputs, tokens, recipe)
-        if isinstance(trained_on, AugmentedDataset) and captioner.sees_one_picture:
+        if isinstance(trained_on, AugmentedDataset) and captioner.sees_one_image:
             show_augmented(trained_on, captioner.image_processor, sheet)
         lengths = [sum(map(len, captions)) for captions in tokens]
-        batch, names = example_batch(captioner, dataset, train, shown_pictures(recipe, lengths))
+        batch, names = example_batch(captioner, dataset, train, shown_images(recipe, lengths))
         captioner.model.eval()
         if not check_longest(recipe, captioner, batch, report.tokens.tokens[2], findings):
             return

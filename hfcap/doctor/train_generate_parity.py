@@ -35,7 +35,7 @@ class AgreementFacts:
         prediction_difference: largest difference between the logits of training and of generation for the same words,
             relative to their size; None where generation does not give its logits.
         leak: largest change of a prediction, relative to its size, by a later word or by another caption; 0 is right.
-        picture_effect: largest change of a prediction, relative to its size, by another picture; None with one picture.
+        image_effect: largest change of a prediction, relative to its size, by another image; None with one image.
     """
 
     start_in_training: str
@@ -43,7 +43,7 @@ class AgreementFacts:
     start_in_transformers: str | None
     prediction_difference: float | None
     leak: float | None
-    picture_effect: float | None
+    image_effect: float | None
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def examine_agreement(recipe: Recipe, captioner: Captioner, batch: CaptionBatch,
         None if plain is None else token_text(captioner.tokenizer, plain),
         _prediction_difference(captioner, states, output),
         _leak(captioner, states, batch.packed, logits),
-        _picture_effect(captioner, states, batch.packed, logits),
+        _image_effect(captioner, states, batch.packed, logits),
     )
     _report_start(captioner, (first, generated, plain), findings)
     _report(facts, captioner, findings)
@@ -121,7 +121,7 @@ def _prediction_difference(captioner: Captioner, states: torch.Tensor, output: A
 
 
 def _leak(captioner: Captioner, states: torch.Tensor, packed: PackedCaptions, logits: torch.Tensor) -> float | None:
-    """Change the last word of each row's first caption: only the prediction behind that word may change."""
+    """Change the last word of each row's first caption: only the prediction after that word may change."""
     changed = packed.input_ids.clone()
     compared = packed.caption_index >= 0
     for row, index in enumerate(packed.caption_index.tolist()):
@@ -134,7 +134,7 @@ def _leak(captioner: Captioner, states: torch.Tensor, packed: PackedCaptions, lo
     return _relative(difference[compared], logits[packed.caption_index >= 0])
 
 
-def _picture_effect(
+def _image_effect(
     captioner: Captioner, states: torch.Tensor, packed: PackedCaptions, logits: torch.Tensor
 ) -> float | None:
     if states.shape[0] < 2:
@@ -178,17 +178,17 @@ def _report(facts: AgreementFacts, captioner: Captioner, findings: Findings) -> 
     if facts.leak is not None and not facts.leak <= tolerance:
         findings.error(
             "captioner",
-            f"predictions depend on later words or on other captions of the picture (by {facts.leak:.1%}): the "
+            f"predictions depend on later words or on other captions of the image (by {facts.leak:.1%}): the "
             "captioner can copy the answer",
             f"correct the attention mask in logits of {family}",
         )
     # A path that starts with a zero gate may be closed; that is worth knowing, not wrong.
-    if facts.picture_effect is not None and facts.picture_effect < _ROUNDING:
+    if facts.image_effect is not None and facts.image_effect < _ROUNDING:
         remedy = f"check encode and logits of {family}, and the contact sheet"
         if captioner.assembled:
             # transformers' BLIP, for one, starts its vision model from 1e-10.
             remedy += "; random weights may start too small: see initializer_range in the model's configuration"
-        findings.warning("model", "another picture does not change any prediction: the captioner does not look", remedy)
+        findings.warning("model", "another image does not change any prediction: the captioner does not look", remedy)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ class LoraFacts:
 
     Attributes:
         adapted: ending of the module names -> how many layers LoRA adapts.
-        in_full: modules trained in full beside the adapters.
+        in_full: modules trained in full besides the adapters.
     """
 
     adapted: dict[str, int]

@@ -1,4 +1,4 @@
-"""What a decoder's attention says about where in the picture it looked."""
+"""What a decoder's attention says about where in the image it looked."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def square_grid(n_states: int) -> tuple[int, int] | None:
 
 
 def grid_maps(weights: torch.Tensor, grid: Sequence[int] | None, title: str) -> torch.Tensor:
-    """Attention weights (T, S) -> (T, height, width) over the last states, which are places in the picture.
+    """Attention weights (T, S) -> (T, height, width) over the last states, which are places in the image.
 
     Raises:
         UserError: the states are no grid (`grid` is None).
     """
     if grid is None:
         raise UserError(
-            f"the image states of this {title} are no grid of places in the picture (a pooled vector, or a picture "
+            f"the image states of this {title} are no grid of places in the image (a pooled vector, or an image "
             "that is not square); there is nothing to draw"
         )
     height, width = grid

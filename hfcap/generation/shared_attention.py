@@ -32,7 +32,7 @@ def shared_sdpa(
 ) -> tuple[torch.Tensor, None]:
     """transformers' SDPA attention, for queries (B * n, heads, T, D) also with keys and values (B, heads, S, D).
 
-    Rows of an image stand one behind the other, as `generate` expands them. Returns (B * n, T, heads, D).
+    Rows of an image stand one after the other, as `generate` expands them. Returns (B * n, T, heads, D).
     """
     rows, images = query.shape[0], key.shape[0]
     if rows == images:

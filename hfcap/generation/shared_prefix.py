@@ -1,8 +1,8 @@
-"""Generation behind a prefix that is kept once: its keys and values serve all rows (beams, samples) of an image.
+"""Generation after a prefix that is kept once: its keys and values serve all rows (beams, samples) of an image.
 
 transformers copies the prefix for every row, runs the language model over each copy, and reorders the copies with the
 beams. Here the language model reads each image's prefix once; `generate` then sees the text alone, at the positions
-behind the prefix, and attention looks at both. The loop, the scores and the choice of beams stay those of `generate`.
+after the prefix, and attention looks at both. The loop, the scores and the choice of beams stay those of `generate`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SharedPrefix:
         self._layers = {number: (keys[images], values[images]) for number, (keys, values) in self._layers.items()}
 
     def inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Arguments of `generate` for text (B, T) behind the prefix."""
+        """Arguments of `generate` for text (B, T) after the prefix."""
         positions = torch.arange(self.length, self.length + input_ids.shape[1], device=input_ids.device)
         return {
             "input_ids": input_ids,
@@ -106,7 +106,7 @@ class SharedPrefix:
     ) -> tuple[torch.Tensor, None]:
         """Attend to the prefix of the row's image and to the row's own text.
 
-        Rows of an image stand one behind the other, as `generate` expands them.
+        Rows of an image stand one after the other, as `generate` expands them.
 
         Args:
             query: (B * n, heads, T, D). key, value: (B * n, heads or fewer, S, D) of the text.

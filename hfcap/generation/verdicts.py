@@ -1,6 +1,6 @@
 """Whether a faster way of computing may be taken: found out once on a tiny input, remembered by versions.
 
-Where speed needs more of a library than its documentation promises, hfcap has a plain way beside the faster one. A new
+Where speed needs more of a library than its documentation promises, hfcap has a plain way next to the faster one. A new
 release may change what the faster one relies on; then it gives way, and one line says so: slower, never wrong.
 """
 

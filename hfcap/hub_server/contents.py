@@ -278,7 +278,7 @@ def resolve(request: Request) -> Answer:
 
 
 def _range(header: str, size: int) -> tuple[int, int]:
-    """Return start and end (behind the last byte) of a request's Range; everything without one."""
+    """Return start and end (after the last byte) of a request's Range; everything without one."""
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
     if match is None or not any(match.groups()):
         return 0, size

@@ -104,7 +104,7 @@ class CaptionSet:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Words behind the token numbers of candidates and references."""
+        """Words after the token numbers of candidates and references."""
         return self.reference_set.vocabulary
 
     @cached_property
@@ -163,7 +163,7 @@ class CaptionMetric(ABC):
         summary: what it measures, in a line.
         options_class: what a person can set; an instance is the first argument of the constructor if it has fields.
         outputs: names of the O values in score files (bleu -> bleu_1 .. bleu_4), in the order of the last axis.
-        looks_at_pictures: the constructor takes `pictures` (see pictures.py), which `hfcap run` hands over.
+        looks_at_images: the constructor takes `image_source` (see images.py), which `hfcap run` hands over.
         summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
             size; they override `values` and get no intervals.
         higher_is_better: False for error rates; None where no direction is better (length).
@@ -175,7 +175,7 @@ class CaptionMetric(ABC):
     outputs: ClassVar[tuple[str, ...]]
     summary: ClassVar[str]
     options_class: ClassVar[type[MetricOptions]] = MetricOptions
-    looks_at_pictures: ClassVar[bool] = False
+    looks_at_images: ClassVar[bool] = False
     summable: ClassVar[bool] = True
     higher_is_better: ClassVar[bool | None] = True
     plain_outputs: ClassVar[tuple[str, ...]] = ()

@@ -13,7 +13,7 @@ from pydantic import Field
 from hfcap.errors import UserError
 from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
-from hfcap.metrics.shared.images import DecodedPictures, FileBytes, Pictures, picture_files
+from hfcap.metrics.shared.images import DecodedImages, FileBytes, Images, image_files
 from hfcap.places import LocalPath, Location
 from hfcap.schema import IMAGE_BACKEND
 
@@ -71,7 +71,7 @@ class ClipEncoder:
         self._longest = int(loaded.config.text_config.max_position_embeddings)
 
     def texts(self, captions: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors of captions behind the prompt, (M, D) float32.
+        """Return unit vectors of captions after the prompt, (M, D) float32.
 
         Long captions are cut such that the end token, where CLIP reads the caption off, remains.
         """
@@ -79,7 +79,7 @@ class ClipEncoder:
 
         found: list[NDArray[np.float32]] = []
         for batch in _in_batches(captions, self._batch_size):
-            # The tokenizer cuts the words and puts the end token behind what is left.
+            # The tokenizer cuts the words and puts the end token after what is left.
             tokens = self._tokenizer(
                 [PROMPT + caption for caption in batch],
                 padding=True,
@@ -95,13 +95,15 @@ class ClipEncoder:
             found.append(getattr(output, "pooler_output", output).cpu().numpy())
         return _unit(np.concatenate(found))
 
-    def images(self, pictures: Pictures, image_ids: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors of pictures, (N, D) float32.
+    def images(self, image_source: Images, image_ids: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors of images, (N, D) float32.
 
         Raises:
-            UserError: a picture is missing or cannot be read; the message names it.
+            UserError: an image is missing or cannot be read; the message names it.
         """
-        return _unit(pictures.embeddings(self._name, self._model, self._image_processor, image_ids, self._batch_size))
+        return _unit(
+            image_source.embeddings(self._name, self._model, self._image_processor, image_ids, self._batch_size)
+        )
 
 
 class ClipScoreOptions(MetricOptions):
@@ -109,29 +111,29 @@ class ClipScoreOptions(MetricOptions):
 
     model: Location = Field(DEFAULT_MODEL, description="folder or Hub id of a CLIP model")
     images: LocalPath | Path | None = Field(
-        None, description="folder of the pictures; hfcap run uses those of the scored split"
+        None, description="folder of the images; hfcap run uses those of the scored split"
     )
     device: str | None = Field(None, description="where CLIP runs; default: CUDA where there is one, else the CPU")
-    batch_size: Annotated[int, Field(gt=0)] = Field(64, description="pictures or captions at a time")
+    batch_size: Annotated[int, Field(gt=0)] = Field(64, description="images or captions at a time")
 
 
 class ClipScore(CaptionMetric):
     """CLIPScore = 2.5 * max(cos(image, caption), 0), and RefCLIPScore = its harmonic mean with the best reference.
 
-    Raw captions are scored, in float32, behind the prompt "A photo depicts ". Both are means over images. Values depend
+    Raw captions are scored, in float32, after the prompt "A photo depicts ". Both are means over images. Values depend
     on the model; only those of one model may be compared.
 
     Args:
-        pictures: the pictures, in place of the folder that the option `images` names.
+        image_source: the images, in place of the folder that the option `images` names.
 
     Raises:
-        UserError: no pictures, one is missing or broken, or the model cannot be loaded.
+        UserError: no images, one is missing or broken, or the model cannot be loaded.
     """
 
     name = "clip_score"
     outputs = ("clip_score", "ref_clip_score")
-    looks_at_pictures = True
-    summary = "CLIPScore and RefCLIPScore (Hessel et al. 2021): fit of caption and picture; needs pictures"
+    looks_at_images = True
+    summary = "CLIPScore and RefCLIPScore (Hessel et al. 2021): fit of caption and image; needs images"
     citation = (
         "Hessel et al. (2021): CLIPScore: A Reference-free Evaluation Metric for Image Captioning. EMNLP; "
         "Radford et al. (2021): Learning Transferable Visual Models From Natural Language Supervision. ICML"
@@ -139,26 +141,24 @@ class ClipScore(CaptionMetric):
 
     options_class = ClipScoreOptions
 
-    def __init__(self, options: ClipScoreOptions | None = None, *, pictures: Pictures | None = None) -> None:
+    def __init__(self, options: ClipScoreOptions | None = None, *, image_source: Images | None = None) -> None:
         self._options = options or ClipScoreOptions()
-        if pictures is None and self._options.images is None:
-            raise UserError(
-                "metric 'clip_score' looks at the pictures: give its option images, the folder of the pictures"
-            )
-        self._pictures = pictures
+        if image_source is None and self._options.images is None:
+            raise UserError("metric 'clip_score' looks at the images: give its option images, the folder of the images")
+        self._image_source = image_source
 
-    def _pictures_of(self, image_ids: Sequence[str]) -> Pictures:
-        if self._pictures is not None:
-            return self._pictures
-        files = picture_files(Path(self._options.images or ""), image_ids)
-        return DecodedPictures({image_id: FileBytes(path) for image_id, path in files.items()})
+    def _images_of(self, image_ids: Sequence[str]) -> Images:
+        if self._image_source is not None:
+            return self._image_source
+        files = image_files(Path(self._options.images or ""), image_ids)
+        return DecodedImages({image_id: FileBytes(path) for image_id, path in files.items()})
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return CLIPScore and RefCLIPScore of each image, (N, 2)."""
         options = self._options
-        pictures = self._pictures_of(captions.image_ids)
+        image_source = self._images_of(captions.image_ids)
         encoder = ClipEncoder(options.model, options.device, options.batch_size)
-        images = encoder.images(pictures, captions.image_ids)
+        images = encoder.images(image_source, captions.image_ids)
         number_of: dict[str, int] = {}
         own = [number_of.setdefault(caption, len(number_of)) for caption in captions.candidates]
         human = [number_of.setdefault(caption, len(number_of)) for group in captions.references for caption in group]

@@ -32,7 +32,7 @@ _OPENED_PACKAGES = (
 
 _MODELS = "lib/stanford-corenlp-3.6.0-models.jar"
 _HOW = (
-    "its option jar or the environment variable HFCAP_SPICE_JAR names spice-1.0.jar (pycocoevalcap brings it); beside "
+    "its option jar or the environment variable HFCAP_SPICE_JAR names spice-1.0.jar (pycocoevalcap brings it); next to "
     "it in lib/ must lie stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar from Stanford CoreNLP 3.6.0"
 )
 _LINES_OF_JAVA_SHOWN = 5
@@ -84,7 +84,7 @@ class Spice(CaptionMetric):
     """SPICE F value, mean over images, by the authors' program.
 
     Raises:
-        UserError: no jar, no models beside it, or no Java.
+        UserError: no jar, no models next to it, or no Java.
     """
 
     name = "spice"
@@ -99,7 +99,7 @@ class Spice(CaptionMetric):
         jar = self._options.jar or os.environ.get("HFCAP_SPICE_JAR")
         if not jar:
             raise UserError(f"metric 'spice' runs the authors' Java program, which hfcap does not contain: {_HOW}")
-        # The program works beside its jar, where a relative path would mean something else.
+        # The program works next to its jar, where a relative path would mean something else.
         self._jar = Path(jar).expanduser().absolute()
         if not self._jar.is_file():
             raise UserError(f"{self._jar}: SPICE's jar not found; {_HOW}")

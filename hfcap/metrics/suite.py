@@ -65,7 +65,7 @@ def build_metric(name: str, options: Mapping[str, Any] | None = None) -> Caption
     """Build a metric by name.
 
     Args:
-        options: fields of its `options_class`, and what else its constructor takes (`pictures` of CLIPScore).
+        options: fields of its `options_class`, and what else its constructor takes (`image_source` of CLIPScore).
 
     Raises:
         UserError: no metric or option has this name (the message offers the nearest), or a value is wrong; all

@@ -1,4 +1,4 @@
-"""Templates with everything escaped, and small copies of pictures inside the page."""
+"""Templates with everything escaped, and small copies of images inside the page."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def thumbnail(image: ImageBytes) -> str:
-    """Return a small JPEG of a picture, without the metadata of the original, as a data URI.
+    """Return a small JPEG of an image, without the metadata of the original, as a data URI.
 
     Raises:
-        UnreadableImageError: the picture is missing or cannot be decoded.
+        UnreadableImageError: the image is missing or cannot be decoded.
     """
-    picture = decode_image(image, THUMBNAIL_SIDE)
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small = decode_image(image, THUMBNAIL_SIDE)
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     # Pillow would write the profile and the comment of the original file.
-    picture.info.clear()
+    small.info.clear()
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    small.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -48,8 +48,8 @@ for name, job in task["jobs"].items():
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             exec(job["load"], names)
-        for picture in job["pictures"]:
-            pathlib.Path("photo.jpg").write_bytes(pathlib.Path(picture).read_bytes())
+        for image in job["images"]:
+            pathlib.Path("photo.jpg").write_bytes(pathlib.Path(image).read_bytes())
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(job["caption"], names)
             captions.append(printed.getvalue())
@@ -59,7 +59,7 @@ for name, job in task["jobs"].items():
     results[name] = {"captions": captions, "error": error, "messages": said, "hidden": hidden}
     pathlib.Path("results.json").write_text(json.dumps(results))
 """
-"""Runs, after import_guard.py, each job's code: what loads the model once, what captions photo.jpg for each picture.
+"""Runs, after import_guard.py, each job's code: what loads the model once, what captions photo.jpg for each image.
 
 Without torch.load: transformers and PEFT fall back to pickles where a repository, or the base of an adapter, has no
 safetensors by the name they look for.
@@ -80,16 +80,16 @@ _DROPPED = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Code that loads a model, code that prints a caption of photo.jpg, and pictures that take photo.jpg's place."""
+    """Code that loads a model, code that prints a caption of photo.jpg, and images that take photo.jpg's place."""
 
     load: str
     caption: str
-    pictures: Sequence[Path]
+    images: Sequence[Path]
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What was printed for each picture (white space joined); or the last lines of the failure.
+    """What was printed for each image (white space joined); or the last lines of the failure.
 
     Attributes:
         unnamed: packages that are installed here, were hidden, and are what the failure speaks of.
@@ -120,7 +120,7 @@ def run_clean(
     task = {
         "allowed": allowed,
         "jobs": {
-            name: {"load": job.load, "caption": job.caption, "pictures": [str(path.resolve()) for path in job.pictures]}
+            name: {"load": job.load, "caption": job.caption, "images": [str(path.resolve()) for path in job.images]}
             for name, job in jobs.items()
         },
     }

@@ -77,7 +77,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the Hub or transport error behind the RuntimeError that huggingface_hub raises for a failed upload."""
+    """Return the Hub or transport error after the RuntimeError that huggingface_hub raises for a failed upload."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -187,7 +187,5 @@ def explained(error: BaseException, doing: str) -> UserError | WorkError:
     if status == 412:
         return WorkError(f"{doing}: somebody else commits to the repository at the same time; run the command again")
     if status == 429:
-        return WorkError(
-            f"{doing}: the Hub refuses more requests for now{detail}; wait some minutes, then run it again"
-        )
+        return WorkError(f"{doing}: the Hub's rate limit is reached{detail}; wait some minutes, then run it again")
     return WorkError(f"{doing}: the Hub answered {status}{detail}; run the command again later")

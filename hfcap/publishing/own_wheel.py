@@ -27,7 +27,7 @@ def installed() -> metadata.Distribution:
     Raises:
         UserError: it was never installed, or before its version changed.
     """
-    # A build leaves an egg-info beside the source, which knows less and may be older.
+    # A build leaves an egg-info next to the source, which knows less and may be older.
     found = [one for one in metadata.distributions(name="hfcap") if one.read_text("METADATA")]
     for one in found:
         if one.version == hfcap.__version__:

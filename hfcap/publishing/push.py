@@ -29,8 +29,8 @@ from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import recipe_of_run
 
 DEFAULT_BRANCH = "main"
-N_RUN_PICTURES = 5
-"""Sample pictures of the run that are captioned again after publishing."""
+N_RUN_IMAGES = 5
+"""Sample images of the run that are captioned again after publishing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class PublishResult:
         if not self.uploaded and not self.deleted:
             done = f"Nothing to publish: {self.url} already holds these {size}"
         if not self.comparisons:
-            return f"{done}\nNot verified: nobody knows yet whether it loads and captions as recorded (hfcap verify)"
+            return f"{done}\nNot verified; run `hfcap verify` to check that it loads and captions as recorded"
         agreeing = sum(comparison.agrees for comparison in self.comparisons)
         return f"{done}\nVerified in a clean process: {agreeing} of {len(self.comparisons)} captions as recorded"
 
@@ -128,14 +128,14 @@ def publish(
     if not verified:
         return push_folder(folder, repo_id, wants_private, create_pr, branch, force)
     with tempfile.TemporaryDirectory() as temporary:
-        pictures = _sample_pictures(run, recipe, Path(temporary))
+        images = _sample_images(run, recipe, Path(temporary))
         # Before, so that nothing broken becomes visible; after, because only then it is what a stranger gets.
         human = run.references(recipe.score.split)
         references = human if human.is_file() else None
         stage_again = partial(stage, run, model, repo_id, trust_remote_code=trust_remote_code)
-        folder = _proven(folder, repo_id, pictures, references, stage_again)
+        folder = _proven(folder, repo_id, images, references, stage_again)
         result = push_folder(folder, repo_id, wants_private, create_pr, branch, force)
-        report = verify(repo_id, result.commit, pictures, True, references)
+        report = verify(repo_id, result.commit, images, True, references)
     report.require()
     return replace(result, comparisons=report.comparisons)
 
@@ -150,7 +150,7 @@ def _check_target(run: RunDirectory, repo_id: str | None, dry_run: bool) -> None
 def _proven(
     folder: Path,
     repo_id: str,
-    pictures: Mapping[Path, str],
+    images: Mapping[Path, str],
     references: Path | None,
     stage_again: Callable[..., Path],
 ) -> Path:
@@ -159,12 +159,12 @@ def _proven(
     Raises:
         WorkError: a check failed.
     """
-    report = verify_folder(folder, repo_id, pictures, references)
+    report = verify_folder(folder, repo_id, images, references)
     also_needed: list[str] = []
     while set(report.unnamed) - set(also_needed):
         also_needed += report.unnamed
         folder = stage_again(also_needed=also_needed)
-        report = verify_folder(folder, repo_id, pictures, references)
+        report = verify_folder(folder, repo_id, images, references)
     report.require()
     return folder
 
@@ -199,8 +199,8 @@ def pin_base_model(run: RunDirectory, recipe: Recipe, model: Path | None) -> Non
             write_json(run.environment, {**environment, "hub_revisions": {**known, base["id"]: commit}})
 
 
-def _sample_pictures(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Path, str]:
-    """Return the run's sample pictures as files with their recorded captions; none where the data is not here."""
+def _sample_images(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Path, str]:
+    """Return the run's sample images as files with their recorded captions; none where the data is not here."""
     if not run.samples.is_file():
         return {}
     captions = {str(row["image_id"]): str(row["caption"]) for row in read_json(run.samples, "sample captions")}
@@ -208,13 +208,13 @@ def _sample_pictures(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Pa
         records = load_split(recipe.data, recipe.score.split, check_images=False)
     except UserError:
         return {}
-    pictures: dict[Path, str] = {}
+    images: dict[Path, str] = {}
     for record in records:
-        if record.image_id in captions and len(pictures) < N_RUN_PICTURES:
-            path = folder / str(len(pictures))
+        if record.image_id in captions and len(images) < N_RUN_IMAGES:
+            path = folder / str(len(images))
             path.write_bytes(record.image.read())
-            pictures[path] = captions[record.image_id]
-    return pictures
+            images[path] = captions[record.image_id]
+    return images
 
 
 def check_may_publish(repo_id: str) -> str:
@@ -362,7 +362,7 @@ def _card_with_remote_sections(api: HfApi, staged: str, repo_id: str, revision: 
 
 
 def _refuse_worse_scores(api: HfApi, folder: Path, repo_id: str, revision: str) -> None:
-    """Raise where the Hub's scores, on as many pictures of the same split, are better than the staged ones."""
+    """Raise where the Hub's scores, on as many images of the same split, are better than the staged ones."""
     for path in sorted(folder.glob("scores/*.json")):
         if path.stem.count(".") > 0:
             continue  # a baseline

@@ -90,7 +90,7 @@ def _text_of(path: Path) -> bytes:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Return the header of safetensors, the only part with free text; the tensors behind it are numbers."""
+    """Return the header of safetensors, the only part with free text; the tensors after it are numbers."""
     try:
         with path.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
@@ -106,7 +106,7 @@ def _header(path: Path) -> dict[str, Any]:
 def scan(folder: Path, private_folders: Iterable[Path] = ()) -> list[Finding]:
     """Return all findings in the files below `folder`.
 
-    In pictures and vocabularies only what this machine really has is looked for: its secrets and its folders.
+    In images and vocabularies only what this machine really has is looked for: its secrets and its folders.
     """
     secrets, folders = known_secrets(), machine_folders(*private_folders)
     findings: list[Finding] = []

@@ -165,5 +165,5 @@ def write_space(folder: Path, files: Mapping[str, str | bytes]) -> None:
     with folder_being_written(folder) as temporary:
         for name, content in files.items():
             write_bytes(temporary / name, content.encode() if isinstance(content, str) else content)
-        write_text(temporary / MARK, "hfcap may write this folder anew; edit a copy.\n")
+        write_text(temporary / MARK, "hfcap may write this folder again; edit a copy.\n")
         refuse_secrets(temporary)

@@ -16,7 +16,7 @@ from typing import Any
 
 from hfcap.card import training_curve
 from hfcap.card.code_files import needed_code
-from hfcap.card.example_images import RECORD, copy_pictures, note_packages, record_pictures
+from hfcap.card.example_images import RECORD, copy_images, note_packages, record_images
 from hfcap.card.front_matter import eval_results_file
 from hfcap.card.machine_paths import is_machine_path, portable
 from hfcap.card.render import existing_card, render
@@ -61,7 +61,7 @@ PROCESSOR = (
     "chat_template.jinja",
 )
 CODE = ("*.py",)
-"""Modelling code of custom architectures; it stands beside the weights because the model was saved with it."""
+"""Modelling code of custom architectures; it stands next to the weights because the model was saved with it."""
 
 PARTS = ("member_*", "reranker")
 """Folders of models that a captioner is put together from; each is a whole model, copied by the same lists."""
@@ -99,12 +99,12 @@ def stage(
     trust_remote_code: bool = False,
     also_needed: Iterable[str] = (),
 ) -> Path:
-    """Write run.publish anew and return it; an earlier one stays until the new one is complete and checked.
+    """Write run.publish again and return it; an earlier one stays until the new one is complete and checked.
 
     Args:
         model: folder with the weights, if not run.model (merged LoRA weights).
         repo_id: where it goes, if not to the recipe's publish.repo_id; the card's code names it.
-        verifiable: with pictures and the model's captions of them, which `verify` compares; a run that has none yet
+        verifiable: with images and the model's captions of them, which `verify` compares; a run that has none yet
             loads its model and records them.
         trust_remote_code: that loading may run code that came with the model.
         also_needed: packages that the proof found missing on the card.
@@ -114,7 +114,7 @@ def stage(
     """
     if verifiable and not (run.path / RECORD).is_file():
         _check_weights(read_card_input(run, repo_id, model))
-        _record_drawn_pictures(run, model, trust_remote_code)
+        _record_drawn_images(run, model, trust_remote_code)
     if verifiable:
         note_packages(run, model or run.model, also_needed)
     known = read_card_input(run, repo_id, model)
@@ -129,18 +129,18 @@ def stage(
             write_text(folder / EVAL_RESULTS, entries)
         write_text(folder / "README.md", render(known, existing_card(run)))
         if verifiable:
-            copy_pictures(run, folder)
+            copy_images(run, folder)
         refuse_secrets(folder, private_folders=(run.path, known.model))
         write_manifest(folder)
     return run.publish
 
 
-def _record_drawn_pictures(run: RunDirectory, model: Path | None, trust_remote_code: bool) -> None:
+def _record_drawn_images(run: RunDirectory, model: Path | None, trust_remote_code: bool) -> None:
     from hfcap.captioners.loading import load_captioner
 
     recipe = recipe_of_run(run)
     captioner = load_captioner(str(model or run.path), trust_remote_code=trust_remote_code)
-    record_pictures(run, captioner, recipe.generate, samples=[])
+    record_images(run, captioner, recipe.generate, samples=[])
 
 
 def staged_files(folder: Path) -> list[StagedFile]:
@@ -167,7 +167,7 @@ def _check_weights(known: CardInput) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no trained model; run 'hfcap train' first")
     note = folder / "hfcap.json"
-    if note.is_file() and (reason := read_json_object(note, "hfcap's note beside the weights").get("unpublishable")):
+    if note.is_file() and (reason := read_json_object(note, "hfcap's note next to the weights").get("unpublishable")):
         raise UserError(f"{folder}: cannot be published: {reason}")
     names = [path.name for path in folder.iterdir()]
     wanted = ADAPTER_WEIGHTS if known.is_adapter else FULL_WEIGHTS

@@ -1,6 +1,6 @@
 """Proof that a repository works for a stranger: a clean process, an empty cache, no hfcap, the card's own code.
 
-Every publication of hfcap carries a few pictures with the captions that hfcap's own decoding gave (pictures.py);
+Every publication of hfcap carries a few images with the captions that hfcap's own decoding gave (images.py);
 `verify` captions them with the code that the card shows. Of other people's repositories it checks what can be checked
 without such a record, and says so.
 """
@@ -15,7 +15,7 @@ from typing import Literal
 
 from huggingface_hub import get_token
 
-from hfcap.card.example_images import RECORD, drawn_pictures, read_record
+from hfcap.card.example_images import RECORD, drawn_images, read_record
 from hfcap.card.machine_paths import is_machine_path
 from hfcap.card.requirements import packages_on_card, unmet
 from hfcap.errors import UserError, WorkError
@@ -26,14 +26,14 @@ from hfcap.publishing.published import PICKLES, PublishedModel, download_small
 from hfcap.publishing.verify_scores import check_numbers, hub_hashes
 
 TOLERATED_SHARE = 0.4
-"""Of the run's own pictures: hfcap may have scored them from half-precision features and faster JPEG decoding."""
+"""Of the run's own images: hfcap may have scored them from half-precision features and faster JPEG decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A caption that the run recorded and the one that the published model gave; white space does not count."""
 
-    picture: str
+    image: str
     recorded: str
     published: str
 
@@ -96,15 +96,15 @@ class Report:
 def verify(
     repo_id: str,
     revision: str | None = None,
-    pictures: Mapping[Path, str] | None = None,
+    images: Mapping[Path, str] | None = None,
     trust_remote_code: bool = False,
     references: Path | None = None,
 ) -> Report:
-    """Check files, card, numbers and code of a model repository, and caption pictures with it as a stranger would.
+    """Check files, card, numbers and code of a model repository, and caption images with it as a stranger would.
 
     Args:
         revision: branch, tag, pull request (refs/pr/1) or commit; default: main.
-        pictures: more picture files with the captions that the run recorded; some may differ (TOLERATED_SHARE), those
+        images: more image files with the captions that the run recorded; some may differ (TOLERATED_SHARE), those
             recorded in the repository may not.
         trust_remote_code: run modelling code of the repository; only needed where it brings its own.
         references: human captions of the scored split, to score the published predictions again.
@@ -113,12 +113,12 @@ def verify(
         UserError: no such repository or revision, or it brings code and trust_remote_code is off.
         WorkError: the Hub or the network failed.
     """
-    return verify_all({repo_id: revision}, pictures, trust_remote_code, references)[0]
+    return verify_all({repo_id: revision}, images, trust_remote_code, references)[0]
 
 
 def verify_all(
     revisions: Mapping[str, str | None],
-    pictures: Mapping[Path, str] | None = None,
+    images: Mapping[Path, str] | None = None,
     trust_remote_code: bool = False,
     references: Path | None = None,
 ) -> list[Report]:
@@ -130,13 +130,13 @@ def verify_all(
         for number, (repo_id, revision) in enumerate(revisions.items()):
             model = download_small(repo_id, revision, Path(temporary) / str(number))
             report = Report(repo_id, str(model.revision))
-            examinations.append(_Examination(report, model, pictures or {}, references))
+            examinations.append(_Examination(report, model, images or {}, references))
         _examine(examinations, trust_remote_code)
     return [examination.report for examination in examinations]
 
 
 def verify_folder(
-    folder: Path, repo_id: str, pictures: Mapping[Path, str] | None = None, references: Path | None = None
+    folder: Path, repo_id: str, images: Mapping[Path, str] | None = None, references: Path | None = None
 ) -> Report:
     """Make the checks of `verify` on a staging folder, before anything of it is visible; its code is trusted.
 
@@ -145,7 +145,7 @@ def verify_folder(
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     model = PublishedModel(folder, names, str(folder.resolve()), None, False)
-    examination = _Examination(Report(repo_id, "before the push"), model, pictures or {}, references)
+    examination = _Examination(Report(repo_id, "before the push"), model, images or {}, references)
     _examine([examination], trust_remote_code=True)
     return examination.report
 
@@ -155,16 +155,16 @@ class _Examination:
     """One repository on its way through the checks.
 
     Attributes:
-        pictures: more pictures with captions, beside those that the repository records.
+        images: more images with captions, beside those that the repository records.
         references: human captions of the scored split, to score the predictions again.
-        recorded: pictures of the repository with their captions.
+        recorded: images of the repository with their captions.
         same: whether the same captions must come out (no sampling).
         packages: what the card says to install, and all that the code may find; None where nothing is known of it.
     """
 
     report: Report
     model: PublishedModel
-    pictures: Mapping[Path, str]
+    images: Mapping[Path, str]
     references: Path | None = None
     recorded: Mapping[Path, str] = field(default_factory=dict)
     same: bool = True
@@ -175,12 +175,12 @@ def _examine(examinations: Sequence[_Examination], trust_remote_code: bool) -> N
     # Code of a public repository never meets the token that a private one needs, nor packages that its card leaves out.
     shares: dict[tuple[bool, tuple[str, ...] | None], dict[str, Job]] = {}
     with tempfile.TemporaryDirectory(prefix="hfcap-drawn-") as temporary:
-        drawn = {Path(temporary) / name: content for name, content in drawn_pictures().items()}
+        drawn = {Path(temporary) / name: content for name, content in drawn_images().items()}
         for path, content in drawn.items():
             write_bytes(path, content)
         for number, examination in enumerate(examinations):
             if code := _prepare(examination, trust_remote_code):
-                job = Job(*code, [*(examination.recorded or drawn), *examination.pictures])
+                job = Job(*code, [*(examination.recorded or drawn), *examination.images])
                 share = (examination.model.needs_token, examination.packages)
                 shares.setdefault(share, {})[str(number)] = job
         for (closed, packages), jobs in shares.items():
@@ -190,12 +190,12 @@ def _examine(examinations: Sequence[_Examination], trust_remote_code: bool) -> N
 
 def _judge(examination: _Examination, job: Job, result: JobResult) -> None:
     report = examination.report
-    found = result.error or "and captions pictures"
+    found = result.error or "and captions images"
     if result.unnamed:
         report.unnamed = result.unnamed
         found += f"\nthe card does not name what this needs: {', '.join(result.unnamed)}"
     if report.add("loads without hfcap", result.error is None, found):
-        _compare(examination, dict(zip(job.pictures, result.captions, strict=True)))
+        _compare(examination, dict(zip(job.images, result.captions, strict=True)))
 
 
 def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, str] | None:
@@ -236,7 +236,7 @@ def _check_files(report: Report, model: PublishedModel) -> bool:
     if not weights:
         hint = f"; {pickles[0]} is a pickle, which can run code and is never loaded here" if pickles else ""
         return report.add("files", False, f"no weights as safetensors{hint}")
-    extra = f"; beside them {len(pickles)} pickle(s), such as {pickles[0]}, which is not loaded" if pickles else ""
+    extra = f"; besides them {len(pickles)} pickle(s), such as {pickles[0]}, which is not loaded" if pickles else ""
     return report.add("files", True, f"{len(names)} files, weights as safetensors{extra}")
 
 
@@ -269,9 +269,9 @@ def _check_packages(examination: _Examination) -> bool:
 
 
 def _code(report: Report, model: PublishedModel) -> tuple[str, str] | None:
-    """Return the code in two parts: loading the model, captioning one picture; None where it must not run.
+    """Return the code in two parts: loading the model, captioning one image; None where it must not run.
 
-    The code is written anew from the repository's configuration: text that somebody else wrote into a card is never
+    The code is written again from the repository's configuration: text that somebody else wrote into a card is never
     executed. A card that hfcap wrote must show it letter by letter.
     """
     if model.base is not None:
@@ -293,14 +293,14 @@ def _code(report: Report, model: PublishedModel) -> tuple[str, str] | None:
 
 
 def _compare(examination: _Examination, printed: Mapping[Path, str]) -> None:
-    report, recorded, more = examination.report, examination.recorded, examination.pictures
+    report, recorded, more = examination.report, examination.recorded, examination.images
     if not recorded and not more:
         shown = "; ".join(f"{path.name}: {caption!r}" for path, caption in printed.items())
-        report.add("captions", None, f"no captions are recorded to compare with; of drawn pictures it says: {shown}")
+        report.add("captions", None, f"no captions are recorded to compare with; of drawn images it says: {shown}")
         return
     for name, expected, tolerated in (
         ("captions", recorded, 0.0),
-        ("captions of the run's pictures", more, TOLERATED_SHARE),
+        ("captions of the run's images", more, TOLERATED_SHARE),
     ):
         compared = [Comparison(path.name, caption, printed[path]) for path, caption in expected.items()]
         report.comparisons += compared
@@ -314,7 +314,7 @@ def _judged(compared: Sequence[Comparison], tolerated_share: float) -> tuple[boo
     different = [item for item in compared if not item.agrees]
     if len(different) <= tolerated_share * len(compared):
         return True, f"{len(compared) - len(different)} of {len(compared)} as recorded"
-    lines = "".join(f"\n  {c.picture}: recorded {c.recorded!r}, published {c.published!r}" for c in different[:5])
+    lines = "".join(f"\n  {c.image}: recorded {c.recorded!r}, published {c.published!r}" for c in different[:5])
     return False, (
         f"{len(different)} of {len(compared)} captions of the published model differ from the recorded ones:{lines}\n"
         "look at prompt, processor and decoding: what was measured is not what was published"

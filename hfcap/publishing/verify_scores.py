@@ -56,7 +56,7 @@ Finding = tuple[str, Literal["passed", "failed", "not checked"], str]
 
 
 def write_manifest(folder: Path) -> None:
-    """Note the hashes of all files of a staging folder, so that files of another version beside them are noticed."""
+    """Note the hashes of all files of a staging folder, so that files of another version next to them are noticed."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     write_json(folder / MANIFEST, {name: sha256_of(path) for name, path in names.items() if name not in _not_noted()})
@@ -307,7 +307,7 @@ def _require_these_references(path: Path, report: ScoreReport) -> None:
 
 
 def _own_references(folder: Path, split: str, temporary: Path) -> Path:
-    """Write the human captions of generated scenes, which the published recipe makes anew anywhere."""
+    """Write the human captions of generated scenes, which the published recipe makes again anywhere."""
     unknown = _NotCheckedError("the human captions are not published with it; give them: --references FILE")
     if not (folder / "recipe.yaml").is_file() or split not in ("train", "validation", "test"):
         raise unknown

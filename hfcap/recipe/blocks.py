@@ -50,26 +50,26 @@ class DataOptions(Block):
     train_split: str = "train"
     validation_split: str = "validation"
     test_split: str = "test"
-    max_train_images: PositiveInt | None = Field(None, description="use only the first so many pictures of the split")
+    max_train_images: PositiveInt | None = Field(None, description="use only the first N images of the split")
     max_validation_images: PositiveInt | None = None
     max_test_images: PositiveInt | None = None
     max_unreadable_images: NonNegativeInt = Field(
-        0, description="how many missing or corrupt pictures may be skipped before the run stops"
+        0, description="how many missing or corrupt images may be skipped before the run stops"
     )
     captions_per_image: PositiveInt | None = Field(
-        5, description="at most so many captions of an image in one training step (a new draw each epoch); null = all"
+        5, description="at most N captions of an image in one training step (a new draw each epoch); null = all"
     )
-    max_caption_tokens: PositiveInt = Field(40, description="longer training captions are cut to so many tokens")
+    max_caption_tokens: PositiveInt = Field(40, description="longer training captions are cut to N tokens")
     feature_store: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="a frozen encoder runs once per picture and its output is kept on disk: auto where that is "
+        description="a frozen encoder runs once per image and its output is kept on disk: auto where that is "
         "possible; on stops where it is not",
     )
     feature_store_folder: LocalPath | None = Field(
         None, description="default: HFCAP_CACHE or ~/.cache/hfcap, features/"
     )
     image_cache: bool = Field(
-        False, description="keep pictures at the captioner's size, uncompressed: later epochs need no decoding"
+        False, description="keep images at the captioner's size, uncompressed: later epochs need no decoding"
     )
     image_cache_folder: LocalPath | None = Field(None, description="default: HFCAP_CACHE or ~/.cache/hfcap, images/")
 
@@ -139,8 +139,8 @@ class TrainOptions(Block):
     )
     seed: NonNegativeInt = 42
     logging_steps: PositiveInt = 10
-    eval_steps: PositiveInt | None = Field(None, description="validate every so many updates; null = each epoch")
-    save_steps: PositiveInt | None = Field(None, description="checkpoint every so many updates; null = as eval_steps")
+    eval_steps: PositiveInt | None = Field(None, description="validate every N updates; null = each epoch")
+    save_steps: PositiveInt | None = Field(None, description="checkpoint every N updates; null = as eval_steps")
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     metric_for_best_model: Literal["loss", "cider"] = "loss"
     load_best_model_at_end: bool = True
@@ -163,19 +163,19 @@ class TrainOptions(Block):
 
 
 class AugmentOptions(Block):
-    """Changes to training pictures and captions, drawn anew each epoch; never active in validation."""
+    """Changes to training images and captions, drawn again each epoch; never active in validation."""
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="a random crop keeps at least this share of the picture's area; 1 = no crop"
+        1.0, description="a random crop keeps at least this share of the image's area; 1 = no crop"
     )
-    rotation: Annotated[float, Field(ge=0, le=45)] = Field(0.0, description="at most so many degrees either way")
+    rotation: Annotated[float, Field(ge=0, le=45)] = Field(0.0, description="at most N degrees either way")
     brightness: Share = Field(0.0, description="factor between 1 - brightness and 1 + brightness; 0 = none")
     contrast: Share = 0.0
     saturation: Share = 0.0
-    horizontal_flip: Share = Field(0.0, description="probability that a picture is mirrored")
+    horizontal_flip: Share = Field(0.0, description="probability that an image is mirrored")
     flip_captions: Literal["swap", "skip"] = Field(
         "swap",
-        description="captions with left or right: swap exchanges the words, skip leaves the picture unmirrored (swap "
+        description="captions with left or right: swap exchanges the words, skip leaves the image unmirrored (swap "
         "does too where the words may mean something else)",
     )
     word_dropout: Share = Field(0.0, description="probability that the decoder does not see a word it has predicted")
@@ -185,8 +185,8 @@ class AugmentOptions(Block):
     )
 
     @property
-    def changes_pictures(self) -> bool:
-        """Whether pictures differ from epoch to epoch, so that a frozen encoder's output cannot be kept."""
+    def changes_images(self) -> bool:
+        """Whether images differ from epoch to epoch, so that a frozen encoder's output cannot be kept."""
         strengths = (self.rotation, self.brightness, self.contrast, self.saturation, self.horizontal_flip)
         return self.crop_scale < 1 or any(strengths)
 
@@ -242,7 +242,7 @@ class ScoreOptions(Block):
     n_resamples: NonNegativeInt = Field(1000, description="bootstrap resamples for the intervals; 0 = no intervals")
     seed: NonNegativeInt = 0
     baselines: list[Literal["most_frequent_caption", "blank_images"]] = Field(
-        default_factory=list, description="also score these, to show what the pictures contribute"
+        default_factory=list, description="also score these, to show what the images contribute"
     )
 
 
@@ -261,7 +261,7 @@ class PublishOptions(Block):
     dataset_name: str | None = Field(None, description="the dataset's name as people know it, for the card")
     max_shard_size: str = "5GB"
     samples_license: str | None = Field(
-        None, description="licence under which the sample pictures may be published; without it none is"
+        None, description="licence under which the sample images may be published; without it none is"
     )
     eval_task_id: str | None = Field(
         None, description="task of the benchmark dataset (publish.dataset) that CIDEr-D is entered for in .eval_results"
@@ -370,7 +370,7 @@ class Recipe(Block):
             return self
         if augment.horizontal_flip and augment.flip_captions == "swap":
             raise ValueError(
-                "scst: rewards come from the captions of the unmirrored pictures; set augment.flip_captions: skip"
+                "scst: rewards come from the captions of the unmirrored images; set augment.flip_captions: skip"
             )
         if augment.word_dropout or augment.synonym_replacement:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Which keys of a recipe may change while a run goes on, and why: one table.
 
 A changed key either changes nothing that is learnt, or has to be accepted by whoever continues the training
-(--accept-changes), or makes another model of it, which has to be trained anew.
+(--accept-changes), or makes another model of it, which has to be trained again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Effect(Enum):
 
 
 _TABLE: tuple[tuple[str, Effect, str], ...] = (
-    ("train.dataloader_num_workers", Effect.FREE, "how pictures are read, not which"),
+    ("train.dataloader_num_workers", Effect.FREE, "how images are read, not which"),
     ("train.logging_steps", Effect.FREE, "what is written down"),
     ("train.report_to", Effect.FREE, "where it is written down"),
     ("train.save_steps", Effect.FREE, "how often a checkpoint is written"),
@@ -41,11 +41,11 @@ _TABLE: tuple[tuple[str, Effect, str], ...] = (
     ("model.attn_implementation*", Effect.FREE, "another kernel for the same attention"),
     ("data.*_folder", Effect.FREE, "where computed things are kept"),
     ("data.image_cache", Effect.FREE, "the same pixels, kept"),
-    ("data.max_unreadable_images", Effect.FREE, "which pictures were read is compared"),
-    ("data.test_split", Effect.FREE, "nothing of it is trained on; captions are made anew"),
+    ("data.max_unreadable_images", Effect.FREE, "which images were read is compared"),
+    ("data.test_split", Effect.FREE, "nothing of it is trained on; captions are made again"),
     ("data.max_test_images", Effect.FREE, "as data.test_split"),
-    ("data.*", Effect.ASK, "other pictures or captions from here on"),
-    ("augment*", Effect.ASK, "pictures and captions change in another way from here on"),
+    ("data.*", Effect.ASK, "other images or captions from here on"),
+    ("augment*", Effect.ASK, "images and captions change in another way from here on"),
     ("scst.*", Effect.ASK, "other rewards from here on"),
     ("lora.lora_dropout", Effect.ASK, "dropout from here on"),
     ("*", Effect.ANEW, "another model"),
@@ -158,7 +158,7 @@ def key_changes(
     Args:
         before: blocks of the recipe then. changed: as `changed_values` gives it. recipe: as it is now.
         same: asked about keys that name files, folders, repositories and revisions.
-        continues: the captioner is trained in steps; otherwise every change that counts means anew.
+        continues: the captioner is trained in steps; otherwise every change that counts means again.
     """
     places = place_keys(recipe)
     schedule = (before.get("train") or {}).get("lr_scheduler_type")

@@ -16,7 +16,7 @@ class RewardOptions(Block):
     cider: NonNegativeFloat = Field(1.0, description="CIDEr-D (1.28, not 128)")
     bleu_4: NonNegativeFloat = Field(0.0, description="BLEU-4 of the caption alone (0.38, not 38)")
     length: NonNegativeFloat = Field(
-        0.0, description="taken off: |words - mean words of the human captions| / mean words of the human captions"
+        0.0, description="weight of the length penalty |words - mean| / mean, of the human captions' words; subtracted"
     )
     clip_score: NonNegativeFloat = Field(0.0, description="CLIPScore (0.75) of the model in clip_model")
     clip_model: Location = Field("openai/clip-vit-base-patch32", description="Hub id or folder, for clip_score")

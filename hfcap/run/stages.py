@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
-from hfcap.card.example_images import SAMPLES_FOLDER, record_pictures
+from hfcap.card.example_images import SAMPLES_FOLDER, record_images
 from hfcap.card.render import write_card
 from hfcap.card.samples import choose_samples
 from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
@@ -130,7 +130,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _discard(self, name: str) -> None:
-        """Delete what a stage that was begun differently, or shall be done again, left behind."""
+        """Delete the leftovers of a stage that was started with another recipe or is being forced."""
         directory = self.directory
         if name == "train":
             for folder in (directory.model, directory.checkpoints, directory.base_model, directory.merged_model):
@@ -153,15 +153,15 @@ class Run:
         if last == "publish" and self.recipe.publish.repo_id is not None and self.accelerator.is_main_process:
             # Hours of training should not end at a token that may only read.
             check_may_publish(self.recipe.publish.repo_id)
-        anew = force and last == "train"
-        if not anew:
+        again = force and last == "train"
+        if not again:
             self.watch.require_same_recipe()
-        if anew or not self._is_finished("train", self._trained):
+        if again or not self._is_finished("train", self._trained):
             self._check_data(last)
         # Only now: a recipe whose data are not there leaves no run directory behind.
         with alone(self.directory) if self.accelerator.is_main_process else nullcontext():
             self.accelerator.wait_for_everyone()
-            if not anew:
+            if not again:
                 self.watch.require_same_recipe()  # what another command did until now counts
                 if not self._is_finished("train", self._trained):
                     self.watch.require_same_data("train", "train", "validation")
@@ -279,7 +279,7 @@ class Run:
         return {"decoding": values, "prompt": self.recipe.model.prompt, "image_size": image_size}
 
     def _record_samples(self) -> None:
-        """Choose the captions that the card shows, and record captions of the pictures that are published."""
+        """Choose the captions that the card shows, and record captions of the images that are published."""
         split, options = self.recipe.score.split, self.recipe.publish
         predictions = read_captions(self.directory.predictions(split))
         per_image = read_scores(self.directory.scores(split)).per_image
@@ -288,8 +288,8 @@ class Run:
         samples = choose_samples(predictions, ciders, list(records.values()))
         published = [records[sample["image_id"]] for sample in samples] if options.samples_license else []
         for number in range(len(published)):
-            samples[number]["picture"] = f"{SAMPLES_FOLDER}/{number + 1}.jpg"
-        record_pictures(self.directory, self._trained_captioner(), self.recipe.generate, published)
+            samples[number]["image"] = f"{SAMPLES_FOLDER}/{number + 1}.jpg"
+        record_images(self.directory, self._trained_captioner(), self.recipe.generate, published)
         write_json(self.directory.samples, samples)
 
     def _card(self, force: bool) -> None:
@@ -309,13 +309,13 @@ class Run:
     # ---- what the person sees at the end -------------------------------------------------------------------------
 
     def print_scores(self) -> None:
-        """Print the scores beside those of the baselines."""
+        """Print the scores besides those of the baselines."""
         options = self.recipe.score
         titles = ["this captioner", *(baseline.replace("_", " ") for baseline in options.baselines)]
         files = map(self.directory.scores, self._scored_names())
         reports = dict(zip(titles, map(read_scores, files), strict=True))
         ours = reports["this captioner"]
-        console.print(score_table(reports, f"Scores x 100 on {ours.n_images:,} {options.split} pictures"))
+        console.print(score_table(reports, f"Scores x 100 on {ours.n_images:,} {options.split} images"))
         if self.recipe.expect is not None:
             self._print_target(self.recipe.expect, ours)
 

@@ -87,22 +87,22 @@ class Watch:
         if self.record.earlier("train") is None:
             raise UserError(
                 f"{self.run.path}: holds a model or checkpoints, and no recipe.yaml or stages.json that says of which "
-                "recipe; choose another name (name=...), or train anew: hfcap train RECIPE --force"
+                "recipe; choose another name (name=...), or train again: hfcap train RECIPE --force"
             )
         changes = self._recipe_changes()
-        anew = [change for change in changes if change.effect is Effect.ANEW]
+        again = [change for change in changes if change.effect is Effect.ANEW]
         asked = [change for change in changes if change.effect is Effect.ASK]
-        if anew:
+        if again:
             raise UserError(
-                f"{self.run.path}: holds a run of a different recipe ({_listed(anew)}); that is another model, which "
-                "cannot go on from this training: choose another name (name=...), or train anew with 'hfcap train' and "
-                "--force, which deletes what is there"
+                f"{self.run.path}: holds a run of a different recipe ({_listed(again)}); that is another model, which "
+                "cannot go on from this training: choose another name (name=...), or train again with 'hfcap train' "
+                "and --force, which deletes what is there"
             )
         if asked and not self.accept_changes:
             raise UserError(
                 f"{self.run.path}: holds a run of a different recipe ({_listed(asked)}); to go on from its last "
                 "checkpoint with these values give --accept-changes; otherwise choose another name (name=...), or "
-                "train anew with 'hfcap train' and --force, which deletes what is there"
+                "train again with 'hfcap train' and --force, which deletes what is there"
             )
 
     def take_over_recipe(self) -> None:
@@ -118,7 +118,7 @@ class Watch:
             if changes and not others and self.record.is_done("train"):
                 self.record.note_done("train")
         else:
-            # Stopped before anything was trained, perhaps by a mistake in the recipe: the start is made anew.
+            # Stopped before anything was trained, perhaps by a mistake in the recipe: the start is made again.
             shutil.rmtree(self.run.base_model, ignore_errors=True)
             self.run.environment.unlink(missing_ok=True)
         write_text(self.run.recipe, dump_recipe(self.recipe))
@@ -160,10 +160,10 @@ class Watch:
         lines = data_changes(recorded, describe_datasets(self.recipe.data, chosen))
         lines += [] if stage == "train" else self._base_model_changes()
         if any(line.startswith("split train") for line in lines) or stage == "train":
-            anew = f"train anew: hfcap train {self.run.path} --force"
+            again = f"train again: hfcap train {self.run.path} --force"
         else:
-            anew = f"caption what is there now: hfcap caption {self.run.path} --force"
-        remedy = f"Put it back as it was, or {anew}, or go on with what is there now: --accept-changes."
+            again = f"caption what is there now: hfcap caption {self.run.path} --force"
+        remedy = f"Put it back as it was, or {again}, or go on with what is there now: --accept-changes."
         refuse_changes(self.run, stage, lines, remedy, self.accept_changes)
         if self._is_main:
             note_changes(self.run, stage, lines)

@@ -28,7 +28,7 @@ def run_directory_at(path: Path) -> RunDirectory | None:
     """Return the run directory that a folder is, or that a `recipe.yaml` lies in; None for any other recipe file.
 
     Raises:
-        UserError: a folder without recipe, or a published model, which carries its recipe beside the weights.
+        UserError: a folder without recipe, or a published model, which carries its recipe next to the weights.
     """
     if path.is_dir():
         run = RunDirectory.existing(_with_name(path))

@@ -23,7 +23,7 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "caption": ("generate", "score.split", "score.baselines", "data.test_split", "data.max_test_images"),
     "score": ("score", "publish.samples_license"),
 }
-"""Blocks of the recipe that a stage's output depends on, beside those of the stages before it."""
+"""Blocks of the recipe that a stage's output depends on, besides those of the stages before it."""
 
 
 class StageRecord:
@@ -90,7 +90,7 @@ class StageRecord:
         for name in DEPENDS_ON:
             entry = found.get(name, found.get(f"{name} begun"))
             if isinstance(entry, str):
-                # An earlier version kept a hash, of the recipe that lies beside it.
+                # An earlier version kept a hash, of the recipe that lies next to it.
                 entry = {"recipe": self._part_of_file(name), "done": name in found}
             if isinstance(entry, dict) and isinstance(entry.get("recipe"), dict):
                 entries[name] = {**entry, "done": entry.get("done") is True}

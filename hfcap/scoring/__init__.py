@@ -1,4 +1,4 @@
-"""Scoring from files: no model, no torch, and no pictures unless a metric looks at them."""
+"""Scoring from files: no model, no torch, and no images unless a metric looks at them."""
 
 from hfcap.metrics.shared.caption_files import read_predictions, read_references
 from hfcap.metrics.suite import score_captions

@@ -1,4 +1,4 @@
-"""Pictures for CLIPScore: safely decoded, and encoded once (feature store)."""
+"""Images for CLIPScore: safely decoded, and encoded once (feature store)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.data.images import FileImage, decode_image
-from hfcap.metrics.shared.images import DecodedPictures, Pictures, check_present, picture_files
+from hfcap.metrics.shared.images import DecodedImages, Images, check_present, image_files
 from hfcap.schema import CaptionedImage
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPictures:
-    """Pictures whose embeddings are kept in the feature store: scoring again encodes nothing.
+class StoredImages:
+    """Images whose embeddings are kept in the feature store: scoring again encodes nothing.
 
     Attributes:
         records: image id -> record.
         folder: of the feature store; None = `features` in the cache folder.
-        num_workers: processes that decode pictures.
+        num_workers: processes that decode images.
     """
 
     records: Mapping[str, CaptionedImage]
@@ -32,7 +32,7 @@ class StoredPictures:
     def embeddings(
         self, name: str, model: Any, image_processor: Any, image_ids: Sequence[str], batch_size: int
     ) -> NDArray[np.float32]:
-        """See hfcap.metrics.shared.images.Pictures."""
+        """See hfcap.metrics.shared.images.Images."""
         from hfcap.store.features import FeatureStore, embedding_encoder
 
         check_present(image_ids, self.records)
@@ -42,24 +42,24 @@ class StoredPictures:
         return np.stack([rows[number].float().numpy() for number in range(len(records))])
 
 
-def pictures_of_records(
+def images_of_records(
     records: Iterable[CaptionedImage], folder: Path | None = None, *, stored: bool = True, num_workers: int = 0
-) -> Pictures:
-    """Return the pictures of records; with `stored` their embeddings are kept in the feature store."""
+) -> Images:
+    """Return the images of records; with `stored` their embeddings are kept in the feature store."""
     by_id = {record.image_id: record for record in records}
     if stored:
-        return StoredPictures(by_id, folder, num_workers)
-    return DecodedPictures({image_id: record.image for image_id, record in by_id.items()}, decode_image)
+        return StoredImages(by_id, folder, num_workers)
+    return DecodedImages({image_id: record.image for image_id, record in by_id.items()}, decode_image)
 
 
-def pictures_of_folder(folder: Path, image_ids: Sequence[str], file_names: Mapping[str, str]) -> Pictures:
-    """Return the pictures of a folder (see `picture_files`); their embeddings are kept in the feature store.
+def images_of_folder(folder: Path, image_ids: Sequence[str], file_names: Mapping[str, str]) -> Images:
+    """Return the images of a folder (see `image_files`); their embeddings are kept in the feature store.
 
     Raises:
-        UserError: there is no such folder, or an image has no picture in it.
+        UserError: there is no such folder, or an image has no image in it.
     """
-    files = picture_files(folder, image_ids, file_names)
-    return pictures_of_records(
+    files = image_files(folder, image_ids, file_names)
+    return images_of_records(
         CaptionedImage(image_id, path.relative_to(folder).as_posix(), (), FileImage(path))
         for image_id, path in files.items()
     )

@@ -1,4 +1,4 @@
-"""Scoring of a run: the recipe's options, and what only the run knows (pictures, training captions, n-best lists)."""
+"""Scoring of a run: the recipe's options, and what only the run knows (images, training captions, n-best lists)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hfcap.metrics.shared.images import Pictures
+from hfcap.metrics.shared.images import Images
 from hfcap.metrics.suite import CaptionSuite, metric_class
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
-from hfcap.scoring.images import pictures_of_records
+from hfcap.scoring.images import images_of_records
 from hfcap.scoring.score import score_files
 
 Records = Callable[[Literal["train", "validation", "test"]], Sequence[CaptionedImage]]
@@ -25,7 +25,7 @@ class RunScoring:
     Attributes:
         recipe: its `score` block says what is computed.
         directory: where predictions and references lie and score files go.
-        records: the pictures and captions of a split of the run's data.
+        records: the images and captions of a split of the run's data.
     """
 
     recipe: Recipe
@@ -34,7 +34,7 @@ class RunScoring:
 
     @property
     def other_splits(self) -> list[Literal["train"]]:
-        """Splits beside the scored one that metrics read."""
+        """Splits besides the scored one that metrics read."""
         given = self.recipe.score.metric_options.get("diversity", {})
         return ["train"] if "diversity" in self.recipe.score.metrics and "training_captions" not in given else []
 
@@ -46,7 +46,7 @@ class RunScoring:
         """
         options = self._metric_options()
         for name in self._looking():
-            options[name]["pictures"] = self._pictures()
+            options[name]["image_source"] = self._image_source()
         CaptionSuite(self.recipe.score.metrics, self.recipe.score.document_frequencies, options)
 
     def score(self, names: Sequence[str], signature: Mapping[str, Any]) -> None:
@@ -57,10 +57,10 @@ class RunScoring:
             signature: conditions only the run knows.
 
         Raises:
-            UserError: a metric's resources are missing, or a picture cannot be read.
+            UserError: a metric's resources are missing, or an image cannot be read.
         """
         options = self.recipe.score
-        metric_options, pictures = self._metric_options(), self._pictures() if self._looking() else None
+        metric_options, image_source = self._metric_options(), self._image_source() if self._looking() else None
         for name in names:
             predictions = self.directory.predictions(name)
             if "diversity" in metric_options and "candidates" not in options.metric_options.get("diversity", {}):
@@ -71,7 +71,7 @@ class RunScoring:
                 metrics=options.metrics,
                 document_frequencies=options.document_frequencies,
                 metric_options=metric_options,
-                pictures=pictures,
+                image_source=image_source,
                 output=self.directory.scores(name),
                 split=options.split,
                 confidence_level=options.confidence_level,
@@ -89,14 +89,14 @@ class RunScoring:
         return options
 
     def _looking(self) -> list[str]:
-        """Metrics that look at the run's pictures: the recipe names no other folder."""
+        """Metrics that look at the run's images: the recipe names no other folder."""
         score = self.recipe.score
-        looking = [name for name in score.metrics if metric_class(name).looks_at_pictures]
+        looking = [name for name in score.metrics if metric_class(name).looks_at_images]
         return [name for name in looking if "images" not in score.metric_options.get(name, {})]
 
-    def _pictures(self) -> Pictures:
-        """The pictures of the scored split."""
+    def _image_source(self) -> Images:
+        """The images of the scored split."""
         score, data = self.recipe.score, self.recipe.data
         folder = None if data.feature_store_folder is None else Path(data.feature_store_folder)
         stored, workers = data.may_store_features, self.recipe.train.dataloader_num_workers
-        return pictures_of_records(self.records(score.split), folder, stored=stored, num_workers=workers)
+        return images_of_records(self.records(score.split), folder, stored=stored, num_workers=workers)

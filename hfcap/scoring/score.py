@@ -20,7 +20,7 @@ from hfcap.metrics.shared.caption_files import (
     read_references,
     warn_on_terminal,
 )
-from hfcap.metrics.shared.images import Pictures
+from hfcap.metrics.shared.images import Images
 from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS
 from hfcap.metrics.suite import (
     DEFAULT_METRICS,
@@ -121,7 +121,7 @@ def score_files(
     seed: int = 0,
     signature: Mapping[str, Any] | None = None,
     metric_options: Mapping[str, Mapping[str, Any]] | None = None,
-    pictures: Pictures | None = None,
+    image_source: Images | None = None,
     allow_missing: bool = False,
     warn: Warn = warn_on_terminal,
 ) -> ScoreReport:
@@ -136,7 +136,7 @@ def score_files(
         seed: of the resampling; equal seeds draw the same images for every system.
         signature: conditions only the caller knows (model, decoding), kept under "run".
         metric_options: metric name -> its options (`options_class` of the metric).
-        pictures: of the images, for metrics that look at them; in place of their option `images`.
+        image_source: of the images, for metrics that look at them; in place of their option `images`.
         allow_missing: score only the predicted images where others have no prediction.
 
     Raises:
@@ -145,7 +145,7 @@ def score_files(
     _check_bootstrap(confidence_level, n_resamples)
     metrics = checked_metric_names(metrics)
     predicted, human, n_missing = _read_matched((predictions, references), split, allow_missing, warn)
-    options = _with_pictures(metrics, metric_options or {}, pictures, tuple(human), (predictions, references))
+    options = _with_images(metrics, metric_options or {}, image_source, tuple(human), (predictions, references))
     suite = CaptionSuite(metrics, document_frequencies, options)
     _warn_about_data(predicted, human, suite, warn)
     result = suite.compute(predicted, human)
@@ -169,25 +169,25 @@ def score_files(
     return report
 
 
-def _with_pictures(
+def _with_images(
     metrics: Sequence[str],
     metric_options: Mapping[str, Mapping[str, Any]],
-    pictures: Pictures | None,
+    image_source: Images | None,
     image_ids: tuple[str, ...],
     given: tuple[Predictions, References],
 ) -> dict[str, dict[str, Any]]:
-    """Options of all metrics; those that look at pictures get the given ones, else those of the folder `images`."""
+    """Options of all metrics; those that look at images get the given ones, else those of the folder `images`."""
     options = {name: dict(metric_options.get(name, {})) for name in (*metrics, *metric_options)}
-    for name in (name for name in options if metric_class(name).looks_at_pictures):
+    for name in (name for name in options if metric_class(name).looks_at_images):
         folder = options[name].get("images")
-        if pictures is None and folder is not None:
-            from hfcap.scoring.images import pictures_of_folder
+        if image_source is None and folder is not None:
+            from hfcap.scoring.images import images_of_folder
 
             files = [path for path in reversed(given) if isinstance(path, Path)]
             file_names = {key: name for path in files for key, name in read_file_names(path).items()}
-            options[name]["pictures"] = pictures_of_folder(Path(folder), image_ids, file_names)
+            options[name]["image_source"] = images_of_folder(Path(folder), image_ids, file_names)
         else:
-            options[name]["pictures"] = pictures
+            options[name]["image_source"] = image_source
     return options
 
 

@@ -1,4 +1,4 @@
-"""Find pictures by a text: `find` searches, `write_hits` and `hit_table` show what was found."""
+"""Find images by a text: `find` searches, `write_hits` and `hit_table` show what was found."""
 
 from hfcap.search.collection import load_collection
 from hfcap.search.finding import Hit, find

@@ -1,4 +1,4 @@
-"""What is searched: a folder of pictures, a COCO file, a dataset, or the data of a run; all splits together."""
+"""What is searched: a folder of images, a COCO file, a dataset, or the data of a run; all splits together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcap import registry
-from hfcap.captioning import find_pictures
+from hfcap.captioning import find_images
 from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
@@ -24,13 +24,13 @@ _NO_SPLIT = "no_split_has_this_name"
 
 
 def load_collection(target: str, split: str | None = None, images: str | None = None) -> list[CaptionedImage]:
-    """Return the pictures of `target` with the captions they have, none twice.
+    """Return the images of `target` with the captions they have, none twice.
 
     Args:
-        target: run directory, recipe file, COCO JSON file, folder of pictures (with or without metadata), file of
-            pictures or pattern, or Hub id of a dataset.
+        target: run directory, recipe file, COCO JSON file, folder of images (with or without metadata), file of
+            images or pattern, or Hub id of a dataset.
         split: only this split, in the dataset's own spelling; None = all.
-        images: picture folder of a COCO file; None = `images` beside it.
+        images: image folder of a COCO file; None = `images` next to it.
 
     Raises:
         UserError: nothing is there, or what is there cannot be read.
@@ -41,14 +41,14 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
             return _folder(path, split)
         if split is not None:
             raise UserError(f"{target}: --split: a folder without metadata.jsonl or metadata.csv has no splits")
-        return find_pictures([target])
+        return find_images([target])
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml"):
         run = run_directory_at(path) if path.exists() else None
         data = (load_recipe(recipe_path(str(path))) if run is None else recipe_of_run(run)).data
         names = [data.train_split, data.validation_split, data.test_split]
         return _distinct(_load(data, dict.fromkeys(names) if split is None else [split]))
     if path.suffix.lower() == ".json" and path.is_file():
-        # A file under a split name of its own is taken whole, whether its pictures are labelled or not.
+        # A file under a split name of its own is taken whole, whether its images are labelled or not.
         captions, wanted = (str(path), split) if split is not None else ({"all": str(path)}, "all")
         return _whole("coco_json", wanted, captions=captions, images=images, uncaptioned_images="ignore")
     if not path.exists() and target.count("/") == 1 and not target.startswith((".", "/", "~")):
@@ -56,8 +56,8 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
     if not path.exists() and not has_magic(target):
         raise UserError(f"{target}: no such folder, file, recipe or run directory (a Hub dataset is namespace/name)")
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise UserError(f"{target}: neither a picture, nor a COCO .json file, nor a recipe")
-    return find_pictures([target])
+        raise UserError(f"{target}: neither an image, nor a COCO .json file, nor a recipe")
+    return find_images([target])
 
 
 def _has_metadata(folder: Path) -> bool:
@@ -68,9 +68,9 @@ def _folder(folder: Path, split: str | None) -> list[CaptionedImage]:
     captioned = _whole("folder", split, root=str(folder), uncaptioned_images="ignore")
     if split is not None:
         return captioned
-    # Pictures that the metadata does not mention can still be found by what they show.
+    # Images that the metadata does not mention can still be found by what they show.
     known = {record.image.path.resolve() for record in captioned if isinstance(record.image, FileImage)}
-    others = find_pictures([str(folder)])
+    others = find_images([str(folder)])
     return captioned + [
         record for record in others if isinstance(record.image, FileImage) and record.image.path.resolve() not in known
     ]
@@ -99,7 +99,7 @@ def _load(options: DataOptions, names: Iterable[str]) -> list[CaptionedImage]:
         except NoSuchSplitError as error:
             missing = error
     if not records:
-        raise missing or UserError(f"source {options.source!r}: no pictures")
+        raise missing or UserError(f"source {options.source!r}: no images")
     return records
 
 

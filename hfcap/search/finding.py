@@ -1,7 +1,7 @@
-"""Rank pictures by a text: by what they show (CLIP), by the words of their captions (BM25), or by both.
+"""Rank images by a text: by what they show (CLIP), by the words of their captions (BM25), or by both.
 
 Both rankings are joined by reciprocal ranks (Cormack, Clarke and Buettcher 2009), because their scores have no common
-scale. Shapes: N pictures, D width of the common space.
+scale. Shapes: N images, D width of the common space.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _RANK_OFFSET = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A picture that was found.
+    """An image that was found.
 
     Attributes:
         score: what the ranking went by: cosine, BM25, or the sum of reciprocal ranks x 100.
-        cosine: similarity of text and picture; None where pictures were not looked at.
+        cosine: similarity of text and image; None where images were not looked at.
         words: BM25 of the captions; None where captions were not read.
-        caption: the picture's caption with most words of the text; empty where it has none.
+        caption: the image's caption with most words of the text; empty where it has none.
     """
 
     record: CaptionedImage
@@ -53,10 +53,10 @@ def find(
     count: int = 10,
     where: str = "",
 ) -> list[Hit]:
-    """Return the `count` best pictures, best first; captions that share no word with the text are no hits.
+    """Return the `count` best images, best first; captions that share no word with the text are no hits.
 
     Args:
-        encoder: needed to search what pictures show; their vectors are kept in the feature store.
+        encoder: needed to search what images show; their vectors are kept in the feature store.
         by: auto = both where there are an encoder and captions, else what there is.
         where: what is searched, for messages.
 
@@ -66,7 +66,7 @@ def find(
     if not query.strip():
         raise UserError("the text to search for is empty")
     if not records:
-        raise UserError(f"{where}: no pictures")
+        raise UserError(f"{where}: no images")
     by_images, by_captions = _ways(records, encoder, by, where)
     cosines = words = None
     if by_images:
@@ -95,12 +95,12 @@ def _ways(records: Sequence[CaptionedImage], encoder: DualEncoder | None, by: By
     if by in ("images", "both") and encoder is None:
         raise UserError(f"--by {by}: needs a CLIP or SigLIP model; give --model (for example a Hub id or a folder)")
     if by in ("captions", "both") and not has_captions:
-        raise UserError(f"--by {by}: the pictures of {where} have no captions; search what they show, with --model")
+        raise UserError(f"--by {by}: the images of {where} have no captions; search what they show, with --model")
     if by != "auto":
         return by != "captions", by != "images"
     if encoder is None and not has_captions:
         raise UserError(
-            f"{where}: these pictures have no captions; give --model, a CLIP or SigLIP that sees what they show"
+            f"{where}: these images have no captions; give --model, a CLIP or SigLIP that sees what they show"
         )
     return encoder is not None, has_captions
 
@@ -125,6 +125,6 @@ def _joined(cosines: NDArray[np.float64] | None, words: NDArray[np.float64] | No
     for values in (cosines, words):
         rank = np.empty(len(values))
         rank[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-        # A picture without any of the words has no rank among the captions.
+        # An image without any of the words has no rank among the captions.
         total += np.where((values > 0) | (values is cosines), 100.0 / (_RANK_OFFSET + rank), 0.0)
     return total

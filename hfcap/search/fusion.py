@@ -57,7 +57,7 @@ def fuse_predictions(
     if sum(max(len(found.captions) for found in member.values()) for member in members) < 3:
         if len(members) == 1:
             raise UserError(
-                f"{predictions[0]}: nothing to choose from with fewer than three captions a picture; give more files, "
+                f"{predictions[0]}: nothing to choose from with fewer than three captions an image; give more files, "
                 "or many samples: hfcap caption --sample --num-return-sequences 32"
             )
         warn("two single captions cannot outvote each other: the first file's captions are kept; give many candidates")

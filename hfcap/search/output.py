@@ -1,4 +1,4 @@
-"""Show what a search found: a table on screen, CSV, JSON lines, or a page with small pictures."""
+"""Show what a search found: a table on screen, CSV, JSON lines, or a page with small images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ OUTPUT_SUFFIXES = (".csv", ".jsonl", ".html")
 
 def hit_table(hits: Sequence[Hit], query: str) -> Table:
     """Return the table for the terminal."""
-    table = Table(title=Text(printable(f"Pictures of {query!r}")))
+    table = Table(title=Text(printable(f"Images of {query!r}")))
     table.add_column("", justify="right")
     for name in ("score", *_kinds(hits)):
         table.add_column(name, justify="right")
-    table.add_column("picture", overflow="fold")
+    table.add_column("image", overflow="fold")
     table.add_column("caption", overflow="fold")
     for rank, hit in enumerate(hits, start=1):
         numbers = [f"{hit.score:.3f}", *(f"{value:.3f}" for value in _values(hit, hits))]
@@ -37,7 +37,7 @@ def hit_table(hits: Sequence[Hit], query: str) -> Table:
 
 
 def write_hits(hits: Sequence[Hit], query: str, path: Path) -> None:
-    """Write what was found as .csv, .jsonl or .html (with small copies of the pictures inside the file).
+    """Write what was found as .csv, .jsonl or .html (with small copies of the images inside the file).
 
     Raises:
         UserError: the file name has another ending.
@@ -81,12 +81,12 @@ def _values(hit: Hit, hits: Sequence[Hit]) -> list[float]:
 
 
 def _page(hits: Sequence[Hit], query: str) -> str:
-    return render_page("search/hits.html.jinja", title=f"Pictures of {query!r}", hits=[_shown(hit) for hit in hits])
+    return render_page("search/hits.html.jinja", title=f"Images of {query!r}", hits=[_shown(hit) for hit in hits])
 
 
 def _shown(hit: Hit) -> dict[str, Any]:
     try:
-        picture = thumbnail(hit.record.image)
+        image = thumbnail(hit.record.image)
     except UnreadableImageError:
-        picture = ""
-    return {"picture": picture, "caption": hit.caption, "name": hit.record.file_name, "score": hit.score}
+        image = ""
+    return {"image": image, "caption": hit.caption, "name": hit.record.file_name, "score": hit.score}

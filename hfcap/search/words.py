@@ -1,6 +1,6 @@
-"""BM25 (Robertson and Zaragoza 2009) over the captions of pictures: which pictures are described with these words.
+"""BM25 (Robertson and Zaragoza 2009) over the captions of images: which images are described with these words.
 
-Shapes: N pictures, V words of the vocabulary, Q words of the query.
+Shapes: N images, V words of the vocabulary, Q words of the query.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _K1, _B = 1.2, 0.75
 
 
 class CaptionWords:
-    """The captions of N pictures as stems of words; the captions of a picture are one document."""
+    """The captions of N images as stems of words; the captions of an image are one document."""
 
     def __init__(self, captions: Sequence[Sequence[str]]) -> None:
         self.captions = captions
@@ -29,7 +29,7 @@ class CaptionWords:
         self._stems = [stem(word) for word in self._vocabulary.words]
 
     def scores(self, query: str) -> NDArray[np.float64]:
-        """Return BM25 of each picture, (N,) float64; 0 where no word of the query occurs."""
+        """Return BM25 of each image, (N,) float64; 0 where no word of the query occurs."""
         n_images = max(len(self.captions), 1)
         relative = self._lengths / max(float(self._lengths.mean()) if len(self._lengths) else 0.0, 1e-9)
         total = np.zeros(len(self.captions))
@@ -47,7 +47,7 @@ class CaptionWords:
         return np.bincount(self._owner[matches[self._tokens.tokens]], minlength=len(self.captions)).astype(np.float64)
 
     def best_caption(self, number: int, query: str) -> str:
-        """Return the caption of picture `number` with most words of the query; its first one where none has any."""
+        """Return the caption of image `number` with most words of the query; its first one where none has any."""
         wanted = set(_stems(query))
         found = [len(wanted & {stem(word) for word in tokenize(text)}) for text in self.captions[number]]
         return self.captions[number][int(np.argmax(found))] if found else ""

@@ -1,4 +1,4 @@
-"""Feature store: what a frozen image encoder says about a picture is computed once and kept on disk.
+"""Feature store: what a frozen image encoder says about an image is computed once and kept on disk.
 
 One folder per encoder (key: its weights, its image processor, which output is taken, in which precision); inside, the
 shards of `row_store.py`. Recipes, metrics and searches that use the same frozen encoder share the folder.
@@ -76,7 +76,7 @@ def captioner_encoder(captioner: Captioner, precision: str) -> ImageEncoder:
 
 
 def embedding_encoder(name: str, model: Any, image_processor: Any) -> ImageEncoder:
-    """Return the image half of a dual encoder (CLIP, SigLIP): one float32 vector (D,) per picture, not normalised.
+    """Return the image half of a dual encoder (CLIP, SigLIP): one float32 vector (D,) per image, not normalised.
 
     Args:
         name: model id or folder, for people.
@@ -89,7 +89,7 @@ def embedding_encoder(name: str, model: Any, image_processor: Any) -> ImageEncod
         vectors: torch.Tensor = getattr(output, "pooler_output", output)
         return vectors
 
-    # The text half beside it costs a moment of hashing, and no model type has to be known here.
+    # The text half next to it costs a moment of hashing, and no model type has to be known here.
     key = encoder_key([model], image_processor, "float32", "get_image_features")
     return ImageEncoder(name, key, image_processor, model, encode, half=False)
 
@@ -128,7 +128,7 @@ class FeatureStore:
 
         Raises:
             WorkError: the disk has too little room; the message says how much is needed. A shard is damaged.
-            UnreadableImageError: a picture cannot be read.
+            UnreadableImageError: an image cannot be read.
         """
         model, rows, temporary = self.encoder.model, self.rows, None
         problem = rows.write_problem() if isinstance(self.accelerator, OneProcess) else None

@@ -1,4 +1,4 @@
-"""Computing once per picture what a store keeps: what is missing, room, shares of several processes, whole shards."""
+"""Computing once per image what a store keeps: what is missing, room, shares of several processes, whole shards."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Wording:
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """Fills a store with the rows of pictures.
+    """Fills a store with the rows of images.
 
     Attributes:
-        inputs: the pictures. rows_of: stacked inputs -> rows (B, ...) on the CPU, as they are stored.
+        inputs: the images. rows_of: stacked inputs -> rows (B, ...) on the CPU, as they are stored.
         maker: what makes the rows, for `hfcap features list`.
         accelerator: the processes that share the work.
     """
@@ -57,20 +57,20 @@ class Filling:
     accelerator: Any
 
     def places(self, batch_size: int, num_workers: int) -> list[Place]:
-        """Return where the row of each picture is, computing those the store lacks.
+        """Return where the row of each image is, computing those the store lacks.
 
         Raises:
-            WorkError: the disk has too little room, or a shard is damaged. UnreadableImageError: a picture is.
+            WorkError: the disk has too little room, or a shard is damaged. UnreadableImageError: an image is.
         """
         hashes = image_hashes(self.inputs.records)
         places = self.rows.places()
-        # Shares are cut from all pictures: what is missing may look otherwise to each process, as another run may be
+        # Shares are cut from all images: what is missing may look otherwise to each process, as another run may be
         # adding to the store.
-        pictures = _first_of_each(hashes)
-        missing = [number for number in pictures if hashes[number] not in places]
+        images = _first_of_each(hashes)
+        missing = [number for number in images if hashes[number] not in places]
         if missing:
             self._announce(missing)
-            share = pictures[self.accelerator.process_index :: self.accelerator.num_processes]
+            share = images[self.accelerator.process_index :: self.accelerator.num_processes]
             mine = [number for number in share if hashes[number] not in places]
             self._compute(hashes, mine, batch_size, num_workers)
         self.accelerator.wait_for_everyone()
@@ -86,7 +86,7 @@ class Filling:
         free = self.rows.require_room(size, self.wording.store, self.wording.remedy)
         if self.accelerator.is_main_process:
             error_console.print(
-                f"{self.wording.doing} {len(missing):,} pictures once, {size / 1e6:,.0f} MB in {self.rows.folder} "
+                f"{self.wording.doing} {len(missing):,} images once, {size / 1e6:,.0f} MB in {self.rows.folder} "
                 f"({free / 1e9:,.0f} GB free)",
                 markup=False,
             )
@@ -104,7 +104,7 @@ class Filling:
 
 
 def _first_of_each(hashes: Sequence[str]) -> list[int]:
-    """Numbers of the first picture with each hash."""
+    """Numbers of the first image with each hash."""
     first: dict[str, int] = {}
     for number, value in enumerate(hashes):
         first.setdefault(value, number)

@@ -1,4 +1,4 @@
-"""Pictures kept at the size the captioner needs, so that later epochs and runs neither decode nor resize them."""
+"""Images kept at the size the captioner needs, so that later epochs and runs neither decode nor resize them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCH = 32
 
 
 class CachedPixels(StoredRows):
-    """Resized pictures, levels (3, height, width) uint8, read from the cache."""
+    """Resized images, levels (3, height, width) uint8, read from the cache."""
 
     encoded = False
 
@@ -39,7 +39,7 @@ def cached_pixels(
     accelerator: Any = None,
     num_workers: int = 0,
 ) -> CachedPixels:
-    """Return the pictures as `PixelInputs` gives them, from `<folder>/<key>`; those it lacks are added first.
+    """Return the images as `PixelInputs` gives them, from `<folder>/<key>`; those it lacks are added first.
 
     The key changes with size, crop and filter (not with the normalisation, which comes later), with whose resizing it
     is, and with Pillow and torch.
@@ -49,7 +49,7 @@ def cached_pixels(
         accelerator: processes that share the work; None = this one.
 
     Raises:
-        UserError: the image processor does more than resize, crop and normalise, so its pictures cannot be kept.
+        UserError: the image processor does more than resize, crop and normalise, so its images cannot be kept.
         WorkError: the disk has too little room.
     """
     inputs = PixelInputs(records, image_processor)
@@ -69,7 +69,7 @@ def cached_pixels(
         rows,
         inputs,
         lambda levels: levels,
-        f"resized pictures, {_size(plan)}",
+        f"resized images, {_size(plan)}",
         wording,
         OneProcess() if accelerator is None else accelerator,
     )
@@ -77,7 +77,7 @@ def cached_pixels(
 
 
 def cache_rows(plan: PixelPlan, folder: Path | None = None) -> RowStore:
-    """Return the store that pictures of this plan are kept in; nothing is made."""
+    """Return the store that images of this plan are kept in; nothing is made."""
     key = hashlib.sha256(f"{_LAYOUT} {PIL.__version__} {torch.__version__} {_size(plan)}".encode()).hexdigest()[:32]
     return RowStore((cache_folder() / "images" if folder is None else folder) / key)
 

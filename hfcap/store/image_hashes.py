@@ -21,17 +21,17 @@ _AT_A_TIME = 2048
 
 
 def image_hashes(records: Sequence[CaptionedImage]) -> list[str]:
-    """Return 64 hexadecimal digits for each picture.
+    """Return 64 hexadecimal digits for each image.
 
     Hashes of files are remembered by path, size, inode and both times of change (`image_hashes.sqlite` in the cache
-    folder), so that the next run reads no picture for this. The time of the inode's change (ctime) also tells of a file
+    folder), so that the next run reads no image for this. The time of the inode's change (ctime) also tells of a file
     that was replaced by one with an older date. Those of a table's rows are remembered by the table's fingerprint.
 
     Raises:
-        UnreadableImageError: a picture is missing.
+        UnreadableImageError: an image is missing.
     """
     hashes: list[str] = []
-    with Remembered("image_hashes", "pictures are read each time") as memory, ThreadPoolExecutor() as pool:
+    with Remembered("image_hashes", "images are read each time") as memory, ThreadPoolExecutor() as pool:
         for start in range(0, len(records), _AT_A_TIME):
             images = [record.image for record in records[start : start + _AT_A_TIME]]
             keys = list(pool.map(_file_key, images))

@@ -1,7 +1,7 @@
-"""Tensors of pictures on disk: one row per picture in safetensors shards, memory-mapped and checksummed.
+"""Tensors of images on disk: one row per image in safetensors shards, memory-mapped and checksummed.
 
-A shard is written under a temporary name and renamed, so a killed run leaves whole shards and goes on behind them. Rows
-are found by the SHA-256 of the picture's encoded bytes; the shard's header lists them with the CRC-32 of each row.
+A shard is written under a temporary name and renamed, so a killed run leaves whole shards and goes on after them. Rows
+are found by the SHA-256 of the image's encoded bytes; the shard's header lists them with the CRC-32 of each row.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ABANDONED_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the row of one picture lies, and the CRC-32 of its bytes."""
+    """Where the row of one image lies, and the CRC-32 of its bytes."""
 
     path: Path
     row: int
@@ -65,7 +65,7 @@ class StoredRows:
             try:
                 self._open[place.path] = safe_open(place.path, framework="pt").get_slice(_TENSOR)
             except (SafetensorError, OSError) as error:
-                raise WorkError(f"{place.path}: cannot be read ({error}); run again to compute it anew") from error
+                raise WorkError(f"{place.path}: cannot be read ({error}); run again to compute it again") from error
         row: torch.Tensor = self._open[place.path][place.row]
         if _checksum(row) != place.checksum:
             raise WorkError(f"{place.path}: damaged shard (row {place.row}); delete the file and run again")
@@ -93,13 +93,13 @@ class StoreInfo:
     encoder: str
     shape: tuple[int, ...]
     dtype: str
-    n_pictures: int
+    n_images: int
     n_bytes: int
     last_used: float
 
 
 class RowStore:
-    """One folder of shards: `shard-*.safetensors`, and beside them what the rows are.
+    """One folder of shards: `shard-*.safetensors`, and next to them what the rows are.
 
     Args:
         folder: named by everything that decides what a row is.
@@ -109,7 +109,7 @@ class RowStore:
         self.folder = folder
 
     def places(self) -> dict[str, Place]:
-        """Return hash of picture -> place, of all whole shards.
+        """Return hash of image -> place, of all whole shards.
 
         Raises:
             WorkError: a shard is damaged; the message names it.
@@ -165,17 +165,17 @@ class RowStore:
             note = read_json(self.folder / _INFO, "note of a feature store")
         note = note if isinstance(note, dict) else {}
         shape = note.get("shape", ())
-        shards, n_pictures = self._shards(), 0
+        shards, n_images = self._shards(), 0
         for path in shards:
             with contextlib.suppress(WorkError):
-                n_pictures += len(_header(path))
+                n_images += len(_header(path))
         used = self.folder / _USED
         return StoreInfo(
             self.folder,
             str(note.get("encoder", "unknown")),
             tuple(shape) if isinstance(shape, list) else (),
             str(note.get("dtype", "unknown")),
-            n_pictures,
+            n_images,
             sum(path.stat().st_size for path in [*shards, *self.folder.glob(_UNFINISHED)]),
             (used if used.exists() else self.folder).stat().st_mtime,
         )
@@ -191,9 +191,9 @@ class RowStore:
         return sorted(self.folder.glob("shard-*.safetensors"))
 
     def write_shard(self, rows: torch.Tensor, hashes: Sequence[str]) -> None:
-        """Write rows (N, ...) of the pictures with these hashes."""
+        """Write rows (N, ...) of the images with these hashes."""
         listed = json.dumps([[value, _checksum(row)] for value, row in zip(hashes, rows, strict=True)])
-        # Named by its pictures too: different files may give the same rows.
+        # Named by its images too: different files may give the same rows.
         name = hashlib.sha256(listed.encode()).hexdigest()[:16]
         path = self.folder / f"shard-{name}.safetensors"
         try:
@@ -212,7 +212,7 @@ class ShardWriter:
         self._began = time.monotonic()
 
     def add(self, rows: torch.Tensor, hashes: Sequence[str]) -> None:
-        """Take in rows (N, ...) of the pictures with these hashes."""
+        """Take in rows (N, ...) of the images with these hashes."""
         self._rows.append(rows)
         self._hashes += hashes
         size = sum(part.numel() * part.element_size() for part in self._rows)

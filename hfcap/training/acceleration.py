@@ -18,7 +18,7 @@ _LEVELS = 2**16
 class CheapDropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014) that on a CPU draws 16 random bits per value, four values at a time.
 
-    torch draws a double for each value, in one thread: a tenth of the time of a profiled LoRA update behind a frozen
+    torch draws a double for each value, in one thread: a tenth of the time of a profiled LoRA update after a frozen
     encoder. `p` is rounded to a multiple of 2^-16, and what is kept is scaled by the rounded value.
     """
 

@@ -34,7 +34,7 @@ from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.log import peak_memory_bytes, restart_peak_memory
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives.cross_entropy import CrossEntropy
-from hfcap.training.objectives.reward import StoredPictures
+from hfcap.training.objectives.reward import StoredImages
 from hfcap.training.objectives.self_critical import SelfCritical
 from hfcap.training.objectives.synonyms import synonym_table
 from hfcap.training.optimization import encoder_is_frozen
@@ -72,9 +72,9 @@ def image_inputs(
         if data.feature_store == "on" or _may_write(store, accelerator):
             return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
     if data.image_cache:
-        if changes_pictures(recipe):
+        if changes_images(recipe):
             raise UserError(
-                "data.image_cache keeps resized pictures, but augment changes them before that; set it to false"
+                "data.image_cache keeps resized images, but augment changes them before that; set it to false"
             )
         return cached_pixels(records, captioner.image_processor, _folder(data.image_cache_folder), accelerator, workers)
     return PixelInputs(records, captioner.image_processor)
@@ -98,17 +98,17 @@ def _folder(name: str | None) -> Path | None:
 
 
 def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
-    """Whether the encoder is frozen, sees the same pictures in each epoch, and its output may be kept.
+    """Whether the encoder is frozen, sees the same images in each epoch, and its output may be kept.
 
     Raises:
-        UserError: data.feature_store is on, but pictures change or the encoder is trained.
+        UserError: data.feature_store is on, but images change or the encoder is trained.
     """
     demanded, frozen = recipe.data.feature_store == "on", encoder_is_frozen(captioner)
-    changing = changes_pictures(recipe)
+    changing = changes_images(recipe)
     if demanded and changing:
         raise UserError(
-            "data.feature_store: on keeps one output per picture, but augment changes pictures in each epoch; take the "
-            "picture changes out of augment, or set data.feature_store: auto"
+            "data.feature_store: on keeps one output per image, but augment changes images in each epoch; take the "
+            "image changes out of augment, or set data.feature_store: auto"
         )
     if demanded and not frozen:
         raise UserError(
@@ -118,9 +118,9 @@ def uses_feature_store(captioner: Captioner, recipe: Recipe) -> bool:
     return recipe.data.may_store_features and frozen and not changing
 
 
-def changes_pictures(recipe: Recipe) -> bool:
-    """Whether the recipe's augmentation changes pictures, so that nothing computed from them can be kept."""
-    return recipe.augment is not None and recipe.augment.changes_pictures
+def changes_images(recipe: Recipe) -> bool:
+    """Whether the recipe's augmentation changes images, so that nothing computed from them can be kept."""
+    return recipe.augment is not None and recipe.augment.changes_images
 
 
 def train_dataset(
@@ -174,8 +174,8 @@ def _objective(
 ) -> CrossEntropy:
     if recipe.scst is None:
         return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
-    pictures = StoredPictures(train_records, recipe, accelerator)
-    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, pictures)
+    image_source = StoredImages(train_records, recipe, accelerator)
+    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, image_source)
 
 
 def training_run(
@@ -233,8 +233,8 @@ def _note_start(
         require_same_words(run, earlier, described)
         changes = start_changes(earlier, described)
         remedy = (
-            f"Put it back as it was (model.revision names a commit), or train anew: hfcap train {run.path} --force, or "
-            "go on from the last checkpoint with what is there now: --accept-changes."
+            f"Put it back as it was (model.revision names a commit), or train again: hfcap train {run.path} --force, "
+            "or go on from the last checkpoint with what is there now: --accept-changes."
         )
         refuse_changes(run, "train", changes, remedy, accept_changes)
         if versions := version_changes(earlier, described):
@@ -283,7 +283,7 @@ def train_stage(
         share = size["trainable_parameters"] / size["parameters"]
         error_console.print(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
-            f"{len(splits['train']):,} pictures"
+            f"{len(splits['train']):,} images"
         )
     with measured_emissions(recipe.train.report_to, run, accelerator.is_main_process):
         progress = training.train()

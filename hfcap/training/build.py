@@ -35,7 +35,7 @@ def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> 
     Where `model.pretrained` names a run directory, training goes on from the captioner of that run.
 
     Raises:
-        UserError: that run has no model yet, or its captioner is of another family or was trained behind another
+        UserError: that run has no model yet, or its captioner is of another family or was trained after another
             prompt, or model.attn_implementation names a kernel that it cannot take.
     """
     set_seed(recipe.train.seed)
@@ -57,7 +57,7 @@ def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) ->
         raise UserError(f"captioner: {location} holds a {captioner.family}, not a {recipe.captioner}")
     if captioner.prompt.strip() != recipe.model.prompt.strip():
         raise UserError(
-            f"model.prompt: the captioner in {location} was trained behind {captioner.prompt!r}, not behind "
+            f"model.prompt: the captioner in {location} was trained with prompt {captioner.prompt!r}, not "
             f"{recipe.model.prompt!r}; set model.prompt to the same text"
         )
     captioner.base_models = earlier_base_models(location)

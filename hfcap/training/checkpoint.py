@@ -38,7 +38,7 @@ class Progress:
         best_value: best validation value so far (loss: lower; cider: higher), at step best_step.
         bad_validations: validations since then.
         train_seconds: time spent training, over all interruptions.
-        processes: how many trained together; random states and the order of pictures depend on it.
+        processes: how many trained together; random states and the order of images depend on it.
         steps_per_epoch: updates of an epoch, in which `window` counts; 0 in checkpoints of earlier versions.
         unlogged_loss, unlogged_units, unlogged_sums: sums since the last row of the log.
     """
@@ -223,7 +223,7 @@ def set_damaged_aside(folder: Path) -> None:
             path,
             f"continuing from the one before, step {before[-1]}"
             if before
-            else "there is none before it, so that training begins anew",
+            else "there is none before it, so that training begins again",
         ):
             best = read_progress(path).best_step
             if best in before:
@@ -291,7 +291,7 @@ def load_weights(path: Path, model: nn.Module, averaged: bool = False) -> None:
     except RuntimeError as error:  # another shape
         raise WorkError(
             f"{path}: holds weights of another size than this recipe trains ({str(error).splitlines()[-1].strip()}); "
-            "choose another name (name=...), or train anew with 'hfcap train' and --force"
+            "choose another name (name=...), or train again with 'hfcap train' and --force"
         ) from error
 
 

@@ -29,7 +29,7 @@ def fit_stage(
 ) -> None:
     """Fit the captioner and write model/, environment.json and training_summary.json.
 
-    A killed run continues: pictures are in the feature store, and the family keeps its own unfinished work.
+    A killed run continues: images are in the feature store, and the family keeps its own unfinished work.
     """
     restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
@@ -44,7 +44,7 @@ def fit_stage(
         stored = captioner.keeps_features and recipe.data.may_store_features
         inputs = image_inputs(captioner, records, recipe, stored, accelerator)
     if accelerator.is_main_process:
-        error_console.print(f"Fitting {recipe.captioner} to {len(records):,} pictures")
+        error_console.print(f"Fitting {recipe.captioner} to {len(records):,} images")
         states = None if inputs is None else _image_states(captioner, inputs, recipe)
         folder = run.checkpoints / "fitting"
         captioner.fit(FittingData(records, states, recipe.train.per_device_eval_batch_size, folder))
@@ -61,7 +61,7 @@ def _image_states(captioner: Captioner, inputs: ImageInputs, recipe: Recipe) -> 
     numbers = range(len(inputs))
     batches = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     with progress_bar() as progress:
-        task = progress.add_task("Training pictures", total=len(numbers))
+        task = progress.add_task("Training images", total=len(numbers))
         for batch, images in zip(batches, image_loader(inputs, batches, workers), strict=True):
             images = prepared(images, inputs.plan, captioner.device)
             with torch.inference_mode():

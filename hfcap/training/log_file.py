@@ -49,7 +49,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def cut_end(path: Path, step: int) -> int:
-    """Cut a log behind its last row of an update up to `step`; returns how many damaged lines went with the end."""
+    """Cut a log after its last row of an update up to `step`; returns how many damaged lines went with the end."""
     damaged = 0
     with path.open("r+b") as handle:
         end = handle.seek(0, os.SEEK_END) if step else 0

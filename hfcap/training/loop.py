@@ -90,7 +90,7 @@ class TrainingRun:
         self.lengths = [sum(map(len, captions)) for captions in dataset.tokens]
         self.steps_per_epoch = math.ceil(len(self._micro_batches(0)) / self.options.gradient_accumulation_steps)
         if self.steps_per_epoch == 0:
-            raise UserError(f"data: {len(self.lengths)} training pictures are fewer than the processes that train")
+            raise UserError(f"data: {len(self.lengths)} training images are fewer than the processes that train")
         self.total_steps = self.options.max_steps or round((self.options.num_train_epochs or 0) * self.steps_per_epoch)
         if self.total_steps == 0:
             raise UserError(f"train.num_train_epochs: {self.options.num_train_epochs} is less than one update")
@@ -100,7 +100,7 @@ class TrainingRun:
     def _prepare(self) -> None:
         self.optimizer = build_optimizer(self.captioner, self.options)
         self.scheduler = build_scheduler(self.optimizer, self.options, self.total_steps)
-        # Accelerate's wrapper (processes, precision) computes the loss; what counts and reports is behind it.
+        # Accelerate's wrapper (processes, precision) computes the loss; what counts and reports is after it.
         self.objective = self.accelerator.prepare(self.plain_objective)
         self.prepared_optimizer = self.accelerator.prepare(self.optimizer)
         self.parameters = trained_parameters(self.captioner.model)
@@ -140,7 +140,7 @@ class TrainingRun:
                     self._validate_and_save()
                     if self._done():
                         break
-            # While the last checkpoint was written: the stages after training shall not begin either, in no process.
+            # A stop that arrives while the last checkpoint is saved keeps every process from starting the next stage.
             self._stop_if(summed(self.accelerator, self._stop_requested)[0] > 0)
         self._finish()
         return self.progress

@@ -217,5 +217,5 @@ def require_same_words(run: RunDirectory, before: Mapping[str, Any], now: Mappin
         raise UserError(
             f"{run.path}: the tokenizer is not the one that this training began with (model.tokenizer makes it from "
             "the training captions), so that the checkpoint's weights stand for other words and nothing can go on "
-            f"from them. Put data and base model back as they were, or train anew: hfcap train {run.path} --force"
+            f"from them. Put data and base model back as they were, or train again: hfcap train {run.path} --force"
         )

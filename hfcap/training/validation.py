@@ -53,7 +53,7 @@ class Validator:
     @torch.no_grad()
     def _loss(self, objective: torch.nn.Module, collate: Collate) -> float:
         loss, tokens = 0.0, 0
-        # The module behind Accelerate's wrapper: processes may have different numbers of batches.
+        # The module after Accelerate's wrapper: processes may have different numbers of batches.
         module = self.accelerator.unwrap_model(objective, keep_fp32_wrapper=True)
         for batch in BatchLoader(self.dataset, collate, self.decoding.num_workers).load(self.batches, 0):
             moved = batch.to(self.accelerator.device)

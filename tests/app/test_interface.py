@@ -15,10 +15,10 @@ from PIL import Image
 
 from hfcap.app import interface
 from hfcap.app.demo import LoadedModel, launch, load_models, read_demo_accounts, shown_names
-from hfcap.card.example_images import drawn_pictures, read_record
+from hfcap.card.example_images import drawn_images, read_record
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.run_directory.paths import RunDirectory
-from hfcap.schema import PICTURE_FORMATS
+from hfcap.schema import IMAGE_FORMATS
 from tests.publishing.run_builder import build_run
 
 
@@ -69,14 +69,14 @@ def handler_of(page: Any) -> Callable[..., Any]:
 
 
 def echo(name: str) -> interface.Captioner:
-    def caption(picture: Image.Image, decoding: dict[str, Any]) -> str:
+    def caption(image: Image.Image, decoding: dict[str, Any]) -> str:
         drawn = int(torch.randint(1000, (1,))) if decoding["do_sample"] else None
-        return f"{name} {picture.size} {picture.getpixel((0, 0))} {sorted(decoding.items())} {drawn}"
+        return f"{name} {image.size} {image.getpixel((0, 0))} {sorted(decoding.items())} {drawn}"
 
     return caption
 
 
-def test_every_model_captions_the_uploaded_picture(gradio: Any, tmp_path: Path) -> None:
+def test_every_model_captions_the_uploaded_image(gradio: Any, tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     Image.new("RGB", (5, 4), "red").save(path)
     page = interface.build({"one": echo("one"), "two": echo("two")}, {"num_beams": 2, "unknown": 7})
@@ -92,33 +92,33 @@ def test_every_model_captions_the_uploaded_picture(gradio: Any, tmp_path: Path) 
 def test_mistakes_are_shown_on_the_page(gradio: Any, tmp_path: Path) -> None:
     run = handler_of(interface.build({"one": echo("one")}, {}))
     (tmp_path / "text.jpg").write_text("<script>alert(1)</script>")
-    for path, message in ((None, "Choose a picture"), (str(tmp_path / "text.jpg"), "not a picture")):
+    for path, message in ((None, "Choose an image"), (str(tmp_path / "text.jpg"), "not an image")):
         with pytest.raises(gradio.Error, match=message):
             run(path, 1, 20, False, 1.0, 1.0, 0)
 
 
-def test_pictures_are_upright_and_large_ones_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_upright_and_large_ones_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4), "red").save(path, exif=exif)
-    assert interface.open_picture(str(path)).size == (4, 6)
+    assert interface.open_image(str(path)).size == (4, 6)
     monkeypatch.setattr(interface, "MAX_PIXELS", 20)
     with pytest.raises(ValueError, match="more than 20 pixels"):
-        interface.open_picture(str(path))
+        interface.open_image(str(path))
     monkeypatch.undo()
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="damaged"):
-        interface.open_picture(str(path))
+        interface.open_image(str(path))
 
 
 def test_only_the_usual_formats_are_decoded(tmp_path: Path) -> None:
     path = tmp_path / "page.jpg"
     Image.new("RGB", (6, 4), "red").save(path, format="EPS")
-    with pytest.raises(ValueError, match="not a picture"):
-        interface.open_picture(str(path))
+    with pytest.raises(ValueError, match="not an image"):
+        interface.open_image(str(path))
     # The page is copied into Spaces without hfcap, so it cannot import them.
-    assert interface.FORMATS == PICTURE_FORMATS
+    assert interface.FORMATS == IMAGE_FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def test_a_run_captions_in_the_demo_as_it_was_recorded(run: RunDirectory, tmp_path: Path) -> None:
     model = LoadedModel(str(run.path))
     recorded = read_record(run.path)["captions"]
-    for name, content in drawn_pictures().items():
+    for name, content in drawn_images().items():
         (tmp_path / name).write_bytes(content)
         defaults = {key: model.defaults[key] for key in ("num_beams", "max_new_tokens")}
         (caption,) = interface.caption_with_all({"it": model}, str(tmp_path / name), 0, defaults)
@@ -141,7 +141,7 @@ def test_a_run_captions_in_the_demo_as_it_was_recorded(run: RunDirectory, tmp_pa
 def test_the_demo_draws_with_the_seed_of_the_page(run: RunDirectory, tmp_path: Path) -> None:
     model = LoadedModel(str(run.path))
     path = tmp_path / "ball.png"
-    path.write_bytes(drawn_pictures()["ball.png"])
+    path.write_bytes(drawn_images()["ball.png"])
     decoding: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 8, "do_sample": True, "temperature": 1.5}
     drawn = [interface.caption_with_all({"it": model}, str(path), seed, decoding)[0] for seed in (3, 3, 4)]
     assert drawn[0] == drawn[1] != drawn[2]

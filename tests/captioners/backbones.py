@@ -98,7 +98,7 @@ WHOLE_MODELS: dict[str, dict[str, Any]] = {
         "image_codebook_config": {"num_groups": 1, "hidden_size": 8, "num_blocks_per_group": 1, "vocab_size": 16},
     },
 }
-"""Models of picture and text, of which a captioner takes the picture half."""
+"""Models of image and text, of which a captioner takes the image half."""
 
 
 def write_whole(folder: Path, model_type: str) -> Path:

@@ -1,4 +1,4 @@
-"""Tiny captioners of every family, backbones and pictures that the tests of this folder share."""
+"""Tiny captioners of every family, backbones and images that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def build(name: str, seed: int = 0, **changes: Any) -> Captioner:
 
 
 def fit(captioner: FittedCaptioner, captions: Sequence[Sequence[str]] | None = None) -> None:
-    """Fit to random pictures (the ones of `pixel_values`) with these captions, one group a picture."""
+    """Fit to random images (the ones of `pixel_values`) with these captions, one group an image."""
     groups = captions or [CORPUS[number : number + 2] for number in range(12)]
     records = [
-        CaptionedImage(str(number), f"{number}.png", tuple(group), MemoryPicture(number))
+        CaptionedImage(str(number), f"{number}.png", tuple(group), MemoryImage(number))
         for number, group in enumerate(groups)
     ]
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
@@ -78,18 +78,18 @@ def fit(captioner: FittedCaptioner, captions: Sequence[Sequence[str]] | None = N
 
 
 @dataclass(frozen=True)
-class MemoryPicture:
-    """A random picture as PNG bytes."""
+class MemoryImage:
+    """A random image as PNG bytes."""
 
     seed: int
 
     def read(self) -> bytes:
         buffer = io.BytesIO()
-        random_picture(self.seed).save(buffer, "PNG")
+        random_image(self.seed).save(buffer, "PNG")
         return buffer.getvalue()
 
     def describe(self) -> str:
-        return f"random picture {self.seed}"
+        return f"random image {self.seed}"
 
 
 def plain_processor(folder: Path | str, **arguments: Any) -> Any:
@@ -109,16 +109,16 @@ def make_lively(model: Any, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def random_picture(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
-    """Return an RGB picture of smooth random colours."""
+def random_image(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """Return an RGB image of smooth random colours."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
 def pixel_values(captioner: Captioner, count: int, seed: int = 0) -> torch.Tensor:
-    """Process `count` random pictures with the captioner's own processor."""
-    pictures = [random_picture(seed + number) for number in range(count)]
-    values: torch.Tensor = captioner.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    """Process `count` random images with the captioner's own processor."""
+    images = [random_image(seed + number) for number in range(count)]
+    values: torch.Tensor = captioner.image_processor(images=images, return_tensors="pt")["pixel_values"]
     return values
 
 
@@ -156,8 +156,8 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def write_picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
-    """Write a random picture as PNG."""
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
+    """Write a random image as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    random_picture(seed, size).save(path, "PNG")
+    random_image(seed, size).save(path, "PNG")
     return path

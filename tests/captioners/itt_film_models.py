@@ -1,4 +1,4 @@
-"""Smallest models of kinds whose processors exist only for torchvision and take films or sounds as well as pictures."""
+"""Smallest models of kinds whose processors exist only for torchvision and take films or sounds as well as images."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def minimax_m3_vl() -> tuple[Any, Any]:
 
 
 def _minicpm(model_type: str, image_class: str, name: str, film_class: str) -> tuple[Any, Any]:
-    """MiniCPM with Qwen 3.5: the patches of all pictures stand in one long strip."""
+    """MiniCPM with Qwen 3.5: the patches of all images stand in one long strip."""
     names = {
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
@@ -359,7 +359,7 @@ QUIET_WORDS = {"lfm2_vl"}
 SEEDS = {"cohere2_vision": 1, "inkling2": 2, "minicpm_ocr": 1}
 """Of the weights, where those of seed 0 caption every image alike."""
 IMAGE_SIZES = {"fast_vlm": None, "perception_lm": None, "gemma3n": None, "inkling_mm_model": 12}
-"""Where it is not 32; None for processors that make squares of all pictures themselves."""
+"""Where it is not 32; None for processors that make squares of all images themselves."""
 
 
 def of_vision(name: str) -> ImageTextToText:

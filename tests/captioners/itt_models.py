@@ -146,7 +146,7 @@ def florence2() -> tuple[Any, Any]:
     }
     model = model_of("florence2", vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id)
     with torch.no_grad():
-        # Otherwise every picture is captioned alike.
+        # Otherwise every image is captioned alike.
         model.model.multi_modal_projector.image_proj_norm.weight.fill_(6)
         for layer in model.model.language_model.decoder.layers:
             layer.encoder_attn.v_proj.weight.mul_(4)
@@ -234,7 +234,7 @@ def gemma3() -> tuple[Any, Any]:
         eoi_token_index=tokenizer.eoi_token_id,
     )
     with torch.no_grad():
-        # Otherwise the scaled embedding of the last word decides alone, and every picture is captioned alike.
+        # Otherwise the scaled embedding of the last word decides alone, and every image is captioned alike.
         model.get_input_embeddings().weight.mul_(0.1)
         model.model.multi_modal_projector.mm_input_projection_weight.mul_(4)
     return model, processor

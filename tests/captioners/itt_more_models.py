@@ -56,12 +56,12 @@ def without_films(processor_class: Any) -> Any:
 
 
 def template(placeholder: str) -> str:
-    """ChatML with this placeholder for a picture."""
+    """ChatML with this placeholder for an image."""
     return QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", placeholder)
 
 
 def internvl() -> tuple[Any, Any]:
-    """InternVL, whose processor cuts pictures into tiles."""
+    """InternVL, whose processor cuts images into tiles."""
     names = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -84,7 +84,7 @@ def internvl() -> tuple[Any, Any]:
 
 
 def llava_next() -> tuple[Any, Any]:
-    """LLaVA-NeXT: the whole picture and tiles of it."""
+    """LLaVA-NeXT: the whole image and tiles of it."""
     tokenizer = new_tokenizer(["<image>"])
     grid = [[32, 64], [64, 32], [64, 64]]
     processor = LlavaNextProcessor(
@@ -152,7 +152,7 @@ def aya_vision() -> tuple[Any, Any]:
 
 
 def idefics2() -> tuple[Any, Any]:
-    """Idefics2: pictures keep their shape, a resampler makes equally many states of all."""
+    """Idefics2: images keep their shape, a resampler makes equally many states of all."""
     tokenizer = new_tokenizer(["<|im_start|>"])
     processor = Idefics2Processor(
         Idefics2ImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True),
@@ -299,8 +299,8 @@ def kosmos2() -> tuple[Any, Any]:
     """Kosmos-2."""
     tokenizer = new_tokenizer(["<unk>"])
     tokenizer.unk_token = "<unk>"
-    # The ids behind the unknown token stand for the picture.
-    tokenizer.add_tokens([f"<picture{number}>" for number in range(64)])
+    # The ids behind the unknown token stand for the image.
+    tokenizer.add_tokens([f"<image{number}>" for number in range(64)])
     processor = Kosmos2Processor(CLIPImageProcessorPil(size=SIZE, do_center_crop=False), tokenizer, 4)
     model = model_of(
         "kosmos-2",

@@ -9,37 +9,37 @@ import torch
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.recipe.blocks import GenerateOptions
-from tests.captioners.helpers import gradients, packed_loss, pixel_values, random_captions, random_picture
+from tests.captioners.helpers import gradients, packed_loss, pixel_values, random_captions, random_image
 from tests.rounding import assert_equal_to_rounding
 
 
-def _pictures(captioner: ImageTextToText, count: int) -> list[Any]:
-    pictures = [random_picture(number) for number in range(count)]
+def _images(captioner: ImageTextToText, count: int) -> list[Any]:
+    images = [random_image(number) for number in range(count)]
     side = captioner.image_size
-    return pictures if side is None else [picture.resize((side, side), 3) for picture in pictures]
+    return images if side is None else [image.resize((side, side), 3) for image in images]
 
 
 def own_inputs(captioner: ImageTextToText, count: int) -> dict[str, Any]:
-    """What the model's own processor makes of pictures and prompt, called as its documentation says."""
+    """What the model's own processor makes of images and prompt, called as its documentation says."""
     processor, prompt = captioner.processor, captioner.prompt
-    pictures = _pictures(captioner, count)
+    images = _images(captioner, count)
     if getattr(processor, "chat_template", None):
         messages = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
-            for picture in pictures
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+            for image in images
         ]
         inputs = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
     else:
         placeholder = "<image>" if captioner.model.config.model_type == "paligemma" else ""
-        inputs = processor(images=pictures, text=[placeholder + prompt] * count, return_tensors="pt")
+        inputs = processor(images=images, text=[placeholder + prompt] * count, return_tensors="pt")
     inputs.pop("labels", None)
     return dict(inputs)
 
 
 def own_loss(captioner: ImageTextToText, image: int, caption: list[int]) -> torch.Tensor:
-    """Summed loss of the model's forward on one row: prompt and picture from the processor, labels on the caption."""
+    """Summed loss of the model's forward on one row: prompt and image from the processor, labels on the caption."""
     inputs = {name: value[-1:] for name, value in own_inputs(captioner, image + 1).items() if name != "pixel_values"}
     inputs["pixel_values"] = own_pixels(captioner, image)
     reply = torch.tensor([[*caption, captioner.end_token_id]])
@@ -49,7 +49,7 @@ def own_loss(captioner: ImageTextToText, image: int, caption: list[int]) -> torc
         labels = torch.cat([torch.tensor([[-100]]), reply], dim=1)
         return captioner.model(**inputs, decoder_input_ids=decoder_ids, labels=labels).loss * reply.numel()
     prompt = inputs.pop("input_ids")
-    # PaliGemma's type 1 is what is to be written, Gemma 3's the picture.
+    # PaliGemma's type 1 is what is to be written, Gemma 3's the image.
     reply_type = int(captioner.model.config.model_type == "paligemma")
     of_reply = {
         "attention_mask": 1,
@@ -68,7 +68,7 @@ def own_loss(captioner: ImageTextToText, image: int, caption: list[int]) -> torc
 
 
 def own_pixels(captioner: ImageTextToText, image: int) -> torch.Tensor:
-    """Pixels of the last of `image + 1` pictures, from the processor."""
+    """Pixels of the last of `image + 1` images, from the processor."""
     pixels: torch.Tensor = own_inputs(captioner, image + 1)["pixel_values"]
     # MiniCPM's lie in one strip along the last axis, those of all others along the first.
     axis = pixels.ndim - 1 if captioner.model.config.model_type.startswith("minicpm") else 0
@@ -87,7 +87,7 @@ def own_captions(captioner: ImageTextToText, count: int, options: GenerateOption
 
 
 def assert_own_loss_and_gradients(captioner: ImageTextToText, counts: Sequence[int]) -> None:
-    """Random captions, so many a picture, cost the same packed as one by one in the model's own forward."""
+    """Random captions, so many an image, cost the same packed as one by one in the model's own forward."""
     captions = random_captions(captioner, counts)
     expected = torch.stack(
         [own_loss(captioner, image, caption) for image, of_image in enumerate(captions) for caption in of_image]
@@ -104,10 +104,10 @@ def assert_own_loss_and_gradients(captioner: ImageTextToText, counts: Sequence[i
 
 
 def assert_own_captions(captioner: ImageTextToText, num_beams: int) -> None:
-    """Three pictures get the captions that the model's own generate gives them."""
+    """Three images get the captions that the model's own generate gives them."""
     options = GenerateOptions(num_beams=num_beams, max_new_tokens=7)
     with torch.inference_mode():
         states = captioner.encode(pixel_values(captioner, 3))
     found = [captions[0].text for captions in captioner.caption_states(states, options)]
     assert found == own_captions(captioner, 3, options)
-    assert len(set(found)) > 1, "every picture got the same caption: the comparison shows little"
+    assert len(set(found)) > 1, "every image got the same caption: the comparison shows little"

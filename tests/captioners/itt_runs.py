@@ -57,10 +57,10 @@ def run_recipe(folder: Path, model: dict[str, Any], lora: bool, **train: Any) ->
     return run.directory
 
 
-def card_caption(folder: Path, picture: Path, model_type: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the card's code prints for the picture."""
+def card_caption(folder: Path, image: Path, model_type: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the card's code prints for the image."""
     code = usage_code(str(folder), folder, has_code=False, model_type=model_type)
-    monkeypatch.chdir(picture.parent)
+    monkeypatch.chdir(image.parent)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "card", "exec"), {"__name__": "card"})

@@ -1,4 +1,4 @@
-"""Smallest models of kinds whose processor or vision part exists only for torchvision or timm: for pictures, mostly."""
+"""Smallest models of kinds whose processor or vision part exists only for torchvision or timm: for images, mostly."""
 
 from __future__ import annotations
 

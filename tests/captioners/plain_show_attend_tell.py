@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 
 class PlainCaption:
-    """Loss, attention weights and regulariser of one caption of one picture.
+    """Loss, attention weights and regulariser of one caption of one image.
 
     Attributes:
         loss: summed negative log-likelihood of the words and the end token.

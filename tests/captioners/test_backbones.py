@@ -130,7 +130,7 @@ def test_vit_gpt2_refuses_a_backbone_with_its_own_code() -> None:
 
 
 @pytest.mark.parametrize("model_type", sorted(WHOLE_MODELS))
-def test_model_of_picture_and_text_gives_its_image_tower(model_type: str, tmp_path: Path) -> None:
+def test_model_of_image_and_text_gives_its_image_tower(model_type: str, tmp_path: Path) -> None:
     clip = write_whole(tmp_path / "clip", model_type)
     language_model = write_language_model(tmp_path / "words", LANGUAGE_MODELS["gpt2"])
     captioner = build_from_folders("clip_prefix", vision=str(clip), language_model=str(language_model))

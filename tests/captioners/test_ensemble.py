@@ -29,7 +29,7 @@ from hfcap.metrics.shared.document_frequencies import count_document_frequencies
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.clip_folder import write_clip
-from tests.captioners.helpers import CORPUS, build, fit, pixel_values, plain_processor, random_picture
+from tests.captioners.helpers import CORPUS, build, fit, pixel_values, plain_processor, random_image
 from tests.metrics.random_captions import random_captions
 from tests.metrics.reference_cider import reference_cider
 
@@ -63,7 +63,7 @@ SAMPLING = GenerateOptions(do_sample=True, num_beams=1, num_return_sequences=24,
 
 
 def alone(members: list[str], count: int, options: GenerateOptions = OPTIONS) -> list[list[list[str]]]:
-    """For each member and picture its captions, by itself."""
+    """For each member and image its captions, by itself."""
     found = []
     for location in members:
         captioner = load_captioner(location)
@@ -154,7 +154,7 @@ def test_reload_is_bit_equal_and_tells_no_place(members: list[str], tmp_path: Pa
         assert not path.is_file() or b"somewhere" not in path.read_bytes(), path
 
 
-def test_clip_chooses_the_caption_nearest_to_the_picture(members: list[str], tmp_path: Path) -> None:
+def test_clip_chooses_the_caption_nearest_to_the_image(members: list[str], tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip")
     captioner = ensemble(members, choice="clip", clip=clip)
     captioner.save(tmp_path / "model", OPTIONS)
@@ -167,7 +167,7 @@ def test_clip_chooses_the_caption_nearest_to_the_picture(members: list[str], tmp
             texts = list(dict.fromkeys(text for member in by_member for text in member[image] if text))
             inputs = processor(
                 text=texts,
-                images=[random_picture(image)],
+                images=[random_image(image)],
                 padding=True,
                 truncation=True,
                 max_length=24,

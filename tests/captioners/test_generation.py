@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from hfcap.captioners.base import Captioner
 from hfcap.recipe.blocks import GenerateOptions
-from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, pixel_values, plain_processor, random_picture
+from tests.captioners.helpers import FAMILIES, PROMPT, build, packed, pixel_values, plain_processor, random_image
 
 pytestmark = pytest.mark.contract
 
@@ -37,8 +37,8 @@ class Saved:
 
     def plain_captions(self, count: int = 1, prompt: str = "", **arguments: Any) -> list[list[str]]:
         """What plain transformers says, the prompt cut off."""
-        pictures = [random_picture(number) for number in range(N_IMAGES)]
-        inputs = self.processor(images=pictures, text=[prompt] * N_IMAGES if prompt else None, return_tensors="pt")
+        images = [random_image(number) for number in range(N_IMAGES)]
+        inputs = self.processor(images=images, text=[prompt] * N_IMAGES if prompt else None, return_tensors="pt")
         ids = inputs.get("input_ids")
         start = [self.captioner.start_token_id]
         if prompt:
@@ -62,7 +62,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_equals_plain_generate(saved: Saved, num_beams: int, prompt: str) -> None:
     found = saved.captions(prompt, num_beams=num_beams, max_new_tokens=9)
     assert found == saved.plain_captions(prompt=prompt, num_beams=num_beams, max_new_tokens=9)
-    assert len({caption for [caption] in found}) > 1, "every picture got the same caption: the comparison shows little"
+    assert len({caption for [caption] in found}) > 1, "every image got the same caption: the comparison shows little"
 
 
 def test_n_best_equals_plain_generate_and_is_sorted(saved: Saved) -> None:

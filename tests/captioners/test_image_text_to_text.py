@@ -18,7 +18,7 @@ from hfcap.captioners.adaptation.lora import adapted_modules, add_lora
 from hfcap.captioners.image_text_to_text import KINDS, ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.generic import Generic
-from hfcap.captioners.vlm.images import PicturesOfOneSize
+from hfcap.captioners.vlm.images import ImagesOfOneSize
 from hfcap.captioners.vlm.loading import MODEL_TYPES, quantization_config
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions
@@ -31,7 +31,7 @@ from tests.captioners.helpers import (
     pixel_values,
     plain_processor,
     random_captions,
-    random_picture,
+    random_image,
 )
 from tests.captioners.itt_models import IMAGE_SIZES, MODELS, QwenProcessor, itt
 from tests.captioners.itt_own_forward import (
@@ -227,7 +227,7 @@ def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path:
     assert texts == [captions[0].text for captions in captioner.caption_states(states, options)]
 
 
-def test_size_of_pictures_is_kept_beside_the_weights(tmp_path: Path) -> None:
+def test_size_of_images_is_kept_beside_the_weights(tmp_path: Path) -> None:
     captioner = itt("qwen2_vl")
     notes = captioner.notes()
     assert notes["image_size"] == "56"
@@ -254,17 +254,17 @@ def test_usual_size_is_one_that_the_processor_keeps(least: int, most: int, size:
     assert ImageTextToText(captioner.model, processor).image_size == size
 
 
-def test_pictures_of_any_shape_become_one() -> None:
-    pictures = [random_picture(0, (64, 32)), random_picture(1, (20, 90))]
+def test_images_of_any_shape_become_one() -> None:
+    images = [random_image(0, (64, 32)), random_image(1, (20, 90))]
     for name in ("idefics3", "qwen2_vl"):
         captioner = itt(name)
-        values = captioner.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        values = captioner.image_processor(images=images, return_tensors="pt")["pixel_values"]
         assert len(values) == 2
         assert captioner.encode(values).shape[0] == 2
 
 
-def test_black_picture_is_a_picture() -> None:
-    """Idefics3's own code takes pixels of zero for padding and drops the picture."""
+def test_black_image_is_a_image() -> None:
+    """Idefics3's own code takes pixels of zero for padding and drops the image."""
     captioner = itt("idefics3")
     states = captioner.encode(torch.zeros(2, 3, 32, 32))
     assert states.shape[0] == 2
@@ -286,7 +286,7 @@ def test_blip2_with_flan_t5_is_refused() -> None:
         ImageTextToText(captioner.model, captioner.processor)
 
 
-def test_model_that_takes_pictures_in_another_way_is_refused() -> None:
+def test_model_that_takes_images_in_another_way_is_refused() -> None:
     captioner = itt("git")
     with pytest.raises(UserError, match=r"cannot caption with GitForCausalLM.*docs/image_text_to_text.md"):
         Generic(captioner).check_model()
@@ -385,11 +385,9 @@ def test_processor_that_needs_torchvision(tmp_path: Path) -> None:
             load_captioner(str(tmp_path))
 
 
-def test_picklable_pictures() -> None:
+def test_picklable_images() -> None:
     processor = itt("idefics3").image_processor
-    assert isinstance(processor, PicturesOfOneSize)
+    assert isinstance(processor, ImagesOfOneSize)
     again = pickle.loads(pickle.dumps(processor))
-    assert torch.equal(
-        again(images=random_picture(1))["pixel_values"], processor(images=random_picture(1))["pixel_values"]
-    )
+    assert torch.equal(again(images=random_image(1))["pixel_values"], processor(images=random_image(1))["pixel_values"])
     assert IMAGE_SIZES["qwen2_vl"] == itt("qwen2_vl").image_processor.to_dict()["image_size"]

@@ -19,7 +19,7 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.generic import Generic
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions
-from tests.captioners.helpers import gradients, pixel_values, plain_processor, random_picture
+from tests.captioners.helpers import gradients, pixel_values, plain_processor, random_image
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_more_models import MORE_MODELS, more
 from tests.captioners.itt_own_forward import (
@@ -76,7 +76,7 @@ def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path:
     again = load_captioner(str(tmp_path))
     assert isinstance(again, ImageTextToText)
     assert (again.prompt, again.image_size) == (captioner.prompt, captioner.image_size)
-    assert again.sees_one_picture == captioner.sees_one_picture
+    assert again.sees_one_image == captioner.sees_one_image
     assert torch.equal(pixel_values(again, 2), pixels)
     assert [captions[0].text for captions in again.caption_states(again.encode(pixels), options)] == expected
     again.processor = plain_processor(tmp_path)
@@ -89,23 +89,23 @@ def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path:
     assert [" ".join(text.split()) for text in texts] == expected
 
 
-def test_pictures_become_one_square_only_where_their_shape_matters() -> None:
+def test_images_become_one_square_only_where_their_shape_matters() -> None:
     sizes = {name: more(name).image_size for name in ("janus", "internvl", "idefics2", "mllama")}
     assert sizes == {"janus": None, "internvl": 32, "idefics2": 32, "mllama": 32}
     captioner = more("internvl")
-    pictures = [random_picture(0, (64, 32)), random_picture(1, (20, 90))]
-    values = captioner.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    images = [random_image(0, (64, 32)), random_image(1, (20, 90))]
+    values = captioner.image_processor(images=images, return_tensors="pt")["pixel_values"]
     assert captioner.encode(values).shape[0] == 2
 
 
 def test_whether_anybody_can_look_at_the_pixels() -> None:
-    assert more("janus").sees_one_picture
-    assert itt("qwen2_vl").sees_one_picture
-    assert not more("qwen3_vl").sees_one_picture
-    assert not more("llava_next").sees_one_picture
+    assert more("janus").sees_one_image
+    assert itt("qwen2_vl").sees_one_image
+    assert not more("qwen3_vl").sees_one_image
+    assert not more("llava_next").sees_one_image
 
 
-def test_picture_in_several_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_in_several_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = more("janus")
     kind = Generic(captioner)
     called = type(captioner.processor).__call__
@@ -115,7 +115,7 @@ def test_picture_in_several_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) 
         return {**values, "high_res_pixels": values["pixel_values"]}
 
     monkeypatch.setattr(type(captioner.processor), "__call__", with_a_close_look)
-    with pytest.raises(UserError, match=r"of a picture together \(high_res_pixels\)"):
+    with pytest.raises(UserError, match=r"of an image together \(high_res_pixels\)"):
         kind.check()
 
 
@@ -124,11 +124,11 @@ def test_features_that_do_not_fit_their_places_are_refused() -> None:
     captioner.processor.num_image_tokens = 3
     captioner.kind = Generic(captioner)
     states = captioner.encode(pixel_values(captioner, 1))
-    with pytest.raises(UserError, match="makes 4 states of a picture, but its processor leaves 3 places"):
+    with pytest.raises(UserError, match="makes 4 states of an image, but its processor leaves 3 places"):
         captioner.caption_states(states, GenerateOptions(max_new_tokens=2))
 
 
-def test_more_features_than_the_picture_s_tokens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_features_than_the_image_s_tokens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = more("janus")
     output = captioner.model.base_model.get_image_features(pixel_values(captioner, 1), return_dict=True)
     output["visual_indicator_features"] = torch.zeros(1)
@@ -152,7 +152,7 @@ def test_logits_of_more_positions_than_asked_for_are_left_out(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("axis", "left"), [(0, None), (3, None), (None, "pixel_values"), (0, "sizes")])
-def test_pixels_of_two_pictures_lie_where_the_processor_puts_them(
+def test_pixels_of_two_images_lie_where_the_processor_puts_them(
     axis: int | None, left: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner = more("janus")
@@ -169,12 +169,12 @@ def test_pixels_of_two_pictures_lie_where_the_processor_puts_them(
     kind = Generic(captioner)
     pixels = pixel_values(captioner, 2)
     if left is not None:
-        with pytest.raises(UserError, match=rf"makes of two pictures \({left}\) is not twice"):
+        with pytest.raises(UserError, match=rf"makes of two images \({left}\) is not twice"):
             kind.plain_pixels(pixels)
         return
     assert axis is not None
     assert torch.equal(kind.plain_pixels(pixels), torch.cat(list(pixels[:, None]), dim=axis))
-    assert kind.sees_one_picture() == (axis == 0)
+    assert kind.sees_one_image() == (axis == 0)
 
 
 def test_model_whose_image_encoder_has_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,12 +185,12 @@ def test_model_whose_image_encoder_has_an_unknown_name_is_refused(monkeypatch: p
         Generic(captioner).check_model()
 
 
-def test_model_that_reads_pictures_with_a_layer_of_the_text_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_that_reads_images_with_a_layer_of_the_text_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = more("janus")
     monkeypatch.setattr(Generic, "connector_names", ())
     captioner.kind = Generic(captioner)
     states = captioner.encode(pixel_values(captioner, 1))
-    with pytest.raises(UserError, match=r"reads pictures with model\.aligner\.\w+, which hfcap does not know"):
+    with pytest.raises(UserError, match=r"reads images with model\.aligner\.\w+, which hfcap does not know"):
         captioner.caption_states(states, GenerateOptions(max_new_tokens=2))
 
 
@@ -216,7 +216,7 @@ def test_placeholder_in_the_prompt_is_refused(name: str) -> None:
         captioner.kind.prompt_inputs("see <image> there")
 
 
-def test_text_between_picture_and_caption_is_asked_for_where_none_is_given() -> None:
+def test_text_between_image_and_caption_is_asked_for_where_none_is_given() -> None:
     """LLaVA without a chat template: the processor is given the placeholder and the prompt, nothing else."""
     model, processor = MODELS["llava"]()
     processor.chat_template = None
@@ -226,5 +226,5 @@ def test_text_between_picture_and_caption_is_asked_for_where_none_is_given() -> 
     assert len(with_prompt.caption_states(states, GenerateOptions(max_new_tokens=3))) == 2
     without = ImageTextToText(model, processor)
     for ask in (without.kind.check_prompt, lambda: without.caption_states(states, GenerateOptions(max_new_tokens=3))):
-        with pytest.raises(UserError, match=r"model\.prompt: Llava.* needs text between picture and caption"):
+        with pytest.raises(UserError, match=r"model\.prompt: Llava.* needs text between image and caption"):
             ask()

@@ -12,7 +12,7 @@ from PIL import Image
 from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.files import read_json
 from hfcap.recipe.blocks import LoraOptions
-from tests.captioners.helpers import write_picture
+from tests.captioners.helpers import write_image
 from tests.captioners.itt_models import MODELS, itt
 from tests.captioners.itt_runs import OPTIONS, assert_doctor_agrees, card_caption, run_recipe
 from tests.training.harness import forget_accelerator
@@ -32,15 +32,15 @@ def test_the_card_s_code_gives_the_caption_that_was_scored(
 ) -> None:
     captioner = itt(name)
     captioner.save(tmp_path / "model", OPTIONS)
-    picture = write_picture(tmp_path / "photo.jpg", seed=3)
+    image = write_image(tmp_path / "photo.jpg", seed=3)
     if name.startswith("qwen"):
         # Its processor cannot be loaded without torchvision.
         monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda *_, **__: captioner.processor)
-    pixels = captioner.image_processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    pixels = captioner.image_processor(images=Image.open(image).convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         expected = captioner.caption_states(captioner.encode(pixels), OPTIONS)[0][0].text
     assert expected
-    found = card_caption(tmp_path / "model", picture, captioner.model.config.model_type, monkeypatch)
+    found = card_caption(tmp_path / "model", image, captioner.model.config.model_type, monkeypatch)
     # Random words of a byte-level tokenizer may begin without a space.
     assert found == expected
 
@@ -73,8 +73,8 @@ def test_encoder_decoder_trained_in_full(tmp_path: Path, monkeypatch: pytest.Mon
     run = run_recipe(tmp_path, model, lora=False, freeze=["vision"], gradient_checkpointing=True)
     summary = read_json(run.summary, "summary")
     assert summary["encoder_frozen"] and 0 < summary["trainable_parameters"] < summary["parameters"]
-    picture = write_picture(tmp_path / "photo.jpg", seed=3)
-    assert card_caption(run.publish, picture, "florence2", monkeypatch) is not None
+    image = write_image(tmp_path / "photo.jpg", seed=3)
+    assert card_caption(run.publish, image, "florence2", monkeypatch) is not None
 
 
 def test_lora_on_weights_in_half_precision(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hfcap.captioners.vlm.loading import MODEL_TYPES
 from hfcap.card.requirements import CORE, needed_packages
 from hfcap.files import read_json
 from hfcap.recipe.blocks import LoraOptions
-from tests.captioners.helpers import gradients, pixel_values, plain_processor, write_picture
+from tests.captioners.helpers import gradients, pixel_values, plain_processor, write_image
 from tests.captioners.itt_film_models import VISION_MODELS, of_vision
 from tests.captioners.itt_own_forward import assert_own_captions, assert_own_loss_and_gradients, own_captions
 from tests.captioners.itt_runs import OPTIONS, assert_doctor_agrees, card_caption, run_recipe
@@ -97,19 +97,19 @@ def test_the_card_s_code_gives_the_same_caption(
     captioner: ImageTextToText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner.save(tmp_path / "model", OPTIONS)
-    picture = write_picture(tmp_path / "photo.jpg", seed=3)
-    pixels = captioner.image_processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    image = write_image(tmp_path / "photo.jpg", seed=3)
+    pixels = captioner.image_processor(images=Image.open(image).convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         expected = captioner.caption_states(captioner.encode(pixels), OPTIONS)[0][0].text
     assert expected
-    assert card_caption(tmp_path / "model", picture, captioner.model.config.model_type, monkeypatch) == expected
+    assert card_caption(tmp_path / "model", image, captioner.model.config.model_type, monkeypatch) == expected
 
 
 def test_doctor_finds_training_and_generation_in_agreement(captioner: ImageTextToText) -> None:
     assert_doctor_agrees(captioner)
 
 
-def test_a_whole_run_of_a_model_whose_pictures_lie_in_one_strip(tmp_path: Path) -> None:
+def test_a_whole_run_of_a_model_whose_images_lie_in_one_strip(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     of_vision("minicpm_ocr").save(tmp_path / "base", OPTIONS)
     model = {"pretrained": str(tmp_path / "base"), "prompt": "what is on it?", "image_size": 32}

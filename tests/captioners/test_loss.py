@@ -159,7 +159,7 @@ def test_filling_captions_and_order_do_not_matter(any_captioner: Captioner) -> N
     assert longer - only_long == pytest.approx(forwards, rel=1e-4)
 
 
-def test_pictures_reach_the_loss(any_captioner: Captioner) -> None:
+def test_images_reach_the_loss(any_captioner: Captioner) -> None:
     pixels = pixel_values(any_captioner, 2)
     captions = random_captions(any_captioner, [1])
     with torch.no_grad():

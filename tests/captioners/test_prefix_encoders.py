@@ -16,7 +16,7 @@ from PIL import Image
 from hfcap.captioners.base import Captioner
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
-from tests.captioners.helpers import build, gradients, packed_loss, pixel_values, random_captions, write_picture
+from tests.captioners.helpers import build, gradients, packed_loss, pixel_values, random_captions, write_image
 
 NAMES = ("clip", "siglip", "flava", "dinov2", "vit", "resnet")
 FEATURES = ("pooled", "patches")
@@ -30,13 +30,13 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 torch.set_num_threads(1)
-picture = Image.open(sys.argv[1]).convert("RGB")
+image = Image.open(sys.argv[1]).convert("RGB")
 found = {}
 for folder in sys.argv[2:]:
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=True)
-    tokens = model.generate(**processor(images=picture, return_tensors="pt"))
+    tokens = model.generate(**processor(images=image, return_tensors="pt"))
     found[folder] = processor.decode(tokens[0], skip_special_tokens=True)
 print("RESULT" + json.dumps(found))
 """
@@ -82,19 +82,19 @@ def test_a_step_lowers_the_loss_and_reaches_the_encoder(case: Any) -> None:
 
 
 def test_every_encoder_captions_alike_where_hfcap_is_not(tmp_path: Path) -> None:
-    picture = write_picture(tmp_path / "picture.png", seed=5)
+    image = write_image(tmp_path / "image.png", seed=5)
     expected: dict[str, str] = {}
     for encoder in NAMES:
         captioner, *_ = trained(encoder, "pooled")
         captioner.model.eval()
         captioner.save(tmp_path / encoder, OPTIONS)
-        values = captioner.image_processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")
+        values = captioner.image_processor(images=Image.open(image).convert("RGB"), return_tensors="pt")
         with torch.inference_mode():
             states = captioner.encode(values["pixel_values"])
         expected[str(tmp_path / encoder)] = captioner.caption_states(states, OPTIONS)[0][0].text
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(picture), *expected],
+        [sys.executable, "-c", PLAIN, str(image), *expected],
         capture_output=True,
         text=True,
         cwd=tmp_path,

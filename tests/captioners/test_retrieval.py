@@ -22,7 +22,7 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.loading import RecipeError, recipe_from_mapping
 from hfcap.schema import CaptionedImage
 from tests.captioners.clip_folder import write_clip
-from tests.captioners.helpers import MemoryPicture, build, fit, pixel_values, plain_processor, random_picture
+from tests.captioners.helpers import MemoryImage, build, fit, pixel_values, plain_processor, random_image
 from tests.metrics.reference_cider import reference_cider
 from tests.training.harness import recipe_values
 
@@ -57,7 +57,7 @@ def test_agreement_is_the_cider_d_of_pycocoevalcap() -> None:
 
 
 @pytest.mark.parametrize("consensus_size", [None, 4])
-def test_caption_is_the_consensus_among_the_nearest_pictures(consensus_size: int | None) -> None:
+def test_caption_is_the_consensus_among_the_nearest_images(consensus_size: int | None) -> None:
     groups = random_groups(12, seed=2)
     captioner = fitted(groups, n_neighbours=4, consensus_size=consensus_size)
     with torch.inference_mode():
@@ -82,7 +82,7 @@ def test_caption_is_the_consensus_among_the_nearest_pictures(consensus_size: int
         assert [caption.score for caption in chosen] == pytest.approx([scores[text] for text in best], abs=1e-4)
 
 
-def test_without_consensus_the_nearest_picture_speaks() -> None:
+def test_without_consensus_the_nearest_image_speaks() -> None:
     groups = random_groups(12, seed=3)
     captioner = fitted(groups, consensus=False)
     with torch.inference_mode():
@@ -167,7 +167,7 @@ def clip_captioner(clip: str, **options: Any) -> Retrieval:
 
 def records(captions: Sequence[str]) -> list[CaptionedImage]:
     return [
-        CaptionedImage(str(number), f"{number}.png", (text,), MemoryPicture(number))
+        CaptionedImage(str(number), f"{number}.png", (text,), MemoryImage(number))
         for number, text in enumerate(captions)
     ]
 
@@ -177,9 +177,9 @@ def test_nearest_caption_by_plain_clip(clip: str, tmp_path: Path) -> None:
     assert not captioner.fits_on_images
     captioner.fit(FittingData(records(CORPUS), None, 2, tmp_path))
     model, processor = AutoModel.from_pretrained(clip), plain_processor(clip)
-    pictures = [random_picture(number) for number in range(6)]
+    images = [random_image(number) for number in range(6)]
     unique = list(dict.fromkeys(CORPUS))
-    inputs = processor(text=unique, images=pictures, padding=True, truncation=True, max_length=24, return_tensors="pt")
+    inputs = processor(text=unique, images=images, padding=True, truncation=True, max_length=24, return_tensors="pt")
     with torch.inference_mode():
         cosines = model(**inputs).logits_per_image / model.logit_scale.exp()
         states = captioner.encode(pixel_values(captioner, 6))
@@ -188,7 +188,7 @@ def test_nearest_caption_by_plain_clip(clip: str, tmp_path: Path) -> None:
         order = row.argsort(descending=True).tolist()
         assert [caption.text for caption in found] == [unique[number] for number in order]
         assert [caption.score for caption in found] == pytest.approx(row[order].tolist(), abs=2e-3)
-    assert len({int(row.argmax()) for row in cosines}) > 1, "one caption for every picture shows little"
+    assert len({int(row.argmax()) for row in cosines}) > 1, "one caption for every image shows little"
 
 
 def test_saved_clip_retrieval_holds_no_text_encoder(clip: str, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_lora_and_parts_are_refused_by_the_recipe(tmp_path: Path) -> None:
     assert "no part 'text'" in problems
 
 
-def test_an_encoder_of_pictures_alone_cannot_search_captions(tmp_path: Path) -> None:
+def test_an_encoder_of_images_alone_cannot_search_captions(tmp_path: Path) -> None:
     from tests.captioners.backbones import ENCODERS, write_encoder
 
     folder = write_encoder(tmp_path / "vit", ENCODERS["vit"])

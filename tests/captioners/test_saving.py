@@ -27,7 +27,7 @@ from tests.captioners.helpers import (
     packed,
     pixel_values,
     random_captions,
-    write_picture,
+    write_image,
 )
 from tests.shared_data import SHARED, requires_shared
 
@@ -44,7 +44,7 @@ sys.modules["hfcap"] = None  # any import of it fails
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, pipeline
 
-picture = Image.open(sys.argv[1]).convert("RGB")
+image = Image.open(sys.argv[1]).convert("RGB")
 result = {}
 for job in json.loads(sys.argv[2]):
     trust = {"trust_remote_code": True} if job["own_code"] else {}
@@ -52,12 +52,12 @@ for job in json.loads(sys.argv[2]):
     processor = AutoProcessor.from_pretrained(job["folder"], **trust)
     if job["name"] != "ensemble":  # whose own code does this
         processor.image_processor = AutoImageProcessor.from_pretrained(job["folder"], backend="pil", **trust)
-    sequences = model.generate(**processor(images=picture, return_tensors="pt"), **job["decoding"])
+    sequences = model.generate(**processor(images=image, return_tensors="pt"), **job["decoding"])
     found = {"generate": processor.batch_decode(sequences, skip_special_tokens=True)[0]}
     if job["pipeline"]:
         pipe = pipeline("image-text-to-text", model=job["folder"])
         for name, text in (("pipeline", ""), ("pipeline_prompt", job["prompt"])):
-            found[name] = pipe(picture, text=text, generate_kwargs=job["decoding"])[0]["generated_text"]
+            found[name] = pipe(image, text=text, generate_kwargs=job["decoding"])[0]["generated_text"]
     result[job["name"]] = found
 assert not any(name.split(".")[0] == "hfcap" for name, module in sys.modules.items() if module is not None)
 print("RESULT" + json.dumps(result))
@@ -167,17 +167,17 @@ def _jobs(tmp_path: Path, captioners: dict[str, Captioner]) -> list[dict[str, An
     return jobs
 
 
-def _expected(captioner: Captioner, picture: Path, prompt: str = "") -> str:
+def _expected(captioner: Captioner, image: Path, prompt: str = "") -> str:
     from PIL import Image
 
-    values = captioner.image_processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    values = captioner.image_processor(images=Image.open(image).convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         return captioner.caption_states(captioner.encode(values), OPTIONS, prompt)[0][0].text
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Captioner], dict[str, Any], Path]:
-    """Captions of one picture by every family, made in a process that cannot import hfcap."""
+    """Captions of one image by every family, made in a process that cannot import hfcap."""
     folder = tmp_path_factory.mktemp("published")
     captioners = {name: build(name) for name in ALL_FAMILIES}
     if EFFICIENTNET.is_dir():
@@ -193,7 +193,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Capti
             captioners[f"efficientnet {name}"] = build(
                 name, vision_config=None, vision=str(EFFICIENTNET), trust_remote_code=True
             )
-    picture = write_picture(folder / "picture.png", seed=9)
+    image = write_image(folder / "image.png", seed=9)
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -203,7 +203,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Capti
     }
     # In its own folder: the checkout must not be importable by accident, and relative paths must not be needed.
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN_SCRIPT, str(picture), json.dumps(_jobs(folder, captioners))],
+        [sys.executable, "-c", PLAIN_SCRIPT, str(image), json.dumps(_jobs(folder, captioners))],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -212,22 +212,22 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Capti
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return captioners, json.loads(done.stdout.split("RESULT")[1]), picture
+    return captioners, json.loads(done.stdout.split("RESULT")[1]), image
 
 
 @pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_plain_transformers_captions_alike_without_hfcap(name: str, elsewhere: Any) -> None:
-    captioners, found, picture = elsewhere
-    expected = _expected(captioners[name], picture)
+    captioners, found, image = elsewhere
+    expected = _expected(captioners[name], image)
     assert expected
     assert _words(found[name]["generate"]) == expected
 
 
 @pytest.mark.parametrize("name", sorted(PIPELINE_FAMILIES))
 def test_pipeline_captions_alike_without_hfcap(name: str, elsewhere: Any) -> None:
-    captioners, found, picture = elsewhere
-    assert _words(found[name]["pipeline"]) == _expected(captioners[name], picture)
-    continued = _expected(captioners[name], picture, PROMPT)
+    captioners, found, image = elsewhere
+    assert _words(found[name]["pipeline"]) == _expected(captioners[name], image)
+    continued = _expected(captioners[name], image, PROMPT)
     # Random words may begin without a space, which the captions alone do not show.
     whole = f"{PROMPT} {continued}"
     assert _words(found[name]["pipeline_prompt"]).replace(" ", "") == whole.replace(" ", "")
@@ -235,11 +235,11 @@ def test_pipeline_captions_alike_without_hfcap(name: str, elsewhere: Any) -> Non
 
 @requires_shared
 def test_backbone_with_own_code_captions_alike_without_hfcap(elsewhere: Any) -> None:
-    captioners, found, picture = elsewhere
+    captioners, found, image = elsewhere
     names = [name for name in captioners if name.startswith("efficientnet")]
     assert len(names) == 3
     for name in names:
-        assert _words(found[name]["generate"]) == _expected(captioners[name], picture), name
+        assert _words(found[name]["generate"]) == _expected(captioners[name], image), name
 
 
 def test_sidecar_of_another_shape_is_refused(saved: tuple[Captioner, Path], tmp_path: Path) -> None:

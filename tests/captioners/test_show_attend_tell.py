@@ -69,7 +69,7 @@ def test_training_loss_is_equation_14_of_every_caption_alone(captioner: Any, pro
 
 
 def test_regulariser_by_hand() -> None:
-    """Two captions of one picture with two cells; the prompt's position and the padding do not count."""
+    """Two captions of one image with two cells; the prompt's position and the padding do not count."""
     rows = pack_captions([[[7], [8, 8]]], [1, 5], 2, 0)
     assert rows.labels[0].tolist() == [-100, 7, 2, -100, 8, 8, 2]
     weights = torch.tensor([[[9.0, 9.0], [1.0, 0.0], [0.5, 0.5], [9.0, 9.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
@@ -132,7 +132,7 @@ def _each_row_stays_in_its_slot(rows: PackedCaptions, steps: tuple[torch.Tensor,
 
 
 def naive_beam_search(captioner: Any, states: torch.Tensor, n_beams: int, length: int) -> list[tuple[list[int], float]]:
-    """Keep the best prefixes of exactly `length` words; every prefix is read anew from the start, without any cache."""
+    """Keep the best prefixes of exactly `length` words; every prefix is read again from the start, without a cache."""
     beams = [([captioner.start_token_id], 0.0)]
     for _ in range(length):
         longer = []

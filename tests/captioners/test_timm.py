@@ -27,7 +27,7 @@ from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.run.stages import Run
 from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.helpers import (
-    MemoryPicture,
+    MemoryImage,
     build,
     family_class,
     gradients,
@@ -137,7 +137,7 @@ def recipe_of(output: Path, family: str, name: str, network: Path, **decoding: A
 def test_from_doctor_to_plain_transformers(folders: dict[str, Path], tmp_path: Path) -> None:
     """Examined, trained, captioned, scored, staged, reloaded, and used where hfcap is not: all in one process."""
     image = tmp_path / "image.png"
-    image.write_bytes(MemoryPicture(5).read())
+    image.write_bytes(MemoryImage(5).read())
     expected: dict[str, str] = {}
     for number, name in enumerate(NETWORKS):
         family = FAMILIES[number % 2]

@@ -74,7 +74,7 @@ def _gpt2_like(folder: Path) -> None:
 
 def _bert_like(folder: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[", "]", "<", ">", "|", "/", "s", "end", "start", "pad"]
-    words += ["sep", "cls", "mask", "endoftext", "a", "red", "cat", "two", "dogs", "picture", "of"]
+    words += ["sep", "cls", "mask", "endoftext", "a", "red", "cat", "two", "dogs", "image", "of"]
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     tokenizer.save_pretrained(folder)
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import images as pictures_module
+from hfcap.captioning import images as images_module
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build
 
@@ -28,6 +28,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Captioner, str]:
 def screen(monkeypatch: pytest.MonkeyPatch) -> tuple[io.StringIO, io.StringIO]:
     """What goes to standard output and to standard error."""
     out, error = io.StringIO(), io.StringIO()
-    monkeypatch.setattr(pictures_module, "console", Console(file=out, width=200, highlight=False))
-    monkeypatch.setattr(pictures_module, "error_console", Console(file=error, width=500, highlight=False))
+    monkeypatch.setattr(images_module, "console", Console(file=out, width=200, highlight=False))
+    monkeypatch.setattr(images_module, "error_console", Console(file=error, width=500, highlight=False))
     return out, error

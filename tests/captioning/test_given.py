@@ -13,7 +13,7 @@ from PIL import Image
 import hfcap
 from hfcap.captioners.base import Captioner
 from hfcap.data.images import BytesImage, OpenedImage, decode_image
-from tests.captioners.helpers import random_picture, write_picture
+from tests.captioners.helpers import random_image, write_image
 
 
 @pytest.fixture(scope="module")
@@ -23,36 +23,36 @@ def captioner(model: tuple[Captioner, str]) -> hfcap.ImageCaptioner:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    return [write_picture(tmp_path / f"{number}.png", seed=number) for number in range(2)]
+    return [write_image(tmp_path / f"{number}.png", seed=number) for number in range(2)]
 
 
 def test_an_image_may_be_held_in_any_way(captioner: hfcap.ImageCaptioner, images: list[Path]) -> None:
-    picture = Image.open(images[0]).convert("RGB")
-    array = np.asarray(picture)
+    image = Image.open(images[0]).convert("RGB")
+    array = np.asarray(image)
     channels_first = torch.from_numpy(array.copy()).permute(2, 0, 1)
     text = captioner.caption(images[0]).text
-    forms: list[Any] = [str(images[0]), images[0], images[0].read_bytes(), picture, Image.open(images[0]), array]
-    forms += [array / 255, channels_first, (channels_first / 255).float(), picture.convert("RGBA")]
+    forms: list[Any] = [str(images[0]), images[0], images[0].read_bytes(), image, Image.open(images[0]), array]
+    forms += [array / 255, channels_first, (channels_first / 255).float(), image.convert("RGBA")]
     assert [captioner.caption(form).text for form in forms] == [text] * len(forms)
     assert [caption.text for caption in captioner.caption(forms)] == [text] * len(forms)
     assert [caption.text for caption in captioner.caption(np.stack([array, array]))] == [text] * 2
-    mixed: list[Any] = [array, images[1], picture]
+    mixed: list[Any] = [array, images[1], image]
     names = [caption.image for caption in captioner.caption(mixed)]
     assert names == ["image 0", str(images[1]), "image 2"]
-    grey = np.asarray(picture.convert("L"))
+    grey = np.asarray(image.convert("L"))
     assert captioner.caption(grey).text == captioner.caption(grey[..., None]).text
-    assert np.array_equal(np.asarray(picture), array)  # nobody's image was changed
+    assert np.array_equal(np.asarray(image), array)  # nobody's image was changed
 
 
 def test_images_that_were_opened_are_seen_as_in_files(tmp_path: Path) -> None:
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
-    random_picture(0, (6, 4)).save(path, exif=exif)
+    random_image(0, (6, 4)).save(path, exif=exif)
     opened = Image.open(path)
     seen = decode_image(OpenedImage(opened, "it"))
     assert seen.size == (4, 6) and opened.size == (6, 4)
-    plain = random_picture(0)
+    plain = random_image(0)
     decode_image(OpenedImage(plain, "it")).thumbnail((2, 2))
     assert plain.size == (40, 32)  # what is decoded is a copy
     transparent = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
@@ -60,7 +60,7 @@ def test_images_that_were_opened_are_seen_as_in_files(tmp_path: Path) -> None:
     encoded = BytesImage(OpenedImage(transparent, "it").read(), "it")
     assert decode_image(encoded).getpixel((0, 0)) == (255, 255, 255)
     cut = tmp_path / "cut.png"
-    whole = write_picture(tmp_path / "whole.png").read_bytes()
+    whole = write_image(tmp_path / "whole.png").read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(hfcap.UnreadableImageError, match=r"cut: cannot be decoded"):
         decode_image(OpenedImage(Image.open(cut), "cut"))

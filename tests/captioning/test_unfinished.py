@@ -11,10 +11,10 @@ import pytest
 
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import DatasetChoice, caption_pictures
+from hfcap.captioning import DatasetChoice, caption_images
 from hfcap.captioning import batches as batches_module
 from hfcap.errors import StoppedError, UserError, WorkError
-from tests.captioners.helpers import write_picture
+from tests.captioners.helpers import write_image
 from tests.captioning.conftest import OPTIONS
 
 Model = tuple[Captioner, str]
@@ -22,11 +22,11 @@ Screen = tuple[io.StringIO, io.StringIO]
 
 
 class Stopper:
-    """Counts captioned pictures; Ctrl-C comes before the batch that would follow `batches`."""
+    """Counts captioned images; Ctrl-C comes before the batch that would follow `batches`."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.batches: int | None = None
-        self.pictures = 0
+        self.images = 0
         self._original = generate_captions
         patch.setattr(batches_module, "generate_captions", self)
 
@@ -34,7 +34,7 @@ class Stopper:
         if self.batches == 0:
             raise KeyboardInterrupt
         self.batches = None if self.batches is None else self.batches - 1
-        self.pictures += len(images)
+        self.images += len(images)
         return self._original(captioner, images, *arguments, **options)
 
 
@@ -45,19 +45,19 @@ def stopper(monkeypatch: pytest.MonkeyPatch) -> Stopper:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine pictures, of which one can't be read."""
+    """Nine images, of which one can't be read."""
     for number in range(9):
-        write_picture(tmp_path / "pictures" / f"{number}.png", seed=number)
-    (tmp_path / "pictures" / "3.png").write_bytes(b"damaged")
-    return tmp_path / "pictures"
+        write_image(tmp_path / "images" / f"{number}.png", seed=number)
+    (tmp_path / "images" / "3.png").write_bytes(b"damaged")
+    return tmp_path / "images"
 
 
 def stop(stopper: Stopper, behind: int, *arguments: Any, **options: Any) -> None:
-    """Caption until Ctrl-C comes, two batches of two pictures later."""
+    """Caption until Ctrl-C comes, two batches of two images later."""
     stopper.batches = 2
-    with pytest.raises(StoppedError, match=f"stopped behind {behind} pictures; the same command continues there"):
-        caption_pictures(*arguments, batch_size=2, **options)
-    stopper.batches, stopper.pictures = None, 0
+    with pytest.raises(StoppedError, match=f"stopped after {behind} images; the same command continues there"):
+        caption_images(*arguments, batch_size=2, **options)
+    stopper.batches, stopper.images = None, 0
 
 
 SAMPLING = {"do_sample": True, "num_beams": 1, "seed": 3, "top_p": 0.9}
@@ -69,22 +69,22 @@ def test_the_same_file_as_without_a_stop(
 ) -> None:
     inputs: tuple[str, list[str]] = (model[1], [str(folder)])
     whole, output = tmp_path / f"whole{suffix}", tmp_path / "out" / f"stopped{suffix}"
-    predictions = caption_pictures(*inputs, whole, overrides=overrides, batch_size=2)
-    # 0 1, 2 (3) 4: the picture that can't be read is behind it as well
+    predictions = caption_images(*inputs, whole, overrides=overrides, batch_size=2)
+    # 0 1, 2 (3) 4: the image that can't be read is behind it as well
     stop(stopper, 5, *inputs, output, overrides=overrides)
     assert not output.exists()
     (part,) = output.parent.iterdir()
     with part.open("a") as handle:
         handle.write('[{"image_id": "cut o')  # by a kill
-    assert caption_pictures(*inputs, output, overrides=overrides, batch_size=2) == predictions
-    assert stopper.pictures == 4
+    assert caption_images(*inputs, output, overrides=overrides, batch_size=2) == predictions
+    assert stopper.images == 4
     assert output.read_bytes() == whole.read_bytes()
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     said = screen[1].getvalue()
-    assert "Continuing behind 5 pictures" in said and said.count("3.png: damaged") == 3
+    assert "Resuming after 5 images" in said and said.count("3.png: damaged") == 3
 
 
-@pytest.mark.parametrize("change", ["options", "batch", "prompt", "picture", "more pictures", "model"])
+@pytest.mark.parametrize("change", ["options", "batch", "prompt", "image", "more images", "model"])
 def test_another_job_begins_anew(
     change: str, model: Model, folder: Path, tmp_path: Path, stopper: Stopper, screen: Screen
 ) -> None:
@@ -98,10 +98,10 @@ def test_another_job_begins_anew(
         options["batch_size"] = 3
     elif change == "prompt":
         options["prompt"] = "two"
-    elif change == "picture":
-        write_picture(folder / "0.png", seed=77)
-    elif change == "more pictures":
-        write_picture(folder / "00.png", seed=77)
+    elif change == "image":
+        write_image(folder / "0.png", seed=77)
+    elif change == "more images":
+        write_image(folder / "00.png", seed=77)
     else:
         other = tmp_path / "other"
         weight = next(model[0].model.parameters()).data
@@ -110,9 +110,9 @@ def test_another_job_begins_anew(
         model[0].save(other, OPTIONS)
         weight.copy_(before)
         location = str(other)
-    found = caption_pictures(location, [str(folder)], output, **options)
-    assert stopper.pictures == len(found) == 8 + (change == "more pictures")
-    assert "begins anew, because what was begun there had another model, other options or other pictures" in (
+    found = caption_images(location, [str(folder)], output, **options)
+    assert stopper.images == len(found) == 8 + (change == "more images")
+    assert "begins again, because what was begun there had another model, other options or other images" in (
         screen[1].getvalue()
     )
     assert list(tmp_path.glob("x.jsonl.*")) == []
@@ -120,16 +120,16 @@ def test_another_job_begins_anew(
 
 def test_on_demand_it_begins_anew(model: Model, folder: Path, tmp_path: Path, stopper: Stopper) -> None:
     stop(stopper, 5, model[1], [str(folder)], tmp_path / "x.csv")
-    caption_pictures(model[1], [str(folder)], tmp_path / "x.csv", batch_size=2, anew=True)
-    assert stopper.pictures == 8
+    caption_images(model[1], [str(folder)], tmp_path / "x.csv", batch_size=2, again=True)
+    assert stopper.images == 8
 
 
 def test_a_damaged_file_is_named(model: Model, folder: Path, tmp_path: Path, stopper: Stopper) -> None:
     stop(stopper, 5, model[1], [str(folder)], tmp_path / "x.csv")
     (part,) = tmp_path.glob("x.csv.part-*")
     part.write_text("no JSON\n")
-    with pytest.raises(WorkError, match=r"x\.csv\.part-\w+: damaged .*delete it to begin anew"):
-        caption_pictures(model[1], [str(folder)], tmp_path / "x.csv", batch_size=2)
+    with pytest.raises(WorkError, match=r"x\.csv\.part-\w+: damaged .*delete it to begin again"):
+        caption_images(model[1], [str(folder)], tmp_path / "x.csv", batch_size=2)
 
 
 def test_a_second_captioning_into_the_same_file_is_refused(
@@ -142,24 +142,24 @@ def test_a_second_captioning_into_the_same_file_is_refused(
     def twice(*arguments: Any, **options: Any) -> Any:
         if not refused:
             with pytest.raises(UserError) as raised:
-                caption_pictures(model[1], [str(folder)], output, overrides={"max_new_tokens": 2}, batch_size=2)
+                caption_images(model[1], [str(folder)], output, overrides={"max_new_tokens": 2}, batch_size=2)
             refused.append(str(raised.value))
-            assert caption_pictures(model[1], [str(folder)], tmp_path / "y.jsonl", batch_size=8)
+            assert caption_images(model[1], [str(folder)], tmp_path / "y.jsonl", batch_size=8)
         return original(*arguments, **options)
 
     monkeypatch.setattr(batches_module, "generate_captions", twice)
-    found = caption_pictures(model[1], [str(folder)], output, batch_size=2)
+    found = caption_images(model[1], [str(folder)], output, batch_size=2)
     assert refused == [
         f"{output}: another captioning is writing there; wait until it is done, or give another name with -o"
     ]
     assert len(output.read_text().splitlines()) == len(found) == 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "x.jsonl", "y.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "x.jsonl", "y.jsonl"]
 
 
 def test_without_a_file_nothing_is_kept(model: Model, folder: Path, stopper: Stopper) -> None:
     stopper.batches = 1
-    with pytest.raises(StoppedError, match=r"stopped behind 2 pictures; only with -o FILE would that be kept"):
-        caption_pictures(model[1], [str(folder)], batch_size=2)
+    with pytest.raises(StoppedError, match=r"stopped after 2 images; only with -o FILE would that be kept"):
+        caption_images(model[1], [str(folder)], batch_size=2)
 
 
 def test_a_streamed_dataset_goes_on_in_its_second_split(
@@ -172,10 +172,10 @@ def test_a_streamed_dataset_goes_on_in_its_second_split(
         (tmp_path / "set").mkdir(exist_ok=True)
         datasets.Dataset.from_dict({"image": cells}).to_parquet(str(tmp_path / "set" / f"{split}.parquet"))
     inputs: tuple[str, list[str]] = (model[1], [str(tmp_path / "set")])
-    whole = caption_pictures(*inputs, tmp_path / "whole.jsonl", batch_size=2, dataset=DatasetChoice())
+    whole = caption_images(*inputs, tmp_path / "whole.jsonl", batch_size=2, dataset=DatasetChoice())
     # Also into the dataset's own folder.
     for output in (tmp_path / "x.jsonl", tmp_path / "set" / "x.jsonl"):
         stop(stopper, 4, *inputs, output)
-        assert caption_pictures(*inputs, output, batch_size=2) == whole
-        assert stopper.pictures == 3
+        assert caption_images(*inputs, output, batch_size=2) == whole
+        assert stopper.images == 3
         assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

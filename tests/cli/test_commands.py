@@ -29,7 +29,7 @@ from hfcap.recipe.shipped import shipped_recipes
 from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.clip_folder import write_clip
 from tests.cli.command_line import Hfcap, assert_refused, write_recipe
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 from tests.training.harness import Result, assert_same_tensors
 
 
@@ -57,52 +57,52 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A person's own pictures: in a folder, in a subfolder, and something that is no picture."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A person's own images: in a folder, in a subfolder, and something that is no image."""
+    folder = tmp_path_factory.mktemp("images")
     write_jpeg(folder / "one [red].jpg", "red")
     write_jpeg(folder / "sub" / "two.jpg", "blue")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
 def test_caption_one_file_on_screen(
-    finished: RunDirectory, pictures: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch
+    finished: RunDirectory, images: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     outcome = hfcap("caption", finished.path, "sub/two.jpg", "--max-new-tokens", 3)
     assert outcome.code == 0, outcome.err
-    words = by_transformers(load_captioner(str(finished.path)), pictures / "sub" / "two.jpg", max_new_tokens=3)
+    words = by_transformers(load_captioner(str(finished.path)), images / "sub" / "two.jpg", max_new_tokens=3)
     assert "sub/two.jpg" in outcome.out
     assert words and words in outcome.out
 
 
-def test_caption_a_folder_to_jsonl(finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap) -> None:
+def test_caption_a_folder_to_jsonl(finished: RunDirectory, images: Path, tmp_path: Path, hfcap: Hfcap) -> None:
     output = tmp_path / "out" / "captions.jsonl"
-    outcome = hfcap("caption", finished.path, pictures, "-o", output)
+    outcome = hfcap("caption", finished.path, images, "-o", output)
     assert outcome.code == 0 and str(output) in outcome.out
     rows = [row for _, row in read_json_lines(output, "captions")]
     assert [Path(row["file_name"]).name for row in rows] == ["one [red].jpg", "two.jpg"]
     captioner = load_captioner(str(finished.path))
-    for row, picture in zip(rows, (pictures / "one [red].jpg", pictures / "sub" / "two.jpg"), strict=True):
-        assert row["caption"] == by_transformers(captioner, picture)
+    for row, image in zip(rows, (images / "one [red].jpg", images / "sub" / "two.jpg"), strict=True):
+        assert row["caption"] == by_transformers(captioner, image)
         assert row["candidates"] == [row["caption"]]
 
 
-def test_explain_draws_one_picture(finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap) -> None:
+def test_explain_draws_one_image(finished: RunDirectory, images: Path, tmp_path: Path, hfcap: Hfcap) -> None:
     output = tmp_path / "maps.png"
-    outcome = hfcap("explain", finished.path, pictures / "one [red].jpg", "-o", output)
+    outcome = hfcap("explain", finished.path, images / "one [red].jpg", "-o", output)
     assert outcome.code == 0, outcome.err
     assert str(output) in outcome.out
     assert output.read_bytes().startswith(b"\x89PNG")
-    assert_refused(hfcap("explain", finished.path, pictures, "-o", output), "matches 2 pictures; give one")
-    # The picture is looked at before the model, which may have to be fetched.
-    assert_refused(hfcap("explain", "no/model", pictures / "notes.txt", "-o", output), "notes.txt")
+    assert_refused(hfcap("explain", finished.path, images, "-o", output), "matches 2 images; give one")
+    # The image is looked at before the model, which may have to be fetched.
+    assert_refused(hfcap("explain", "no/model", images / "notes.txt", "-o", output), "notes.txt")
 
 
-def by_transformers(captioner: Any, picture: Path, max_new_tokens: int = 6) -> str:
+def by_transformers(captioner: Any, image: Path, max_new_tokens: int = 6) -> str:
     """The caption plain transformers generates with the recipe's beams and length."""
-    pixels = captioner.image_processor(images=decode_image(FileImage(picture)), return_tensors="pt")["pixel_values"]
+    pixels = captioner.image_processor(images=decode_image(FileImage(image)), return_tensors="pt")["pixel_values"]
     ids = captioner.model.generate(
         pixels,
         num_beams=2,
@@ -115,26 +115,26 @@ def by_transformers(captioner: Any, picture: Path, max_new_tokens: int = 6) -> s
 
 
 def test_caption_to_csv_with_several_captions_each(
-    finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap
+    finished: RunDirectory, images: Path, tmp_path: Path, hfcap: Hfcap
 ) -> None:
     output = tmp_path / "captions.csv"
-    assert hfcap("caption", finished.path, str(pictures / "**" / "*.jpg"), "-o", output).code == 0
+    assert hfcap("caption", finished.path, str(images / "**" / "*.jpg"), "-o", output).code == 0
     with output.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [Path(row["file_name"]).name for row in rows] == ["one [red].jpg", "two.jpg"]
     assert all(row["caption"] and float(row["score"]) < 0 for row in rows)
     several = tmp_path / "several.jsonl"
-    assert hfcap("caption", finished.path, pictures, "-o", several, "--num-return-sequences", 4).code == 0
+    assert hfcap("caption", finished.path, images, "-o", several, "--num-return-sequences", 4).code == 0
     for _, row in read_json_lines(several, "captions"):
         assert len(row["candidates"]) == 4 and row["candidates"][0] == row["caption"]
 
 
 def test_caption_with_a_prompt_and_with_sampling(
-    finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap
+    finished: RunDirectory, images: Path, tmp_path: Path, hfcap: Hfcap
 ) -> None:
     def captions(*options: Any) -> list[str]:
         output = tmp_path / "captions.jsonl"
-        assert hfcap("caption", finished.path, pictures, "-o", output, *options).code == 0
+        assert hfcap("caption", finished.path, images, "-o", output, *options).code == 0
         return [row["caption"] for _, row in read_json_lines(output, "captions")]
 
     sampled = captions("--sample", "--seed", 1, "--num-beams", 1)
@@ -143,34 +143,32 @@ def test_caption_with_a_prompt_and_with_sampling(
     assert captions("--prompt", "three red", "--num-beams", 1) != captions("--num-beams", 1)
 
 
-def test_caption_without_a_picture(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
+def test_caption_without_a_image(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
     for wrong in (tmp_path, tmp_path / "missing.jpg", tmp_path / "*.jpg"):
         assert_refused(hfcap("caption", finished.path, wrong), str(wrong))
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     assert_refused(hfcap("caption", finished.path, tmp_path / "broken.jpg"), "broken.jpg")
     assert_refused(hfcap("caption", finished.path, tmp_path, "-o", tmp_path / "out.txt"), "out.txt", ".jsonl")
     assert not (tmp_path / "out.txt").exists()
 
 
-def test_caption_with_impossible_options(finished: RunDirectory, pictures: Path, hfcap: Hfcap) -> None:
-    outcome = hfcap("caption", finished.path, pictures, "--num-beams", 2, "--num-return-sequences", 5)
+def test_caption_with_impossible_options(finished: RunDirectory, images: Path, hfcap: Hfcap) -> None:
+    outcome = hfcap("caption", finished.path, images, "--num-beams", 2, "--num-return-sequences", 5)
     assert_refused(outcome, "num_return_sequences")
 
 
-def test_caption_with_the_published_folder(
-    finished: RunDirectory, pictures: Path, tmp_path: Path, hfcap: Hfcap
-) -> None:
+def test_caption_with_the_published_folder(finished: RunDirectory, images: Path, tmp_path: Path, hfcap: Hfcap) -> None:
     output = tmp_path / "captions.jsonl"
-    assert hfcap("caption", finished.publish, pictures, "-o", output).code == 0
+    assert hfcap("caption", finished.publish, images, "-o", output).code == 0
     ours = tmp_path / "run.jsonl"
-    assert hfcap("caption", finished.path, pictures, "-o", ours).code == 0
+    assert hfcap("caption", finished.path, images, "-o", ours).code == 0
     published, by_run = ([row["caption"] for _, row in read_json_lines(p, "captions")] for p in (output, ours))
     assert published == by_run
 
 
-def test_caption_with_no_model(pictures: Path, tmp_path: Path, hfcap: Hfcap) -> None:
-    assert_refused(hfcap("caption", tmp_path / "nothing", pictures), "nothing")
-    assert_refused(hfcap("caption", tmp_path, pictures), "config.json")
+def test_caption_with_no_model(images: Path, tmp_path: Path, hfcap: Hfcap) -> None:
+    assert_refused(hfcap("caption", tmp_path / "nothing", images), "nothing")
+    assert_refused(hfcap("caption", tmp_path, images), "config.json")
 
 
 def test_score_a_file_alone(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
@@ -306,8 +304,8 @@ def test_what_a_command_trained_is_the_recipe_with_its_overrides(tmp_path: Path,
 
 
 def test_score_with_options_of_metrics(finished: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
-    """Pictures are found by the file names that the prediction file gives."""
-    folder = tmp_path / "pictures"
+    """Images are found by the file names that the prediction file gives."""
+    folder = tmp_path / "images"
     rows = [row for _, row in read_json_lines(finished.predictions("test"), "predictions")]
     for row in rows:
         write_jpeg(folder / row["file_name"], "red")
@@ -355,7 +353,8 @@ def test_compare_prediction_files(finished: RunDirectory, tmp_path: Path, hfcap:
     assert outcome.err.count("warning: only") == 1
     assert str(tmp_path / "board" / "leaderboard.html") in outcome.out
     assert "By CIDEr-D, test" in (tmp_path / "board" / "leaderboard.html").read_text()
-    assert_refused(hfcap("compare", finished.path, "--pictures"), "--pictures", "give its folder with -o")
+    for option in ("--show-images", "--pictures"):  # the second is the old spelling
+        assert_refused(hfcap("compare", finished.path, option), "--show-images", "give its folder with -o")
     assert_refused(
         hfcap("compare", finished.path, "--images", tmp_path / "gone", "-o", tmp_path / "x"),
         "--images",

@@ -19,10 +19,10 @@ from tests.cli.command_line import Hfcap, assert_refused
 DAY = 86400.0
 
 
-def make_store(root: Path, key: str, encoder: str, n_pictures: int, days_ago: float) -> Path:
+def make_store(root: Path, key: str, encoder: str, n_images: int, days_ago: float) -> Path:
     store = RowStore(root / key)
-    rows = torch.zeros(n_pictures, 3, 4, dtype=torch.float16)
-    store.write_shard(rows, [f"{number:064x}" for number in range(n_pictures)])
+    rows = torch.zeros(n_images, 3, 4, dtype=torch.float16)
+    store.write_shard(rows, [f"{number:064x}" for number in range(n_images)])
     store.describe(encoder, rows[0])
     store.mark_used()
     then = time.time() - days_ago * DAY
@@ -36,7 +36,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     return {
         "old": make_store(tmp_path / "features", "a" * 32, "BlipForConditionalGeneration, blip", 5, 40),
         "new": make_store(tmp_path / "features", "b" * 32, "openai/clip", 7, 1),
-        "images": make_store(tmp_path / "images", "c" * 32, "resized pictures, 8 x 8", 2, 40),
+        "images": make_store(tmp_path / "images", "c" * 32, "resized images, 8 x 8", 2, 40),
     }
 
 
@@ -99,7 +99,7 @@ def test_prune_wants_to_know_what(hfcap: Hfcap, stores: dict[str, Path], conditi
 
 def test_prune_of_an_encoder_that_is_not_there(hfcap: Hfcap, stores: dict[str, Path]) -> None:
     found = hfcap("features", "prune", "--encoder", "openai/clipp", "--yes")
-    assert_refused(found, "--encoder 'openai/clipp'", "bbbbbbbbbbbb  openai/clip", "BlipFor", "resized pictures")
+    assert_refused(found, "--encoder 'openai/clipp'", "bbbbbbbbbbbb  openai/clip", "BlipFor", "resized images")
     assert all(folder.exists() for folder in stores.values())
 
 

@@ -19,7 +19,7 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.scoring import score
 from hfcap.store.row_store import RowStore
 from hfcap.training import assemble
-from tests.captioners.helpers import build, write_picture
+from tests.captioners.helpers import build, write_image
 from tests.cli.command_line import Hfcap, Outcome, write_recipe
 from tests.cli.test_features import make_store
 
@@ -95,18 +95,18 @@ def test_what_makes_one_file(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> Non
         assert not output.exists()
 
 
-def test_captions_of_own_pictures(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> None:
+def test_captions_of_own_images(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> None:
     build("blip").save(tmp_path / "model", GenerateOptions(num_beams=1, max_new_tokens=4))
     for number in range(3):
-        write_picture(tmp_path / "pictures" / f"{number}.png", seed=number)
-    command = ["caption", tmp_path / "model", tmp_path / "pictures", "--batch-size", 1, "-o", tmp_path / "out.csv"]
+        write_image(tmp_path / "images" / f"{number}.png", seed=number)
+    command = ["caption", tmp_path / "model", tmp_path / "images", "--batch-size", 1, "-o", tmp_path / "out.csv"]
     stop_in(Unfinished, "add")
     stopped = hfcap(*command)
     assert stopped.code == 130 and stopped.out == "" and "Traceback" not in stopped.err
-    assert "stopped behind 0 pictures; the same command continues there" in stopped.err.splitlines()[-1]
+    assert "stopped after 0 images; the same command continues there" in stopped.err.splitlines()[-1]
     assert not (tmp_path / "out.csv").exists()
     finished = hfcap(*command)
-    assert finished.code == 0 and "Continuing behind 1 pictures" in finished.err
+    assert finished.code == 0 and "Resuming after 1 images" in finished.err
     assert (tmp_path / "out.csv").read_text().count("\n") == 4
     assert list(tmp_path.glob("out.csv.*")) == []
 

@@ -12,7 +12,7 @@ import pytest
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build
 from tests.cli.command_line import Hfcap
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/tutorial.md"
 PUBLISHED = "Salesforce/blip-image-captioning-base"

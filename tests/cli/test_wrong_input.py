@@ -14,7 +14,7 @@ import yaml
 
 from hfcap.cli.common import say
 from tests.cli.command_line import Hfcap, Outcome, assert_nothing_half_written, assert_refused, write_recipe
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 from tests.training.harness import FAMILIES
 
 
@@ -67,8 +67,8 @@ def test_a_run_directory_does_not_trust_itself(command: str, tmp_path: Path, hfc
     assert_nothing_half_written(tmp_path)
 
 
-def picture_folder(folder: Path, **last: Any) -> Path:
-    """Twelve captioned pictures; the keywords change the last one's metadata."""
+def image_folder(folder: Path, **last: Any) -> Path:
+    """Twelve captioned images; the keywords change the last one's metadata."""
     rows: list[dict[str, Any]] = []
     for number in range(12):
         write_jpeg(folder / f"{number}.jpg", size=(32, 32))
@@ -80,7 +80,7 @@ def picture_folder(folder: Path, **last: Any) -> Path:
 
 
 def on_folder(tmp_path: Path, hfcap: Hfcap) -> Outcome:
-    return hfcap("run", write_recipe(tmp_path, data={"source": "folder", "root": str(tmp_path / "pictures")}))
+    return hfcap("run", write_recipe(tmp_path, data={"source": "folder", "root": str(tmp_path / "images")}))
 
 
 def test_data_that_is_not_there_leaves_no_run_directory(tmp_path: Path, hfcap: Hfcap) -> None:
@@ -90,30 +90,30 @@ def test_data_that_is_not_there_leaves_no_run_directory(tmp_path: Path, hfcap: H
         assert not (tmp_path / "runs").exists()
 
 
-def test_a_missing_picture(tmp_path: Path, hfcap: Hfcap) -> None:
-    picture_folder(tmp_path / "pictures")
-    (tmp_path / "pictures" / "3.jpg").unlink()
+def test_a_missing_image(tmp_path: Path, hfcap: Hfcap) -> None:
+    image_folder(tmp_path / "images")
+    (tmp_path / "images" / "3.jpg").unlink()
     assert_refused(on_folder(tmp_path, hfcap), "3.jpg", "max_unreadable_images")
     assert_nothing_half_written(tmp_path / "runs")
 
 
 def test_a_corrupt_jpeg(tmp_path: Path, hfcap: Hfcap) -> None:
-    path = picture_folder(tmp_path / "pictures") / "3.jpg"
+    path = image_folder(tmp_path / "images") / "3.jpg"
     path.write_bytes(path.read_bytes()[:200])
     assert_refused(on_folder(tmp_path, hfcap), "3.jpg", "max_unreadable_images")
     assert_nothing_half_written(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("captions", [[], ["   "], None])
-def test_a_picture_without_caption(captions: Any, tmp_path: Path, hfcap: Hfcap) -> None:
-    picture_folder(tmp_path / "pictures", captions=captions)
+def test_a_image_without_caption(captions: Any, tmp_path: Path, hfcap: Hfcap) -> None:
+    image_folder(tmp_path / "images", captions=captions)
     assert_refused(on_folder(tmp_path, hfcap), "metadata.jsonl", "line 12")
     assert_nothing_half_written(tmp_path / "runs")
 
 
 def test_after_mending_the_data_the_same_command_works(tmp_path: Path, hfcap: Hfcap) -> None:
-    picture_folder(tmp_path / "pictures")
-    broken = tmp_path / "pictures" / "3.jpg"
+    image_folder(tmp_path / "images")
+    broken = tmp_path / "images" / "3.jpg"
     content = broken.read_bytes()
     broken.write_bytes(b"")
     assert on_folder(tmp_path, hfcap).code == 2
@@ -149,7 +149,7 @@ def test_a_base_model_without_weights(captioner: str, tmp_path: Path, hfcap: Hfc
     assert_nothing_half_written(tmp_path / "runs" / "second")
 
 
-def test_training_pictures_fewer_than_one_update_needs(tmp_path: Path, hfcap: Hfcap) -> None:
+def test_training_images_fewer_than_one_update_needs(tmp_path: Path, hfcap: Hfcap) -> None:
     path = write_recipe(tmp_path, train={"max_steps": None, "num_train_epochs": 0.01})
     assert_refused(hfcap("train", path), "train.num_train_epochs")
 
@@ -328,10 +328,10 @@ def test_a_model_that_is_not_here_while_the_hub_cannot_be_reached(
         assert fragment in outcome.err
 
 
-@pytest.mark.parametrize("folder", ["file", "file/inside", "pictures"])
+@pytest.mark.parametrize("folder", ["file", "file/inside", "images"])
 def test_a_hub_over_an_impossible_folder(folder: str, tmp_path: Path, hfcap: Hfcap) -> None:
     (tmp_path / "file").write_text("mine")
-    write_jpeg(tmp_path / "pictures" / "p.jpg")
+    write_jpeg(tmp_path / "images" / "p.jpg")
     assert_refused(hfcap("hub", "serve", tmp_path / folder, "--port", 0), str(tmp_path / folder), "give a")
 
 
@@ -346,9 +346,9 @@ def test_a_hub_over_an_impossible_folder(folder: str, tmp_path: Path, hfcap: Hfc
         ("list metrics --folder", ["--folder: only recipes are files to copy"]),
         ("search dog recipes/none.yaml", ["recipes/none.yaml: no such recipe"]),
         ("score captions.json", ["give the human captions after it", "hfcap score captions.json REFERENCES"]),
-        ("caption run --num-beams 5", ["--num-beams: give pictures or a dataset as INPUT"]),
-        ("caption run -o captions.csv", ["--output: give pictures or a dataset as INPUT"]),
-        ("caption run --batch-size 4 --seed 0", ["--seed, --batch-size: give pictures or a dataset as INPUT"]),
+        ("caption run --num-beams 5", ["--num-beams: give images or a dataset as INPUT"]),
+        ("caption run -o captions.csv", ["--output: give images or a dataset as INPUT"]),
+        ("caption run --batch-size 4 --seed 0", ["--seed, --batch-size: give images or a dataset as INPUT"]),
         (
             "score run --metrics cider --split train",
             ["--metrics, --split: a run is scored as its recipe says", "hfcap run"],
@@ -361,15 +361,15 @@ def test_a_hub_over_an_impossible_folder(folder: str, tmp_path: Path, hfcap: Hfc
         ("compare a b --metrics cider --allow-missing", ["--metrics, --allow-missing: ", "give --references"]),
         ("compare a b --document-frequencies corpus", ["--document-frequencies: ", "give --references"]),
         ("compare a b --option spice.jar=x", ["--option: ", "give --references"]),
-        ("caption no/model ftp://a.b/c.jpg", ["ftp://a.b/c.jpg: pictures are fetched by http and https only"]),
-        ("caption no/model file:///etc/passwd", ["file:///etc/passwd: pictures are fetched by http and https only"]),
-        ("search dog {0}/notes.txt", ["notes.txt: neither a picture, nor a COCO .json file, nor a recipe"]),
+        ("caption no/model ftp://a.b/c.jpg", ["ftp://a.b/c.jpg: images are fetched by http and https only"]),
+        ("caption no/model file:///etc/passwd", ["file:///etc/passwd: images are fetched by http and https only"]),
+        ("search dog {0}/notes.txt", ["notes.txt: neither an image, nor a COCO .json file, nor a recipe"]),
         ("verify noslash", ["'noslash' lacks the namespace"]),
         ("merge {0}", ["is not a LoRA adapter"]),
     ],
 )
 def test_what_strangers_try(command: str, fragments: list[str], tmp_path: Path, hfcap: Hfcap) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     words = command.format(tmp_path).split()
     written = ["-o", str(tmp_path / "out")] if words[0] == "merge" else []
     assert_refused(hfcap(*words, *written), *fragments)

@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 
 from hfcap.comparison import (
-    PictureSource,
+    ImageSource,
     compare,
     leaderboard_json,
     leaderboard_markdown,
@@ -78,10 +78,10 @@ def _written(paths: list[Path], folder: Path, **options: Any) -> str:
 
 @pytest.fixture
 def whole_run(run_directory: Scored, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that makes a run directory with predictions, human captions, pictures and a loadable recipe."""
+    """Return a function that makes a run directory with predictions, human captions, images and a loadable recipe."""
 
     def make(name: str, share: float) -> Path:
-        images = tmp_path / "pictures"
+        images = tmp_path / "images"
         data = {"source": "coco_json", "captions": str(tmp_path / "all.json"), "images": str(images)}
         model: dict[str, Any] = {"captioner": "blip", "model": {"pretrained": "x"}, "train": {"max_steps": 1}}
         run = run_directory(name, share, FEW, data=data, **model)
@@ -168,12 +168,12 @@ def test_plots_of_an_earlier_comparison_do_not_stay(scored: Scored, tmp_path: Pa
     ]
 
 
-def test_five_runs_with_costs_captions_and_pictures(whole_run: Scored, tmp_path: Path) -> None:
+def test_five_runs_with_costs_captions_and_images(whole_run: Scored, tmp_path: Path) -> None:
     runs = [whole_run(f"run{number}", 0.15 * number) for number in range(5)]
     for number, run in enumerate(runs):
         summary = read_json(run / "training_summary.json", "summary")
         (run / "training_summary.json").write_text(json.dumps({**summary, "parameters": 10 ** (5 + number)}))
-    outline = _Outline(_written(runs, tmp_path / "out", pictures=PictureSource(), n_examples=2))
+    outline = _Outline(_written(runs, tmp_path / "out", images=ImageSource(), n_examples=2))
     assert outline.text.count(" against ") == 4
     assert "Costs are those of training" in outline.text and "247.0" not in outline.text
     assert (tmp_path / "out" / "leaderboard_plots" / "cost_parameters.svg").is_file()
@@ -189,20 +189,20 @@ def test_five_runs_with_costs_captions_and_pictures(whole_run: Scored, tmp_path:
     assert "| run4 |" in (tmp_path / "out" / "leaderboard.md").read_text().partition("## Image by image")[2]
 
 
-def test_pictures_are_shown_only_when_asked_for(whole_run: Scored, tmp_path: Path) -> None:
+def test_images_are_shown_only_when_asked_for(whole_run: Scored, tmp_path: Path) -> None:
     runs = [whole_run("a", 0.0), whole_run("b", 0.5)]
     assert _Outline(_written(runs, tmp_path / "none")).count("img") == 0
-    folder = PictureSource(tmp_path / "pictures")
-    shown = _Outline(_written([run / "scores" / "test.json" for run in runs], tmp_path / "folder", pictures=folder))
+    folder = ImageSource(tmp_path / "images")
+    shown = _Outline(_written([run / "scores" / "test.json" for run in runs], tmp_path / "folder", images=folder))
     assert shown.count("img") > 6 and "grass grass" in shown.text
-    for path in (tmp_path / "pictures").iterdir():
-        path.write_bytes(b"no picture")
-    assert "The picture cannot be read." in _Outline(_written(runs, tmp_path / "bad", pictures=folder)).text
-    with pytest.raises(UserError, match=r"no picture for .* images"):
-        _written(runs, tmp_path / "x", pictures=PictureSource(tmp_path / "bad"))
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"no image")
+    assert "The image cannot be read." in _Outline(_written(runs, tmp_path / "bad", images=folder)).text
+    with pytest.raises(UserError, match=r"no image for .* images"):
+        _written(runs, tmp_path / "x", images=ImageSource(tmp_path / "bad"))
     (tmp_path / "all.json").unlink()
-    with pytest.raises(UserError, match=r"pictures cannot be found \(.*all\.json.*give their folder with --images"):
-        _written(runs, tmp_path / "x", pictures=PictureSource())
+    with pytest.raises(UserError, match=r"images cannot be found \(.*all\.json.*give their folder with --images"):
+        _written(runs, tmp_path / "x", images=ImageSource())
     assert not (tmp_path / "x").exists()
 
 
@@ -335,7 +335,7 @@ def test_a_browser_shows_it_on_a_telephone(whole_run: Scored, tmp_path: Path, da
     value = read_json(runs[1] / "scores" / "test.json", "scores")
     value["signature"]["run"] = {"prompt": HOSTILE}
     (runs[1] / "scores" / "test.json").write_text(json.dumps(value))
-    page = _written(runs, tmp_path / "out", pictures=PictureSource(), n_examples=1)
+    page = _written(runs, tmp_path / "out", images=ImageSource(), n_examples=1)
     # Measured without the page's own ban on scripts, so that a script hidden in a caption would run.
     page, n_bans = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
     assert n_bans == 1

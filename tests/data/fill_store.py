@@ -1,7 +1,7 @@
 """Run by test_features_processes.py: fills the feature store in one or two real processes.
 
-Usage: fill_store.py PICTURES STORE SECONDS_PER_BATCH
-Writes `encoded-<rank>.txt` beside the store: how many pictures this process encoded.
+Usage: fill_store.py IMAGES STORE SECONDS_PER_BATCH
+Writes `encoded-<rank>.txt` beside the store: how many images this process encoded.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.captioners.helpers import build
 
 
 def records_in(folder: Path) -> list[CaptionedImage]:
-    """All pictures of a folder, in the order of their names."""
+    """All images of a folder, in the order of their names."""
     paths = sorted(folder.glob("*.png"))
     return [CaptionedImage(path.stem, path.name, ("x",), FileImage(path)) for path in paths]
 
 
-def fill(pictures: Path, store: Path, seconds: float) -> None:
-    """Fill the store, two pictures per batch and shard, each batch taking `seconds` longer."""
+def fill(images: Path, store: Path, seconds: float) -> None:
+    """Fill the store, two images per batch and shard, each batch taking `seconds` longer."""
     row_store.IMAGES_PER_SHARD = 2
     captioner: Captioner = build("vit_gpt2")
     encoded = 0
@@ -42,7 +42,7 @@ def fill(pictures: Path, store: Path, seconds: float) -> None:
 
     captioner.encode = slow  # type: ignore[method-assign]  # counts and slows down
     accelerator = Accelerator(cpu=True)
-    records = records_in(pictures)
+    records = records_in(images)
     states = FeatureStore(captioner_encoder(captioner, "no"), store, accelerator).inputs(records, 2, 0)
     assert len(states.stacked()) == len(records)
     # One was encoded to tell the size.

@@ -1,4 +1,4 @@
-"""Augmentation: words follow the mirror, draws depend on seed, epoch and picture alone, nothing leaks elsewhere."""
+"""Augmentation: words follow the mirror, draws depend on seed, epoch and image alone, nothing leaks elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import ViTImageProcessorPil
 
 from hfcap.data.augmentation import (
     AugmentedDataset,
-    PictureAugmentation,
+    ImageAugmentation,
     drop_words,
     replace_synonyms,
     swap_directions,
@@ -64,7 +64,7 @@ def test_clear_directions_are_exchanged(caption: str, mirrored: str) -> None:
         "they do it right",
     ],
 )
-def test_other_meanings_keep_the_picture_unmirrored(caption: str) -> None:
+def test_other_meanings_keep_the_image_unmirrored(caption: str) -> None:
     assert swap_directions(caption) is None
 
 
@@ -126,10 +126,10 @@ def test_word_dropout_hides_what_is_read_and_keeps_what_is_predicted() -> None:
         assert torch.equal(getattr(hidden, name), getattr(whole, name))
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------
+# ---- images ---------------------------------------------------------------------------------------------------
 
 
-def gradient_picture(width: int = 60, height: int = 40) -> Image.Image:
+def gradient_image(width: int = 60, height: int = 40) -> Image.Image:
     """Red grows to the right, green downwards."""
     x = np.linspace(0, 255, width, dtype=np.uint8)[None].repeat(height, 0)
     y = np.linspace(0, 255, height, dtype=np.uint8)[:, None].repeat(width, 1)
@@ -137,12 +137,12 @@ def gradient_picture(width: int = 60, height: int = 40) -> Image.Image:
 
 
 def changed(options: AugmentOptions, flip: bool = False, seed: int = 0) -> Any:
-    return np.asarray(PictureAugmentation(options)(gradient_picture(), flip, random.Random(seed))).astype(int)
+    return np.asarray(ImageAugmentation(options)(gradient_image(), flip, random.Random(seed))).astype(int)
 
 
 def test_mirrored() -> None:
-    assert np.array_equal(changed(AugmentOptions(), flip=True), np.asarray(gradient_picture())[:, ::-1])
-    assert np.array_equal(changed(AugmentOptions()), np.asarray(gradient_picture()))
+    assert np.array_equal(changed(AugmentOptions(), flip=True), np.asarray(gradient_image())[:, ::-1])
+    assert np.array_equal(changed(AugmentOptions()), np.asarray(gradient_image()))
 
 
 def test_crops_keep_the_promised_area_and_move_about() -> None:
@@ -151,16 +151,16 @@ def test_crops_keep_the_promised_area_and_move_about() -> None:
     areas = [crop.shape[0] * crop.shape[1] / 2400 for crop in crops]
     assert 0.45 < min(areas) < 0.6 and 0.9 < max(areas) <= 1
     for crop in crops:
-        # A part of the picture, in its own pixels: colours grow in even steps.
+        # A part of the image, in its own pixels: colours grow in even steps.
         assert (np.diff(crop[0, :, 0]) > 0).all() and (np.diff(crop[:, 0, 1]) > 0).all()
         assert 0.74 < (crop.shape[1] / crop.shape[0]) / 1.5 < 1.36
     assert len({(int(crop[0, 0, 0]), int(crop[0, 0, 1])) for crop in crops}) > 20
 
 
 def test_rotation_leaves_no_empty_corner() -> None:
-    picture = Image.new("RGB", (80, 50), (200, 200, 200))
+    image = Image.new("RGB", (80, 50), (200, 200, 200))
     for seed in range(20):
-        turned = PictureAugmentation(AugmentOptions(rotation=30))(picture, False, random.Random(seed))
+        turned = ImageAugmentation(AugmentOptions(rotation=30))(image, False, random.Random(seed))
         assert np.asarray(turned).min() > 190
     # Turning counter-clockwise brings what was on the right to the top: red grows upwards too.
     turns = [changed(AugmentOptions(rotation=30), seed=seed) for seed in range(20)]
@@ -169,10 +169,10 @@ def test_rotation_leaves_no_empty_corner() -> None:
 
 
 def test_colours() -> None:
-    grey = gradient_picture().convert("L").convert("RGB")
+    grey = gradient_image().convert("L").convert("RGB")
     for seed in range(10):
         chance = random.Random(seed)
-        pixels = np.asarray(PictureAugmentation(AugmentOptions(brightness=0.4, contrast=0.4))(grey, False, chance))
+        pixels = np.asarray(ImageAugmentation(AugmentOptions(brightness=0.4, contrast=0.4))(grey, False, chance))
         assert (pixels[..., 0] == pixels[..., 2]).all()  # grey stays grey
     means = [changed(AugmentOptions(brightness=0.4), seed=seed).mean() for seed in range(30)]
     base = changed(AugmentOptions()).mean()
@@ -205,10 +205,10 @@ def tokenise(captions: Any) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
-    folder = tmp_path_factory.mktemp("pictures")
-    gradient_picture().save(folder / "picture.png")
-    image = FileImage(Path(folder / "picture.png"))
-    return [CaptionedImage(str(n), "picture.png", captions, image) for n, captions in enumerate(CAPTIONS)]
+    folder = tmp_path_factory.mktemp("images")
+    gradient_image().save(folder / "image.png")
+    image = FileImage(Path(folder / "image.png"))
+    return [CaptionedImage(str(n), "image.png", captions, image) for n, captions in enumerate(CAPTIONS)]
 
 
 def dataset(records: list[CaptionedImage], options: AugmentOptions = EVERYTHING, seed: int = 0) -> AugmentedDataset:
@@ -222,7 +222,7 @@ def same(ours: Any, theirs: Any) -> bool:
     return torch.equal(ours.image, theirs.image) and ours[1:] == theirs[1:]
 
 
-def test_draws_depend_on_seed_epoch_and_picture_alone(records: list[CaptionedImage]) -> None:
+def test_draws_depend_on_seed_epoch_and_image_alone(records: list[CaptionedImage]) -> None:
     first, again, other = dataset(records), dataset(records), dataset(records, seed=1)
     items = {(epoch, index): first[(epoch, index)] for epoch in range(4) for index in range(3)}
     for key in reversed(list(items)):
@@ -242,7 +242,7 @@ def test_workers_change_nothing(records: list[CaptionedImage]) -> None:
         assert torch.equal(ours.packed.labels, theirs.packed.labels)
 
 
-def test_mirrored_pictures_have_mirrored_captions(records: list[CaptionedImage]) -> None:
+def test_mirrored_images_have_mirrored_captions(records: list[CaptionedImage]) -> None:
     for how in ("swap", "skip"):
         options = AugmentOptions(horizontal_flip=0.5, flip_captions=how)
         mirrored: set[tuple[int, bool]] = set()
@@ -254,7 +254,7 @@ def test_mirrored_pictures_have_mirrored_captions(records: list[CaptionedImage])
                 words = [word for caption in item.captions for word in caption]
                 if index == 0:
                     assert (NUMBERS["right"] in words, NUMBERS["left"] in words) == (flipped, not flipped)
-        # Of the second picture one caption says "a dog left", which may mean that it went away.
+        # Of the second image one caption says "a dog left", which may mean that it went away.
         assert mirrored == ({(0, True)} if how == "swap" else set()) | {(0, False), (1, False), (2, False), (2, True)}
 
 

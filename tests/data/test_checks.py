@@ -10,7 +10,7 @@ from hfcap.data.checks import check_images_decode, check_records, clean_caption
 from hfcap.data.images import FileImage, decode_image
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage, ImageBytes
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 
 
 def record(image_id: str, *captions: str, image: ImageBytes | None = None) -> CaptionedImage:
@@ -24,7 +24,7 @@ def records(tmp_path: Path) -> list[CaptionedImage]:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the pictures that the checks really decode."""
+    """Names of the images that the checks really decode."""
     names: list[str] = []
 
     def spy(image: ImageBytes, draft_size: int | None = None) -> object:
@@ -57,15 +57,15 @@ def test_all_kinds_of_wrong_records_are_reported_at_once() -> None:
         check_records(wrong, "some dataset")
     message = str(raised.value)
     assert message.startswith("some dataset: 2 image ids that occur more than once: 'a', '1'; ")
-    assert "2 pictures without an id: '.jpg', ' .jpg'; " in message
+    assert "2 images without an id: '.jpg', ' .jpg'; " in message
     assert "1 image ids that are not valid text: 'f\\ud800'; " in message
-    assert "1 pictures without captions: 'b'" in message
-    assert "2 pictures with a caption that is empty or not valid text: 'c', 'e'" in message
+    assert "1 images without captions: 'b'" in message
+    assert "2 images with a caption that is empty or not valid text: 'c', 'e'" in message
     assert "'d'" not in message
 
 
 def test_long_lists_are_cut_with_the_count() -> None:
-    with pytest.raises(UserError, match=r"1,500 pictures without captions: '0', .* '9', and 1,490 more"):
+    with pytest.raises(UserError, match=r"1,500 images without captions: '0', .* '9', and 1,490 more"):
         check_records([record(str(i)) for i in range(1500)], "d")
 
 
@@ -73,22 +73,22 @@ def test_good_records_pass() -> None:
     check_records([record("a", "x", "x"), record("b", "y")], "d")
 
 
-def test_unreadable_pictures_are_named_with_reason_key_and_count(records: list[CaptionedImage], tmp_path: Path) -> None:
+def test_unreadable_images_are_named_with_reason_key_and_count(records: list[CaptionedImage], tmp_path: Path) -> None:
     (tmp_path / "3.jpg").write_bytes((tmp_path / "3.jpg").read_bytes()[:-20])
     (tmp_path / "5.jpg").unlink()
     with pytest.raises(UserError) as raised:
         check_images_decode(records, 1, "d")
     message = str(raised.value)
-    assert message.startswith("d: 2 of 15 pictures are unreadable: ")
+    assert message.startswith("d: 2 of 15 images are unreadable: ")
     assert f"{tmp_path / '3.jpg'}: cannot be decoded" in message
     assert f"{tmp_path / '5.jpg'}: no such file" in message
     assert "data.max_unreadable_images (now 1)" in message
 
 
-def test_ten_of_many_unreadable_pictures_are_listed(records: list[CaptionedImage]) -> None:
+def test_ten_of_many_unreadable_images_are_listed(records: list[CaptionedImage]) -> None:
     for one in records:
         Path(one.image.describe()).unlink()
-    with pytest.raises(UserError, match=r"15 of 15 pictures.* and 5 more\.") as raised:
+    with pytest.raises(UserError, match=r"15 of 15 images.* and 5 more\.") as raised:
         check_images_decode(records, 3, "d")
     assert str(raised.value).count("no such file") == 10
 
@@ -96,16 +96,16 @@ def test_ten_of_many_unreadable_pictures_are_listed(records: list[CaptionedImage
 def test_allowed_number_is_skipped_with_a_warning(
     records: list[CaptionedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "3.jpg").write_bytes(b"no picture")
+    (tmp_path / "3.jpg").write_bytes(b"no image")
     kept = check_images_decode(records, 1, "d")
     assert [one.image_id for one in kept] == [str(i) for i in range(15) if i != 3]
     warning = " ".join(capsys.readouterr().err.split())
-    assert "warning: d: 1 of 15 pictures are unreadable" in warning
+    assert "warning: d: 1 of 15 images are unreadable" in warning
     assert "3.jpg" in warning.replace(" ", "")
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No readable picture is left"):
+    with pytest.raises(UserError, match="No readable image is left"):
         check_images_decode([record("a", "x", image=FileImage(tmp_path / "absent.jpg"))], 5, "d")
 
 
@@ -120,10 +120,10 @@ def test_second_check_decodes_only_what_changed(
     assert decoded == ["7.jpg"]
 
 
-def test_unreadable_pictures_are_not_remembered_as_readable(
+def test_unreadable_images_are_not_remembered_as_readable(
     records: list[CaptionedImage], tmp_path: Path, decoded: list[str]
 ) -> None:
-    (tmp_path / "7.jpg").write_bytes(b"no picture")
+    (tmp_path / "7.jpg").write_bytes(b"no image")
     for _ in range(2):
         with pytest.raises(UserError, match=r"7\.jpg"):
             check_images_decode(records, 0, "d")
@@ -137,7 +137,7 @@ def test_unusable_cache_costs_only_time(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("HFCAP_CACHE", str(tmp_path / "file"))
     assert check_images_decode(records, 0, "d") == records
-    assert "pictures are checked each time" in " ".join(capsys.readouterr().err.split())
+    assert "images are checked each time" in " ".join(capsys.readouterr().err.split())
 
 
 def test_damaged_cache_file_costs_only_time(records: list[CaptionedImage], _own_cache: Path) -> None:
@@ -148,12 +148,12 @@ def test_damaged_cache_file_costs_only_time(records: list[CaptionedImage], _own_
 @dataclass
 class Rendered:
     def read(self) -> bytes:
-        raise AssertionError("rendered pictures need no check")
+        raise AssertionError("rendered images need no check")
 
     def describe(self) -> str:
         return "rendered"
 
 
-def test_rendered_pictures_are_not_decoded() -> None:
+def test_rendered_images_are_not_decoded() -> None:
     rendered = [record("a", "x", image=Rendered())]
     assert check_images_decode(rendered, 0, "d") == rendered

@@ -251,7 +251,7 @@ def test_fetched_coco_is_what_source_coco_reads(tmp_path: Path) -> None:
         "split": "test",
         "filepath": "val2014",
         "filename": name,
-        "sentences": [{"raw": "a red picture"}],
+        "sentences": [{"raw": "a red image"}],
     }
     split_zip = zip_of({"dataset_coco.json": json.dumps({"images": [entry]}).encode(), "dataset_flickr8k.json": b"{}"})
     photo_zip = zip_of({f"val2014/{name}": buffer.getvalue()})
@@ -261,4 +261,4 @@ def test_fetched_coco_is_what_source_coco_reads(tmp_path: Path) -> None:
         fetch(tmp_path, split, Archive(photos.url, photos.member_prefix, n_files=1))
     assert not (tmp_path / "dataset_flickr8k.json").exists()
     (record,) = load_split(CocoOptions(root=str(tmp_path)), "test")
-    assert (record.image_id, record.file_name, record.captions) == ("42", f"val2014/{name}", ("a red picture",))
+    assert (record.image_id, record.file_name, record.captions) == ("42", f"val2014/{name}", ("a red image",))

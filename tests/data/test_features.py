@@ -25,7 +25,7 @@ from hfcap.store import row_store
 from hfcap.store.features import FeatureStore, StoredStates, captioner_encoder, embedding_encoder
 from hfcap.store.row_store import Place, RowStore
 from tests.captioners.backbones import ENCODERS, LANGUAGE_MODELS
-from tests.captioners.helpers import build, write_picture
+from tests.captioners.helpers import build, write_image
 
 
 @dataclass
@@ -55,8 +55,8 @@ def captioner() -> Captioner:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
-    folder = tmp_path_factory.mktemp("pictures")
-    paths = [write_picture(folder / f"{number}.png", seed=number) for number in range(7)]
+    folder = tmp_path_factory.mktemp("images")
+    paths = [write_image(folder / f"{number}.png", seed=number) for number in range(7)]
     return [CaptionedImage(path.stem, path.name, ("x",), FileImage(path)) for path in paths]
 
 
@@ -131,7 +131,7 @@ def test_continues_behind_a_kill(
 
     monkeypatch.setattr(captioner, "encode", counting)
     assert torch.equal(_stacked(_store(captioner, tmp_path).inputs(records, 2, 0)), expected)
-    assert 2 < sum(encoded) <= 5  # at most two shards of two, and one picture to tell the size
+    assert 2 < sum(encoded) <= 5  # at most two shards of two, and one image to tell the size
 
 
 def test_interrupted_encoding_keeps_whole_shards(
@@ -156,7 +156,7 @@ def test_interrupted_encoding_keeps_whole_shards(
     torch.testing.assert_close(_stacked(states), _direct(captioner, records), rtol=1e-3, atol=1e-3)
 
 
-def test_another_run_may_add_pictures_while_processes_share_the_work(
+def test_another_run_may_add_images_while_processes_share_the_work(
     captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is missing looks otherwise to the second process than to the first, which listed the store before."""
@@ -189,7 +189,7 @@ def test_a_store_that_may_only_be_read_is_used(
     assert torch.equal(_stacked(_store(captioner, tmp_path).inputs(records, 3, 0)), first)
 
 
-def test_same_picture_is_stored_once(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:
+def test_same_image_is_stored_once(captioner: Captioner, records: list[CaptionedImage], tmp_path: Path) -> None:
     copy = tmp_path / "copy.png"
     shutil.copyfile(Path(records[0].image.describe()), copy)
     twin = CaptionedImage("twin", "copy.png", ("y",), FileImage(copy))
@@ -328,8 +328,8 @@ def test_embeddings_of_a_dual_encoder(records: list[CaptionedImage], tmp_path: P
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     store = FeatureStore(embedding_encoder("tiny-clip", model, processor), tmp_path)
     found = store.inputs(records, batch_size=3).stacked()
-    pictures: list[Any] = [Image.open(record.image.describe()) for record in records]
-    pixels = processor(pictures, return_tensors="pt")
+    images: list[Any] = [Image.open(record.image.describe()) for record in records]
+    pixels = processor(images, return_tensors="pt")
     with torch.no_grad():
         expected = model.get_image_features(**pixels).pooler_output
     assert found.shape == (7, 6) and found.dtype == torch.float32
@@ -337,7 +337,7 @@ def test_embeddings_of_a_dual_encoder(records: list[CaptionedImage], tmp_path: P
     model.get_image_features = None
     again = FeatureStore(embedding_encoder("tiny-clip", model, processor), tmp_path)
     assert torch.equal(again.inputs(records).stacked(), found)
-    assert again.rows.info().encoder == "tiny-clip" and again.rows.info().n_pictures == 7
+    assert again.rows.info().encoder == "tiny-clip" and again.rows.info().n_images == 7
 
 
 def test_without_a_place_to_write_rows_are_kept_for_the_moment(

@@ -16,11 +16,11 @@ from hfcap.data.images import FileImage
 from hfcap.data.loading import PixelInputs
 from hfcap.schema import CaptionedImage
 from hfcap.store.features import FeatureStore, captioner_encoder
-from tests.captioners.helpers import build, write_picture
+from tests.captioners.helpers import build, write_image
 from tests.data import fill_store
 
 REPOSITORY = Path(__file__).parents[2]
-N_PICTURES = 9
+N_IMAGES = 9
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def captioner() -> Captioner:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(N_PICTURES):
-        write_picture(folder / f"{number}.png", seed=number)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(N_IMAGES):
+        write_image(folder / f"{number}.png", seed=number)
     return folder
 
 
@@ -40,8 +40,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
 
 
-def expected_states(captioner: Captioner, pictures: Path) -> torch.Tensor:
-    paths = sorted(pictures.glob("*.png"))
+def expected_states(captioner: Captioner, images: Path) -> torch.Tensor:
+    paths = sorted(images.glob("*.png"))
     records = [CaptionedImage(path.stem, path.name, ("x",), FileImage(path)) for path in paths]
     captioner.model.eval()
     with torch.no_grad():
@@ -49,9 +49,9 @@ def expected_states(captioner: Captioner, pictures: Path) -> torch.Tensor:
 
 
 def test_a_killed_process_leaves_whole_shards_and_the_next_goes_on(
-    captioner: Captioner, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    captioner: Captioner, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, fill_store.__file__, str(pictures), str(tmp_path), "0.3"]
+    command = [sys.executable, fill_store.__file__, str(images), str(tmp_path), "0.3"]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("*/shard-*"))) < 2 and time.monotonic() < deadline and process.poll() is None:
@@ -70,20 +70,20 @@ def test_a_killed_process_leaves_whole_shards_and_the_next_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(captioner, "encode", counting)
         store = FeatureStore(captioner_encoder(captioner, "no"), tmp_path)
-        found = store.inputs(fill_store.records_in(pictures), 2, 0).stacked()
-    assert sum(encoded) - 1 == N_PICTURES - 2 * n_whole  # one to tell the size
-    torch.testing.assert_close(found, expected_states(captioner, pictures), rtol=1e-3, atol=1e-3)
+        found = store.inputs(fill_store.records_in(images), 2, 0).stacked()
+    assert sum(encoded) - 1 == N_IMAGES - 2 * n_whole  # one to tell the size
+    torch.testing.assert_close(found, expected_states(captioner, images), rtol=1e-3, atol=1e-3)
 
 
-def test_two_processes_share_the_work(captioner: Captioner, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_work(captioner: Captioner, images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-    command += [fill_store.__file__, str(pictures), str(tmp_path), "0"]
+    command += [fill_store.__file__, str(images), str(tmp_path), "0"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert [(tmp_path / f"encoded-{rank}.txt").read_text() for rank in range(2)] == ["5", "4"]
-    assert done.stderr.count("Feature store: encoding 9 pictures once") == 1
+    assert done.stderr.count("Feature store: encoding 9 images once") == 1
     store = FeatureStore(captioner_encoder(captioner, "no"), tmp_path)
-    assert store.rows.info().n_pictures == N_PICTURES
-    found = store.inputs(fill_store.records_in(pictures)).stacked()
-    torch.testing.assert_close(found, expected_states(captioner, pictures), rtol=1e-3, atol=1e-3)
+    assert store.rows.info().n_images == N_IMAGES
+    found = store.inputs(fill_store.records_in(images)).stacked()
+    torch.testing.assert_close(found, expected_states(captioner, images), rtol=1e-3, atol=1e-3)

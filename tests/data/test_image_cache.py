@@ -16,14 +16,14 @@ from hfcap.data.loading import PixelInputs, prepared
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_cache import cached_pixels
-from tests.captioners.helpers import write_picture
+from tests.captioners.helpers import write_image
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16})
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[CaptionedImage]:
-    paths = [write_picture(tmp_path / f"{number}.png", seed=number) for number in range(5)]
+    paths = [write_image(tmp_path / f"{number}.png", seed=number) for number in range(5)]
     return [CaptionedImage(path.stem, path.name, ("x",), FileImage(path)) for path in paths]
 
 

@@ -1,4 +1,4 @@
-"""Hashes of pictures: those of their bytes, read once, and never a stale one."""
+"""Hashes of images: those of their bytes, read once, and never a stale one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hfcap.store.image_hashes import image_hashes
 
 
 class Counting:
-    """A picture from memory, which has no file that could stay unchanged."""
+    """An image from memory, which has no file that could stay unchanged."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.reads = content, 0
@@ -119,11 +119,11 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
     assert image_hashes([record(path)]) == [sha256(b"second")]
 
 
-def test_pictures_that_are_no_files_are_read_each_time() -> None:
-    picture = Counting(b"rendered")
-    records = [CaptionedImage("1", "1", ("x",), picture)]
+def test_images_that_are_no_files_are_read_each_time() -> None:
+    image = Counting(b"rendered")
+    records = [CaptionedImage("1", "1", ("x",), image)]
     assert image_hashes(records) == image_hashes(records) == [sha256(b"rendered")]
-    assert picture.reads == 2
+    assert image.reads == 2
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from hfcap.data import images
 from hfcap.data.images import BytesImage, UnreadableImageError, decode_image
 
-# Decodes the picture in a file by eight threads, and prints the peak memory of the process in MB.
+# Decodes the image in a file by eight threads, and prints the peak memory of the process in MB.
 _EIGHT_THREADS = """
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +29,9 @@ print(sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -55,7 +55,7 @@ def test_large_images_do_not_fill_the_memory_together(mode: str, tmp_path: Path)
 def test_conversion_by_strips_gives_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     palette = Image.fromarray(generator.integers(0, 255, (50, 37, 3), dtype=np.uint8)).quantize(16)
-    pictures = {
+    contents = {
         "RGBA": encoded(Image.fromarray(generator.integers(0, 255, (50, 37, 4), dtype=np.uint8))),
         "LA": encoded(Image.fromarray(generator.integers(0, 255, (50, 37, 2), dtype=np.uint8))),
         "I;16": encoded(Image.fromarray(generator.integers(0, 65535, (50, 37), dtype=np.uint16))),
@@ -64,9 +64,9 @@ def test_conversion_by_strips_gives_the_same_pixels(monkeypatch: pytest.MonkeyPa
         "L": encoded(Image.fromarray(generator.integers(0, 255, (50, 37), dtype=np.uint8)), transparency=7),
         "RGB": encoded(Image.fromarray(generator.integers(0, 2, (50, 37, 3), dtype=np.uint8)), transparency=(1, 1, 1)),
     }
-    whole = {name: np.asarray(decode_image(BytesImage(content, name))) for name, content in pictures.items()}
+    whole = {name: np.asarray(decode_image(BytesImage(content, name))) for name, content in contents.items()}
     monkeypatch.setattr(images, "_STRIP_PIXELS", 37 * 7)
-    for name, content in pictures.items():
+    for name, content in contents.items():
         found = np.asarray(decode_image(BytesImage(content, name)))
         assert found.shape == (50, 37, 3) and (found == whole[name]).all(), name
 

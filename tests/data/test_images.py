@@ -17,7 +17,7 @@ from PIL import Image
 from hfcap.data import images
 from hfcap.data.images import FileImage, UnreadableImageError, decode_image, resolve_inside
 from hfcap.errors import UserError
-from tests.data.pictures import encoded, write_jpeg
+from tests.data.sample_images import encoded, write_jpeg
 from tests.shared_data import SHARED, requires_shared
 
 
@@ -29,13 +29,13 @@ class InMemory:
         return self.content
 
     def describe(self) -> str:
-        return "test picture"
+        return "test image"
 
 
 def pixels(content: bytes, draft_size: int | None = None) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    picture = decode_image(InMemory(content), draft_size)
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    image = decode_image(InMemory(content), draft_size)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
@@ -48,18 +48,16 @@ def test_allowed_formats(image_format: str) -> None:
 
 @pytest.mark.parametrize("image_format", ["PPM", "ICO", "PCX", "TGA", "EPS"])
 def test_other_formats_that_pillow_knows_are_refused(image_format: str) -> None:
-    with pytest.raises(
-        UnreadableImageError, match=r"test picture: damaged, or not a picture in one of the formats JPEG"
-    ):
+    with pytest.raises(UnreadableImageError, match=r"test image: damaged, or not an image in one of the formats JPEG"):
         pixels(encoded(Image.new("RGB", (16, 16)), image_format))
 
 
 def quadrants() -> Image.Image:
     """Red, green / blue, white: each EXIF orientation shows another arrangement."""
-    picture = Image.new("RGB", (32, 16))
+    image = Image.new("RGB", (32, 16))
     for colour, box in {"red": (0, 0), "lime": (16, 0), "blue": (0, 8), "white": (16, 8)}.items():
-        picture.paste(colour, (*box, box[0] + 16, box[1] + 8))
-    return picture
+        image.paste(colour, (*box, box[0] + 16, box[1] + 8))
+    return image
 
 
 # Corner colours (top left, top right, bottom left, bottom right) that the EXIF standard demands for stored quadrants.
@@ -87,9 +85,9 @@ def test_damaged_exif_costs_nothing() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
 def test_transparency_is_laid_on_white(mode: str) -> None:
-    picture = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
-    picture.paste((0, 0, 0, 255), (0, 0, 2, 2))
-    content = encoded(picture if mode == "RGBA" else picture.convert(mode), "TIFF" if mode == "PA" else "PNG")
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 2, 2))
+    content = encoded(image if mode == "RGBA" else image.convert(mode), "TIFF" if mode == "PA" else "PNG")
     if mode == "P":
         palette = Image.new("P", (4, 2), 1)
         palette.putpalette([0, 0, 0, 9, 9, 9])
@@ -113,13 +111,13 @@ def test_16_bit_grey_is_scaled_not_clipped(image_format: str) -> None:
 
 
 def test_16_bit_big_endian_tiff() -> None:
-    picture = Image.frombytes("I;16B", (2, 1), b"\x80\x00\xff\xff")
-    assert pixels(encoded(picture, "TIFF"))[0, :, 0].tolist() == [0x80, 0xFF]
+    image = Image.frombytes("I;16B", (2, 1), b"\x80\x00\xff\xff")
+    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == [0x80, 0xFF]
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_of_unknown_range_are_refused(mode: str) -> None:
-    with pytest.raises(UnreadableImageError, match="save the picture with 8 bits per channel"):
+    with pytest.raises(UnreadableImageError, match="save the image with 8 bits per channel"):
         pixels(encoded(Image.new(mode, (2, 2), 1), "TIFF"))
 
 
@@ -158,12 +156,12 @@ def test_draft_size_does_not_change_other_formats() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_truncated_pictures_are_errors(image_format: str) -> None:
+def test_truncated_images_are_errors(image_format: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     content = encoded(noise, image_format)
-    with pytest.raises(UnreadableImageError, match="test picture"):
+    with pytest.raises(UnreadableImageError, match="test image"):
         pixels(content[: len(content) * 2 // 3])
-    with pytest.raises(UnreadableImageError, match="test picture"):
+    with pytest.raises(UnreadableImageError, match="test image"):
         pixels(content[: len(content) * 2 // 3], draft_size=16)
 
 
@@ -187,7 +185,7 @@ def test_damaged_bytes_raise_nothing_else(noise: bytes, image_format: str, posit
     try:
         pixels(content[:position] + noise + content[position + len(noise) :])
     except UnreadableImageError as error:
-        assert str(error).startswith("test picture: ")
+        assert str(error).startswith("test image: ")
 
 
 def test_file_image_reads_the_file_and_survives_pickling(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_an_epoch_is_a_partition(n_images: int, batch_size: int, world_size: int
     seen = sorted(index for batches in ranks for batch in batches for index in batch)
     lost = set(range(n_images)) - set(seen)
     assert len(seen) == len(set(seen))
-    # Only a last batch that cannot give every process a picture is left out.
+    # Only a last batch that cannot give every process an image is left out.
     assert len(lost) < world_size
     if world_size == 1:
         assert len(ranks[0]) == math.ceil(n_images / batch_size)
@@ -117,7 +117,7 @@ def test_batches_come_in_random_order_whatever_their_length() -> None:
     assert min(counts) >= 1 and max(counts) <= 22  # four standard deviations of a count (3.1) around 10
 
 
-def test_windows_hold_other_pictures_each_epoch() -> None:
+def test_windows_hold_other_images_each_epoch() -> None:
     """With more than one window, who shares a batch with whom changes from epoch to epoch."""
     lengths = list(range(128))
     mates: set[frozenset[int]] = {
@@ -126,7 +126,7 @@ def test_windows_hold_other_pictures_each_epoch() -> None:
     assert len(mates) > 15
 
 
-def test_batches_hold_pictures_of_similar_length() -> None:
+def test_batches_hold_images_of_similar_length() -> None:
     lengths = random.Random(0).choices(range(5, 100), k=400)
 
     def padding(batches: list[list[int]]) -> int:
@@ -164,7 +164,7 @@ def test_captions_are_drawn_anew_each_epoch_and_alike_each_time() -> None:
     assert len(everything) > 80  # of 100: no caption is left out for good
 
 
-def test_captions_drawn_depend_on_seed_epoch_and_picture() -> None:
+def test_captions_drawn_depend_on_seed_epoch_and_image() -> None:
     """Written out, since a newer hfcap must draw the same."""
     dataset = CaptionDataset(NumberedInputs(3), _tokens(3, n_captions=5), 3, seed=9)
     for epoch in range(3):
@@ -184,12 +184,12 @@ def test_all_captions_where_there_are_no_more(captions_per_image: int | None) ->
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     found = []
     for number in range(10):
         path = folder / f"{number}.jpg"
         Image.new("RGB", (20 + number, 16), (25 * number, 10, 200)).save(path, "JPEG")
-        found.append(CaptionedImage(str(number), path.name, ("a picture",), FileImage(path)))
+        found.append(CaptionedImage(str(number), path.name, ("an image",), FileImage(path)))
     return found
 
 
@@ -210,12 +210,12 @@ def test_workers_change_nothing(records: list[CaptionedImage]) -> None:
             assert torch.equal(getattr(first.packed, name), getattr(second.packed, name))
 
 
-def test_pictures_stay_with_their_captions(records: list[CaptionedImage]) -> None:
+def test_images_stay_with_their_captions(records: list[CaptionedImage]) -> None:
     inputs = PixelInputs(records, PROCESSOR)
     seen = set()
     for batch in _all_batches(inputs, 0):
         for row, image in enumerate(batch.images):
-            index = int(batch.packed.input_ids[row, 1]) - 10  # the first word tells the picture
+            index = int(batch.packed.input_ids[row, 1]) - 10  # the first word tells the image
             assert torch.equal(image, inputs[index])
             seen.add(index)
     assert seen == set(range(len(records)))
@@ -274,7 +274,7 @@ def test_large_jpegs_give_the_pixels_of_their_whole(tmp_path: Path) -> None:
         torch.testing.assert_close(PixelInputs([record], processor).pixel_values([0]), full, atol=0.03, rtol=0)
 
 
-def test_blank_pictures_are_mid_grey_and_of_the_same_shape(records: list[CaptionedImage]) -> None:
+def test_blank_images_are_mid_grey_and_of_the_same_shape(records: list[CaptionedImage]) -> None:
     inputs = PixelInputs(records, PROCESSOR)
     blank = BlankInputs(inputs)
     assert len(blank) == len(inputs)
@@ -332,8 +332,8 @@ def test_pixels_travel_as_bytes_and_are_normalised_on_the_device(records: list[C
     moved = first.to(torch.device("cpu"))
     assert moved.plan is None and moved.images.dtype == torch.float32
     numbers = [int(row[1]) - 10 for row in first.packed.input_ids]
-    pictures: list[Any] = [Image.open(records[number].image.describe()) for number in numbers]
-    expected = PROCESSOR(pictures, return_tensors="pt")["pixel_values"]
+    images: list[Any] = [Image.open(records[number].image.describe()) for number in numbers]
+    expected = PROCESSOR(images, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(moved.images, expected, atol=1e-6, rtol=0)
     assert torch.equal(moved.to(torch.device("cpu")).images, moved.images)
 

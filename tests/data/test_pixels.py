@@ -57,7 +57,7 @@ SAID: dict[str, tuple[str, dict[str, Any]]] = {
 NOT_SAID: dict[str, tuple[str, dict[str, Any]]] = {
     "pads and splits": ("Idefics3", {}),
     "shape kept": ("CLIP", {"do_center_crop": False}),
-    "crop larger than picture": ("CLIP", {"size": {"shortest_edge": 30}, "crop_size": {"height": 40, "width": 40}}),
+    "crop larger than image": ("CLIP", {"size": {"shortest_edge": 30}, "crop_size": {"height": 40, "width": 40}}),
     "resized otherwise": ("Levit", {}),
     "rescaled otherwise": ("EfficientNet", {}),
     "not resized": ("ViT", {"do_resize": False}),
@@ -88,11 +88,11 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def levels_apart(plan: PixelPlan, processor: Any, picture: Image.Image) -> torch.Tensor:
+def levels_apart(plan: PixelPlan, processor: Any, image: Image.Image) -> torch.Tensor:
     """Absolute difference of each pixel, in levels of 255."""
-    expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
     scale = torch.tensor(plan.scale).view(3, 1, 1)
-    return (plan.normalised(plan.levels(picture)) - expected).abs() / scale
+    return (plan.normalised(plan.levels(image)) - expected).abs() / scale
 
 
 def assert_near(apart: torch.Tensor) -> None:
@@ -168,7 +168,7 @@ def test_extreme_shapes(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_thread_of_a_picture_costs_little_memory(backend: str) -> None:
+def test_a_thread_of_a_image_costs_little_memory(backend: str) -> None:
     """transformers resizes 1 x 20,000 pixels to 224 x 4,480,000 before it crops."""
     plan = plan_of(PROCESSORS[f"clip/{backend}"])
     assert plan is not None
@@ -201,32 +201,32 @@ def test_loaded_processors_give_pillows_pixels_wherever_they_were_saved(
 
 
 def encoded(kind: str) -> bytes:
-    picture = noise(120, 80, seed=5)
+    image = noise(120, 80, seed=5)
     options: dict[str, Any] = {"format": "PNG"}
     if kind == "grey":
-        picture = picture.convert("L")
+        image = image.convert("L")
     elif kind == "palette":
-        picture = picture.convert("P")
+        image = image.convert("P")
     elif kind == "alpha":
-        picture.putalpha(noise(120, 80, seed=6).convert("L"))
+        image.putalpha(noise(120, 80, seed=6).convert("L"))
     elif kind == "cmyk":
-        picture, options = picture.convert("CMYK"), {"format": "JPEG"}
+        image, options = image.convert("CMYK"), {"format": "JPEG"}
     elif kind == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
         options = {"format": "JPEG", "exif": exif}
     buffer = io.BytesIO()
-    picture.save(buffer, **options)
+    image.save(buffer, **options)
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["rgb", "grey", "palette", "alpha", "cmyk", "turned"])
 @pytest.mark.parametrize("name", [f"{name}/{backend}" for name in ("vit", "clip") for backend in BACKENDS])
-def test_kinds_of_pictures(kind: str, name: str, tmp_path: Path) -> None:
+def test_kinds_of_images(kind: str, name: str, tmp_path: Path) -> None:
     """As a person would see them: upright, on white, in colour; then as the processor would have it."""
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(encoded(kind))
-    record = CaptionedImage("1", "picture", (), FileImage(path))
+    record = CaptionedImage("1", "image", (), FileImage(path))
     values = PixelInputs([record], PROCESSORS[name]).pixel_values([0])
     with Image.open(path) as opened:
         if kind == "turned":
@@ -293,8 +293,8 @@ def test_a_processor_that_refuses_some_shapes_keeps_its_work() -> None:
 def test_real_photos(name: str) -> None:
     paths = sorted((SHARED / "data/coco/images").rglob("*.jpg"))[:12]
     records = [CaptionedImage(str(path), path.name, (), FileImage(path)) for path in paths]
-    pictures: list[Any] = [Image.open(path).convert("RGB") for path in paths]
-    expected = PROCESSORS[name](pictures, return_tensors="pt")["pixel_values"]
+    images: list[Any] = [Image.open(path).convert("RGB") for path in paths]
+    expected = PROCESSORS[name](images, return_tensors="pt")["pixel_values"]
     found = PixelInputs(records, PROCESSORS[name]).pixel_values(range(len(records)))
     torch.testing.assert_close(found, expected, atol=3.1 / 255 / 0.26, rtol=0)
     assert float((found - expected).abs().mean()) < 0.02 / 255 / 0.26

@@ -112,7 +112,7 @@ def test_places_and_arrangements_hold(records: list[CaptionedImage]) -> None:
             assert np.ptp(x) < 0.1 < np.ptp(y)
 
 
-def test_objects_stay_in_the_picture_and_apart(records: list[CaptionedImage]) -> None:
+def test_objects_stay_in_the_image_and_apart(records: list[CaptionedImage]) -> None:
     for record in records:
         objects = scene_of(record).objects
         for number, one in enumerate(objects):
@@ -173,8 +173,8 @@ def test_shapes_differ_from_each_other(shape: str, records: list[CaptionedImage]
             (Placed(0, 0.5, 0.5, 0.18, 0.0),),
             variation=0,
         )
-        picture = Image.open(io.BytesIO(SceneImage(scene, 96, "x").read()))
-        return np.asarray(picture.convert("L")).astype(int)
+        image = Image.open(io.BytesIO(SceneImage(scene, 96, "x").read()))
+        return np.asarray(image.convert("L")).astype(int)
 
     own = drawn(shape)
     size = int((own < 100).sum())
@@ -195,7 +195,7 @@ def test_edges_are_smooth() -> None:
 
 
 @pytest.mark.parametrize("image_size", [32, 96, 224])
-def test_picture_size(image_size: int) -> None:
+def test_image_size(image_size: int) -> None:
     record = load(OPTIONS.model_copy(update={"image_size": image_size, "n_train": 1}), "train")[0]
     assert decode_image(record.image).size == (image_size, image_size)
     assert Image.open(io.BytesIO(record.image.read())).format == "PNG"

@@ -10,7 +10,7 @@ from hfcap.data.source import Source, load_split
 from hfcap.data.sources.coco_json import CocoJsonOptions
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import DataOptions
-from tests.data.pictures import write_coco_json
+from tests.data.sample_images import write_coco_json
 
 
 def options(path: Path, **changes: object) -> CocoJsonOptions:
@@ -49,11 +49,11 @@ def test_empty_split_names_the_key_and_the_splits_that_exist(tmp_path: Path) -> 
         load_split(options(write_coco_json(tmp_path)), "test")
 
 
-def test_missing_and_corrupt_pictures_stop_the_run_unless_allowed(tmp_path: Path) -> None:
+def test_missing_and_corrupt_images_stop_the_run_unless_allowed(tmp_path: Path) -> None:
     path = write_coco_json(tmp_path, n_images=8)
     (tmp_path / "images" / "0.jpg").unlink()
     (tmp_path / "images" / "2.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
-    with pytest.raises(UserError, match=r"2 of 4 pictures.*0\.jpg: no such file.*2\.jpg: .*max_unreadable_images"):
+    with pytest.raises(UserError, match=r"2 of 4 images.*0\.jpg: no such file.*2\.jpg: .*max_unreadable_images"):
         load_split(options(path), "train")
     allowed = options(path, max_unreadable_images=2)
     assert [record.file_name for record in load_split(allowed, "train")] == ["4.jpg", "6.jpg"]

@@ -9,7 +9,7 @@ import pytest
 from hfcap.data.source import load_split
 from hfcap.data.sources.coco import CocoOptions, load
 from hfcap.errors import UserError
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 
 PHOTOS = [(9, "train", "train2014"), (42, "val", "val2014"), (73, "test", "val2014"), (74, "restval", "val2014")]
 """COCO id, Karpathy split and 2014 folder."""
@@ -127,5 +127,5 @@ def test_split_file_without_sentences_for_a_photo(tmp_path: Path) -> None:
     entries = karpathy_entries()
     entries[1]["sentences"] = []
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
-    with pytest.raises(UserError, match=r"1 pictures without captions: '42'"):
+    with pytest.raises(UserError, match=r"1 images without captions: '42'"):
         load_split(options, "validation")

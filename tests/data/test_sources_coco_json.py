@@ -10,7 +10,7 @@ from hfcap.data.images import FileImage
 from hfcap.data.source import load_split
 from hfcap.data.sources.coco_json import CocoJsonOptions, load
 from hfcap.errors import UserError
-from tests.data.pictures import write_coco_json
+from tests.data.sample_images import write_coco_json
 from tests.shared_data import SHARED, requires_shared
 
 
@@ -27,7 +27,7 @@ def rewrite(path: Path, change: Any) -> None:
 def test_reads_images_and_captions_in_order(tmp_path: Path) -> None:
     first, second = load(options(write_coco_json(tmp_path)), "val")
     assert (first.image_id, first.file_name) == ("11", "1.jpg")
-    assert first.captions == ("caption 0 of picture 1", "caption 1 of picture 1")
+    assert first.captions == ("caption 0 of image 1", "caption 1 of image 1")
     assert first.image == FileImage((tmp_path / "images" / "1.jpg").resolve())
     assert second.image_id == "13"
 

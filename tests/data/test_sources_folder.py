@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from hfcap.data.source import load_split
 from hfcap.data.sources.folder import FolderOptions, load, parse_metadata
 from hfcap.errors import UserError
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 
 
-def write_jsonl(folder: Path, rows: list[Any], pictures: bool = True) -> Path:
+def write_jsonl(folder: Path, rows: list[Any], images: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metadata.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for row in rows if pictures else []:
+    for row in rows if images else []:
         write_jpeg(folder / row["file_name"])
     return path
 
@@ -102,18 +102,18 @@ def test_split_subfolders_with_one_metadata_file(tmp_path: Path) -> None:
 
 
 def test_drawn_splits_are_disjoint_complete_and_of_the_wanted_size(tmp_path: Path) -> None:
-    write_jsonl(tmp_path, numbered(600), pictures=False)
+    write_jsonl(tmp_path, numbered(600), images=False)
     parts = [names(load(options(tmp_path, validation_share=0.2), name)) for name in ("train", "validation", "test")]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 600
     # Four standard deviations of a binomial draw.
     assert abs(len(parts[1]) - 120) < 40 and abs(len(parts[2]) - 60) < 30
 
 
-def test_adding_and_reordering_pictures_moves_no_picture(tmp_path: Path) -> None:
-    write_jsonl(tmp_path, numbered(100), pictures=False)
+def test_adding_and_reordering_images_moves_no_image(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, numbered(100), images=False)
     before = {name: names(load(options(tmp_path), name)) for name in ("train", "validation", "test")}
     more = [{"file_name": f"new{i}.jpg", "caption": "x"} for i in range(50)]
-    write_jsonl(tmp_path, more + numbered(100)[::-1], pictures=False)
+    write_jsonl(tmp_path, more + numbered(100)[::-1], images=False)
     for name, found in before.items():
         assert found < names(load(options(tmp_path), name))
     assert (
@@ -121,7 +121,7 @@ def test_adding_and_reordering_pictures_moves_no_picture(tmp_path: Path) -> None
     )
 
 
-def test_too_few_pictures_for_a_drawn_split(tmp_path: Path) -> None:
+def test_too_few_images_for_a_drawn_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path, numbered(2))
     with pytest.raises(UserError, match=r"raise data\.validation_share or data\.test_share; the recipe's key"):
         load_split(options(tmp_path, test_share=0.0), "test")
@@ -135,10 +135,10 @@ def place(file_name: str) -> float:
 
 
 @given(st.sets(st.from_regex(r"[a-z0-9]{1,12}\.jpg", fullmatch=True), min_size=3, max_size=40))
-def test_no_drawn_split_is_empty_and_only_pictures_that_fill_one_move(file_names: set[str]) -> None:
+def test_no_drawn_split_is_empty_and_only_images_that_fill_one_move(file_names: set[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        write_jsonl(root, [{"file_name": name, "caption": "x"} for name in sorted(file_names)], pictures=False)
+        write_jsonl(root, [{"file_name": name, "caption": "x"} for name in sorted(file_names)], images=False)
         found = {split: names(load(options(root), split)) for split in SPLITS}
     assert all(found.values()) and set.union(*found.values()) == file_names
     assert sum(map(len, found.values())) == len(file_names)
@@ -148,7 +148,7 @@ def test_no_drawn_split_is_empty_and_only_pictures_that_fill_one_move(file_names
     }
     for split in SPLITS:
         if drawn[split]:
-            # One picture for each split that was empty may leave, and none may come.
+            # One image for each split that was empty may leave, and none may come.
             assert found[split] <= drawn[split]
         else:
             assert len(found[split]) == 1
@@ -156,9 +156,9 @@ def test_no_drawn_split_is_empty_and_only_pictures_that_fill_one_move(file_names
     assert sum(len(drawn[split] - found[split]) for split in SPLITS) == moved
 
 
-def test_an_empty_split_takes_the_nearest_training_picture(tmp_path: Path) -> None:
+def test_an_empty_split_takes_the_nearest_training_image(tmp_path: Path) -> None:
     chosen = [row for row in numbered(60) if place(row["file_name"]) > 0.3][:20]
-    write_jsonl(tmp_path, chosen, pictures=False)
+    write_jsonl(tmp_path, chosen, images=False)
     by_place = sorted((row["file_name"] for row in chosen), key=place)
     assert names(load(options(tmp_path), "test")) == {by_place[0]}
     assert names(load(options(tmp_path), "validation")) == {by_place[1]}
@@ -171,7 +171,7 @@ def test_an_empty_split_takes_the_nearest_training_picture(tmp_path: Path) -> No
 
 def test_shares_that_leave_nothing(tmp_path: Path) -> None:
     write_jsonl(tmp_path, numbered(2))
-    with pytest.raises(UserError, match=r"data\.validation_share and data\.test_share leave no pictures"):
+    with pytest.raises(UserError, match=r"data\.validation_share and data\.test_share leave no images"):
         load(options(tmp_path, validation_share=0.5, test_share=0.5), "train")
 
 
@@ -192,7 +192,7 @@ def test_shares_that_leave_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_rows_name_file_and_line(tmp_path: Path, row: Any, message: str) -> None:
-    write_jsonl(tmp_path, [*numbered(1), row], pictures=False)
+    write_jsonl(tmp_path, [*numbered(1), row], images=False)
     with pytest.raises(UserError, match=rf"metadata\.jsonl: line 2.*{message}"):
         load(options(tmp_path), "train")
 
@@ -213,7 +213,7 @@ def test_wrong_csv(tmp_path: Path, text: str, message: str) -> None:
         parse_metadata(write_csv(tmp_path, text))
 
 
-def test_one_picture_in_two_splits(tmp_path: Path) -> None:
+def test_one_image_in_two_splits(tmp_path: Path) -> None:
     write_jsonl(tmp_path, [*numbered(1, split="train"), *numbered(1, split="test")])
     with pytest.raises(UserError, match=r"line 2 puts photo0\.jpg into split 'test', line 1 into 'train'"):
         load(options(tmp_path), "train")
@@ -221,25 +221,23 @@ def test_one_picture_in_two_splits(tmp_path: Path) -> None:
 
 def test_rows_with_and_without_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path, [{**numbered(1)[0], "split": "train"}, {"file_name": "b.jpg", "caption": "x"}])
-    with pytest.raises(UserError, match=r"1 pictures without a split, while others have one: b\.jpg"):
+    with pytest.raises(UserError, match=r"1 images without a split, while others have one: b\.jpg"):
         load(options(tmp_path), "train")
 
 
-def test_pictures_without_captions(tmp_path: Path) -> None:
+def test_images_without_captions(tmp_path: Path) -> None:
     write_jsonl(tmp_path, numbered(3))
     write_jpeg(tmp_path / "more" / "forgotten.JPG")
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(
-        UserError, match=r"1 pictures without captions.*more/forgotten\.JPG.*uncaptioned_images: ignore"
-    ):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"1 images without captions.*more/forgotten\.JPG.*uncaptioned_images: ignore"):
         load(options(tmp_path), "train")
     assert load(options(tmp_path, uncaptioned_images="ignore", validation_share=0, test_share=0), "train")
 
 
-def test_captions_without_picture_are_named(tmp_path: Path) -> None:
+def test_captions_without_image_are_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path, numbered(3, split="train"))
     (tmp_path / "photo1.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 pictures.*photo1\.jpg: no such file.*data\.max_unreadable_images"):
+    with pytest.raises(UserError, match=r"1 of 3 images.*photo1\.jpg: no such file.*data\.max_unreadable_images"):
         load_split(options(tmp_path), "train")
 
 

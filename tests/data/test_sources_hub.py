@@ -22,7 +22,7 @@ from hfcap.data.web import hub_images
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.schema import CaptionedImage
-from tests.data.pictures import encoded, write_jpeg
+from tests.data.sample_images import encoded, write_jpeg
 
 COLOURS = ["red", "green", "blue", "white", "black"]
 
@@ -35,10 +35,10 @@ def _own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def table(n: int = 5, image: str = "image", **columns: Any) -> datasets.Dataset:
-    """n one-colour pictures and, by default, two captions each."""
-    pictures = [{"bytes": encoded(Image.new("RGB", (8, 8), colour)), "path": None} for colour in COLOURS[:n]]
-    columns = columns or {"captions": [[f"{colour} picture", f"all {colour}"] for colour in COLOURS[:n]]}
-    made = datasets.Dataset.from_dict({image: pictures, **columns})
+    """n one-colour images and, by default, two captions each."""
+    images = [{"bytes": encoded(Image.new("RGB", (8, 8), colour)), "path": None} for colour in COLOURS[:n]]
+    columns = columns or {"captions": [[f"{colour} image", f"all {colour}"] for colour in COLOURS[:n]]}
+    made = datasets.Dataset.from_dict({image: images, **columns})
     return made.cast_column(image, datasets.Image())
 
 
@@ -52,12 +52,12 @@ def parquet(tmp_path: Path, made: datasets.Dataset, name: str = "data.parquet", 
 @pytest.mark.parametrize("name", ["data.parquet", "DATA.PARQUET"])
 def test_parquet_file(name: str, tmp_path: Path) -> None:
     records = load_split(parquet(tmp_path, table(), name), "train")
-    assert [record.captions[0] for record in records] == [f"{colour} picture" for colour in COLOURS]
+    assert [record.captions[0] for record in records] == [f"{colour} image" for colour in COLOURS]
     assert [record.image_id for record in records] == [f"train-{i}" for i in range(5)]
     assert decode_image(records[2].image).getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_pictures_are_read_when_asked_for_and_travel_to_workers(tmp_path: Path) -> None:
+def test_images_are_read_when_asked_for_and_travel_to_workers(tmp_path: Path) -> None:
     record = load(parquet(tmp_path, table()), "train")[1]
     copy = pickle.loads(pickle.dumps(record))
     assert copy.image.read() == encoded(Image.new("RGB", (8, 8), "green"))
@@ -134,22 +134,22 @@ def test_wrong_column_names_offer_the_nearest(tmp_path: Path) -> None:
 
 def test_several_or_no_image_columns(tmp_path: Path) -> None:
     two = datasets.concatenate_datasets([table(2), table(2, image="thumbnail", number=[1, 2])], axis=1)
-    with pytest.raises(UserError, match=r"several columns of pictures \(image, thumbnail\).*data\.image_column"):
+    with pytest.raises(UserError, match=r"several columns of images \(image, thumbnail\).*data\.image_column"):
         load(parquet(tmp_path, two), "train")
     assert len(load(parquet(tmp_path, two, image_column="thumbnail"), "train")) == 2
     none = datasets.Dataset.from_dict({"caption": ["a"]})
-    with pytest.raises(UserError, match=r"no column of pictures among caption"):
+    with pytest.raises(UserError, match=r"no column of images among caption"):
         load(parquet(tmp_path, none, "none.parquet"), "train")
 
 
 def test_plain_parquet_with_bytes_and_path(tmp_path: Path) -> None:
     cells = [{"bytes": encoded(Image.new("RGB", (4, 4), "blue")), "path": "a.png"}]
-    options = parquet(tmp_path, datasets.Dataset.from_dict({"picture": cells, "caption": ["blue"]}))
+    options = parquet(tmp_path, datasets.Dataset.from_dict({"image": cells, "caption": ["blue"]}))
     (record,) = load_split(options, "train")
     assert decode_image(record.image).getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_rows_with_the_same_id_are_captions_of_one_picture(tmp_path: Path) -> None:
+def test_rows_with_the_same_id_are_captions_of_one_image(tmp_path: Path) -> None:
     made = table(4, caption=["a", "b", "c", "d"], cocoid=[7, 9, 7, 9])
     records = load_split(parquet(tmp_path, made, image_id_column="cocoid"), "train")
     assert [(record.image_id, record.captions) for record in records] == [("7", ("a", "c")), ("9", ("b", "d"))]
@@ -164,12 +164,12 @@ def test_empty_captions_and_lists(tmp_path: Path, cell: list[str], message: str)
         load(parquet(tmp_path, table(2, captions=[["x"], cell])), "train")
 
 
-def test_corrupt_and_missing_pictures_are_named_by_row(tmp_path: Path) -> None:
+def test_corrupt_and_missing_images_are_named_by_row(tmp_path: Path) -> None:
     cells = [{"bytes": content, "path": None} for content in (encoded(Image.new("RGB", (4, 4))), b"broken", None)]
     made = datasets.Dataset.from_dict({"image": cells, "caption": ["a", "b", "c"]})
-    with pytest.raises(UserError, match=r"2 of 3 pictures.*row 2: the row holds no picture|row 1: damaged") as raised:
+    with pytest.raises(UserError, match=r"2 of 3 images.*row 2: the row holds no image|row 1: damaged") as raised:
         load_split(parquet(tmp_path, made), "train")
-    assert "row 1: damaged" in str(raised.value) and "row 2: the row holds no picture" in str(raised.value)
+    assert "row 1: damaged" in str(raised.value) and "row 2: the row holds no image" in str(raised.value)
     assert len(load_split(parquet(tmp_path, made, max_unreadable_images=2), "train")) == 1
 
 
@@ -188,17 +188,17 @@ def test_tables_cannot_make_us_read_files_of_this_machine(tmp_path: Path) -> Non
         cells = [{"bytes": None, "path": path}]
         made = datasets.Dataset.from_dict({"image": cells, "caption": ["a"]})
         (record,) = load(parquet(tmp_path / "table", made), "train")
-        with pytest.raises(UnreadableImageError, match=r"outside of the dataset|only pictures on the Hub"):
+        with pytest.raises(UnreadableImageError, match=r"outside of the dataset|only images on the Hub"):
             record.image.read()
 
 
-def test_a_column_that_holds_no_pictures_cannot_be_named(tmp_path: Path) -> None:
+def test_a_column_that_holds_no_images_cannot_be_named(tmp_path: Path) -> None:
     made = table(2, number=[1, 2], captions=[["a"], ["b"]])
-    with pytest.raises(UserError, match=r"'number' \(data\.image_column\) holds no pictures"):
+    with pytest.raises(UserError, match=r"'number' \(data\.image_column\) holds no images"):
         load(parquet(tmp_path, made, image_column="number"), "train")
 
 
-def test_a_picture_on_the_hub_that_cannot_be_fetched_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_on_the_hub_that_cannot_be_fetched_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any) -> None:
         raise transport_errors()[1]("no route")
 
@@ -236,12 +236,10 @@ def streaming(tmp_path: Path, n: int = 3, made: datasets.Dataset | None = None, 
     return parquet(tmp_path, made or table(), streaming=True, max_train_images=n, **changes)
 
 
-def test_streaming_takes_the_first_rows_and_keeps_their_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streaming_takes_the_first_rows_and_keeps_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = streaming(tmp_path)
     first = load_split(options, "train")
-    assert [record.captions[0] for record in first] == ["red picture", "green picture", "blue picture"]
+    assert [record.captions[0] for record in first] == ["red image", "green image", "blue image"]
     assert decode_image(first[1].image).getpixel((0, 0)) == (0, 128, 0)
 
     def forbidden(*_: object, **__: object) -> None:
@@ -270,7 +268,7 @@ def test_streaming_goes_on_where_it_was_stopped(
     rows = next((_own_cache / "streamed").rglob("rows.jsonl"))
     with rows.open("ab") as handle:
         handle.write(b'{"image_id": "trai')  # killed within a line
-    assert [record.captions[0] for record in load(options, "train")] == [f"{colour} picture" for colour in COLOURS[:4]]
+    assert [record.captions[0] for record in load(options, "train")] == [f"{colour} image" for colour in COLOURS[:4]]
     assert asked == [0, 1, 2, 2, 3]
     load(options.model_copy(update={"max_train_images": 5}), "train")
     assert asked == [0, 1, 2, 2, 3, 4]
@@ -298,7 +296,7 @@ def test_processes_that_stream_the_same_rows_do_not_mix_them(
     assert found[0] == found[1] == found[2] == load(options, "train")
     assert len(next((_own_cache / "streamed").rglob("rows.jsonl")).read_text().splitlines()) == 5
     for record, colour in zip(found[0], COLOURS, strict=True):
-        assert record.captions[0] == f"{colour} picture"
+        assert record.captions[0] == f"{colour} image"
         assert decode_image(record.image).getpixel((0, 0)) == ImageColor.getrgb(colour)
 
 
@@ -336,10 +334,10 @@ def test_a_branch_is_resolved_to_the_commit_that_is_loaded(monkeypatch: pytest.M
     sources_hub._commit_now.cache_clear()
     monkeypatch.setattr(sources_hub, "HfApi", Api)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    options = HubOptions(dataset="somebody/pictures", revision="main")
+    options = HubOptions(dataset="somebody/images", revision="main")
     assert len(load(options, "train")) == 5
     assert dataset_revision(options, "train") == "c" * 40
-    assert asked == [("somebody/pictures", "main"), ("somebody/pictures", "c" * 40)]
+    assert asked == [("somebody/images", "main"), ("somebody/images", "c" * 40)]
     sources_hub._commit_now.cache_clear()
 
 
@@ -368,7 +366,7 @@ def test_streaming_shorter_split_than_asked_for(tmp_path: Path) -> None:
 def test_streaming_counts_unreadable_rows(tmp_path: Path) -> None:
     cells = [{"bytes": content, "path": None} for content in (encoded(Image.new("RGB", (4, 4))), None)]
     made = datasets.Dataset.from_dict({"image": cells, "caption": ["a", "b"]})
-    with pytest.raises(UserError, match=r"1 of 2 pictures are unreadable.*data\.max_unreadable_images"):
+    with pytest.raises(UserError, match=r"1 of 2 images are unreadable.*data\.max_unreadable_images"):
         load_split(streaming(tmp_path, 2, made), "train")
     assert len(load_split(streaming(tmp_path, 2, made, max_unreadable_images=1), "train")) == 1
 

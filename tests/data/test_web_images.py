@@ -1,4 +1,4 @@
-"""Pictures from the web, out of a loopback server: what is fetched, what is refused, and within which bounds."""
+"""Images from the web, out of a loopback server: what is fetched, what is refused, and within which bounds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from hfcap.data.web import web_images
 from hfcap.data.web.web_images import MAX_REDIRECTS, web_image
 from hfcap.errors import UserError
 from tests.data.http_server import FileServer, serving
-from tests.data.pictures import encoded
+from tests.data.sample_images import encoded
 
-PICTURE = encoded(Image.new("RGB", (8, 6), "blue"))
+IMAGE = encoded(Image.new("RGB", (8, 6), "blue"))
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setattr(web_images, "PAUSE_SECONDS", 0.0)
-    with serving(a_png=PICTURE) as running:
+    with serving(a_png=IMAGE) as running:
         yield running
 
 
@@ -37,15 +37,15 @@ def refused(url: str) -> str:
     return str(caught.value)
 
 
-def test_the_bytes_of_a_picture(server: FileServer) -> None:
+def test_the_bytes_of_a_image(server: FileServer) -> None:
     image = web_image(f"{server.url}/a.png")
-    assert image.read() == PICTURE and decode_image(image).size == (8, 6)
+    assert image.read() == IMAGE and decode_image(image).size == (8, 6)
     assert image.describe() == f"{server.url}/a.png"
 
 
 def test_addresses_are_encoded_as_servers_want_them(server: FileServer) -> None:
-    server.files["/caf%C3%A9%20au/x.png?a=1%202"] = PICTURE
-    assert web_image(f"{server.url}/café au/x.png?a=1%202#part").read() == PICTURE
+    server.files["/caf%C3%A9%20au/x.png?a=1%202"] = IMAGE
+    assert web_image(f"{server.url}/café au/x.png?a=1%202#part").read() == IMAGE
 
 
 def test_what_the_server_does_not_give_out(server: FileServer) -> None:
@@ -55,7 +55,7 @@ def test_what_the_server_does_not_give_out(server: FileServer) -> None:
 
 def test_an_overloaded_server_is_asked_once_more(server: FileServer) -> None:
     server.failures["/a.png"] = [503]
-    assert web_image(f"{server.url}/a.png").read() == PICTURE
+    assert web_image(f"{server.url}/a.png").read() == IMAGE
     server.failures["/a.png"] = [503, 429, 503]
     assert "the server answers 429 Too Many Requests" in refused(f"{server.url}/a.png")
     assert server.failures["/a.png"] == [503]
@@ -63,15 +63,15 @@ def test_an_overloaded_server_is_asked_once_more(server: FileServer) -> None:
 
 def test_a_connection_that_breaks(server: FileServer) -> None:
     server.cut_after["/a.png"] = [10]
-    assert web_image(f"{server.url}/a.png").read() == PICTURE
+    assert web_image(f"{server.url}/a.png").read() == IMAGE
     server.cut_after["/a.png"] = [10, 12]
-    assert f"broke after 12 of {len(PICTURE)} bytes" in refused(f"{server.url}/a.png")
+    assert f"broke after 12 of {len(IMAGE)} bytes" in refused(f"{server.url}/a.png")
     assert "cannot be fetched" in refused("http://127.0.0.1:9/a.png")
 
 
 def test_redirects_end_somewhere(server: FileServer) -> None:
     server.redirects |= {"/old.png": "a.png", "/older.png": f"{server.url}/old.png", "/circle": "/circle"}
-    assert web_image(f"{server.url}/older.png").read() == PICTURE
+    assert web_image(f"{server.url}/older.png").read() == IMAGE
     assert f"redirected more than {MAX_REDIRECTS} times" in refused(f"{server.url}/circle")
     assert len(server.gets("/circle")) == MAX_REDIRECTS + 1
 
@@ -127,7 +127,7 @@ def internet(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there every 127.x.y.z is this machine")
 def test_where_a_connection_leads_decides_not_what_the_name_meant_before(internet: dict[str, list[str]]) -> None:
-    with serving("0.0.0.0", a_png=PICTURE) as server:
+    with serving("0.0.0.0", a_png=IMAGE) as server:
         _lead_inside(server, internet)
 
 
@@ -136,7 +136,7 @@ def _lead_inside(server: FileServer, internet: dict[str, list[str]]) -> None:
     outside = f"http://outside.test:{port}"
     internet["outside.test"] = ["127.0.0.2"]
     server.redirects["/next.png"] = "/a.png"
-    assert web_image(f"{outside}/next.png").read() == PICTURE
+    assert web_image(f"{outside}/next.png").read() == IMAGE
     # The name is a stranger's: it means this machine as soon as the redirect is followed.
     internet["outside.test"] = ["127.0.0.2", "127.0.0.1"]
     server.redirects["/in.png"] = f"{server.url}/a.png"
@@ -149,11 +149,11 @@ def _lead_inside(server: FileServer, internet: dict[str, list[str]]) -> None:
         web_image(f"{outside}/in.png").read()
     assert len(server.gets("/a.png")) == before
     # Who names an address of this network means it.
-    assert web_image(f"{server.url}/next.png").read() == PICTURE
+    assert web_image(f"{server.url}/next.png").read() == IMAGE
 
 
 @pytest.mark.parametrize("url", [f"http://{'a' * 70}.test/x", "http://.test/x", "http://a..test/x", "http://a/\udcff"])
-def test_impossible_names_are_a_picture_that_cannot_be_read(server: FileServer, url: str) -> None:
+def test_impossible_names_are_a_image_that_cannot_be_read(server: FileServer, url: str) -> None:
     assert "not a possible web address" in refused(url)
     if url.isascii():
         server.redirects["/a.png"] = url
@@ -174,8 +174,8 @@ class Endless:
 
 
 def test_size_and_time_are_bounded(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_images, "MAX_WEB_BYTES", len(PICTURE) - 1)
-    assert "save the picture smaller" in refused(f"{server.url}/a.png")
+    monkeypatch.setattr(web_images, "MAX_WEB_BYTES", len(IMAGE) - 1)
+    assert "save the image smaller" in refused(f"{server.url}/a.png")
     monkeypatch.setattr(web_images, "MAX_WEB_BYTES", 10**6)
     endless: Any = Endless()
     with pytest.raises(UnreadableImageError, match="more than 1,000,000 bytes"):
@@ -221,7 +221,7 @@ def test_a_server_that_is_never_silent_and_never_done(head: bytes, monkeypatch: 
         ("http://host:port/a.png", "not a web address"),
     ],
 )
-def test_what_is_no_address_of_a_picture(url: str, problem: str) -> None:
+def test_what_is_no_address_of_a_image(url: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         web_image(url)
 

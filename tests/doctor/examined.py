@@ -29,7 +29,7 @@ def tiny_recipe(folder: Path, family: str = "blip", **blocks: Any) -> Recipe:
         "generate": {"num_beams": 2, "max_new_tokens": 40},
     }
     if family == "blip":
-        # transformers starts BLIP's vision model from 1e-10, at which no picture changes anything.
+        # transformers starts BLIP's vision model from 1e-10, at which no image changes anything.
         values["model"]["from_config"]["vision_config"]["initializer_range"] = 0.02
     for name, block in blocks.items():
         values[name] = {**values[name], **block} if isinstance(values.get(name), dict) else block

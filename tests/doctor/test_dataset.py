@@ -14,7 +14,7 @@ from hfcap.doctor.findings import Findings
 from tests.doctor.examined import record, report_of, the_error, tiny_recipe
 
 
-def test_pictures_in_two_splits(tmp_path: Path) -> None:
+def test_images_in_two_splits(tmp_path: Path) -> None:
     train = [record(tmp_path, "a.png", "red", "a red wall"), record(tmp_path, "b.png", "blue", "the sea", "the  Sea")]
     other = tmp_path / "other"
     other.mkdir()
@@ -29,18 +29,18 @@ def test_pictures_in_two_splits(tmp_path: Path) -> None:
     shared = facts.shared_with_train["validation"]
     assert (shared.same_id, shared.same_file_name, shared.same_bytes) == (1, 1, 1)
     assert facts.most_frequent[0] == ("the sea", 2)
-    assert facts.splits["train"].captions_per_picture == {1: 1, 2: 1}
+    assert facts.splits["train"].captions_per_image == {1: 1, 2: 1}
     assert facts.splits["validation"].one_word_captions == 2
     assert [problem.key for problem in findings.problems] == ["data.validation_split"]
     assert "1 by id, 1 by file name, 1 by content" in findings.problems[0].message
 
 
-def test_scored_pictures_that_chose_the_checkpoint(tmp_path: Path) -> None:
+def test_scored_images_that_chose_the_checkpoint(tmp_path: Path) -> None:
     train, held_out = record(tmp_path, "a.png", "red", "a red wall"), record(tmp_path, "b.png", "blue", "the sea")
     findings = Findings()
     dataset.examine_data({"train": [train], "validation": [held_out], "test": [held_out]}, findings)
     assert [(problem.level, problem.key) for problem in findings.problems] == [("warning", "data.test_split")]
-    assert "1 of 1 scored pictures are validation pictures too" in findings.problems[0].message
+    assert "1 of 1 scored images are validation images too" in findings.problems[0].message
 
 
 def test_placeholder_captions(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_markers_read_as_special_tokens(plant: Any, tmp_path: Path) -> None:
             return ids
 
     plant(ReadsMarkers)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for split in ("train", "validation", "test"):
         (root / split).mkdir(parents=True)
         rows = [record(root / split, f"{n}.png", "red", f"a red wall{' <end> or' * (n == 3)}") for n in range(4)]
@@ -71,5 +71,5 @@ def test_markers_read_as_special_tokens(plant: Any, tmp_path: Path) -> None:
     report = report_of(recipe, healthy=False)
     the_error(report, "data.source: 1 captions contain the start, end or pad token")
     shared = report["data"]["shared_with_train"]["validation"]
-    # Names are the split's own; the four red pictures have the same bytes, though.
+    # Names are the split's own; the four red images have the same bytes, though.
     assert shared["same_bytes"] == 1

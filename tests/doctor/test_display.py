@@ -22,7 +22,7 @@ from hfcap.doctor.labels import LabelCounts, ShownCaption
 from tests.doctor.examined import report_of, tiny_recipe
 
 
-def test_contact_sheet_shows_pictures_as_they_are_and_as_training_changes_them(tmp_path: Path) -> None:
+def test_contact_sheet_shows_images_as_they_are_and_as_training_changes_them(tmp_path: Path) -> None:
     augment = {"brightness": 0.9, "horizontal_flip": 1.0, "flip_captions": "skip", "word_dropout": 0.5}
     recipe = tiny_recipe(tmp_path, "vit_gpt2", augment=augment)
     plain = tiny_recipe(tmp_path, "vit_gpt2", name="plain")
@@ -37,16 +37,16 @@ def test_contact_sheet_shows_pictures_as_they_are_and_as_training_changes_them(t
 
 
 def test_contact_sheet() -> None:
-    pictures = torch.zeros(5, 3, 16, 32)
-    pictures[1, 0] = 1  # red
-    pictures[4, 2] = 1  # blue
-    png = pixels.contact_sheet(pictures, ["a", "b", "c " * 100, "d", "e"])
+    images = torch.zeros(5, 3, 16, 32)
+    images[1, 0] = 1  # red
+    images[4, 2] = 1  # blue
+    png = pixels.contact_sheet(images, ["a", "b", "c " * 100, "d", "e"])
     sheet = Image.open(io.BytesIO(png))
     assert sheet.format == "PNG"
     assert sheet.size == (4 * (224 + 12) + 12, 2 * (224 + 52 + 12) + 12)
     assert sheet.getpixel((12 + 236 + 112, 12 + 112)) == (255, 0, 0)
     assert sheet.getpixel((12 + 112, 12 + 288 + 112)) == (0, 0, 255)
-    assert sheet.getpixel((12 + 112, 12 + 30)) == (255, 255, 255)  # wide pictures keep their shape
+    assert sheet.getpixel((12 + 112, 12 + 30)) == (255, 255, 255)  # wide images keep their shape
     under_third = sheet.crop((12 + 2 * 236, 12 + 226, 12 + 2 * 236 + 224, 12 + 276)).convert("L")
     assert under_third.tobytes() != bytes([255]) * under_third.width * under_third.height  # its caption
     beside = sheet.crop((12 + 2 * 236 + 225, 12 + 226, 12 + 3 * 236, 12 + 276)).convert("L")
@@ -60,7 +60,7 @@ def test_contact_sheet_of_a_recipe(tmp_path: Path) -> None:
     assert sheet.size == (956, 588)
     first = load_split(recipe.data, "train")[0]
     original = Image.open(io.BytesIO(first.image.read())).convert("RGB").resize((224, 224), Image.Resampling.NEAREST)
-    # BLIP's normalisation is undone: colours are those of the picture itself.
+    # BLIP's normalisation is undone: colours are those of the image itself.
     shown = torch.tensor(list(sheet.crop((12, 12, 236, 236)).tobytes()), dtype=torch.float32)
     assert (shown - torch.tensor(list(original.tobytes()), dtype=torch.float32)).abs().mean() < 3
     assert report["pixels"]["size"] == [32, 32]

@@ -31,9 +31,9 @@ def test_a_healthy_captioner(family: str, tmp_path: Path, capsys: pytest.Capture
     starts = {agreement[f"start_in_{place}"] for place in ("training", "generation", "transformers")}
     assert starts == {"<start>"}
     assert agreement["prediction_difference"] < 1e-4
-    assert agreement["leak"] < 1e-4 < agreement["picture_effect"]
+    assert agreement["leak"] < 1e-4 < agreement["image_effect"]
     printed = capsys.readouterr().out
-    assert "[<start>apictureof]" in printed.replace(" ", "")
+    assert "[<start>aimageof]" in printed.replace(" ", "")
     assert "Nothing wrong." in printed
     assert not (tmp_path / "runs" / "tiny").exists()
 
@@ -47,7 +47,7 @@ def test_taught_tokens_spell_the_captions(family: str, tmp_path: Path) -> None:
     for one in report["labels"]["shown"]:
         shown.setdefault(one["file_name"], []).append("".join(text for text, taught in one["tokens"] if taught))
         ignored = [text for text, taught in one["tokens"] if not taught and text != "<pad>"]
-        assert "".join(ignored) == "<start>apictureof"
+        assert "".join(ignored) == "<start>aimageof"
     assert len(shown) >= 2
     for name, texts in shown.items():
         assert sorted(texts) == sorted(caption.lower().replace(" ", "") + "<end>" for caption in captions[name])
@@ -80,9 +80,9 @@ def test_feature_store_is_estimated_and_not_written(tmp_path: Path, monkeypatch:
     assert store["folder"].startswith(str(tmp_path / "cache" / "features")) and disk["image_cache"] is None
     assert list((tmp_path / "cache").rglob("*.safetensors")) == []
     Run(recipe).execute("train")
-    # Training keeps the pictures of train and validation; only those of the test are still lacking.
+    # Training keeps the images of train and validation; only those of the test are still lacking.
     store = report_of(recipe, healthy=True, steps=1)["cost"]["disk"]["feature_store"]
-    assert (store["pictures"], store["bytes"]) == (4, 4 * 32 * 2)
+    assert (store["images"], store["bytes"]) == (4, 4 * 32 * 2)
 
 
 def test_image_cache_is_estimated_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_image_cache_is_estimated_as_it_is_written(tmp_path: Path, monkeypatch: 
     after = report_of(recipe, healthy=True, steps=1)["cost"]["disk"]["image_cache"]
     [kept] = kept_stores(tmp_path / "kept")
     assert str(kept.folder) == before["image_cache"]["folder"] == after["folder"]
-    assert before["image_cache"]["pictures"] == kept.n_pictures + after["pictures"] and after["pictures"] == 4
+    assert before["image_cache"]["images"] == kept.n_images + after["images"] and after["images"] == 4
     written = sum(path.stat().st_size for path in kept.folder.glob("*.safetensors"))
     # Names and checksums come on top.
     assert 0 < written - (before["image_cache"]["bytes"] - after["bytes"]) < 0.1 * written
@@ -106,7 +106,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     report = report_of(recipe, healthy=False, steps=1)
     run, cache = problems_of(report, "error")
     assert run.startswith("output_dir: ") and "and data.image_cache_folder on the same disk 49.2 kB" in run
-    assert cache.startswith("data.image_cache_folder: 16 pictures") and "0 kB are free" in cache
+    assert cache.startswith("data.image_cache_folder: 16 images") and "0 kB are free" in cache
 
 
 def test_costs_agree_with_a_real_run(tmp_path: Path) -> None:

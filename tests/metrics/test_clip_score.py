@@ -15,7 +15,7 @@ from PIL import Image
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.clip_score import ClipScore
-from hfcap.metrics.shared.images import DecodedPictures, Pictures, picture_files, plain_decode
+from hfcap.metrics.shared.images import DecodedImages, Images, image_files, plain_decode
 from hfcap.metrics.suite import build_metric
 from tests.captioners.clip_folder import LONGEST, write_clip
 
@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     name: str
     content: bytes
 
@@ -34,11 +34,11 @@ class _Picture:
         return self.name
 
 
-def _picture(seed: int) -> _Picture:
+def _image(seed: int) -> _Image:
     pixels = np.random.default_rng(seed).integers(0, 256, size=(40, 50, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
-    return _Picture(f"picture {seed}", buffer.getvalue())
+    return _Image(f"image {seed}", buffer.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,15 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 _CANDIDATES = {"1": "a dog", "2": "two cats sleep", "3": "a very long caption that does not fit in so few positions"}
 _REFERENCES = {"1": ["one dog"], "2": ["a red car", "two cats sleep"], "3": ["x", "a street", "two cats sleep"]}
-_IMAGES = {key: _picture(int(key)) for key in _CANDIDATES}
+_IMAGES = {key: _image(int(key)) for key in _CANDIDATES}
 
 
 def _captions() -> CaptionSet:
     return CaptionSet(_CANDIDATES, ReferenceSet(_REFERENCES))
 
 
-def _clip_score(folder: str, pictures: Pictures | None = None, **options: Any) -> CaptionMetric:
-    options = {"model": folder, "pictures": pictures or DecodedPictures(_IMAGES), "device": "cpu", **options}
+def _clip_score(folder: str, image_source: Images | None = None, **options: Any) -> CaptionMetric:
+    options = {"model": folder, "image_source": image_source or DecodedImages(_IMAGES), "device": "cpu", **options}
     return build_metric("clip_score", options)
 
 
@@ -80,8 +80,8 @@ def _by_hand(folder: str) -> list[list[float]]:
         states = model.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         return unit(model.text_projection(states[len(ids) - 1]))
 
-    def image(picture: _Picture) -> Any:
-        pixels = image_processor(Image.open(io.BytesIO(picture.read())), return_tensors="pt")["pixel_values"]
+    def image(image: _Image) -> Any:
+        pixels = image_processor(Image.open(io.BytesIO(image.read())), return_tensors="pt")["pixel_values"]
         states = model.vision_model(pixel_values=pixels).last_hidden_state[0, 0]
         return unit(model.visual_projection(model.vision_model.post_layernorm(states)))
 
@@ -117,11 +117,11 @@ def test_decoder_is_handed_in(clip_folder: str) -> None:
         seen.append(image.describe())
         return plain_decode(image)
 
-    _clip_score(clip_folder, DecodedPictures(_IMAGES, decode)).statistics(_captions())
-    assert seen == ["picture 1", "picture 2", "picture 3"]
+    _clip_score(clip_folder, DecodedImages(_IMAGES, decode)).statistics(_captions())
+    assert seen == ["image 1", "image 2", "image 3"]
 
 
-def test_folder_of_pictures(clip_folder: str, tmp_path: Path) -> None:
+def test_folder_of_images(clip_folder: str, tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     for key, name in (("1", "1.png"), ("2", "below/COCO_val2014_000000000002.png"), ("3", "3.png")):
         (tmp_path / name).write_bytes(_IMAGES[key].content)
@@ -130,31 +130,31 @@ def test_folder_of_pictures(clip_folder: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(metric.statistics(_captions()), expected)
 
 
-def test_pictures_by_name(tmp_path: Path) -> None:
+def test_images_by_name(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for name in ("a/17.jpg", "holiday.png", "notes.txt", "000000000099.jpg", "a/twice.png", "twice.png"):
         (tmp_path / name).touch()
-    found = picture_files(tmp_path, ["17", "5", "99"], {"5": "holiday.png"})
+    found = image_files(tmp_path, ["17", "5", "99"], {"5": "holiday.png"})
     assert found == {
         "17": tmp_path / "a" / "17.jpg",
         "5": tmp_path / "holiday.png",
         "99": tmp_path / "000000000099.jpg",
     }
     # The end of a name alone proves nothing: "photo_17.jpg" need not be image 17.
-    with pytest.raises(UserError, match=r"no picture for 1 of 2 images, for example image 'y' \(gone\.jpg\)"):
-        picture_files(tmp_path, ["17", "y"], {"y": "gone.jpg"})
-    with pytest.raises(UserError, match="several pictures of image 'twice'"):
-        picture_files(tmp_path, ["twice"])
+    with pytest.raises(UserError, match=r"no image for 1 of 2 images, for example image 'y' \(gone\.jpg\)"):
+        image_files(tmp_path, ["17", "y"], {"y": "gone.jpg"})
+    with pytest.raises(UserError, match="several files for image 'twice'"):
+        image_files(tmp_path, ["twice"])
     with pytest.raises(UserError, match="no such folder"):
-        picture_files(tmp_path / "none", ["17"])
+        image_files(tmp_path / "none", ["17"])
 
 
 def test_what_is_wrong_is_named(clip_folder: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images"):
         ClipScore()
     with pytest.raises(UserError, match="'3'"):
-        _clip_score(clip_folder, DecodedPictures({k: _IMAGES[k] for k in ("1", "2")})).statistics(_captions())
-    broken = DecodedPictures(_IMAGES | {"2": _Picture("broken.png", b"no picture")})
+        _clip_score(clip_folder, DecodedImages({k: _IMAGES[k] for k in ("1", "2")})).statistics(_captions())
+    broken = DecodedImages(_IMAGES | {"2": _Image("broken.png", b"no image")})
     with pytest.raises(UserError, match=r"broken\.png"):
         _clip_score(clip_folder, broken).statistics(_captions())
     with pytest.raises(UserError, match="cannot be loaded"):

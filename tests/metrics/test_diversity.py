@@ -138,7 +138,7 @@ def test_predictions_without_candidates_are_named_with_their_line(row: str, tmp_
     with pytest.raises(UserError, match=r"p\.jsonl: line 3 needs 'image_id' and 'candidates', a list of captions"):
         build_metric("diversity", {"candidates": path})
     path.write_text('{"image_id": 7, "candidates": ["a b", "c"]}\n{"image_id": 8}\n')
-    # Numbers are ids as texts; a picture without a list has no candidates.
+    # Numbers are ids as texts; an image without a list has no candidates.
     assert build_metric("diversity", {"candidates": path}).signature()["candidates"] == 2
     path.write_text('{"image_id": [7], "candidates": ["a"]}\n')
     with pytest.raises(UserError, match=r"p\.jsonl: line 1"):

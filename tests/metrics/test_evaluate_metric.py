@@ -13,7 +13,7 @@ from hfcap.metrics import evaluate_metric
 from hfcap.metrics.evaluate_metric import evaluate_folder, evaluate_sources
 from hfcap.metrics.suite import CaptionSuite
 from tests.captioners.clip_folder import write_clip
-from tests.data.pictures import write_jpeg
+from tests.data.sample_images import write_jpeg
 from tests.metrics.random_captions import random_captions
 
 CORE = ("bleu", "rouge_l", "cider")
@@ -151,11 +151,11 @@ def test_descriptive_metrics_load_with_their_options(
     assert _load(name, tmp_path, **options).compute(**columns) == pytest.approx(expected)
 
 
-def test_clip_score_loads_with_a_folder_of_pictures(tmp_path: Path) -> None:
+def test_clip_score_loads_with_a_folder_of_images(tmp_path: Path) -> None:
     for image_id in (1, 2):
-        write_jpeg(tmp_path / "pictures" / f"{image_id}.jpg", "red")
+        write_jpeg(tmp_path / "image_source" / f"{image_id}.jpg", "red")
     metric = _load(
-        "clip_score", tmp_path, model=write_clip(tmp_path / "clip"), images=tmp_path / "pictures", device="cpu"
+        "clip_score", tmp_path, model=write_clip(tmp_path / "clip"), images=tmp_path / "image_source", device="cpu"
     )
     found = metric.compute(predictions=["a dog", "a cat"], references=[["a dog"], ["a cat"]], image_ids=[1, 2])
     assert set(found) == {"clip_score", "ref_clip_score"} and all(0 <= value <= 2.5 for value in found.values())

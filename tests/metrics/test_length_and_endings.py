@@ -62,7 +62,7 @@ def test_values_of_sums() -> None:
 
 
 def test_rounding_gives_no_negative_variance() -> None:
-    """Words of 0.1 a picture do not occur, but resamples of a mean may round the difference below zero."""
+    """Words of 0.1 an image do not occur, but resamples of a mean may round the difference below zero."""
     sums = np.array([0.3, 0.03 - 1e-17, 1.0])
     assert Length().from_sums(sums, 3)[1] == 0.0
 

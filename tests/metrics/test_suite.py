@@ -197,7 +197,7 @@ def test_numbers_that_json_does_not_know() -> None:
 
 def test_all_problems_with_options_are_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        build_metric("clip_score", {"modle": "x", "scale": "much", "pictures": None})
+        build_metric("clip_score", {"modle": "x", "scale": "much", "image_source": None})
     lines = str(caught.value).splitlines()
     assert lines[0] == "metric 'clip_score': unknown option 'modle'; did you mean 'model'?" or lines[1] == lines[0]
     assert all(line.startswith("metric 'clip_score': ") for line in lines)

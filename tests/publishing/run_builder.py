@@ -18,7 +18,7 @@ from hfcap.captioners.adaptation.lora import add_lora, save_adapter
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.shared.nonparametric import FittedCaptioner
-from hfcap.card.example_images import RECORD, record_pictures
+from hfcap.card.example_images import RECORD, record_images
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions, Recipe
 from hfcap.recipe.loading import dump_recipe, load_recipe, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
@@ -41,7 +41,7 @@ def recipe_values(captioner: str = "blip", **changes: Any) -> dict[str, Any]:
         "name": f"tiny-{captioner.replace('_', '-')}",
         "captioner": captioner,
         "model": registry.load("captioners", captioner).REGISTERED.tiny(),
-        "data": {"source": "folder", "root": "/srv/nobody/pictures"},
+        "data": {"source": "folder", "root": "/srv/nobody/images"},
         "train": {"max_steps": 40, "learning_rate": 1e-3},
         "generate": {"num_beams": 2, "max_new_tokens": 8},
         "score": {"split": "test", "baselines": ["most_frequent_caption", "blank_images"]},
@@ -55,8 +55,8 @@ def recipe_values(captioner: str = "blip", **changes: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class PlainPicture:
-    """A picture of one colour."""
+class PlainImage:
+    """An image of one colour."""
 
     colour: str
 
@@ -74,7 +74,7 @@ def build_run(
 ) -> RunDirectory:
     """Write a finished run into `folder`; `captions` are the predicted ones.
 
-    With publish.samples_license among the changes, the sample pictures are there too.
+    With publish.samples_license among the changes, the sample images are there too.
     """
     run = RunDirectory(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,21 +82,21 @@ def build_run(
     run.recipe.write_text(dump_recipe(recipe))
     built = save_tiny_model(run.model, captioner, recipe.generate, prompt)
     write_records(run, captions or CAPTIONS)
-    write_pictures(run, built, recipe)
+    write_images(run, built, recipe)
     return run
 
 
-def write_pictures(run: RunDirectory, built: Captioner, recipe: Recipe) -> None:
-    """Record the pictures to be published, the samples among them where the recipe allows it."""
+def write_images(run: RunDirectory, built: Captioner, recipe: Recipe) -> None:
+    """Record the images to be published, the samples among them where the recipe allows it."""
     samples = json.loads(run.samples.read_text())
     colours = ["red", "green", "blue", "yellow", "black", "white"]
     records = [
-        CaptionedImage(row["image_id"], row["file_name"], tuple(row["references"]), PlainPicture(colour))
+        CaptionedImage(row["image_id"], row["file_name"], tuple(row["references"]), PlainImage(colour))
         for row, colour in zip(samples, colours, strict=False)
     ]
-    record_pictures(run, built, recipe.generate, records if recipe.publish.samples_license else [])
+    record_images(run, built, recipe.generate, records if recipe.publish.samples_license else [])
     if recipe.publish.samples_license:
-        write_json(run.samples, [{**row, "picture": f"samples/{n}.jpg"} for n, row in enumerate(samples, start=1)])
+        write_json(run.samples, [{**row, "image": f"samples/{n}.jpg"} for n, row in enumerate(samples, start=1)])
 
 
 def save_tiny_model(folder: Path, captioner: str, generate: GenerateOptions, prompt: str = "") -> Captioner:
@@ -138,7 +138,7 @@ def write_records(run: RunDirectory, captions: list[str]) -> None:
         }
         write_json(run.scores(f"test.{name}"), baseline)
     rows: list[dict[str, Any]] = [
-        {"image_id": i, "file_name": f"pictures/{i}.jpg", "caption": caption, "score": -1.5, "candidates": [caption]}
+        {"image_id": i, "file_name": f"images/{i}.jpg", "caption": caption, "score": -1.5, "candidates": [caption]}
         for i, caption in zip(ids, captions, strict=True)
     ]
     run.predictions("test").parent.mkdir(exist_ok=True)

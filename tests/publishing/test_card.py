@@ -89,11 +89,11 @@ def test_the_card_shows_scores_baselines_samples_settings_and_cost(run: RunDirec
     worst = card.split("### The worst captions")[1].split("## ")[0]
     per_image = json.loads(run.scores("test").read_text())["per_image"]
     lowest = sorted(per_image, key=lambda i: per_image[i]["cider"])[:3]
-    assert [name for name in re.findall(r"pictures/(\d+)\.jpg", worst)] == lowest
+    assert [name for name in re.findall(r"images/(\d+)\.jpg", worst)] == lowest
 
 
-def test_pictures_are_shown_only_under_a_licence(run: RunDirectory, tmp_path: Path) -> None:
-    assert "![sample picture]" not in render_card(run) and "widget" not in metadata_of(render_card(run))
+def test_images_are_shown_only_under_a_licence(run: RunDirectory, tmp_path: Path) -> None:
+    assert "![sample image]" not in render_card(run) and "widget" not in metadata_of(render_card(run))
     licensed = build_run(tmp_path / "run", publish={"samples_license": "cc0-1.0"})
     recorded = {f"samples/{n}.jpg": f"caption {n}" for n in range(1, 7)}
     rewrite(licensed.path / "verification" / "captions.json", captions=recorded)
@@ -101,7 +101,7 @@ def test_pictures_are_shown_only_under_a_licence(run: RunDirectory, tmp_path: Pa
     assert check_card(card) == ([], [])
     examples = metadata_of(card)["widget"]
     assert [example["output"]["text"] for example in examples] == [recorded[example["src"]] for example in examples]
-    shown = re.findall(r"!\[sample picture\]\((samples/\d\.jpg)\)", card)
+    shown = re.findall(r"!\[sample image\]\((samples/\d\.jpg)\)", card)
     assert sorted(shown) == [f"samples/{n}.jpg" for n in range(1, 7)]
     assert all((licensed.path / name).is_file() for name in shown)
 
@@ -115,18 +115,18 @@ def test_what_the_code_prints_is_what_was_recorded_for_that_file(run: RunDirecto
     )
 
 
-def test_a_picture_that_the_samples_name_must_be_a_published_one(run: RunDirectory) -> None:
+def test_a_image_that_the_samples_name_must_be_a_published_one(run: RunDirectory) -> None:
     (run.path / "secret.jpg").write_bytes(b"x")
-    rows = [{**row, "picture": "samples/../secret.jpg"} for row in json.loads(run.samples.read_text())]
+    rows = [{**row, "image": "samples/../secret.jpg"} for row in json.loads(run.samples.read_text())]
     write_json(run.samples, rows)
     assert "secret" not in render_card(run)
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "verification/none.png"])
-def test_recorded_pictures_stay_inside(run: RunDirectory, name: str) -> None:
+def test_recorded_images_stay_inside(run: RunDirectory, name: str) -> None:
     (run.path.parent / "outside.png").write_bytes(b"x")
     rewrite(run.path / "verification" / "captions.json", captions={name: "a dog"})
-    with pytest.raises(UserError, match=r"is no picture of this folder"):
+    with pytest.raises(UserError, match=r"is no image of this folder"):
         render_card(run)
 
 
@@ -169,7 +169,7 @@ def test_a_model_no_better_than_its_baseline_says_so(run: RunDirectory) -> None:
     assert "WARNING" not in render_card(run)
     scores = json.loads(run.scores("test").read_text())
     rewrite(run.scores("test.blank_images"), metrics={"cider": scores["metrics"]["cider"] + 0.01})
-    assert "no better than a baseline that ignores the picture (blank pictures)" in render_card(run)
+    assert "no better than a baseline that ignores the image (blank images)" in render_card(run)
 
 
 def test_base_models_datasets_and_lora_are_named(run: RunDirectory) -> None:
@@ -268,14 +268,14 @@ def test_hostile_runs_give_a_valid_and_harmless_card(tmp_path: Path) -> None:
 def test_the_users_own_sections_survive(run: RunDirectory) -> None:
     write_card(run)
     card = run.card.read_text()
-    own = card.replace(f"{LIMITS}\n\n{MARK}", f"{LIMITS}\n\nOnly for the club's own pictures.\n")
+    own = card.replace(f"{LIMITS}\n\n{MARK}", f"{LIMITS}\n\nOnly for the club's own images.\n")
     own = own.replace("## Usage", "## Who we are\n\nThe club.\n\n```md\n## Usage\n```\n\n## Usage", 1)
     own = own.replace("pipeline_tag:", "co2_eq_emissions: 12\npipeline_tag:")
     run.card.write_text(own)
     rewrite(run.summary, steps=77)
     write_card(run)
     new = run.card.read_text()
-    assert "The club.\n\n```md\n## Usage\n```" in new and "Only for the club's own pictures." in new
+    assert "The club.\n\n```md\n## Usage\n```" in new and "Only for the club's own images." in new
     assert "77 optimiser updates" in new and metadata_of(new)["co2_eq_emissions"] == 12
     assert new.index("## Who we are") < new.index("## Usage\n\n<!--")
     write_card(run)
@@ -295,11 +295,11 @@ def test_the_snippet_runs_without_hfcap(run: RunDirectory, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("family", ["clip_prefix", "vit_gpt2"])
 def test_a_prompt_is_part_of_the_snippet(family: str, tmp_path: Path) -> None:
-    prompt = 'a "picture" of\n```\n'
+    prompt = 'a "image" of\n```\n'
     run = build_run(tmp_path / "run", family)
     rewrite(run.model / "hfcap.json", prompt=prompt)
     blocks = [token.content for token in MarkdownIt().parse(render_card(run)) if token.info == "python"]
-    assert len(blocks) == 1 and '"a \\"picture\\" of\\n```"' in blocks[0] and "removeprefix(prompt)" in blocks[0]
+    assert len(blocks) == 1 and '"a \\"image\\" of\\n```"' in blocks[0] and "removeprefix(prompt)" in blocks[0]
     compile(blocks[0], "card", "exec")
 
 

@@ -48,7 +48,7 @@ def test_a_code_block_ends_where_it_should(text: str) -> None:
     ("given_path", "shown"),
     [
         ("/srv/someone/data/coco", "path/to/coco"),
-        ("~/pictures", "path/to/pictures"),
+        ("~/images", "path/to/images"),
         ("../shared/coco", "path/to/coco"),
         (r"C:\Users\me\coco", "path/to/coco"),
         ("file:///srv/x/y", "path/to/y"),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from hfcap import registry
 from hfcap.app.space import stage_demo
-from hfcap.card.example_images import drawn_pictures
+from hfcap.card.example_images import drawn_images
 from hfcap.card.requirements import installed_versions
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.push import publish, push_folder
@@ -128,17 +128,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         ids = [repo_id for family in FAMILIES for repo_id in publish_family(family, folder)]
         ids += others(folder)
         reports = verify_all(dict.fromkeys(ids), trust_remote_code=True)
-        picture = folder / "photo.jpg"
-        picture.write_bytes(drawn_pictures()["ball.png"])
+        image = folder / "photo.jpg"
+        image.write_bytes(drawn_images()["ball.png"])
         full = [family for family in FAMILIES if f"alice/{family}-full" in ids and "pipeline" not in limits_of(family)]
-        jobs = {name: Job(PIPELINE.format(repo_id=f"alice/{name}-full"), CAPTION, [picture]) for name in full}
+        jobs = {name: Job(PIPELINE.format(repo_id=f"alice/{name}-full"), CAPTION, [image]) for name in full}
         sound = [report.repo_id for report in reports if not report.failures and report.comparisons]
         # Adapters load alike in all families: one is enough for the Space.
         adapters = [repo_id for repo_id in sound if repo_id.endswith("-adapter")]
         with_captions = [repo_id for repo_id in sound if repo_id.endswith("-full")] + adapters[:1]
         push_folder(stage_demo(with_captions, folder / "space", "Demo", True), "alice/demo", False, kind="space")
         space = snapshot_download("alice/demo", repo_type="space", local_dir=folder / "downloaded")
-        jobs["space"] = Job(SPACE.format(space=space), SPACE_CAPTIONS, [picture])
+        jobs["space"] = Job(SPACE.format(space=space), SPACE_CAPTIONS, [image])
         results = run_clean(jobs)
         yield Published(hub, {report.repo_id: report for report in reports}, results, results["space"])
 
@@ -218,7 +218,7 @@ def test_a_space_captions_with_all_of_them(published: Published) -> None:
         for report in published.reports.values()
         if report.repo_id in shown
         for comparison in report.comparisons
-        if comparison.picture == "ball.png"
+        if comparison.image == "ball.png"
     }
     assert shown == recorded and len(shown) > 3
     tree = published.hub.store.repository("alice/demo", "space").tree("main")

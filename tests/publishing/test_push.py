@@ -229,7 +229,7 @@ def test_a_hostile_run_publishes_harmlessly(hub: Hub, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in run.predictions("test").read_text().splitlines()]
     hostile = [{**row, "file_name": f"../../{number}\n---\n<b>.jpg"} for number, row in enumerate(rows)]
     run.predictions("test").write_text("".join(json.dumps(row) + "\n" for row in hostile))
-    run.recipe.write_text(run.recipe.read_text().replace("/srv/nobody/pictures", "../../../etc"))
+    run.recipe.write_text(run.recipe.read_text().replace("/srv/nobody/images", "../../../etc"))
     publish(run, "alice/tiny", verified=False)
     repository = hub.store.repository("alice/tiny")
     assert all(re.fullmatch(r"[\w./-]+", path) and ".." not in path for path in repository.tree("main"))

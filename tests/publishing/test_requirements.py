@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.image_text_to_text import ImageTextToText
-from hfcap.card.example_images import RECORD, drawn_pictures, read_record
+from hfcap.card.example_images import RECORD, drawn_images, read_record
 from hfcap.card.requirements import (
     CORE,
     brought_by,
@@ -49,7 +49,7 @@ UNNAMED = "matplotlib"
 
 
 @pytest.mark.parametrize("name", ["git", "florence2", "paligemma", "idefics3", "llava", "aya_vision", "mllama"])
-def test_processors_of_pictures_alone_need_nothing_more(name: str, tmp_path: Path) -> None:
+def test_processors_of_images_alone_need_nothing_more(name: str, tmp_path: Path) -> None:
     captioner = more(name) if name in MORE_MODELS else itt(name)
     captioner.save_processor(tmp_path)
     assert needed_packages(tmp_path) == list(CORE)
@@ -208,7 +208,7 @@ def test_models_that_need_more_caption_with_exactly_what_is_named(
     make().save(tmp_path / "model", GenerateOptions(num_beams=1, max_new_tokens=3))
     packages = needed_packages(tmp_path / "model")
     assert packages == [*CORE, package]
-    (tmp_path / "ball.png").write_bytes(drawn_pictures()["ball.png"])
+    (tmp_path / "ball.png").write_bytes(drawn_images()["ball.png"])
     code = PublishedModel(tmp_path / "model", [], str(tmp_path / "model"), None, closed=False).code()
     job = {"job": Job(*code, [tmp_path / "ball.png"])}
     assert run_clean(job, packages=packages)["job"].error is None

@@ -102,7 +102,7 @@ def test_what_only_looks_like_a_secret_is_none(text: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"])
-def test_vocabularies_and_pictures_are_searched_for_what_this_machine_has(
+def test_vocabularies_and_images_are_searched_for_what_this_machine_has(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They hold fragments of any text; a secret of this machine is one wherever it stands."""

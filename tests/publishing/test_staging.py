@@ -88,7 +88,7 @@ def test_no_path_of_this_machine_in_any_file(run: RunDirectory) -> None:
         for private in ("/srv/nobody", str(run.path), str(Path.home()) + "/", str(Path.cwd())):
             assert private.encode() not in content, (path, private)
     published = load_recipe(folder / "recipe.yaml")
-    assert published.data.model_dump()["root"] == "path/to/pictures"
+    assert published.data.model_dump()["root"] == "path/to/images"
     assert published.train == load_recipe(run.recipe).train
     assert json.loads((folder / "scores" / "test.json").read_text())["signature"]["file"] == "path/to/df.json"
 
@@ -159,7 +159,7 @@ def test_a_secret_in_any_file_stops_the_publication(run: RunDirectory, file: str
         config = json.loads((run.model / "config.json").read_text())
         write_json(run.model / "config.json", {**config, "note": secret})
     elif file == "recipe.yaml":
-        run.recipe.write_text(run.recipe.read_text().replace("/srv/nobody/pictures", secret))
+        run.recipe.write_text(run.recipe.read_text().replace("/srv/nobody/images", secret))
     else:
         run.card.write_text(f"---\nmine: {secret}\n---\n")
     with pytest.raises(UserError, match="should stay private") as caught:
@@ -186,7 +186,7 @@ def test_the_environments_own_secrets_are_found_and_redacted(tmp_path: Path, mon
         ("a.py", "token='myhf_" + "aB3" * 12 + "'"),
         ("a.md", "see file:///data/me/model"),
         ("a.md", "PATH=/usr/bin:/home/me/bin"),
-        ("a.yaml", "root: C:/Users/me/pictures"),
+        ("a.yaml", "root: C:/Users/me/images"),
         ("a.md", "https://bucket.example/x.jpg?X-Amz-Signature=" + "0af3" * 10),
         ("a.py", "headers = {'Authorization': 'Bearer abcdefghijklmnop'}"),
         ("a.json", '{"api_key": "' + "x1" * 12 + '"}'),
@@ -210,7 +210,7 @@ def test_hostile_hiding_places_are_found(name: str, content: str, tmp_path: Path
         "https://huggingface.co/data/sets and https://example.org/home/page?id=12",
         "the secret: a password is written on the wall",
         "shf_ or hf_hub_download(repo_id)",
-        '{"special_tokens": ["<s>", "</s>"], "path": "path/to/pictures"}',
+        '{"special_tokens": ["<s>", "</s>"], "path": "path/to/images"}',
     ],
 )
 def test_ordinary_text_is_no_finding(content: str, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_ordinary_text_is_no_finding(content: str, tmp_path: Path) -> None:
     assert scan(tmp_path) == []
 
 
-def test_this_machines_secrets_are_found_in_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machines_secrets_are_found_in_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "quite-a-secret-value")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\0tEXt quite-a-secret-value")
     assert [found.file for found in scan(tmp_path)] == ["a.png"]

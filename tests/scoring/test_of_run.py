@@ -13,7 +13,7 @@ from hfcap.data.images import decode_image
 from hfcap.data.source import load_split
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json, write_json_lines
-from hfcap.metrics.shared.images import DecodedPictures
+from hfcap.metrics.shared.images import DecodedImages
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.recipe.blocks import Recipe
 from hfcap.recipe.loading import recipe_from_mapping
@@ -43,7 +43,7 @@ def _recipe(folder: Path, **score: Any) -> Recipe:
 
 
 def _scoring(recipe: Recipe) -> RunScoring:
-    """A run that has just captioned its five test pictures."""
+    """A run that has just captioned its five test images."""
     directory = RunDirectory(Path(recipe.output_dir) / recipe.name)
     records = load_split(recipe.data, "test")
     rows = [
@@ -55,15 +55,15 @@ def _scoring(recipe: Recipe) -> RunScoring:
     return RunScoring(recipe, directory, lambda split: load_split(recipe.data, split))
 
 
-def test_clip_score_sees_the_runs_pictures_and_keeps_their_features(clip_folder: str, tmp_path: Path) -> None:
+def test_clip_score_sees_the_runs_images_and_keeps_their_features(clip_folder: str, tmp_path: Path) -> None:
     options = {"clip_score": {"model": clip_folder, "device": "cpu", "batch_size": 2}}
     scoring = _scoring(_recipe(tmp_path, metrics=["clip_score"], metric_options=options))
     scoring.check()
     scoring.score(["test"], {"prompt": "x"})
     found = read_json(scoring.directory.scores("test"), "scores")
     records = scoring.records("test")
-    pictures = DecodedPictures({record.image_id: record.image for record in records}, decode_image)
-    suite = CaptionSuite(["clip_score"], options={"clip_score": options["clip_score"] | {"pictures": pictures}})
+    image_source = DecodedImages({record.image_id: record.image for record in records}, decode_image)
+    suite = CaptionSuite(["clip_score"], options={"clip_score": options["clip_score"] | {"image_source": image_source}})
     expected = suite.compute(
         {record.image_id: caption for record, caption in zip(records, CAPTIONS, strict=True)},
         {record.image_id: record.captions for record in records},

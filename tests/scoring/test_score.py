@@ -192,7 +192,7 @@ def test_half_a_character_is_refused_where_it_is_read(name: str, text: str, plac
     path.write_text(text % r"a dog \ud83d\ude00")
     assert read_predictions(path) == {"1": "a dog \N{GRINNING FACE}"}
     path.write_text(text % r"a dog \ud83d")
-    with pytest.raises(UserError, match=re.escape(f"{place} holds half a character (\\ud83d)")):
+    with pytest.raises(UserError, match=re.escape(f"{place} contains an unpaired surrogate (\\ud83d)")):
         read_predictions(path)
 
 

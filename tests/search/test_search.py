@@ -25,7 +25,7 @@ from hfcap.schema import CaptionedImage
 from hfcap.search import find, load_collection, write_hits
 from hfcap.search.words import CaptionWords
 from tests.captioners.clip_folder import write_clip
-from tests.captioners.helpers import MemoryPicture, plain_processor, random_picture
+from tests.captioners.helpers import MemoryImage, plain_processor, random_image
 from tests.metrics.random_captions import random_captions
 
 CAPTIONS = [
@@ -48,7 +48,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def records(captions: Sequence[Sequence[str]] = CAPTIONS) -> list[CaptionedImage]:
     return [
-        CaptionedImage(str(number), f"{number}.png", tuple(group), MemoryPicture(number))
+        CaptionedImage(str(number), f"{number}.png", tuple(group), MemoryImage(number))
         for number, group in enumerate(captions)
     ]
 
@@ -86,13 +86,13 @@ def test_captions_alone_find_other_forms_of_a_word_and_nothing_else() -> None:
 
 def _plain_cosines(clip: str, query: str, count: int) -> Any:
     model, processor = AutoModel.from_pretrained(clip), plain_processor(clip)
-    pictures = [random_picture(number) for number in range(count)]
-    inputs = processor(text=[query], images=pictures, padding=True, truncation=True, max_length=24, return_tensors="pt")
+    images = [random_image(number) for number in range(count)]
+    inputs = processor(text=[query], images=images, padding=True, truncation=True, max_length=24, return_tensors="pt")
     with torch.inference_mode():
         return (model(**inputs).logits_per_text / model.logit_scale.exp())[0].numpy()
 
 
-def test_pictures_by_plain_clip_also_without_captions(clip: str) -> None:
+def test_images_by_plain_clip_also_without_captions(clip: str) -> None:
     expected = _plain_cosines(clip, "two dogs", 6)
     hits = find("two dogs", records([[]] * 6), encoder=DualEncoder(clip, "--model"), where="here")
     assert [int(hit.record.image_id) for hit in hits] == np.argsort(-expected).tolist()
@@ -118,15 +118,15 @@ def test_both_rankings_are_joined_by_reciprocal_ranks(clip: str) -> None:
 def _folder(root: Path, metadata: bool = True) -> Path:
     for number in range(4):
         (root / "sub").mkdir(parents=True, exist_ok=True)
-        random_picture(number).save(root / ("sub" if number == 3 else ".") / f"{number}.png")
+        random_image(number).save(root / ("sub" if number == 3 else ".") / f"{number}.png")
     if metadata:
         rows = [{"file_name": f"{number}.png", "captions": CAPTIONS[number]} for number in range(3)]
         (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
-def test_a_folder_gives_all_splits_and_pictures_without_captions(tmp_path: Path) -> None:
-    found = load_collection(str(_folder(tmp_path / "pictures")))
+def test_a_folder_gives_all_splits_and_images_without_captions(tmp_path: Path) -> None:
+    found = load_collection(str(_folder(tmp_path / "images")))
     assert sorted(len(record.captions) for record in found) == [0, 1, 2, 2]
     assert len(load_collection(str(_folder(tmp_path / "plain", metadata=False)))) == 4
     assert len(load_collection(str(tmp_path / "plain" / "*.png"))) == 3
@@ -143,13 +143,13 @@ def test_a_coco_file_with_and_without_splits(tmp_path: Path) -> None:
         path.write_text(json.dumps({"images": images, "annotations": notes}))
         assert len(load_collection(str(path))) == 3
     assert [record.image_id for record in load_collection(str(path), "val")] == ["0"]
-    with pytest.raises(UserError, match=r"no pictures in split 'tset' \(splits that exist: 'train', 'val'\)"):
+    with pytest.raises(UserError, match=r"no images in split 'tset' \(splits that exist: 'train', 'val'\)"):
         load_collection(str(path), "tset")
     path.rename(tmp_path / "elsewhere.json")
     assert len(load_collection(str(tmp_path / "elsewhere.json"), images=str(tmp_path / "images"))) == 3
 
 
-def test_a_run_and_a_recipe_give_the_pictures_of_their_data(tmp_path: Path) -> None:
+def test_a_run_and_a_recipe_give_the_images_of_their_data(tmp_path: Path) -> None:
     import yaml
 
     from tests.training.harness import recipe_values
@@ -162,11 +162,9 @@ def test_a_run_and_a_recipe_give_the_pictures_of_their_data(tmp_path: Path) -> N
         assert len(load_collection(str(tmp_path / target), "test")) == 5
 
 
-def test_unreadable_pictures_are_skipped_and_named(
-    tmp_path: Path, clip: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = _folder(tmp_path / "pictures", metadata=False)
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+def test_unreadable_images_are_skipped_and_named(tmp_path: Path, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _folder(tmp_path / "images", metadata=False)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     encoder = DualEncoder(clip, "--model")
     assert len(find("two dogs", load_collection(str(folder)), encoder=encoder, where=str(folder))) == 4
     assert "broken.jpg" in capsys.readouterr().err.replace("\n", "")
@@ -198,10 +196,10 @@ def test_files(tmp_path: Path) -> None:
     ("query", "captions", "by", "message"),
     [
         (" ", CAPTIONS, "auto", "text to search for is empty"),
-        ("dog", [], "auto", "no pictures"),
+        ("dog", [], "auto", "no images"),
         ("dog", [[], []], "auto", "no captions; give --model"),
         ("dog", CAPTIONS, "images", "--by images: needs a CLIP or SigLIP"),
-        ("dog", [[], []], "captions", "--by captions: the pictures of here have no captions"),
+        ("dog", [[], []], "captions", "--by captions: the images of here have no captions"),
     ],
 )
 def test_nothing_to_search_by(query: str, captions: list[list[str]], by: Any, message: str) -> None:

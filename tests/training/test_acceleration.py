@@ -136,7 +136,7 @@ def test_cheap_dropout_keeps_each_value_alone_with_its_probability(dtype: torch.
     for distance in range(1, 9):
         both = float((flat[:-distance] & flat[distance:]).float().mean())
         assert both == pytest.approx(0.49, abs=0.003)
-    # The same place in two batches is drawn anew: no value is kept or dropped always.
+    # The same place in two batches is drawn again: no value is kept or dropped always.
     assert 0.55 < float(kept.float().mean(0).min()) < float(kept.float().mean(0).max()) < 0.85
 
 

@@ -32,7 +32,7 @@ from tests.training.harness import (
     train,
 )
 
-PICTURES = {"crop_scale": 0.7, "rotation": 5.0, "brightness": 0.2, "horizontal_flip": 0.5}
+IMAGES = {"crop_scale": 0.7, "rotation": 5.0, "brightness": 0.2, "horizontal_flip": 0.5}
 
 
 def augmented(folder: Path, augment: dict[str, Any], captioner: str = "vit_gpt2", **options: Any) -> Recipe:
@@ -48,7 +48,7 @@ def prepared(recipe: Recipe) -> TrainingRun:
 
 
 def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {**PICTURES, "word_dropout": 0.2}
+    options = {**IMAGES, "word_dropout": 0.2}
     whole = train(augmented(tmp_path / "whole", options))
     cut = augmented(tmp_path / "cut", options)
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
@@ -62,8 +62,8 @@ def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert plain.losses != whole.losses
 
 
-def test_validation_sees_pictures_and_captions_as_they_are(tmp_path: Path) -> None:
-    training = prepared(augmented(tmp_path, {**PICTURES, "word_dropout": 0.5}))
+def test_validation_sees_images_and_captions_as_they_are(tmp_path: Path) -> None:
+    training = prepared(augmented(tmp_path, {**IMAGES, "word_dropout": 0.5}))
     assert isinstance(training.dataset, AugmentedDataset)
     validation = training.validator.dataset
     assert type(validation) is CaptionDataset
@@ -72,8 +72,8 @@ def test_validation_sees_pictures_and_captions_as_they_are(tmp_path: Path) -> No
     assert item.shown is None and (item.image == validation[(0, 0)].image).all()
 
 
-def test_a_frozen_encoder_is_stored_only_where_pictures_stay_the_same(tmp_path: Path) -> None:
-    changing = prepared(augmented(tmp_path / "a", PICTURES, freeze=["vision"]))
+def test_a_frozen_encoder_is_stored_only_where_images_stay_the_same(tmp_path: Path) -> None:
+    changing = prepared(augmented(tmp_path / "a", IMAGES, freeze=["vision"]))
     assert type(changing.dataset.inputs) is type(changing.validator.dataset.inputs) is PixelInputs
     words_only = prepared(augmented(tmp_path / "b", {"word_dropout": 0.1}, freeze=["vision"]))
     assert isinstance(words_only.dataset, AugmentedDataset)

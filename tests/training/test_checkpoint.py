@@ -104,7 +104,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert len(optimizer_state(ours)) == 3 * len(ours.parameters) == 12
     mine, kept = dict(theirs.model.named_buffers()), dict(ours.model.named_buffers())
     assert torch.equal(mine["norm.running_mean"], kept["norm.running_mean"]) and kept["norm.num_batches_tracked"] == 3
-    assert not torch.equal(mine["computed"], kept["computed"]), "what is computed anew is not kept"
+    assert not torch.equal(mine["computed"], kept["computed"]), "what is computed again is not kept"
     assert not torch.equal(theirs.model.frozen.weight, ours.model.frozen.weight), "frozen weights are not kept"
 
 

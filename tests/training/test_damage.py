@@ -88,7 +88,7 @@ def test_without_a_checkpoint_before_training_begins_anew(
     result = stopped_at(1, tmp_path, monkeypatch)
     flip_a_bit(result.checkpoint(1) / "model.safetensors")
     resumed = train(tiny_recipe("vit_gpt2", tmp_path, **OPTIONS))
-    assert "training begins anew" in " ".join(capsys.readouterr().err.split())
+    assert "training begins again" in " ".join(capsys.readouterr().err.split())
     assert_same_tensors(resumed.model_weights(), whole.model_weights())
 
 

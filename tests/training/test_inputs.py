@@ -61,7 +61,7 @@ def test_feature_store_on_with_a_trained_encoder_is_an_error(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("data", [{"feature_store": "on"}, {"image_cache": True, "feature_store": "off"}])
-def test_what_keeps_pictures_and_changing_them_exclude_each_other(data: dict[str, Any], tmp_path: Path) -> None:
+def test_what_keeps_images_and_changing_them_exclude_each_other(data: dict[str, Any], tmp_path: Path) -> None:
     recipe = tiny_recipe("vit_gpt2", tmp_path, data=data, freeze=["vision"])
     recipe = recipe.model_copy(update={"augment": AugmentOptions(rotation=5.0)})
     with pytest.raises(UserError, match=rf"data\.{next(iter(data))}.*augment"):

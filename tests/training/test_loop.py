@@ -161,7 +161,7 @@ def test_validation_loss_is_that_of_plain_transformers(tmp_path: Path) -> None:
 def test_log_and_summary(tmp_path: Path) -> None:
     result = train(tiny_recipe("blip", tmp_path, num_train_epochs=1.5, logging_steps=2))
     rows = [row for row in result.rows if "loss" in row]
-    # 7 pictures in batches of 2: 4 updates an epoch, 6 in one and a half.
+    # 7 images in batches of 2: 4 updates an epoch, 6 in one and a half.
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert [row["epoch"] for row in rows] == [0.5, 1.0, 1.5]
     for row in rows:
@@ -175,7 +175,7 @@ def test_log_and_summary(tmp_path: Path) -> None:
         assert row["images_per_second"] > 0 and row["peak_memory_bytes"] > 10**7
     summary = result.summary
     assert (summary["steps"], summary["epochs"], summary["method"]) == (6, 1.5, "full")
-    # The first epoch holds all 7 pictures; the second's two batches 4, or 3 where the short one comes early.
+    # The first epoch holds all 7 images; the second's two batches 4, or 3 where the short one comes early.
     assert summary["images_seen"] in (10, 11)
     assert summary["captions_seen"] == 5 * summary["images_seen"]
 

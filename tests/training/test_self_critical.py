@@ -17,7 +17,7 @@ from hfcap.errors import WorkError
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
-from hfcap.metrics.shared.images import DecodedPictures
+from hfcap.metrics.shared.images import DecodedImages
 from hfcap.recipe.loading import RecipeError, load_recipe
 from hfcap.recipe.scst import RewardOptions, ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
@@ -30,7 +30,7 @@ from tests.training.harness import FAMILIES, tiny_recipe
 
 
 def tiny_batch(captioner_name: str, folder: Path) -> tuple[Captioner, CaptionBatch, list[CaptionedImage]]:
-    """A tiny captioner without dropout and a batch of three pictures in an order that is not the dataset's."""
+    """A tiny captioner without dropout and a batch of three images in an order that is not the dataset's."""
     recipe = tiny_recipe(captioner_name, folder, dropout=0.0)
     records = load_split(recipe.data, "train")
     captioner = build_captioner(recipe, records)
@@ -129,7 +129,7 @@ def test_captions_are_cut_at_the_end_token_and_belong_to_their_image(tmp_path: P
     assert samples.tokens == [[[9, 8], [9, 8, 7, 6]], [[], [5]]]
     assert samples.ended.tolist() == [[True, False], [True, True]]
     assert samples.texts[1][0] == ""
-    # The rewards are those of the pictures' own captions, though the batch is in another order than the dataset.
+    # The rewards are those of the images' own captions, though the batch is in another order than the dataset.
     asked: list[Any] = []
     objective.reward.scores = lambda ids, *rest: asked.append(ids) or {"reward": np.zeros((3, 2))}  # type: ignore
     objective._generated = lambda *_: SampledCaptions([[[5], [6]]] * 3, [["a", "b"]] * 3, np.ones((3, 2), bool))  # type: ignore
@@ -273,14 +273,14 @@ def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:
     model = write_clip(tmp_path / "clip")
     records = load_split(tiny_recipe("vit_gpt2", tmp_path).data, "train")[:4]
     options = ScstOptions(reward=RewardOptions(cider=0.0, clip_score=2.0, clip_model=str(model)))
-    pictures = DecodedPictures({record.image_id: record.image for record in records}, decode_image)
+    image_source = DecodedImages({record.image_id: record.image for record in records}, decode_image)
     ids, candidates = [records[2].image_id, records[0].image_id], [["a red circle", "a dog"], ["a blue square", "x"]]
-    values = CaptionReward(records, options, pictures).scores(ids, candidates, np.ones((2, 2), bool))
+    values = CaptionReward(records, options, image_source).scores(ids, candidates, np.ones((2, 2), bool))
     assert values["reward"] == pytest.approx(2.0 * values["clip_score"])
     for number in range(2):
         captions = {image_id: group[number] for image_id, group in zip(ids, candidates, strict=True)}
-        references = ReferenceSet({image_id: ["a picture"] for image_id in ids})
-        metric = ClipScore(ClipScoreOptions(model=str(model)), pictures=pictures)
+        references = ReferenceSet({image_id: ["an image"] for image_id in ids})
+        metric = ClipScore(ClipScoreOptions(model=str(model)), image_source=image_source)
         alone = metric.statistics(CaptionSet(captions, references))[:, 0]
         # 2.5 times a cosine of float32 vectors, which may lie near 0.
         assert values["clip_score"][:, number] == pytest.approx(alone, rel=0, abs=2e-5)

@@ -161,7 +161,7 @@ def test_earlier_run_without_model_or_of_another_kind(earlier: Path, tmp_path: P
     with pytest.raises(UserError, match=r"holds a clip_prefix, not a vit_gpt2"):
         train(recipe_from_mapping(other, "test"))
     prompted = recipe.model_copy(update={"model": recipe.model.model_copy(update={"prompt": "a photo of"})})
-    with pytest.raises(UserError, match=r"model\.prompt: .* not behind 'a photo of'"):
+    with pytest.raises(UserError, match=r"model\.prompt: .* not 'a photo of'"):
         train(prompted)
     unfinished = tmp_path / "unfinished"
     write_text(unfinished / "recipe.yaml", dump_recipe(recipe))

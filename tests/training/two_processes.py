@@ -36,7 +36,7 @@ CASES = (("clip_prefix", "scst"), *zip(FAMILIES, itertools.cycle(("lora", "full"
 
 
 def case_recipe(captioner: str, method: str, folder: Path, batch_size: int) -> Recipe:
-    """Two micro-batches an update; 11 pictures, so that the last batch is shared out unevenly."""
+    """Two micro-batches an update; 11 images, so that the last batch is shared out unevenly."""
     recipe = tiny_recipe(
         captioner,
         folder,
@@ -85,7 +85,7 @@ def half_of_a_caption(captioner: Captioner, job: DecodingJob, numbers: Sequence[
 
 
 def train_cases(folder: Path, batch_size: int) -> None:
-    """Train every case on pictures with one to five captions, then do all stages of one."""
+    """Train every case on images with one to five captions, then do all stages of one."""
     originals = (assemble.SelfCritical, validation.caption_batches, loop.build_optimizer)  # type: ignore[attr-defined]
     replaced = (FirstTwo, half_of_a_caption, plain_descent)
     assemble.SelfCritical, validation.caption_batches, loop.build_optimizer = replaced  # type: ignore[attr-defined, assignment]

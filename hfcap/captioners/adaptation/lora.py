@@ -65,7 +65,7 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
     """Inject LoRA layers into the captioner's model; everything else is frozen.
 
     With `load_in_4bit` the adapted layers are quantised first; what is saved, the adapter, goes onto the full base.
-    The family's randomly started modules (`lora_modules_to_save`) are trained in full beside the adapters.
+    The family's randomly started modules (`lora_modules_to_save`) are trained in full besides the adapters.
 
     Raises:
         UserError: a target matches nothing, or the adapter could never be merged (`require_mergeable`).

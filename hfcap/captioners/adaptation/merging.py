@@ -53,7 +53,7 @@ def merge_adapter(captioner: Captioner, peft_model: Any) -> Captioner:
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether weights are stored in 4 or 8 bits, into which no update can be folded without rounding them anew."""
+    """Whether weights are stored in 4 or 8 bits, into which no update can be folded without rounding them again."""
     return bool(getattr(model, "is_quantized", False))
 
 
@@ -66,18 +66,18 @@ def require_merged(captioner: Captioner, location: str) -> None:
     if any(isinstance(module, BaseTunerLayer) for module in captioner.model.modules()):
         raise UserError(
             f"{location}: the weights of its base model are stored in few bits, and merging its adapter would round "
-            "all of them anew; publish the adapter itself, or name the base in full precision as "
+            "all of them again; publish the adapter itself, or name the base in full precision as "
             "base_model_name_or_path in its adapter_config.json"
         )
 
 
 @torch.no_grad()
 def probe_logits(captioner: Captioner) -> torch.Tensor:
-    """Return the logits (T, V) of a short caption of a small drawn picture; the model is put into evaluation mode."""
+    """Return the logits (T, V) of a short caption of a small drawn image; the model is put into evaluation mode."""
     captioner.model.eval()
     ramp = Image.linear_gradient("L")
-    picture = Image.merge("RGB", (ramp, Image.radial_gradient("L"), ramp.rotate(90))).resize((96, 64))
-    pixels = captioner.image_processor(images=picture, return_tensors="pt")["pixel_values"].to(captioner.device)
+    image = Image.merge("RGB", (ramp, Image.radial_gradient("L"), ramp.rotate(90))).resize((96, 64))
+    pixels = captioner.image_processor(images=image, return_tensors="pt")["pixel_values"].to(captioner.device)
     # A slice to None is the whole list: some text models have no limit.
     ids = [*captioner.start_token_ids(), *captioner.caption_token_ids([_TEXT], 8)[0]][: captioner.max_text_tokens]
     row = torch.tensor([ids])

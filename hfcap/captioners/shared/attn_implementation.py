@@ -23,7 +23,7 @@ def choose_attention(captioner: Captioner, choice: str | Mapping[str, str]) -> N
     title = captioner.card_facts.title
     captioner.verdicts.clear()  # they were found with another kernel
     if not captioner.trains_by_gradients or captioner.attention_is_fixed:
-        raise UserError(f"{_KEY}: {title} lets nobody choose its attention; leave the key out")
+        raise UserError(f"{_KEY}: {title} does not support attn_implementation; leave the key out")
     if isinstance(choice, str):
         _require_masks(captioner, choice, "text")
         _set([captioner.model], choice, title)
@@ -44,7 +44,7 @@ def choose_attention(captioner: Captioner, choice: str | Mapping[str, str]) -> N
 def _require_masks(captioner: Captioner, kernel: str, part: str) -> None:
     if kernel.startswith("flash") and part == "text" and captioner.packs_captions:
         raise UserError(
-            f"{_KEY}: {kernel} cannot take the mask that keeps the packed captions of a picture apart; name it for the "
+            f"{_KEY}: {kernel} cannot take the mask that keeps the packed captions of an image apart; name it for the "
             f"image encoder alone: {{vision: {kernel}}}"
         )
 

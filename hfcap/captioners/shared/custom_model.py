@@ -137,7 +137,7 @@ def _image_size_of(vision_model: Any) -> int:
 def vision_settings(vision_model: Any, image_processor: Any, vision_feature: str) -> dict[str, Any]:
     """Return what a captioner's config says about its encoder: vision_config, vision_feature, width, tokens, grid, ...
 
-    `vision_grid` is (height, width) of the encoder's last states as places in the picture, None where the states are
+    `vision_grid` is (height, width) of the encoder's last states as places in the image, None where the states are
     no grid. The encoder is tried out on a blank image; it is left in evaluation mode, without the parts that no state
     comes from.
 
@@ -198,7 +198,7 @@ def load_as_decoder(location: str, key: str, revision: str | None, trust_remote_
 
 
 def require_cross_attention(decoder: Any, key: str) -> Any:
-    """Return the decoder, or refuse one that cannot read pictures through cross-attention.
+    """Return the decoder, or refuse one that cannot read images through cross-attention.
 
     Raises:
         UserError: transformers gives it no cross-attention, or it takes no positions.

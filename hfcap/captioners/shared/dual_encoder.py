@@ -1,6 +1,6 @@
-"""Image and text encoders with one space (CLIP, SigLIP, ...): vectors of texts and pictures, resumable.
+"""Image and text encoders with one space (CLIP, SigLIP, ...): vectors of texts and images, resumable.
 
-Shapes: M texts, B pictures, D width of the common space.
+Shapes: M texts, B images, D width of the common space.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class DualEncoder:
 
     @torch.inference_mode()
     def images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return unit vectors (B, D) float32 of processed pictures (B, 3, height, width)."""
+        """Return unit vectors (B, D) float32 of processed images (B, 3, height, width)."""
         return unit_vectors(self.model.get_image_features(pixel_values=pixel_values.to(self.device))).cpu()
 
     def save(self, folder: Path) -> None:
@@ -106,7 +106,7 @@ class DualEncoder:
         """Return unit vectors (M, D) of many texts in half precision, with a progress bar.
 
         Every TEXTS_PER_SHARD vectors are kept in `folder` under a name made of encoder and texts, so that a killed run
-        goes on behind them and other texts never meet them.
+        goes on after them and other texts never meet them.
 
         A damaged file there is computed again.
         """

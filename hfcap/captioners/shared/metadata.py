@@ -1,4 +1,4 @@
-"""What is written beside the weights and what is kept out of there."""
+"""What is written next to the weights and what is kept out of there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hfcap.errors import UserError
 from hfcap.files import read_json
 
 SIDECAR = "hfcap.json"
-"""Small file beside the weights: what transformers has no field for (family and caption prompt)."""
+"""Small file next to the weights: what transformers has no field for (family and caption prompt)."""
 
 
 def without_places(value: Any) -> Any:
@@ -24,7 +24,7 @@ def read_sidecar(folder: Path) -> dict[str, str]:
     path = folder / SIDECAR
     if not path.is_file():
         return {}
-    values = read_json(path, "hfcap's note beside the weights")
+    values = read_json(path, "hfcap's note next to the weights")
     if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
         raise UserError(f"{path}: must map names to texts; delete the file or write the model again")
     return values

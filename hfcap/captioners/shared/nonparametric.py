@@ -19,10 +19,10 @@ class FittingData:
     """What `FittedCaptioner.fit` learns from.
 
     Attributes:
-        records: the training pictures with their captions.
+        records: the training images with their captions.
         image_states: batches of what `encode` says about the records, (B, S, D) each, in their order; None where the
-            family does not look at training pictures (`fits_on_images`).
-        batch_size: pictures or captions at a time.
+            family does not look at training images (`fits_on_images`).
+        batch_size: images or captions at a time.
         folder: where unfinished work is kept, so that a killed run continues; removed when the model is saved.
     """
 
@@ -42,7 +42,7 @@ class FittedCaptioner(Captioner):
 
     @property
     def fits_on_images(self) -> bool:
-        """Whether `fit` looks at the training pictures, beside their captions."""
+        """Whether `fit` looks at the training images, besides their captions."""
         return False
 
     def fitted_facts(self) -> dict[str, Any]:

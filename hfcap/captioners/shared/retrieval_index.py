@@ -1,4 +1,4 @@
-"""What a retrieval captioner's index holds beside vectors: captions, their numbers, and the tables of the consensus."""
+"""What a retrieval captioner's index holds besides vectors: captions, their numbers, tables of the consensus."""
 
 from __future__ import annotations
 

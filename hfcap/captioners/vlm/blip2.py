@@ -22,7 +22,7 @@ class Blip2(Prefix):
     speaks_chat = False
 
     def prepare(self) -> None:
-        """Older repositories leave the number of queries out; the picture would get no places."""
+        """Older repositories leave the number of queries out; the image would get no places."""
         if self.processor.num_query_tokens is None:
             self.processor.num_query_tokens = self.model.config.num_query_tokens
 
@@ -57,7 +57,7 @@ class Blip2(Prefix):
         return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
 
     def project(self, image_states: torch.Tensor) -> torch.Tensor:
-        """Let the queries read the picture, and project them to the language model's width."""
+        """Let the queries read the image, and project them to the language model's width."""
         model = self.model
         queries = model.query_tokens.expand(image_states.shape[0], -1, -1)
         read = model.qformer(
@@ -71,7 +71,7 @@ class Blip2(Prefix):
         return model.language_projection(read.to(weight.dtype) if weight.is_floating_point() else read)
 
     def words_beside_queries(self, queries: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return arguments of the Q-Former for words that it reads beside its queries (B, Q, D): none."""
+        """Return arguments of the Q-Former for words that it reads besides its queries (B, Q, D): none."""
         return {}
 
     def language_model(self) -> Any:

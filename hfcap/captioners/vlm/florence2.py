@@ -1,4 +1,4 @@
-"""Florence-2 (Xiao et al. 2023, arXiv:2311.06242): an encoder reads picture and task, a decoder writes."""
+"""Florence-2 (Xiao et al. 2023, arXiv:2311.06242): an encoder reads image and task, a decoder writes."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Florence2(Kind):
         return self.model.model.vision_tower(pixel_values).last_hidden_state.flatten(2).transpose(1, 2)
 
     def _read(self, image_states: torch.Tensor) -> torch.Tensor:
-        """Encode picture and task: (B, S, D) -> (B, picture and task tokens, H)."""
+        """Encode image and task: (B, S, D) -> (B, image and task tokens, H)."""
         inner = self.model.model
         side = math.isqrt(image_states.shape[1])
         features = inner.multi_modal_projector(image_states.transpose(1, 2).unflatten(2, (side, -1)))
         ids = self.prompt_inputs(self.captioner.prompt).input_ids.to(image_states.device)
         words = self.model.get_input_embeddings()(ids).expand(image_states.shape[0], -1, -1)
-        in_picture = (ids == self.model.config.image_token_id)[:, None].expand_as(words)
-        embeddings = words.masked_scatter(in_picture, features.to(words.dtype))
+        in_image = (ids == self.model.config.image_token_id)[:, None].expand_as(words)
+        embeddings = words.masked_scatter(in_image, features.to(words.dtype))
         return inner.language_model.encoder(
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
@@ -109,7 +109,7 @@ class Florence2(Kind):
 
 @contextmanager
 def _restarting_positions(decoder: Any, position_ids: torch.Tensor) -> Iterator[None]:
-    """Let BART's decoder, which counts through the row, count anew for each caption of it."""
+    """Let BART's decoder, which counts through the row, count again for each caption of it."""
 
     def restart(_module: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return arguments, {**named, "position_ids": position_ids}

@@ -1,6 +1,6 @@
-"""Any model with `get_image_features` and a placeholder token for the picture, in its own forward and generate.
+"""Any model with `get_image_features` and a placeholder token for the image, in its own forward and generate.
 
-LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with the picture in it][caption].
+LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with the image in it][caption].
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hfcap.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class FeatureForm:
-    """How a model hands on the features of a picture.
+    """How a model hands on the features of an image.
 
     Attributes:
         listed: as a list of tensors (S, D); otherwise as one tensor.
-        shape: of what belongs to one picture: (tensors, S, D) of a list, (rows, ..., D) of a tensor.
+        shape: of what belongs to one image: (tensors, S, D) of a list, (rows, ..., D) of a tensor.
         n_deep: how many of Qwen3-VL's deepstack features, of the same shape, come with them.
     """
 
@@ -74,12 +74,12 @@ class Generic(Rows):
         return {"vision": vision, "connector": [], "text": [*_rest(self.model, vision)]}
 
     def check_model(self) -> None:
-        """Raise a UserError for a model that takes its picture in another way."""
+        """Raise a UserError for a model that takes its image in another way."""
         name = type(self.model).__name__
         usable = self._reader() is not None and self.image_token_id() is not None
         if not usable or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
             raise UserError(
-                f"model.pretrained: hfcap cannot caption with {name}: it does not take the picture as tokens of its "
+                f"model.pretrained: hfcap cannot caption with {name}: it does not take the image as tokens of its "
                 "prompt; docs/image_text_to_text.md lists the models that work"
             )
         if not self.part_modules()["vision"]:
@@ -89,13 +89,13 @@ class Generic(Rows):
             )
 
     def check_prompt(self) -> None:
-        """Raise a UserError where captions would begin with the picture's placeholder."""
+        """Raise a UserError where captions would begin with the image's placeholder."""
         if int(self.prompt_inputs(self.captioner.prompt).input_ids[-1]) == self.image_token_id():
             name = type(self.model).__name__
-            raise UserError(f"model.prompt: {name} needs text between picture and caption; give a prompt")
+            raise UserError(f"model.prompt: {name} needs text between image and caption; give a prompt")
 
     def image_token_id(self) -> int | None:
-        """Token that stands for the picture."""
+        """Token that stands for the image."""
         config = self.model.config
         for key in ("image_token_id", "image_token_index"):
             if getattr(config, key, None) is not None:
@@ -106,24 +106,24 @@ class Generic(Rows):
         """Return the placeholder and the prompt, for chat models without a template."""
         return f"{getattr(self.processor, 'image_token', '')}{prompt}" if self.speaks_chat else prompt
 
-    # ---- picture -----------------------------------------------------------------------------------------------
+    # ---- image -----------------------------------------------------------------------------------------------
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the features that the model puts in place of the picture's tokens; deepstack features beside them."""
+        """Return the features that the model puts in place of the image's tokens; deepstack features next to them."""
         count = len(pixel_values)
         output = self._read(self.plain_pixels(pixel_values), count)
         features = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-        return torch.cat([_per_picture(feature, count) for feature in features], dim=-1)
+        return torch.cat([_per_image(feature, count) for feature in features], dim=-1)
 
     def project(self, image_states: torch.Tensor) -> torch.Tensor:
-        """Run what stands between `encode` and the language model: (B, S, D) -> (B, tokens of the picture, H)."""
+        """Run what stands between `encode` and the language model: (B, S, D) -> (B, tokens of the image, H)."""
         return image_states
 
     def pixel_axis(self) -> int:
-        """Ask the processor: MiniCPM's puts the patches of all pictures into one strip.
+        """Ask the processor: MiniCPM's puts the patches of all images into one strip.
 
         Raises:
-            UserError: what it makes of two pictures is not that of one picture twice.
+            UserError: what it makes of two images is not that of one image twice.
         """
         if self._pixel_axis is None:
             prompt = self.prompt_inputs(self.captioner.prompt)
@@ -134,19 +134,19 @@ class Generic(Rows):
             apart = [name for name, (first, *rest) in _shapes(prompt.extras) if shapes.get(name) != (2 * first, *rest)]
             if len(axes) != 1 or apart:
                 raise UserError(
-                    f"model.pretrained: what the processor of {type(self.model).__name__} makes of two pictures "
+                    f"model.pretrained: what the processor of {type(self.model).__name__} makes of two images "
                     f"({', '.join(apart) or 'pixel_values'}) is not twice what it makes of one; "
                     "docs/image_text_to_text.md lists the models that work"
                 )
             self._pixel_axis = axes[0]
         return self._pixel_axis
 
-    def picture_extras(self) -> tuple[str, ...]:
+    def image_extras(self) -> tuple[str, ...]:
         """Grids and sizes stay: positions are counted from them. Masks over pixels go."""
         return tuple(name for name in self.prompt_inputs(self.captioner.prompt).extras if name.startswith("pixel_"))
 
-    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
-        """Return the picture's features as `get_image_features` returns them."""
+    def image_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+        """Return the image's features as `get_image_features` returns them."""
         return {"mm_encoder_outputs": {"image": self.as_output(self.project(image_states).to(self.model.dtype))}}
 
     def as_output(self, features: torch.Tensor) -> Any:
@@ -162,7 +162,7 @@ class Generic(Rows):
         return output
 
     def form(self) -> FeatureForm:
-        """Return how the model hands on features, found out once with one picture.
+        """Return how the model hands on features, found out once with one image.
 
         Raises:
             UserError: the model makes more or fewer states of it than the prompt has places.
@@ -179,19 +179,19 @@ class Generic(Rows):
             prompt = self.prompt_inputs(self.captioner.prompt).input_ids
             n_places, n_states = (
                 int(torch.eq(prompt, self.image_token_id() or 0).sum()),
-                _per_picture(features, 1).shape[1],
+                _per_image(features, 1).shape[1],
             )
             if n_places != n_states:
                 raise UserError(
-                    f"model.pretrained: {type(self.model).__name__} makes {n_states} states of a picture, but its "
-                    f"processor leaves {n_places} places; pictures must not be split or vary in size"
+                    f"model.pretrained: {type(self.model).__name__} makes {n_states} states of an image, but its "
+                    f"processor leaves {n_places} places; images must not be split or vary in size"
                 )
             self._form = FeatureForm(listed, shape, len(deep))
         return self._form
 
     @contextmanager
     def _nothing_but_vision(self) -> Iterator[None]:
-        """Raise a UserError where reading a picture runs a layer of the part that may be trained behind stored states.
+        """Raise a UserError where reading an image runs a layer of the part that may be trained after stored states.
 
         The parts are told apart by the names that models usually give them.
         """
@@ -210,7 +210,7 @@ class Generic(Rows):
                 hook.remove()
         if ran:
             raise UserError(
-                f"model.pretrained: {type(self.model).__name__} reads pictures with {ran[0]}, which hfcap does not "
+                f"model.pretrained: {type(self.model).__name__} reads images with {ran[0]}, which hfcap does not "
                 "know as a part of its image encoder; docs/image_text_to_text.md lists the models that work"
             )
 
@@ -222,7 +222,7 @@ class Generic(Rows):
         return next(iter(named or readers), None)
 
     def _read(self, pixels: torch.Tensor, count: int) -> Any:
-        """Run the model's own vision part over the pixels of `count` pictures, in the processor's shape."""
+        """Run the model's own vision part over the pixels of `count` images, in the processor's shape."""
         reader, prompt = self._reader(), self.prompt_inputs(self.captioner.prompt)
         extras = {name: expand(value, count, pixels.device) for name, value in accepted(reader, prompt.extras).items()}
         output = reader(pixel_values=pixels, return_dict=True, **extras)
@@ -232,12 +232,12 @@ class Generic(Rows):
         if getattr(output, "pooler_output", None) is None or not whole or "visual_indicator_features" in output:
             raise UserError(
                 f"model.pretrained: hfcap cannot keep the image features of {type(self.model).__name__}, which hands "
-                "on more than the states of the picture's tokens; docs/image_text_to_text.md lists the models that work"
+                "on more than the states of the image's tokens; docs/image_text_to_text.md lists the models that work"
             )
         return output
 
 
-def _per_picture(features: Any, count: int) -> torch.Tensor:
+def _per_image(features: Any, count: int) -> torch.Tensor:
     """Put features, a tensor or a list of tensors, together: (count, S, D)."""
     tensor = features if isinstance(features, torch.Tensor) else torch.stack(list(features))
     return tensor.reshape(count, -1, tensor.shape[-1])

@@ -1,4 +1,4 @@
-"""GIT (Wang et al. 2022, arXiv:2205.14100): picture states stand before the words of one transformer."""
+"""GIT (Wang et al. 2022, arXiv:2205.14100): image states stand before the words of one transformer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hfcap.schema import PackedCaptions
 
 
 class Git(Kind):
-    """GitForCausalLM: the prompt is the beginning of the caption; picture states see one another, words look back."""
+    """GitForCausalLM: the prompt is the beginning of the caption; image states see one another, words look back."""
 
     model_types = ("git",)
 
     def prepare(self) -> None:
-        """Let the tokenizer write [CLS] before a text and nothing behind it: GIT's prompts go on with the caption."""
+        """Let the tokenizer write [CLS] before a text and nothing after it: GIT's prompts go on with the caption."""
         tokenizer = self.processor.tokenizer
         tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
         tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
@@ -66,7 +66,7 @@ class Git(Kind):
         return output.logits[:, -input_ids.shape[1] :]
 
     def packed_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
-        """Run the transformer over picture and packed words; positions count words only."""
+        """Run the transformer over image and packed words; positions count words only."""
         git = self.model.git
         prefix = git.visual_projection(image_states)
         words = git.embeddings(input_ids=packed.input_ids, position_ids=packed.position_ids)
@@ -94,7 +94,7 @@ class Git(Kind):
             return self.model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                # Four dimensions, as of a picture: GIT takes five for a film.
+                # Four dimensions, as of an image: GIT takes five for a film.
                 pixel_values=image_states[:, None],
                 generation_config=config,
                 **faster,
@@ -103,7 +103,7 @@ class Git(Kind):
 
 class _States(nn.Module):
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:
-        """Return the states that stand in for a film of one picture."""
+        """Return the states that stand in for a film of one image."""
         return BaseModelOutput(last_hidden_state=pixel_values[:, 0])
 
 

@@ -1,4 +1,4 @@
-"""Pictures of one size for models whose processors give other shapes than (B, 3, height, width)."""
+"""Images of one size for models whose processors give other shapes than (B, 3, height, width)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 
-class PicturesOfOneSize:
-    """An image processor whose result is one tensor per picture, all of the same shape; picklable.
+class ImagesOfOneSize:
+    """An image processor whose result is one tensor per image, all of the same shape; picklable.
 
-    Processors of chat models return a list of pictures per text, or patches of all pictures in one row.
+    Processors of chat models return a list of images per text, or patches of all images in one row.
 
     Args:
         settings: further arguments of the image processor.
@@ -29,16 +29,16 @@ class PicturesOfOneSize:
         self.size = image_processor.size if image_size is None else {"height": image_size, "width": image_size}
 
     def __call__(self, images: Any, return_tensors: str = "pt") -> dict[str, torch.Tensor]:
-        """Return {"pixel_values": (B, ...) float32} for one picture or a list of them."""
+        """Return {"pixel_values": (B, ...) float32} for one image or a list of them."""
         assert return_tensors == "pt"
-        pictures = images if isinstance(images, (list, tuple)) else [images]
-        return {"pixel_values": torch.stack([self.pixels(picture) for picture in pictures])}
+        several = images if isinstance(images, (list, tuple)) else [images]
+        return {"pixel_values": torch.stack([self.pixels(image) for image in several])}
 
-    def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """Return one picture's tensor: (3, height, width), or what its parts or patches are stacked to."""
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Return one image's tensor: (3, height, width), or what its parts or patches are stacked to."""
         if self.image_size is not None:
-            picture = square(picture, self.image_size)
-        output = self.image_processor(images=[picture], return_tensors="pt", **self.settings)
+            image = square(image, self.image_size)
+        output = self.image_processor(images=[image], return_tensors="pt", **self.settings)
         values: torch.Tensor = output["pixel_values"]
         while values.ndim > 3 and len(values) == 1:
             values = values[0]
@@ -50,6 +50,6 @@ class PicturesOfOneSize:
         return {**self.image_processor.to_dict(), **self.settings, **kind}
 
 
-def square(picture: Image.Image, side: int) -> Image.Image:
-    """Resize to a square as the published card does, before the processor sees the picture."""
-    return picture.resize((side, side), Image.Resampling.BICUBIC)
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Resize to a square as the published card does, before the processor sees the image."""
+    return image.resize((side, side), Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
-"""What the kinds of image-text-to-text models differ in: how pictures and prompt get in, and how rows are laid out.
+"""What the kinds of image-text-to-text models differ in: how images and prompt get in, and how rows are laid out.
 
 A kind is a file `_itt_<name>.py` with a subclass of `Kind`; `image_text_to_text.py` chooses it by the model type.
-Shape letters as in `base.py`, and N positions of the prefix (prompt and picture) that stands before every caption.
+Shape letters as in `base.py`, and N positions of the prefix (prompt and image) that stands before every caption.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.vlm.images import PicturesOfOneSize
+from hfcap.captioners.vlm.images import ImagesOfOneSize
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
 
@@ -29,12 +29,12 @@ _PLAIN = (90, 130, 170)
 
 @dataclass(frozen=True, slots=True)
 class PromptInputs:
-    """What the model's own processor makes of the prompt and one picture.
+    """What the model's own processor makes of the prompt and one image.
 
     Attributes:
         input_ids: (N + 1,) int64; the last one is the token that captions start behind.
-        extras: the processor's other outputs for one picture (grids, token types, masks), pixels left out.
-        pixel_shape: shape of the pixel values of one picture, as the model's own forward takes them.
+        extras: the processor's other outputs for one image (grids, token types, masks), pixels left out.
+        pixel_shape: shape of the pixel values of one image, as the model's own forward takes them.
     """
 
     input_ids: torch.Tensor
@@ -43,13 +43,13 @@ class PromptInputs:
 
 
 class Kind(ABC):
-    """How one kind of model takes pictures and words; reads model and processor from the captioner it belongs to."""
+    """How one kind of model takes images and words; reads model and processor from the captioner it belongs to."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     speaks_chat: ClassVar[bool] = False
     """Whether the prompt goes through the processor's chat template, where it has one."""
     default_image_size: ClassVar[int | None] = None
-    """Side of the square that pictures are resized to first, for models that take pictures of any size."""
+    """Side of the square that images are resized to first, for models that take images of any size."""
 
     def __init__(self, captioner: Captioner) -> None:
         self.captioner = captioner
@@ -73,7 +73,7 @@ class Kind(ABC):
 
     @abstractmethod
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return what the frozen part of the picture's path gives: pixels of B pictures -> (B, S, D)."""
+        """Return what the frozen part of the image's path gives: pixels of B images -> (B, S, D)."""
 
     @abstractmethod
     def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
@@ -109,17 +109,17 @@ class Kind(ABC):
     # ---- prompt, start and end ---------------------------------------------------------------------------------
 
     def image_processor(self) -> Any:
-        """Return an image processor that gives one (3, height, width) per picture, as those of other families do."""
+        """Return an image processor that gives one (3, height, width) per image, as those of other families do."""
         inner = self.processor.image_processor
         if not self.speaks_chat:
             return inner
         # The processor calls it with these settings of its own.
         settings = dict(getattr(type(self.processor), "images_kwargs", None) or {})
         settings.pop("return_tensors", None)
-        return PicturesOfOneSize(inner, getattr(self.captioner, "image_size", None), settings)
+        return ImagesOfOneSize(inner, getattr(self.captioner, "image_size", None), settings)
 
-    def sees_one_picture(self) -> bool:
-        """Whether a picture's pixels are (3, height, width), neither tiles nor patches."""
+    def sees_one_image(self) -> bool:
+        """Whether an image's pixels are (3, height, width), neither tiles nor patches."""
         return True
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -127,7 +127,7 @@ class Kind(ABC):
         return pixel_values
 
     def prepare(self) -> None:  # noqa: B027  # most kinds have nothing to set up
-        """Set the processor up for pictures of one size and texts without an end, once after loading."""
+        """Set the processor up for images of one size and texts without an end, once after loading."""
 
     def check_model(self) -> None:  # noqa: B027  # most kinds take every model of their types
         """Raise a UserError for a model that cannot be served, before its processor is asked for anything."""
@@ -139,7 +139,7 @@ class Kind(ABC):
         """Raise a UserError where captions cannot follow the captioner's prompt."""
 
     def usual_image_size(self) -> int | None:
-        """Return the side of the square that pictures are resized to by default; None = they are not."""
+        """Return the side of the square that images are resized to by default; None = they are not."""
         return self.default_image_size
 
     def positions_before_text(self) -> int:
@@ -191,7 +191,7 @@ class Kind(ABC):
         config.decoder_start_token_id = None
 
     def processor_text(self, prompt: str) -> str:
-        """Return the text that the processor takes beside a picture, for kinds that do not chat."""
+        """Return the text that the processor takes next to an image, for kinds that do not chat."""
         return prompt
 
     def chats(self) -> bool:
@@ -199,24 +199,24 @@ class Kind(ABC):
         return self.speaks_chat and bool(getattr(self.processor, "chat_template", None))
 
     def prompt_inputs(self, prompt: str) -> PromptInputs:
-        """Return the processor's tokens for the prompt and one picture; every picture gives the same ones."""
+        """Return the processor's tokens for the prompt and one image; every image gives the same ones."""
         prompt = prompt.strip()
         if prompt not in self._prompts:
             self._prompts[prompt] = self.inputs_for(prompt, self.blank())
         return self._prompts[prompt]
 
     def blank(self, width: int = _BLANK_SIDE, colour: tuple[int, int, int] = _PLAIN) -> Image.Image:
-        """Return a plain picture, of the size that pictures have where they are resized."""
+        """Return a plain image, of the size that images have where they are resized."""
         side = getattr(self.captioner, "image_size", None)
         return Image.new("RGB", (width, _BLANK_SIDE) if side is None else (side, side), colour)
 
-    def inputs_for(self, prompt: str, picture: Image.Image) -> PromptInputs:
-        """Return what the processor makes of prompt and picture.
+    def inputs_for(self, prompt: str, image: Image.Image) -> PromptInputs:
+        """Return what the processor makes of prompt and image.
 
         Raises:
-            UserError: the processor refuses them, as it does where a prompt holds the picture's placeholder.
+            UserError: the processor refuses them, as it does where a prompt holds the image's placeholder.
         """
-        values = self.processed(prompt, [picture])
+        values = self.processed(prompt, [image])
         extras = {
             name: value
             for name, value in values.items()
@@ -225,32 +225,30 @@ class Kind(ABC):
         pixels = extras.pop("pixel_values", torch.empty(0))
         return PromptInputs(values["input_ids"][0], extras, tuple(pixels.shape))
 
-    def processed(self, prompt: str, pictures: Sequence[Image.Image]) -> Any:
-        """Return the processor's outputs for the prompt with each of the pictures.
+    def processed(self, prompt: str, images: Sequence[Image.Image]) -> Any:
+        """Return the processor's outputs for the prompt with each of the images.
 
         Raises:
             UserError: the processor refuses them.
         """
         try:
-            return self._processed(prompt, pictures)
+            return self._processed(prompt, images)
         except (ValueError, TypeError, KeyError) as error:
             name = type(self.model).__name__
             raise UserError(
-                f"model.prompt: the processor of {name} cannot join a picture and the prompt {prompt!r}: "
-                f"{' '.join(str(error).split())[:160]} (leave placeholders of pictures out of the prompt; "
+                f"model.prompt: the processor of {name} cannot join an image and the prompt {prompt!r}: "
+                f"{' '.join(str(error).split())[:160]} (leave placeholders of images out of the prompt; "
                 "docs/image_text_to_text.md lists the models that work)"
             ) from error
 
-    def _processed(self, prompt: str, pictures: Sequence[Image.Image]) -> Any:
+    def _processed(self, prompt: str, images: Sequence[Image.Image]) -> Any:
         if not self.chats():
             text = self.processor_text(prompt)
-            if len(pictures) == 1:
-                return self.processor(images=pictures[0], text=text, return_tensors="pt")
-            # One list per text: some take a plain list for the pictures of a single text.
-            return self.processor(
-                images=[[picture] for picture in pictures], text=[text] * len(pictures), return_tensors="pt"
-            )
-        messages = [[_user_message(prompt, image=picture)] for picture in pictures]
+            if len(images) == 1:
+                return self.processor(images=images[0], text=text, return_tensors="pt")
+            # One list per text: some take a plain list for the images of a single text.
+            return self.processor(images=[[image] for image in images], text=[text] * len(images), return_tensors="pt")
+        messages = [[_user_message(prompt, image=image)] for image in images]
         return self.processor.apply_chat_template(
             messages[0] if len(messages) == 1 else messages,
             add_generation_prompt=True,
@@ -260,7 +258,7 @@ class Kind(ABC):
         )
 
     def _chat_ends(self) -> tuple[str, str] | None:
-        """Text that the chat template writes before and behind a reply; None without a template."""
+        """Text that the chat template writes before and after a reply; None without a template."""
         if not self.chats():
             return None
         question = _user_message(self.captioner.prompt)
@@ -281,5 +279,5 @@ def _user_message(prompt: str, **image: Any) -> dict[str, Any]:
 
 
 def expand(value: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
-    """Repeat a tensor of one picture (1, ...), or of its n parts (n, ...), for `count` pictures."""
+    """Repeat a tensor of one image (1, ...), or of its n parts (n, ...), for `count` images."""
     return value.to(device).repeat(count, *[1] * (value.ndim - 1))

@@ -1,4 +1,4 @@
-"""Kosmos-2 (Peng et al. 2023, arXiv:2306.14824): a resampler's 64 states of the picture stand before the prompt."""
+"""Kosmos-2 (Peng et al. 2023, arXiv:2306.14824): a resampler's 64 states of the image stand before the prompt."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ class Kosmos2(Rows):
         vision = self.model.vision_model
         return nn.functional.normalize(vision.model.post_layernorm(vision(pixel_values)[0]), dim=-1)
 
-    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+    def image_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
         """Return the resampler's states; where they stand, the processor has said."""
         return {"image_embeds": self.model.image_to_text_projection(image_states)[0]}

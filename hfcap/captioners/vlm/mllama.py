@@ -16,7 +16,7 @@ from hfcap.generation.shared_attention import cache_argument
 
 
 class Mllama(Rows):
-    """MllamaForConditionalGeneration; all pictures become one square and so are cut into equally many tiles."""
+    """MllamaForConditionalGeneration; all images become one square and so are cut into equally many tiles."""
 
     model_types = ("mllama",)
     speaks_chat = True
@@ -30,7 +30,7 @@ class Mllama(Rows):
             "text": [inner.language_model, self.model.lm_head],
         }
 
-    def picture_extras(self) -> tuple[str, ...]:
+    def image_extras(self) -> tuple[str, ...]:
         """Which tiles there are, only the vision model asks."""
         return ("aspect_ratio_ids", "aspect_ratio_mask")
 
@@ -44,21 +44,21 @@ class Mllama(Rows):
         ).last_hidden_state
         return states.reshape(len(pixel_values), -1, states.shape[-1])
 
-    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+    def image_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
         """Return projected states, which cross-attention reads."""
         return {"cross_attention_states": self.model.model.multi_modal_projector(image_states)}
 
     def _generate(
         self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
     ) -> Any:
-        # After the first step the picture is in the cache.
+        # After the first step the image is in the cache.
         with _read_once(self.model.model):
             return super()._generate(image_states, input_ids, config, faster)
 
 
 @contextmanager
 def _read_once(model: Any) -> Iterator[None]:
-    """Withhold the picture's states once the cache holds tokens: `generate` goes on giving them."""
+    """Withhold the image's states once the cache holds tokens: `generate` goes on giving them."""
     name = cache_argument(model)
 
     def withhold(_module: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

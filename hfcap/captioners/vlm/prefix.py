@@ -1,4 +1,4 @@
-"""Known models whose picture becomes tokens of the prompt: prompt and picture stand once before all captions of a row.
+"""Known models whose image becomes tokens of the prompt: prompt and image stand once before all captions of a row.
 
 Every caption sees them and itself (a shared prefix), where `Generic` gives each caption a row of its own.
 """
@@ -27,20 +27,20 @@ class Prefix(Generic):
     """Whether the prefix is read as any text is: causally, at positions 0, 1, 2, ..."""
 
     def embeddings(self, image_states: torch.Tensor, prompt: PromptInputs) -> torch.Tensor:
-        """Embed prompt and picture without the prompt's last token: (B, N, H)."""
+        """Embed prompt and image without the prompt's last token: (B, N, H)."""
         self.check_prompt()
         ids = prompt.input_ids[:-1].to(image_states.device)
-        in_picture = torch.eq(ids, self.image_token_id() or 0)
+        in_image = torch.eq(ids, self.image_token_id() or 0)
         # Some placeholders lie outside the vocabulary.
-        words = self.model.get_input_embeddings()(ids.masked_fill(in_picture, 0))
+        words = self.model.get_input_embeddings()(ids.masked_fill(in_image, 0))
         features = self.project(image_states).to(words.dtype)
-        if int(in_picture.sum()) != features.shape[1]:
+        if int(in_image.sum()) != features.shape[1]:
             raise UserError(
-                f"model.pretrained: {type(self.model).__name__} makes {features.shape[1]} states of a picture, but its "
-                f"processor leaves {int(in_picture.sum())} places; pictures must not be split or vary in size"
+                f"model.pretrained: {type(self.model).__name__} makes {features.shape[1]} states of an image, but its "
+                f"processor leaves {int(in_image.sum())} places; images must not be split or vary in size"
             )
         rows = words.expand(image_states.shape[0], -1, -1)
-        return rows.masked_scatter(in_picture[:, None].expand_as(rows), features)
+        return rows.masked_scatter(in_image[:, None].expand_as(rows), features)
 
     def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
         """Return positions of the whole prompt (..., 1, N + 1), as the model counts them."""

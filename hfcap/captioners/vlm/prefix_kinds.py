@@ -1,4 +1,4 @@
-"""Prefix models that pack: what each of them does differently with picture, positions and mask."""
+"""Prefix models that pack: what each of them does differently with image, positions and mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hfcap.captioners.vlm.prefix import Prefix
 
 
 class PaliGemma(Prefix):
-    """PaliGemma (Beyer et al. 2024, arXiv:2407.07726): prompt and picture see one another, captions look back."""
+    """PaliGemma (Beyer et al. 2024, arXiv:2407.07726): prompt and image see one another, captions look back."""
 
     model_types = ("paligemma",)
     speaks_chat = False
@@ -77,7 +77,7 @@ class Idefics3(Prefix):
         }
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the vision model's last hidden state; every patch counts, a black picture is a picture too."""
+        """Return the vision model's last hidden state; every patch counts, a black image is an image too."""
         side = self.model.config.vision_config.patch_size
         batch, _, height, width = pixel_values.shape
         patches = torch.ones(batch, height // side, width // side, dtype=torch.bool, device=pixel_values.device)
@@ -88,7 +88,7 @@ class Idefics3(Prefix):
         return self.model.model.connector(image_states)
 
     def prepare(self) -> None:
-        """Switch splitting off: a picture in parts would give another number of tokens for every shape."""
+        """Switch splitting off: an image in parts would give another number of tokens for every shape."""
         self.processor.image_processor.do_image_splitting = False
 
 

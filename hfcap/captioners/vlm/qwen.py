@@ -1,6 +1,6 @@
 """Qwen2-VL and Qwen2.5-VL (Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2502.13923).
 
-Pictures keep their shape in these models; hfcap resizes them to one square, so that all have the same grid.
+Images keep their shape in these models; hfcap resizes them to one square, so that all have the same grid.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hfcap.captioners.vlm.images import PicturesOfOneSize, square
+from hfcap.captioners.vlm.images import ImagesOfOneSize, square
 from hfcap.captioners.vlm.kind import PromptInputs, expand
 from hfcap.captioners.vlm.prefix import Prefix
 from hfcap.errors import UserError
 
 
-class QwenPictures(PicturesOfOneSize):
-    """Qwen's image processor with pictures out of it, (3, side, side) each; the processor itself gives patches."""
+class QwenImages(ImagesOfOneSize):
+    """Qwen's image processor with images out of it, (3, side, side) each; the processor itself gives patches."""
 
-    def pixels(self, picture: Image.Image) -> torch.Tensor:
+    def pixels(self, image: Image.Image) -> torch.Tensor:
         """Resize to the square, process, and put the patches together again."""
         assert self.image_size is not None
         inner = self.image_processor
-        output = inner(images=[square(picture, self.image_size)], return_tensors="pt")
+        output = inner(images=[square(image, self.image_size)], return_tensors="pt")
         merge, side = inner.merge_size, inner.patch_size
         _, rows, columns = output["image_grid_thw"][0].tolist()
         shape = (rows // merge, columns // merge, merge, merge, 3, inner.temporal_patch_size, side, side)
-        # A still picture is the same in all frames of a patch.
+        # A still image is the same in all frames of a patch.
         patches = output["pixel_values"].reshape(shape)[:, :, :, :, :, 0]
         return patches.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side)
 
 
 class QwenVL(Prefix):
-    """Positions have three axes: time, row and column of the picture; words count alike on all three."""
+    """Positions have three axes: time, row and column of the image; words count alike on all three."""
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
     default_image_size = 448
     shares_prefix = False
 
     def image_processor(self) -> Any:
-        """Return whole pictures; `encode` cuts them into patches."""
-        return QwenPictures(self.processor.image_processor, self.image_size())
+        """Return whole images; `encode` cuts them into patches."""
+        return QwenImages(self.processor.image_processor, self.image_size())
 
-    def sees_one_picture(self) -> bool:
-        """Yes: `QwenPictures` puts the patches together."""
+    def sees_one_image(self) -> bool:
+        """Yes: `QwenImages` puts the patches together."""
         return True
 
     def check(self) -> None:
@@ -68,7 +68,7 @@ class QwenVL(Prefix):
         return max(min(self.default_image_size, most) // side, math.ceil(least / side)) * side
 
     def image_size(self) -> int:
-        """Side of the square that pictures are resized to."""
+        """Side of the square that images are resized to."""
         return int(getattr(self.captioner, "image_size", None) or self.usual_image_size())
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
@@ -80,7 +80,7 @@ class QwenVL(Prefix):
         return self.prompt_inputs("").extras["image_grid_thw"]
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Cut pictures (B, 3, side, side) into patches (B * patches, values), merged ones beside one another."""
+        """Cut images (B, 3, side, side) into patches (B * patches, values), merged ones next to one another."""
         inner = self.processor.image_processor
         batch, _, height, width = pixel_values.shape
         side, merge = inner.patch_size, inner.merge_size
@@ -91,7 +91,7 @@ class QwenVL(Prefix):
         return patches.reshape(batch * rows * columns * merge**2, -1)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return merged patches of pictures (B, 3, side, side)."""
+        """Return merged patches of images (B, 3, side, side)."""
         grids = expand(self._grid(), pixel_values.shape[0], pixel_values.device)
         features = self.model.model.get_image_features(self.plain_pixels(pixel_values), grids, return_dict=True)
         return torch.stack(list(features.pooler_output))

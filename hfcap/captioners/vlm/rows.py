@@ -1,6 +1,6 @@
-"""Models that caption behind their prompt in one language model: each caption in a row of the model's own forward.
+"""Models that caption after their prompt in one language model: each caption in a row of the model's own forward.
 
-The forward knows its masks and positions best, so this serves any such model. The picture is still encoded once.
+The forward knows its masks and positions best, so this serves any such model. The image is still encoded once.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from hfcap.generation.early_exit import leaving
 from hfcap.generation.step_scores import without_steps
 
 _USUAL_SIZE, _MOST_SIZE = 448, 560
-"""Sides of the square that pictures are resized to: where the vision part names none, and at most."""
+"""Sides of the square that images are resized to: where the vision part names none, and at most."""
 
 
 class Rows(Kind):
-    """A decoder that is given prompt and caption in one row, and the picture's states beside it."""
+    """A decoder that is given prompt and caption in one row, and the image's states next to it."""
 
     caption_extras: ClassVar[Mapping[str, int]] = {}
     """What the processor's outputs say of a caption's words, where that is not what they say of the prompt's end."""
 
     @abstractmethod
-    def picture_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
-        """Return what the model's forward takes in place of pixels: states (B, S, D) of one picture per row."""
+    def image_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+        """Return what the model's forward takes in place of pixels: states (B, S, D) of one image per row."""
 
-    def picture_extras(self) -> tuple[str, ...]:
+    def image_extras(self) -> tuple[str, ...]:
         """Return which of the processor's outputs say how pixels are read: needed for no forward behind `encode`."""
         return ()
 
     def usual_image_size(self) -> int | None:
-        """Return a side that the vision part knows, where pictures of other shapes would give another prompt."""
+        """Return a side that the vision part knows, where images of other shapes would give another prompt."""
         if self.default_image_size is not None or self.same_for_all_shapes():
             return self.default_image_size
         size = getattr(getattr(self.model.config, "vision_config", None), "image_size", None)
@@ -45,12 +45,12 @@ class Rows(Kind):
         return min(int(size), _MOST_SIZE) if size else _USUAL_SIZE
 
     def same_for_all_shapes(self) -> bool:
-        """Whether the processor gives the same prompt and shapes for pictures of any shape."""
+        """Whether the processor gives the same prompt and shapes for images of any shape."""
         square, long = (self.inputs_for("", self.blank(width)) for width in (64, 160))
         return _comparable(square) == _comparable(long)
 
     def check(self) -> None:
-        """Raise a UserError where the processor tells more of a picture than its pixel values: it would be lost."""
+        """Raise a UserError where the processor tells more of an image than its pixel values: it would be lost."""
         prompt, other = (self.inputs_for("", self.blank(colour=colour)) for colour in ((90, 130, 170), (170, 90, 60)))
         names = sorted(
             name for name, value in prompt.extras.items() if not torch.equal(value, other.extras.get(name, value[:0]))
@@ -58,25 +58,25 @@ class Rows(Kind):
         if names or not prompt.pixel_shape:
             raise UserError(
                 f"model.pretrained: hfcap cannot keep what the processor of {type(self.model).__name__} makes of a "
-                f"picture together ({', '.join(names) or 'no pixel_values'}); docs/image_text_to_text.md lists the "
+                f"image together ({', '.join(names) or 'no pixel_values'}); docs/image_text_to_text.md lists the "
                 "models that work"
             )
 
     def positions_before_text(self) -> int:
-        """Return the length of prompt and picture, whose last token begins each text."""
+        """Return the length of prompt and image, whose last token begins each text."""
         return len(self.prompt_inputs(self.captioner.prompt).input_ids) - 1
 
-    def sees_one_picture(self) -> bool:
-        """Whether the processor gives (1, 3, height, width), or the like with more ones in front, for a picture."""
+    def sees_one_image(self) -> bool:
+        """Whether the processor gives (1, 3, height, width), or the like with more ones in front, for an image."""
         shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
         return len(shape) > 3 and set(shape[:-3]) == {1} and self.pixel_axis() == 0
 
     def pixel_axis(self) -> int:
-        """Return the axis along which the processor puts the pixels of several pictures."""
+        """Return the axis along which the processor puts the pixels of several images."""
         return 0
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Give pixels (B, ...) the shape that the processor gives those of B pictures."""
+        """Give pixels (B, ...) the shape that the processor gives those of B images."""
         shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
         return torch.cat(list(pixel_values.reshape(len(pixel_values), *shape)), dim=self.pixel_axis())
 
@@ -91,7 +91,7 @@ class Rows(Kind):
             attention_mask=torch.ones_like(ids),
             logits_to_keep=input_ids.shape[1],
             use_cache=False,
-            **self.picture_arguments(image_states),
+            **self.image_arguments(image_states),
             **{
                 name: _for_rows(value, before.shape[1] + 1, ids, self.caption_extras.get(name))
                 for name, value in self._word_extras().items()
@@ -101,7 +101,7 @@ class Rows(Kind):
         return logits[:, -input_ids.shape[1] :]
 
     def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
-        """Generate as the model does from the processor's inputs, with the picture's states given."""
+        """Generate as the model does from the processor's inputs, with the image's states given."""
         return self._generate(image_states, input_ids, config, {})
 
     def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
@@ -126,7 +126,7 @@ class Rows(Kind):
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
-            **self.picture_arguments(image_states),
+            **self.image_arguments(image_states),
             **faster,
             **{name: expand(value, batch, device) for name, value in self._word_extras().items()},
         )
@@ -135,7 +135,7 @@ class Rows(Kind):
     def _word_extras(self) -> dict[str, torch.Tensor]:
         """Return the processor's other outputs, those that only tell how pixels are read left out."""
         extras = self.prompt_inputs(self.captioner.prompt).extras
-        return {name: value for name, value in extras.items() if name not in self.picture_extras()}
+        return {name: value for name, value in extras.items() if name not in self.image_extras()}
 
 
 def _comparable(prompt: PromptInputs) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """What a generated scene shows: groups of equal objects, their places and the background, drawn from a seed.
 
-Lengths are shares of the picture's side; the origin is the top left corner, y grows downwards.
+Lengths are shares of the image's side; the origin is the top left corner, y grows downwards.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture's content.
+    """One image's content.
 
     Attributes:
         groups: one or two; 1 to 4 objects altogether.
@@ -80,7 +80,7 @@ class Scene:
 
 
 def draw_scene(source: random.Random) -> Scene:
-    """Draw a scene: one object, one group of 2 to 4, or two groups beside or above each other."""
+    """Draw a scene: one object, one group of 2 to 4, or two groups next to or above each other."""
     kind = source.choices(("single", "group", "pair"), weights=(25, 25, 50))[0]
     place = ""
     arrangement: Arrangement | None = None
@@ -124,7 +124,7 @@ def _draw_pair(source: random.Random) -> tuple[Group, Group]:
     first = _draw_group(source, counts[0])
     while True:
         second = _draw_group(source, counts[1])
-        # Groups of the same look would be one group to anybody who sees the picture.
+        # Groups of the same look would be one group to anybody who sees the image.
         if (second.colour, second.shape) != (first.colour, first.shape):
             return first, second
 

@@ -45,9 +45,9 @@ class SceneImage:
     name: str
 
     def read(self) -> bytes:
-        """Return the picture as PNG."""
+        """Return the image as PNG."""
         buffer = io.BytesIO()
-        # The lowest compression: these pictures live for milliseconds.
+        # The lowest compression: these images live for milliseconds.
         render(self.scene, self.image_size).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
@@ -57,12 +57,12 @@ class SceneImage:
 
 
 def render(scene: Scene, image_size: int) -> Image.Image:
-    """Draw a scene as an RGB picture of image_size x image_size pixels."""
+    """Draw a scene as an RGB image of image_size x image_size pixels."""
     side = image_size * _OVERSAMPLING
     source = random.Random(scene.variation)
     tint = _scaled(_TINTS[scene.tint], source.uniform(0.97, 1.03))
-    picture = _background(scene.pattern, tint, side, source)
-    draw = ImageDraw.Draw(picture)
+    image = _background(scene.pattern, tint, side, source)
+    draw = ImageDraw.Draw(image)
     outlines = [_outline(placed, scene.groups[placed.group].shape, side) for placed in scene.objects]
     offset = side * 0.012
     for outline in outlines:
@@ -70,7 +70,7 @@ def render(scene: Scene, image_size: int) -> Image.Image:
     for placed, outline in zip(scene.objects, outlines, strict=True):
         shade = _shifted(_SHADES[scene.groups[placed.group].colour], source, 10)
         draw.polygon(outline, fill=shade, outline=_scaled(shade, 0.72), width=max(1, side // 90))
-    return picture.reduce(_OVERSAMPLING)
+    return image.reduce(_OVERSAMPLING)
 
 
 def _outline(placed: Placed, shape: str, side: int) -> list[Point]:
@@ -133,10 +133,10 @@ def _background(pattern: str, tint: Rgb, side: int, source: random.Random) -> Im
     if pattern == "shaded":
         mask = Image.linear_gradient("L").resize((side, side))
         return Image.composite(Image.new("RGB", mask.size, _scaled(tint, 0.8)), Image.new("RGB", mask.size, tint), mask)
-    picture = Image.new("RGB", (side, side), tint)
+    image = Image.new("RGB", (side, side), tint)
     if pattern == "plain":
-        return picture
-    draw = ImageDraw.Draw(picture)
+        return image
+    draw = ImageDraw.Draw(image)
     step = side / 8
     phase = source.random() * step
     positions = [phase + step * index for index in range(-2, 9)]
@@ -153,7 +153,7 @@ def _background(pattern: str, tint: Rgb, side: int, source: random.Random) -> Im
         for row, y in enumerate(positions):
             for x in positions[row % 2 :: 2]:
                 draw.rectangle((x, y, x + step, y + step), fill=other)
-    return picture
+    return image
 
 
 def _scaled(colour: Rgb, factor: float) -> Rgb:

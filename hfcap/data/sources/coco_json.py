@@ -28,7 +28,7 @@ class CocoJsonOptions(DataOptions):
         description="COCO-format file whose images carry a `split` key, or a mapping from split name to file"
     )
     images: LocalPath | dict[str, LocalPath] | None = Field(
-        None, description="image folder, or a mapping from split name to folder; default: 'images' beside the file"
+        None, description="image folder, or a mapping from split name to folder; default: 'images' next to the file"
     )
     uncaptioned_images: Literal["error", "ignore"] = Field(
         "error", description="what to do with images of the file that have no annotation"
@@ -39,8 +39,8 @@ def load(options: CocoJsonOptions, split_name: str) -> list[CaptionedImage]:
     """Return the records of one split, in the order of the file's `images`.
 
     Raises:
-        NoSuchSplitError: no picture has this split.
-        UserError: the file is not in COCO format, or a caption or picture lacks its counterpart.
+        NoSuchSplitError: no image has this split.
+        UserError: the file is not in COCO format, or a caption or image lacks its counterpart.
     """
     path = _captions_path(options, split_name)
     content = read_json(path, "COCO caption file (data.captions)")
@@ -65,12 +65,12 @@ def load(options: CocoJsonOptions, split_name: str) -> list[CaptionedImage]:
     return records
 
 
-def list_pictures(path: Path, images: str | None, split_name: str | None) -> list[CaptionedImage]:
-    """Return the pictures of a file without captions: all, or those of one split; it needs no annotations.
+def list_images(path: Path, images: str | None, split_name: str | None) -> list[CaptionedImage]:
+    """Return the images of a file without captions: all, or those of one split; it needs no annotations.
 
     Raises:
-        NoSuchSplitError: no picture has this split.
-        UserError: the file is not in COCO format, an id occurs twice, or the picture folder is not there.
+        NoSuchSplitError: no image has this split.
+        UserError: the file is not in COCO format, an id occurs twice, or the image folder is not there.
     """
     entries = _entries(path, read_json(path, "COCO file"), "images", ("id", "file_name"))
     _require_distinct(path, entries)
@@ -170,5 +170,5 @@ def _images_of_split(path: Path, images: list[dict[str, Any]], split_name: str) 
 
 
 REGISTERED = Source(
-    options=CocoJsonOptions, load=load, description="any COCO-format caption file and its folder of pictures"
+    options=CocoJsonOptions, load=load, description="any COCO-format caption file and its folder of images"
 )

@@ -1,4 +1,4 @@
-"""A folder of pictures with metadata.jsonl or metadata.csv, as `datasets` calls it: imagefolder."""
+"""A folder of images with metadata.jsonl or metadata.csv, as `datasets` calls it: imagefolder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SPLIT_ALIASES = {
     "test": ("test", "testing", "eval"),
 }
 _FEWEST_TO_MOVE = 3
-"""With fewer pictures there cannot be one in each split."""
+"""With fewer images there cannot be one in each split."""
 
 _CANONICAL = {alias: split for split, aliases in _SPLIT_ALIASES.items() for alias in aliases}
 
@@ -42,15 +42,15 @@ class FolderOptions(DataOptions):
     """Keys of `data` for source folder."""
 
     source: Literal["folder"] = "folder"
-    root: LocalPath = Field(description="folder of pictures with metadata.jsonl or metadata.csv")
+    root: LocalPath = Field(description="folder of images with metadata.jsonl or metadata.csv")
     caption_columns: list[str] | None = Field(
         None, description="columns that hold captions; default: captions, caption, caption_0.. or text"
     )
-    validation_share: Share = Field(0.1, description="share of pictures for validation, where no splits are given")
-    test_share: Share = Field(0.1, description="share of pictures for the test, where no splits are given")
-    split_seed: int = Field(0, description="another seed draws other pictures for validation and test")
+    validation_share: Share = Field(0.1, description="share of images for validation, where no splits are given")
+    test_share: Share = Field(0.1, description="share of images for the test, where no splits are given")
+    split_seed: int = Field(0, description="another seed draws other images for validation and test")
     uncaptioned_images: Literal["error", "ignore"] = Field(
-        "error", description="what to do with pictures in the folder that the metadata doesn't mention"
+        "error", description="what to do with images in the folder that the metadata doesn't mention"
     )
 
 
@@ -83,7 +83,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     f"{path}: line {reader.line_num} has more fields than the header; "
                     "put captions with commas in quotes"
                 )
-            # Cells of optional caption columns may be empty: then the picture has fewer captions.
+            # Cells of optional caption columns may be empty: then the image has fewer captions.
             cells = {name: cell for name, cell in row.items() if cell is not None and cell.strip()}
             if isinstance(cells.get("captions"), str) and cells["captions"].lstrip().startswith("["):
                 cells["captions"] = parse_json(cells["captions"], f"{path}: line {reader.line_num}: captions")
@@ -131,12 +131,12 @@ def _caption_columns(row: dict[str, Any]) -> list[str]:
 def load(options: FolderOptions, split_name: str) -> list[CaptionedImage]:
     """Return the records of one split, in the order of their first metadata line.
 
-    Splits come from a `split` column, else from subfolders train, validation and test, else each picture's file name
-    decides by a hash, so that pictures added later don't move the others (but for one that filled an empty split).
+    Splits come from a `split` column, else from subfolders train, validation and test, else each image's file name
+    decides by a hash, so that images added later don't move the others (but for one that filled an empty split).
 
     Raises:
-        NoSuchSplitError: no picture is in this split.
-        UserError: metadata and pictures don't fit together.
+        NoSuchSplitError: no image is in this split.
+        UserError: metadata and images don't fit together.
     """
     root = Path(options.root).expanduser()
     if not root.is_dir():
@@ -206,7 +206,7 @@ def _resolve(path: Path, row: MetadataRow, folder: Path) -> Path:
 
 
 def _by_file(root: Path, rows: list[tuple[str, MetadataRow]]) -> dict[str, MetadataRow]:
-    """Merge rows of the same picture: their captions, in order."""
+    """Merge rows of the same image: their captions, in order."""
     groups: dict[str, MetadataRow] = {}
     for path, row in rows:
         _resolve(Path(path), row, root)
@@ -228,15 +228,15 @@ def _by_file(root: Path, rows: list[tuple[str, MetadataRow]]) -> dict[str, Metad
 def _check_uncaptioned(root: Path, groups: dict[str, MetadataRow], options: FolderOptions) -> None:
     if options.uncaptioned_images == "ignore":
         return
-    pictures = (
+    images = (
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
-    without = sorted(name for name in pictures if name not in groups)
+    without = sorted(name for name in images if name not in groups)
     if without:
         raise UserError(
-            f"{root}: {len(without):,} pictures without captions in the metadata: {listed(without)}; add captions, "
+            f"{root}: {len(without):,} images without captions in the metadata: {listed(without)}; add captions, "
             "remove the files, or set data.uncaptioned_images: ignore"
         )
 
@@ -246,16 +246,16 @@ def _splits(root: Path, groups: dict[str, MetadataRow], options: FolderOptions) 
     if not without:
         return {name: row.split or "" for name, row in groups.items()}
     if len(without) < len(groups):
-        raise UserError(f"{root}: {len(without):,} pictures without a split, while others have one: {listed(without)}")
+        raise UserError(f"{root}: {len(without):,} images without a split, while others have one: {listed(without)}")
     if options.validation_share + options.test_share >= 1:
-        raise UserError("data.validation_share and data.test_share leave no pictures for training; lower them")
+        raise UserError("data.validation_share and data.test_share leave no images for training; lower them")
     return _drawn_splits(groups, options)
 
 
 def _drawn_splits(file_names: Iterable[str], options: FolderOptions) -> dict[str, str]:
-    """Return the split of each picture, decided by the place of its file name's hash in the unit interval.
+    """Return the split of each image, decided by the place of its file name's hash in the unit interval.
 
-    With few pictures a split may get none by chance. From three pictures on it then takes the training picture that
+    With few images a split may get none by chance. From three images on it then takes the training image that
     lies nearest to its interval (where training has one to spare, else another split's); all others stay.
     """
     test, validation = options.test_share, options.validation_share
@@ -284,5 +284,5 @@ def _place(file_name: str, seed: int) -> float:
 
 
 REGISTERED = Source(
-    options=FolderOptions, load=load, description="a folder of pictures with metadata.jsonl or metadata.csv"
+    options=FolderOptions, load=load, description="a folder of images with metadata.jsonl or metadata.csv"
 )

@@ -1,4 +1,4 @@
-"""Any dataset of the Hub or of a local folder that the `datasets` library reads, if it has pictures and captions."""
+"""Any dataset of the Hub or of a local folder that the `datasets` library reads, if it has images and captions."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class HubOptions(DataOptions):
     dataset: Location = Field(description="Hub id, or a local folder (also of save_to_disk), .parquet or .arrow file")
     config_name: str | None = Field(None, description="configuration (subset) of the dataset")
     revision: str | None = Field(None, description="commit, tag or branch; a commit makes runs repeatable")
-    image_column: str | None = Field(None, description="default: the only column of pictures")
+    image_column: str | None = Field(None, description="default: the only column of images")
     caption_columns: list[str] | None = Field(None, description="default: found by type and name, if unambiguous")
     image_id_column: str | None = Field(
-        None, description="rows with the same id are captions of one picture; default: each row is a picture of its own"
+        None, description="rows with the same id are captions of one image; default: each row is an image of its own"
     )
     streaming: bool = Field(
-        False, description="fetch only the first max_<split>_images rows and keep their pictures in the cache folder"
+        False, description="fetch only the first max_<split>_images rows and keep their images in the cache folder"
     )
 
     @model_validator(mode="after")
@@ -52,7 +52,7 @@ def load(options: HubOptions, split_name: str) -> list[CaptionedImage]:
 
     Raises:
         NoSuchSplitError: no such split, or it is empty.
-        UserError: the dataset isn't there, or its columns don't say where pictures and captions are.
+        UserError: the dataset isn't there, or its columns don't say where images and captions are.
     """
     return _load_streaming(options, split_name) if options.streaming else _load_map_style(options, split_name)
 
@@ -73,12 +73,12 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
     for part in parts:
         whole = splits[part.splitname]
         columns = find_columns(options, whole.features)
-        pictures = whole.select_columns([columns.image]).cast_column(columns.image, datasets.Image(decode=False))
+        images = whole.select_columns([columns.image]).cast_column(columns.image, datasets.Image(decode=False))
         others = whole.select_columns(columns.of_text)
         start, end = part.from_ or 0, len(whole) if part.to is None else part.to
         for number, row in enumerate(others.select(range(start, end)), start=start):
             name = f"{options.dataset}, {part.splitname}, row {number}"
-            image = RowImage(pictures, columns.image, number, name, folder)
+            image = RowImage(images, columns.image, number, name, folder)
             records.append(_record(options, columns, part.splitname, number, row, image))
     if not records:
         raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits)
@@ -162,7 +162,7 @@ def _record(
 
 
 def _merged(records: list[CaptionedImage]) -> list[CaptionedImage]:
-    """Join the captions of rows with the same id; the first row's picture stays."""
+    """Join the captions of rows with the same id; the first row's image stays."""
     merged: dict[str, CaptionedImage] = {}
     for record in records:
         first = merged.get(record.image_id)

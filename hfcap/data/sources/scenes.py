@@ -1,4 +1,4 @@
-"""Generated pictures of coloured shapes with five true captions each: nothing to download, any number of them."""
+"""Generated images of coloured shapes with five true captions each: nothing to download, any number of them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class ScenesOptions(DataOptions):
     n_train: NonNegativeInt = 6000
     n_validation: NonNegativeInt = 300
     n_test: NonNegativeInt = 500
-    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(96, description="side of the square pictures, pixels")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(96, description="side of the square images, pixels")
     seed: int = 0
 
 
 def load(options: ScenesOptions, split_name: str) -> list[CaptionedImage]:
     """Return the generated records of a split.
 
-    What a validation or test picture shows (objects, counts, colours, sizes and how they lie) is shown by no picture of
+    What a validation or test image shows (objects, counts, colours, sizes and how they lie) is shown by no image of
     another split. Scene number i of a split doesn't depend on how many there are.
 
     Raises:
-        NoSuchSplitError: not one of train, validation and test, or its number of pictures is 0.
+        NoSuchSplitError: not one of train, validation and test, or its number of images is 0.
     """
     counts = {"train": options.n_train, "validation": options.n_validation, "test": options.n_test}
     if not counts.get(split_name):
@@ -71,7 +71,7 @@ def _owner(scene: Scene) -> str:
 REGISTERED = Source(
     options=ScenesOptions,
     load=load,
-    description="generated pictures of coloured shapes; nothing to download",
-    about="The pictures are drawn by hfcap, their captions come from a small grammar: coloured shapes and where they "
+    description="generated images of coloured shapes; nothing to download",
+    about="The images are drawn by hfcap, their captions come from a small grammar: coloured shapes and where they "
     "stand, no photographs and no people. A model trained on them knows nothing else.",
 )

@@ -301,7 +301,9 @@ def _extract(archive: Archive, path: Path, root: Path) -> None:
                     _extract_member(content, member, resolve_inside(root, member.filename))
     except _ARCHIVE_ERRORS as error:
         path.unlink()
-        raise WorkError(f"{path.name}: damaged archive ({error}); it was deleted, run again to fetch it anew") from None
+        raise WorkError(
+            f"{path.name}: damaged archive ({error}); it was deleted, run again to fetch it again"
+        ) from None
 
 
 def _require_harmless(archive: Archive, path: Path, root: Path, members: list[zipfile.ZipInfo]) -> None:

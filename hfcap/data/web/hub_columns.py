@@ -1,4 +1,4 @@
-"""Finding the columns of pictures, captions and ids in a dataset that nobody described."""
+"""Finding the columns of images, captions and ids in a dataset that nobody described."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Columns:
 
     @property
     def of_text(self) -> list[str]:
-        """Columns besides the pictures, each once."""
+        """Columns besides the images, each once."""
         return list(dict.fromkeys([*self.captions, *([self.image_id] if self.image_id else [])]))
 
 
@@ -58,23 +58,23 @@ def find_columns(options: ColumnOptions, features: Mapping[str, Any]) -> Columns
 def find_image_column(
     dataset: str, named: str | None, features: Mapping[str, Any], key: str = "data.image_column"
 ) -> str:
-    """Take the column of pictures that was named, or the only one.
+    """Take the column of images that was named, or the only one.
 
     Args:
         key: where a person names it, for messages.
 
     Raises:
-        UserError: the named column doesn't exist or holds no pictures, or none or several could be meant.
+        UserError: the named column doesn't exist or holds no images, or none or several could be meant.
     """
     _require(dataset, key, named, features)
     if named is not None:
-        if not _may_hold_pictures(features[named]):
-            raise UserError(f"dataset {dataset}: column {named!r} ({key}) holds no pictures, but {features[named]}")
+        if not _may_hold_images(features[named]):
+            raise UserError(f"dataset {dataset}: column {named!r} ({key}) holds no images, but {features[named]}")
         return named
     found = [name for name, feature in features.items() if _kind(feature) == "image"]
     if len(found) == 1:
         return found[0]
-    which = f"several columns of pictures ({', '.join(found)})" if found else "no column of pictures"
+    which = f"several columns of images ({', '.join(found)})" if found else "no column of images"
     raise UserError(f"dataset {dataset} has {which} among {', '.join(features)}; name one with {key}")
 
 
@@ -100,8 +100,8 @@ def _require(dataset: str, key: str, name: str | None, features: Mapping[str, An
         raise UserError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
 
 
-def _may_hold_pictures(feature: Any) -> bool:
-    """Whether `datasets` can read a column as pictures: they are stored as such, as bytes, or as file names."""
+def _may_hold_images(feature: Any) -> bool:
+    """Whether `datasets` can read a column as images: they are stored as such, as bytes, or as file names."""
     if type(feature).__name__ == "Value":
         return feature.dtype in ("string", "large_string", "binary", "large_binary")
     return _kind(feature) == "image"
@@ -119,7 +119,7 @@ def _kind(feature: Any) -> str:
     if isinstance(feature, list) and len(feature) == 1:
         return "text" if _kind(feature[0]) == "text" else "other"
     if isinstance(feature, dict):
-        # Parquet files written without `datasets` store pictures as {bytes, path}.
+        # Parquet files written without `datasets` store images as {bytes, path}.
         if set(feature) == {"bytes", "path"}:
             return "image"
         return "text" if any(key in feature and _kind(feature[key]) == "text" for key in _TEXT_KEYS) else "other"

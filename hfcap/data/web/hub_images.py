@@ -1,4 +1,4 @@
-"""Encoded pictures out of `datasets` rows: lazily from a table on disk, or streamed once into the cache folder."""
+"""Encoded images out of `datasets` rows: lazily from a table on disk, or streamed once into the cache folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RowFields = Callable[[Columns, str, int, dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class CellImage:
-    """A picture in an undecoded Image cell that was read already, of a table that is streamed.
+    """An image in an undecoded Image cell that was read already, of a table that is streamed.
 
     Attributes:
         name: dataset, split and row.
@@ -38,10 +38,10 @@ class CellImage:
     folder: Path | None = None
 
     def read(self) -> bytes:
-        """Return the encoded picture.
+        """Return the encoded image.
 
         Raises:
-            UnreadableImageError: the cell holds no picture.
+            UnreadableImageError: the cell holds no image.
         """
         return encoded_bytes(self.cell, self.name, self.folder)
 
@@ -52,7 +52,7 @@ class CellImage:
 
 @dataclass(frozen=True, slots=True)
 class RowImage:
-    """A picture in one row of a map-style dataset whose image column isn't decoded; `name` and `folder`: CellImage.
+    """An image in one row of a map-style dataset whose image column isn't decoded; `name` and `folder`: CellImage.
 
     Pickling it pickles the dataset, which names its files on disk instead of copying them.
     """
@@ -82,10 +82,10 @@ def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
     A file name in the cell is only followed into `folder` and into the caches of datasets and huggingface_hub.
 
     Raises:
-        UnreadableImageError: no picture, or a file elsewhere on this machine.
+        UnreadableImageError: no image, or a file elsewhere on this machine.
     """
     if not isinstance(cell, dict) or (cell.get("bytes") is None and not cell.get("path")):
-        raise UnreadableImageError(f"{name}: the row holds no picture")
+        raise UnreadableImageError(f"{name}: the row holds no image")
     if cell.get("bytes") is not None:
         encoded: bytes = cell["bytes"]
         return encoded
@@ -95,7 +95,7 @@ def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
     # A table from a stranger may name any file of this machine, which training would then memorise and publish.
     if not _in_trusted_folder(Path(path), folder):
         raise UnreadableImageError(
-            f"{name}: names the file {path}, outside of the dataset; store the picture's bytes in the dataset, "
+            f"{name}: names the file {path}, outside of the dataset; store the image's bytes in the dataset, "
             "or use source: folder"
         )
     return FileImage(Path(path)).read()
@@ -118,7 +118,7 @@ def _remote_bytes(path: str, name: str) -> bytes:
     # http and others, and each could stand in front.
     *inside, place = path.split("::")
     if not place.startswith("hf://datasets/") or any(part.partition("://")[0] not in _ARCHIVES for part in inside):
-        raise UnreadableImageError(f"{name}: names {path}; only pictures on the Hub itself are fetched")
+        raise UnreadableImageError(f"{name}: names {path}; only images on the Hub itself are fetched")
     failures: tuple[type[Exception], ...] = (OSError, ValueError, *transport_errors())
     try:
         with fsspec.open(path, "rb") as handle:
@@ -135,7 +135,7 @@ def stream_to_cache(
     row_fields: RowFields,
     newest_commit: Callable[[], str | None],
 ) -> Iterator[tuple[dict[str, Any], FileImage]]:
-    """Yield (fields, picture) of the first `n_rows` rows of a streamed split; what is in the cache isn't fetched again.
+    """Yield (fields, image) of the first `n_rows` rows of a streamed split; what is in the cache isn't fetched again.
 
     A stopped run goes on where it ended, with the commit it began with; once all rows are there no network is needed.
     Of several processes one fetches, and the others wait for it.
@@ -144,7 +144,7 @@ def stream_to_cache(
         identity: everything that decides what a row looks like; names the cache folder.
         open_split: opens the stream of a commit; None = of no particular one.
         newest_commit: the dataset's commit now, None where it has none.
-        row_fields: (columns, split, row number, row) -> JSON object that is kept with the picture.
+        row_fields: (columns, split, row number, row) -> JSON object that is kept with the image.
 
     Raises:
         WorkError: the stream breaks.
@@ -161,7 +161,7 @@ def stream_to_cache(
                 opened = partial(open_split, commit)
                 rows += _fetch_rows(folder, len(rows), n_rows, identity["split"], opened, row_fields)
     for number, fields in enumerate(rows[:n_rows]):
-        yield fields, FileImage(_picture_path(folder, number))
+        yield fields, FileImage(_image_path(folder, number))
 
 
 def streamed_commit(identity: dict[str, Any]) -> str | None:
@@ -175,7 +175,7 @@ def _streamed_folder(identity: dict[str, Any]) -> Path:
     return cache_folder() / "streamed" / key
 
 
-def _picture_path(folder: Path, number: int) -> Path:
+def _image_path(folder: Path, number: int) -> Path:
     # Thousand files per folder: file systems slow down with hundreds of thousands in one.
     return folder / f"{number // 1000:05d}" / f"{number:08d}.image"
 
@@ -222,11 +222,11 @@ def _fetch_rows(
                 try:
                     encoded = encoded_bytes(row[columns.image], f"{split}, row {number}")
                 except UnreadableImageError as error:
-                    # An empty file: the check of pictures counts it against data.max_unreadable_images.
+                    # An empty file: the check of images counts it against data.max_unreadable_images.
                     error_console.print(f"warning: {error}", markup=False)
                     encoded = b""
-                # The picture first: a line in rows.jsonl says that its picture is complete.
-                write_bytes(_picture_path(folder, number), encoded)
+                # The image first: a line in rows.jsonl says that its image is complete.
+                write_bytes(_image_path(folder, number), encoded)
                 handle.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
                 handle.flush()
                 fetched.append(fields)

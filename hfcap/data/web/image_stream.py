@@ -1,4 +1,4 @@
-"""Pictures to caption, one after the other: files and web addresses, or the rows of a dataset that is streamed."""
+"""Images to caption, one after the other: files and web addresses, or the rows of a dataset that is streamed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from hfcap.schema import CaptionedImage, ImageBytes
 
 
 @dataclass(frozen=True)
-class PictureStream:
-    """Pictures in an order that stays the same.
+class ImageStream:
+    """Images in an order that stays the same.
 
     Attributes:
-        identity: JSON value that changes when the pictures do.
+        identity: JSON value that changes when the images do.
         total: how many there are; None where only reading to the end tells.
-        open: (how many are done, id of the last of them) -> the pictures behind it, read when they are asked for.
-        listed: the pictures, where they are known without reading; the same objects that `open` gives.
+        open: (how many are done, id of the last of them) -> the images after it, read when they are asked for.
+        listed: the images, where they are known without reading; the same objects that `open` gives.
     """
 
     identity: Any
@@ -37,14 +37,14 @@ class PictureStream:
     listed: list[CaptionedImage] | None = None
 
 
-def listed_pictures(records: Sequence[CaptionedImage]) -> PictureStream:
-    """Return the stream of pictures that are known one by one."""
+def listed_images(records: Sequence[CaptionedImage]) -> ImageStream:
+    """Return the stream of images that are known one by one."""
     known = list(records)
 
     def behind(done: int, last: str | None) -> Iterator[CaptionedImage]:
         yield from known[done:]
 
-    return PictureStream([[record.image_id, _stamp(record.image)] for record in known], len(known), behind, known)
+    return ImageStream([[record.image_id, _stamp(record.image)] for record in known], len(known), behind, known)
 
 
 def _stamp(image: ImageBytes) -> str:
@@ -54,9 +54,9 @@ def _stamp(image: ImageBytes) -> str:
         return ""  # missing: reading it says so
 
 
-def dataset_pictures(
+def dataset_images(
     dataset: str, *, split: str | None = None, config_name: str | None = None, image_column: str | None = None
-) -> PictureStream:
+) -> ImageStream:
     """Return the rows of a dataset; what is on the Hub is streamed, nothing is kept on this disk.
 
     Args:
@@ -64,8 +64,8 @@ def dataset_pictures(
         split: only this one; None = all, one after the other.
 
     Raises:
-        UserError: the dataset, its split or its column of pictures is not there, or several could be meant.
-        WorkError: the Hub cannot be reached (as soon as pictures are asked for: or the stream breaks).
+        UserError: the dataset, its split or its column of images is not there, or several could be meant.
+        WorkError: the Hub cannot be reached (as soon as images are asked for: or the stream breaks).
     """
     path = Path(dataset).expanduser()
     revision = None if path.exists() else _commit(dataset)
@@ -94,7 +94,7 @@ def dataset_pictures(
             start = 0
 
     identity = [dataset, config_name, names, columns, revision or _files(path)]
-    return PictureStream(identity, None, behind)
+    return ImageStream(identity, None, behind)
 
 
 def _undecoded(table: Any, column: str) -> Any:
@@ -130,7 +130,7 @@ def _commit(dataset: str) -> str | None:
     try:
         return HfApi().dataset_info(dataset).sha
     except HFValidationError:
-        raise UserError(f"{here} no possible name of a dataset on the Hub") from None
+        raise UserError(f"{here} not a valid Hub dataset id") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status >= 500:

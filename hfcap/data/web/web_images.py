@@ -1,4 +1,4 @@
-"""Pictures that a person names by their web address: http and https only, bounded in size, time and redirects."""
+"""Images that a person names by their web address: http and https only, bounded in size, time and redirects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_REDIRECTS = 5
 ANSWER_SECONDS = 15.0
 """How long a server may be silent."""
 TOTAL_SECONDS = 60.0
-"""How long one picture may take."""
+"""How long one image may take."""
 PAUSE_SECONDS = 1.0
 """Before the one repetition after a network error or an overloaded server."""
 
@@ -41,15 +41,15 @@ _TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True, slots=True)
 class WebImage:
-    """A picture at a web address; `web_image` makes it."""
+    """An image at a web address; `web_image` makes it."""
 
     url: str
 
     def read(self) -> bytes:
-        """Fetch the encoded picture.
+        """Fetch the encoded image.
 
         Raises:
-            UnreadableImageError: the server does not give it out or cannot be reached, or the picture is too large.
+            UnreadableImageError: the server does not give it out or cannot be reached, or the image is too large.
         """
         ends = time.monotonic() + TOTAL_SECONDS
         try:
@@ -70,7 +70,7 @@ class WebImage:
 
 
 def web_image(url: str) -> WebImage:
-    """Return the picture at a web address, without fetching it.
+    """Return the image at a web address, without fetching it.
 
     Raises:
         UserError: the address is not one of http or https, has no host, or holds a password.
@@ -90,11 +90,11 @@ def _address_problem(url: str) -> str | None:
     except ValueError:
         return "not a web address; check the spelling"
     if parts.scheme not in ("http", "https"):
-        return "pictures are fetched by http and https only; give a file, or a web address"
+        return "images are fetched by http and https only; give a file, or a web address"
     if not host:
         return "a web address needs a host"
     if "@" in parts.netloc:
-        return "holds a user name or password, which would end up in the output; save the picture and give the file"
+        return "holds a user name or password, which would end up in the output; save the image and give the file"
     return None
 
 
@@ -171,7 +171,7 @@ class _PlainHandler(urllib.request.HTTPHandler):
         self.way = way
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Ask over a connection that is looked at."""
+        """Open the request over the address-checking connection."""
         return self.do_open(partial(_Connection, way=self.way), req)
 
 
@@ -181,7 +181,7 @@ class _SecureHandler(urllib.request.HTTPSHandler):
         self.way = way
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Ask over a connection that is looked at."""
+        """Open the request over the address-checking connection."""
         return self.do_open(partial(_SecureConnection, way=self.way), req)
 
 
@@ -286,7 +286,7 @@ def _content(url: str, response: Any, ends: float) -> bytes:
     length = response.headers.get("Content-Length", "")
     # Python refuses to read thousands of digits; twenty are too many bytes as well.
     expected = int(length[:20]) if length.isdecimal() else None
-    too_large = f"{url}: more than {MAX_WEB_BYTES:,} bytes; save the picture smaller and give the file"
+    too_large = f"{url}: more than {MAX_WEB_BYTES:,} bytes; save the image smaller and give the file"
     if expected is not None and expected > MAX_WEB_BYTES:
         raise UnreadableImageError(too_large)
     content = bytearray()

@@ -158,7 +158,7 @@ class _Search:
         """Search all pairs together and trace the best path of each back to its matches."""
         paths = _Paths.empty(self.n_pairs)
         history: list[tuple[Integers, Integers]] = []
-        # The last step is behind all references: it closes the open chunks and sorts once more.
+        # The last step is after all references: it closes the open chunks and sorts once more.
         for position in range(self.n_steps):
             paths, parent, match = self.step(paths, position)
             order = paths.best(self.n_pairs)

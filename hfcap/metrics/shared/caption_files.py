@@ -268,7 +268,7 @@ def read_references(
 
 
 def read_file_names(path: Path) -> dict[str, str]:
-    """Return image id -> file name of the picture, as far as a prediction or reference file says so.
+    """Return image id -> file name of the image, as far as a prediction or reference file says so.
 
     Raises:
         UserError: the file is missing or malformed.

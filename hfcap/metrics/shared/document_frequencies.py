@@ -105,7 +105,8 @@ class DocumentFrequencies:
                     raise UserError(f"{path}: not a file of document frequencies; give human captions instead")
                 if metadata["tokenizer"] != TOKENIZER_VERSION:
                     raise UserError(
-                        f"{path}: counted with tokeniser {metadata['tokenizer']}, not {TOKENIZER_VERSION}; make it anew"
+                        f"{path}: counted with tokeniser {metadata['tokenizer']}, not {TOKENIZER_VERSION}; make it "
+                        "again"
                     )
                 keys = tuple(handle.get_tensor(f"keys_{order}") for order in ORDERS)
                 counts = tuple(handle.get_tensor(f"counts_{order}") for order in ORDERS)

@@ -1,4 +1,4 @@
-"""Pictures for metrics that look at them: where they are, and their embeddings by the image half of a dual encoder."""
+"""Images for metrics that look at them: where they are, and their embeddings by the image half of a dual encoder."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 
 from hfcap.errors import UserError
 from hfcap.progress import track
-from hfcap.schema import PICTURE_FORMATS, ImageBytes
+from hfcap.schema import IMAGE_FORMATS, ImageBytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Decode = Callable[[ImageBytes], "Image"]
-"""Turns a picture's record into an RGB image; raises OSError or ValueError for a broken one."""
+"""Turns an image's record into an RGB image; raises OSError or ValueError for a broken one."""
 
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
-"""Names of COCO's pictures end in the image id with leading zeros."""
+"""Names of COCO's images end in the image id with leading zeros."""
 
 
-class Pictures(Protocol):
-    """The pictures of the images that are scored."""
+class Images(Protocol):
+    """The images that are scored, as pixels."""
 
     def embeddings(
         self, name: str, model: Any, image_processor: Any, image_ids: Sequence[str], batch_size: int
     ) -> NDArray[np.float32]:
-        """Return what `model.get_image_features` says about each picture, (N, D) float32, not normalised.
+        """Return what `model.get_image_features` says about each image, (N, D) float32, not normalised.
 
         Args:
             name: folder or Hub id of the model, for people.
@@ -41,13 +41,13 @@ class Pictures(Protocol):
             image_processor: its image processor.
 
         Raises:
-            UserError: a picture is missing or cannot be read; the message names it.
+            UserError: an image is missing or cannot be read; the message names it.
         """
         ...
 
 
 def check_present(image_ids: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Refuse ids without picture.
+    """Refuse ids without image.
 
     Raises:
         UserError: says how many there are and names one.
@@ -55,26 +55,26 @@ def check_present(image_ids: Sequence[str], known: Mapping[str, Any]) -> None:
     missing = [image_id for image_id in image_ids if image_id not in known]
     if missing:
         raise UserError(
-            f"no picture for {len(missing):,} of {len(image_ids):,} images, for example {missing[0]!r}; give the "
-            "pictures of the split that is scored"
+            f"no image for {len(missing):,} of {len(image_ids):,} images, for example {missing[0]!r}; give the "
+            "images of the split that is scored"
         )
 
 
 def plain_decode(image: ImageBytes) -> Image:
-    """Decode a picture with Pillow alone; `hfcap.data.images.decode_image` bounds sizes and turns upright as well."""
+    """Decode an image with Pillow alone; `hfcap.data.images.decode_image` bounds sizes and turns upright as well."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(image.read()), formats=PICTURE_FORMATS) as picture:
-        return picture.convert("RGB")
+    with Image.open(io.BytesIO(image.read()), formats=IMAGE_FORMATS) as opened:
+        return opened.convert("RGB")
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedPictures:
-    """Pictures that are decoded and encoded at every use.
+class DecodedImages:
+    """Images that are decoded and encoded at every use.
 
     Attributes:
-        images: image id -> picture.
-        decode: turns a picture's record into an RGB image.
+        images: image id -> image.
+        decode: turns an image's record into an RGB image.
     """
 
     images: Mapping[str, ImageBytes]
@@ -83,15 +83,15 @@ class DecodedPictures:
     def embeddings(
         self, name: str, model: Any, image_processor: Any, image_ids: Sequence[str], batch_size: int
     ) -> NDArray[np.float32]:
-        """See Pictures."""
+        """See Images."""
         import torch
 
         check_present(image_ids, self.images)
         device = next(model.parameters()).device
         found: list[NDArray[np.float32]] = []
-        for start in track(range(0, len(image_ids), batch_size), f"{name}: pictures"):
-            pictures = [self._decoded(image_id) for image_id in image_ids[start : start + batch_size]]
-            pixels = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        for start in track(range(0, len(image_ids), batch_size), f"{name}: images"):
+            images = [self._decoded(image_id) for image_id in image_ids[start : start + batch_size]]
+            pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
             with torch.inference_mode():
                 output = model.get_image_features(pixel_values=pixels.to(device))
             found.append(getattr(output, "pooler_output", output).float().cpu().numpy())
@@ -104,17 +104,17 @@ class DecodedPictures:
         except UserError:
             raise
         except (OSError, ValueError) as error:
-            raise UserError(f"{image.describe()}: this picture cannot be read ({error})") from None
+            raise UserError(f"{image.describe()}: this image cannot be read ({error})") from None
 
 
 @dataclass(frozen=True, slots=True)
 class FileBytes:
-    """A picture file."""
+    """An image file."""
 
     path: Path
 
     def read(self) -> bytes:
-        """Return the encoded picture."""
+        """Return the encoded image."""
         return self.path.read_bytes()
 
     def describe(self) -> str:
@@ -122,20 +122,18 @@ class FileBytes:
         return str(self.path)
 
 
-def picture_files(
-    folder: Path, image_ids: Sequence[str], file_names: Mapping[str, str] | None = None
-) -> dict[str, Path]:
-    """Find the picture of each image in a folder and those below it.
+def image_files(folder: Path, image_ids: Sequence[str], file_names: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """Find the file of each image in a folder and those below it.
 
     Args:
         file_names: image id -> file name relative to the folder, where somebody knows it. Other images are found by a
             file of the id's name, with or without ending, or by COCO's numbering (`COCO_val2014_000000391895.jpg`).
 
     Raises:
-        UserError: there is no such folder, or an image has no picture in it, or several.
+        UserError: there is no such folder, or an image has no image in it, or several.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of pictures")
+        raise UserError(f"{folder}: no such folder of images")
     by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if (mimetypes.guess_type(path.name)[0] or "").startswith("image/") and path.is_file():
@@ -147,13 +145,13 @@ def picture_files(
     for image_id in image_ids:
         paths = by_name.get((file_names or {}).get(image_id, image_id), [])
         if len(paths) > 1:
-            raise UserError(f"{folder}: several pictures of image {image_id!r}: {paths[0]} and {paths[1]}")
+            raise UserError(f"{folder}: several files for image {image_id!r}: {paths[0]} and {paths[1]}")
         if paths:
             found[image_id] = paths[0]
     missing = [image_id for image_id in image_ids if image_id not in found]
     if missing:
         raise UserError(
-            f"{folder}: no picture for {len(missing):,} of {len(image_ids):,} images, for example image "
+            f"{folder}: no image for {len(missing):,} of {len(image_ids):,} images, for example image "
             f"{missing[0]!r}{f' ({file_names[missing[0]]})' if file_names and missing[0] in file_names else ''}; "
             "file names must be those of the prediction or reference file, or the image ids"
         )

@@ -50,7 +50,7 @@ class CrossEntropy(nn.Module):
         )
         return loss if penalty is None else loss + penalty.float()
 
-    # ---- what an objective tells the log beside its loss -------------------------------------------------------
+    # ---- what an objective tells the log next to its loss -------------------------------------------------------
 
     @property
     def sums(self) -> dict[str, float]:

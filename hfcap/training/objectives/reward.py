@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hfcap.metrics.bleu import BleuReward
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipEncoder, clip_score
-from hfcap.metrics.shared.images import Pictures
+from hfcap.metrics.shared.images import Images
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.recipe.blocks import Recipe
 from hfcap.recipe.scst import ScstOptions
@@ -38,8 +38,8 @@ class LengthPenalty:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPictures:
-    """Training pictures for CLIP: each is encoded once, by one of the processes, into the feature store."""
+class StoredImages:
+    """Training images for CLIP: each is encoded once, by one of the processes, into the feature store."""
 
     records: Sequence[CaptionedImage]
     recipe: Recipe
@@ -48,7 +48,7 @@ class StoredPictures:
     def embeddings(
         self, name: str, model: Any, image_processor: Any, image_ids: Sequence[str], batch_size: int
     ) -> NDArray[np.float32]:
-        """See hfcap.metrics.shared.images.Pictures."""
+        """See hfcap.metrics.shared.images.Images."""
         folder = self.recipe.data.feature_store_folder
         encoder = embedding_encoder(name, model, image_processor)
         store = FeatureStore(encoder, None if folder is None else Path(folder), self.accelerator)
@@ -62,11 +62,11 @@ class StoredPictures:
 
 
 class ClipReward:
-    """CLIPScore of many candidates per image; the pictures are encoded before training begins."""
+    """CLIPScore of many candidates per image; the images are encoded before training begins."""
 
-    def __init__(self, model: str, image_ids: Sequence[str], pictures: Pictures, device: str) -> None:
+    def __init__(self, model: str, image_ids: Sequence[str], image_source: Images, device: str) -> None:
         self._encoder = ClipEncoder(model, device)
-        vectors = self._encoder.images(pictures, image_ids)
+        vectors = self._encoder.images(image_source, image_ids)
         self._vectors = dict(zip(image_ids, vectors, strict=True))
 
     def scores(self, image_ids: Sequence[str], candidates: Sequence[Sequence[str]]) -> NDArray[np.float64]:
@@ -82,7 +82,7 @@ class CaptionReward:
 
     Args:
         records: the whole training split: references, and by default the corpus of CIDEr-D's document frequencies.
-        pictures: of the records, for CLIP.
+        image_source: of the records, for CLIP.
         device: where CLIP runs.
     """
 
@@ -90,7 +90,7 @@ class CaptionReward:
         self,
         records: Sequence[CaptionedImage],
         options: ScstOptions,
-        pictures: Pictures | None = None,
+        image_source: Images | None = None,
         device: str = "cpu",
     ) -> None:
         self.weights = options.reward
@@ -104,8 +104,8 @@ class CaptionReward:
         self._length = LengthPenalty(references) if self.weights.length else None
         self._clip = None
         if self.weights.clip_score:
-            assert pictures is not None, "CLIPScore looks at the pictures"
-            self._clip = ClipReward(self.weights.clip_model, list(references), pictures, device)
+            assert image_source is not None, "CLIPScore looks at the images"
+            self._clip = ClipReward(self.weights.clip_model, list(references), image_source, device)
 
     def scores(
         self, image_ids: Sequence[str], candidates: Sequence[Sequence[str]], ended: NDArray[np.bool_]

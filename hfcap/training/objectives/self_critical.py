@@ -22,7 +22,7 @@ from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
 from hfcap.errors import WorkError
 from hfcap.metrics.bad_endings import ends_badly
-from hfcap.metrics.shared.images import Pictures
+from hfcap.metrics.shared.images import Images
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.scst import ScstOptions
@@ -36,7 +36,7 @@ class SampledCaptions:
     """K generated captions of each of B images.
 
     Attributes:
-        tokens: B lists of K captions as token ids behind the prompt, without the end token.
+        tokens: B lists of K captions as token ids after the prompt, without the end token.
         texts: the same as text.
         ended: (B, K) whether the end token was chosen before the length limit.
     """
@@ -62,7 +62,7 @@ class SelfCritical(CrossEntropy):
     Args:
         records: the training split, in the order of the numbers in a batch.
         max_new_tokens: length limit of the samples.
-        pictures: of the records, where CLIPScore is part of the reward.
+        image_source: of the records, where CLIPScore is part of the reward.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class SelfCritical(CrossEntropy):
         options: ScstOptions,
         records: Sequence[CaptionedImage],
         max_new_tokens: int,
-        pictures: Pictures | None = None,
+        image_source: Images | None = None,
     ) -> None:
         super().__init__(captioner, 0.0)
         self.options = options
         self.image_ids = [record.image_id for record in records]
-        self.reward = CaptionReward(records, options, pictures, captioner.device.type)
+        self.reward = CaptionReward(records, options, image_source, captioner.device.type)
         self.sampling = GenerateOptions(
             num_beams=1,
             do_sample=True,

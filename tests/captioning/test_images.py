@@ -1,4 +1,4 @@
-"""Captioning one's own pictures: what is found, what is skipped, and what is written."""
+"""Captioning one's own images: what is found, what is skipped, and what is written."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import caption_pictures, find_pictures, one_picture
-from hfcap.captioning.reading import batched, read_pictures
+from hfcap.captioning import caption_images, find_images, one_image
+from hfcap.captioning.reading import batched, read_images
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
-from tests.captioners.helpers import PROMPT, write_picture
+from tests.captioners.helpers import PROMPT, write_image
 from tests.captioning.conftest import OPTIONS
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     for number, name in enumerate(["b.png", "a.png", "deeper/c.PNG", "deeper/again/d.jpg"]):
-        write_picture(folder / name, seed=number)
-    (folder / "notes.txt").write_text("not a picture")
+        write_image(folder / name, seed=number)
+    (folder / "notes.txt").write_text("not an image")
     (folder / "deeper" / "e.pdf").write_bytes(b"%PDF")
     return folder
 
 
 def _names(inputs: list[str], root: Path) -> list[str]:
-    return [Path(record.file_name).relative_to(root).as_posix() for record in find_pictures(inputs)]
+    return [Path(record.file_name).relative_to(root).as_posix() for record in find_images(inputs)]
 
 
 def _plain_caption(captioner: Captioner, path: Path, prompt: str = "", options: GenerateOptions = OPTIONS) -> str:
@@ -44,67 +44,67 @@ def _plain_caption(captioner: Captioner, path: Path, prompt: str = "", options: 
         return captioner.caption_states(captioner.encode(values), options, prompt)[0][0].text
 
 
-def test_files_folders_and_patterns_without_repetition(pictures: Path) -> None:
+def test_files_folders_and_patterns_without_repetition(images: Path) -> None:
     everything = ["a.png", "b.png", "deeper/again/d.jpg", "deeper/c.PNG"]
-    assert _names([str(pictures)], pictures) == everything
-    assert _names([str(pictures / "b.png"), str(pictures)], pictures) == ["b.png", "a.png", *everything[2:]]
-    assert _names([str(pictures / "*.png")], pictures) == ["a.png", "b.png"]
-    assert _names([str(pictures / "**" / "*.jpg")], pictures) == ["deeper/again/d.jpg"]
-    assert _names([str(pictures / "./a.png"), str(pictures / "a.png")], pictures) == ["a.png"]
+    assert _names([str(images)], images) == everything
+    assert _names([str(images / "b.png"), str(images)], images) == ["b.png", "a.png", *everything[2:]]
+    assert _names([str(images / "*.png")], images) == ["a.png", "b.png"]
+    assert _names([str(images / "**" / "*.jpg")], images) == ["deeper/again/d.jpg"]
+    assert _names([str(images / "./a.png"), str(images / "a.png")], images) == ["a.png"]
 
 
-def test_a_quoted_home_folder(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(pictures))
-    assert _names(["~/deeper"], pictures) == ["deeper/again/d.jpg", "deeper/c.PNG"]
-    assert _names(["~/*.png"], pictures) == ["a.png", "b.png"]
+def test_a_quoted_home_folder(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(images))
+    assert _names(["~/deeper"], images) == ["deeper/again/d.jpg", "deeper/c.PNG"]
+    assert _names(["~/*.png"], images) == ["a.png", "b.png"]
 
 
-def test_a_name_that_looks_like_a_pattern(pictures: Path) -> None:
-    write_picture(pictures / "x[1]*.png")
-    assert _names([str(pictures / "x[1]*.png")], pictures) == ["x[1]*.png"]
+def test_a_name_that_looks_like_a_pattern(images: Path) -> None:
+    write_image(images / "x[1]*.png")
+    assert _names([str(images / "x[1]*.png")], images) == ["x[1]*.png"]
 
 
 @pytest.mark.parametrize("name", ["nothing*.png", "empty"])
-def test_nothing_found(pictures: Path, name: str) -> None:
-    (pictures / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no picture there.*give image files"):
-        find_pictures([str(pictures), str(pictures / name)])
+def test_nothing_found(images: Path, name: str) -> None:
+    (images / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no image there.*give image files"):
+        find_images([str(images), str(images / name)])
 
 
-def test_missing_file_is_named(pictures: Path) -> None:
+def test_missing_file_is_named(images: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png: no such file"):
-        caption_pictures("no/model", [str(pictures / "gone.png")])
+        caption_images("no/model", [str(images / "gone.png")])
 
 
-def test_damaged_pictures_are_named_and_skipped(
-    model: tuple[Captioner, str], pictures: Path, screen: tuple[io.StringIO, io.StringIO]
+def test_damaged_images_are_named_and_skipped(
+    model: tuple[Captioner, str], images: Path, screen: tuple[io.StringIO, io.StringIO]
 ) -> None:
-    whole = (pictures / "b.png").read_bytes()
-    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (pictures / "[red]text.jpg").write_text("not a picture")
-    kept = [Path(found.file_name).name for found in caption_pictures(model[1], [str(pictures)])]
+    whole = (images / "b.png").read_bytes()
+    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (images / "[red]text.jpg").write_text("not an image")
+    kept = [Path(found.file_name).name for found in caption_images(model[1], [str(images)])]
     assert kept == ["a.png", "b.png", "d.jpg", "c.PNG"]
     said = screen[1].getvalue()
     assert "skipped: " in said and "cut.png" in said and "[red]text.jpg" in said
 
 
 def test_patterns_of_web_addresses_are_none() -> None:
-    with pytest.raises(UserError, match="is a web address; save the pictures"):
-        find_pictures(["https://a.b/*.jpg"])
+    with pytest.raises(UserError, match="is a web address; save the images"):
+        find_images(["https://a.b/*.jpg"])
 
 
-def test_only_damaged_pictures(tmp_path: Path) -> None:
+def test_only_damaged_images(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(b"no")
     with pytest.raises(UserError, match=r"0\.jpg: damaged"):
-        one_picture(str(tmp_path / "0.jpg"))
-    with pytest.raises(UserError, match=r"no picture can be read:\n.*0\.jpg.*\n.*1\.jpg.*\n.*2\.jpg"):
-        caption_pictures("no/model", [str(tmp_path)])
+        one_image(str(tmp_path / "0.jpg"))
+    with pytest.raises(UserError, match=r"no image can be read:\n.*0\.jpg.*\n.*1\.jpg.*\n.*2\.jpg"):
+        caption_images("no/model", [str(tmp_path)])
 
 
-def test_json_lines(model: tuple[Captioner, str], pictures: Path, tmp_path: Path) -> None:
+def test_json_lines(model: tuple[Captioner, str], images: Path, tmp_path: Path) -> None:
     output = tmp_path / "new folder" / "captions.jsonl"
-    found = caption_pictures(model[1], [str(pictures)], output)
+    found = caption_images(model[1], [str(images)], output)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert rows == [prediction.as_row() for prediction in found]
     assert [Path(row["file_name"]).name for row in rows] == ["a.png", "b.png", "d.jpg", "c.PNG"]
@@ -113,27 +113,27 @@ def test_json_lines(model: tuple[Captioner, str], pictures: Path, tmp_path: Path
         assert row["caption"] == _plain_caption(model[0], Path(row["file_name"]))
 
 
-def test_csv(model: tuple[Captioner, str], pictures: Path, tmp_path: Path) -> None:
+def test_csv(model: tuple[Captioner, str], images: Path, tmp_path: Path) -> None:
     output = tmp_path / "captions.CSV"
-    found = caption_pictures(model[1], [str(pictures)], output)
+    found = caption_images(model[1], [str(images)], output)
     with output.open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["file_name"] for row in rows] == [prediction.file_name for prediction in found]
     assert [float(row["score"]) for row in rows] == [prediction.score for prediction in found]
 
 
-def test_overrides_and_prompt(model: tuple[Captioner, str], pictures: Path, tmp_path: Path) -> None:
+def test_overrides_and_prompt(model: tuple[Captioner, str], images: Path, tmp_path: Path) -> None:
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 4}
-    path = pictures / "a.png"
-    [found] = caption_pictures(
+    path = images / "a.png"
+    [found] = caption_images(
         model[1], [str(path)], tmp_path / "x.jsonl", overrides=options, prompt=PROMPT, batch_size=1
     )
     assert len(found.candidates) == 3
     assert found.caption == _plain_caption(model[0], path, PROMPT, GenerateOptions(**options))
 
 
-def test_csv_has_every_caption_of_a_picture(
-    model: tuple[Captioner, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_csv_has_every_caption_of_a_image(
+    model: tuple[Captioner, str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hfcap.captioners.base import GeneratedCaption
 
@@ -142,7 +142,7 @@ def test_csv_has_every_caption_of_a_picture(
         return [[GeneratedCaption(text, -0.5) for text in texts[: 3 - 2 * number]] for number in range(len(states))]
 
     monkeypatch.setattr(Captioner, "caption_states", several)
-    caption_pictures(model[1], [str(pictures / name) for name in ("a.png", "b.png")], tmp_path / "x.csv")
+    caption_images(model[1], [str(images / name) for name in ("a.png", "b.png")], tmp_path / "x.csv")
     with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as handle:
         header, *rows = csv.reader(handle)
     assert header == ["file_name", "caption", "score", "caption_2", "caption_3"]
@@ -152,8 +152,8 @@ def test_csv_has_every_caption_of_a_picture(
     ]
 
 
-def test_batches_count_readable_pictures_and_end_in_a_stretch_of_unreadable_ones(pictures: Path) -> None:
-    [record] = find_pictures([str(pictures / "a.png")])
+def test_batches_count_readable_images_and_end_in_a_stretch_of_unreadable_ones(images: Path) -> None:
+    [record] = find_images([str(images / "a.png")])
 
     def batches(readable: str) -> list[int]:
         read = ((record, torch.zeros(1) if letter == "r" else "damaged") for letter in readable)
@@ -165,42 +165,42 @@ def test_batches_count_readable_pictures_and_end_in_a_stretch_of_unreadable_ones
     assert batches("") == []
 
 
-def test_impossible_options_are_explained(model: tuple[Captioner, str], pictures: Path) -> None:
+def test_impossible_options_are_explained(model: tuple[Captioner, str], images: Path) -> None:
     with pytest.raises(UserError, match=r"decoding options: .*num_return_sequences=5 needs num_beams"):
-        caption_pictures(model[1], [str(pictures)], overrides={"num_return_sequences": 5})
+        caption_images(model[1], [str(images)], overrides={"num_return_sequences": 5})
 
 
 @pytest.mark.parametrize("option", [{"temperature": 0.5}, {"top_p": 0.9}, {"seed": 1}])
 def test_options_of_sampling_need_sampling(
-    option: dict[str, float], model: tuple[Captioner, str], pictures: Path, tmp_path: Path
+    option: dict[str, float], model: tuple[Captioner, str], images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"--{next(iter(option)).replace('_', '-')}: .*add --sample"):
-        caption_pictures(model[1], [str(pictures / "a.png")], overrides=option)
+        caption_images(model[1], [str(images / "a.png")], overrides=option)
     drawn = {**option, "do_sample": True, "num_beams": 1}
-    assert caption_pictures(model[1], [str(pictures / "a.png")], tmp_path / "x.csv", overrides=drawn)
+    assert caption_images(model[1], [str(images / "a.png")], tmp_path / "x.csv", overrides=drawn)
 
 
 def test_a_shape_that_the_image_processor_refuses_is_skipped(tmp_path: Path) -> None:
-    fitting = write_picture(tmp_path / "fitting.png")
+    fitting = write_image(tmp_path / "fitting.png")
     Image.new("RGB", (2010, 4)).save(tmp_path / "strip.png")
     processor = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56})
-    records = find_pictures([str(tmp_path / "strip.png"), str(fitting)])
-    strip, picture = (content for _, content in read_pictures(records, PixelInputs([], processor), ahead=2))
+    records = find_images([str(tmp_path / "strip.png"), str(fitting)])
+    strip, image = (content for _, content in read_images(records, PixelInputs([], processor), ahead=2))
     assert isinstance(strip, str) and "strip.png: not for this captioner (absolute aspect ratio" in strip
-    assert isinstance(picture, torch.Tensor)
+    assert isinstance(image, torch.Tensor)
 
 
-def test_unknown_output_is_refused_before_any_work(pictures: Path) -> None:
+def test_unknown_output_is_refused_before_any_work(images: Path) -> None:
     with pytest.raises(UserError, match=r"captions\.xlsx: give a name that ends in \.jsonl or \.csv"):
-        caption_pictures("no/model/at/all", [str(pictures)], Path("captions.xlsx"))
+        caption_images("no/model/at/all", [str(images)], Path("captions.xlsx"))
 
 
 def test_table_shows_markup_as_text(
-    model: tuple[Captioner, str], pictures: Path, screen: tuple[io.StringIO, io.StringIO]
+    model: tuple[Captioner, str], images: Path, screen: tuple[io.StringIO, io.StringIO]
 ) -> None:
-    write_picture(pictures / "[bold]x[link=http:evil].png")
-    write_picture(pictures / "\x1b[31mred\x07.png")
-    [*found] = caption_pictures(model[1], [str(pictures / "[[]bold*"), str(pictures / "*red*")])
+    write_image(images / "[bold]x[link=http:evil].png")
+    write_image(images / "\x1b[31mred\x07.png")
+    [*found] = caption_images(model[1], [str(images / "[[]bold*"), str(images / "*red*")])
     assert len(found) == 2
     shown = screen[0].getvalue()
     assert "[bold]x[link=http:evil].png" in shown.replace("\n", "")
@@ -211,12 +211,12 @@ def test_table_shows_markup_as_text(
 def test_names_that_are_not_utf8(
     model: tuple[Captioner, str], tmp_path: Path, screen: tuple[io.StringIO, io.StringIO]
 ) -> None:
-    source = write_picture(tmp_path / "source.png")
+    source = write_image(tmp_path / "source.png")
     folder = tmp_path / "latin"
     folder.mkdir()
     os.link(source, os.fsencode(folder) + b"/caf\xe9.png")
     for output in (None, tmp_path / "x.jsonl", tmp_path / "x.csv"):
-        [found] = caption_pictures(model[1], [str(folder)], output)
+        [found] = caption_images(model[1], [str(folder)], output)
         assert found.file_name.endswith("caf\N{REPLACEMENT CHARACTER}.png")
 
 
@@ -225,15 +225,15 @@ def test_csv_cells_are_no_formulas(
     model: tuple[Captioner, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_picture(Path(name))
-    caption_pictures(model[1], [name], Path("x.csv"))
+    write_image(Path(name))
+    caption_images(model[1], [name], Path("x.csv"))
     with Path("x.csv").open(encoding="utf-8", newline="") as handle:
         [row] = csv.DictReader(handle)
     assert row["file_name"] == f"'{name}"
 
 
 def test_captions_are_no_formulas_either(
-    model: tuple[Captioner, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: tuple[Captioner, str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hfcap.captioners.base import GeneratedCaption
 
@@ -241,7 +241,7 @@ def test_captions_are_no_formulas_either(
         return [[GeneratedCaption('=HYPERLINK("http://evil")', -1.5)] for _ in states]
 
     monkeypatch.setattr(Captioner, "caption_states", evil)
-    caption_pictures(model[1], [str(pictures / "a.png")], tmp_path / "x.csv")
+    caption_images(model[1], [str(images / "a.png")], tmp_path / "x.csv")
     with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as handle:
         [row] = csv.DictReader(handle)
     assert row["caption"] == '\'=HYPERLINK("http://evil")'

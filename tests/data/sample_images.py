@@ -1,4 +1,4 @@
-"""Small pictures and datasets that tests of the data package write."""
+"""Small images and datasets that tests of the data package write."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 
-def encoded(picture: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
-    """Encode a picture in memory."""
+def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    """Encode an image in memory."""
     buffer = io.BytesIO()
-    picture.save(buffer, image_format, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -27,13 +27,13 @@ def write_jpeg(path: Path, colour: str = "red", size: tuple[int, int] = (12, 8))
 def write_coco_json(
     folder: Path, n_images: int = 4, splits: tuple[str, ...] = ("train", "val"), **changes: Any
 ) -> Path:
-    """Write a COCO caption file with two captions per picture, the splits taking turns, and the pictures."""
+    """Write a COCO caption file with two captions per image, the splits taking turns, and the images."""
     images = [
         {"id": 10 + i, "file_name": f"{i}.jpg", **({"split": splits[i % len(splits)]} if splits else {})}
         for i in range(n_images)
     ]
     annotations = [
-        {"id": 100 * i + k, "image_id": 10 + i, "caption": f"caption {k} of picture {i}"}
+        {"id": 100 * i + k, "image_id": 10 + i, "caption": f"caption {k} of image {i}"}
         for i in range(n_images)
         for k in range(2)
     ]
