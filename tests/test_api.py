@@ -125,7 +125,7 @@ def test_one_image_is_one_caption_and_several_are_a_list(captioner: hfcap.ImageC
 
 
 @pytest.mark.parametrize(
-    "caption_batch",
+    "generation",
     [
         {},
         {"num_beams": 1},

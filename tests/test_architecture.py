@@ -32,6 +32,7 @@ ORDER = [
     "captioners",
     "store",
     "environment",
+    "caption_batch",
     "decoding",
     "captioning",
     "pages",

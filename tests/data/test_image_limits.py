@@ -48,8 +48,8 @@ def test_large_images_do_not_fill_the_memory_together(mode: str, tmp_path: Path)
     sizes, peak = done.stdout.rsplit(maxsplit=1)
     assert sizes == f"{{({side}, {side})}}"
     one = side * side * 4 / 2**20  # Pillow keeps four bytes a pixel in any of these modes
-    # What is read, the result, the result before it that is still being let go; the interpreter, strips.
-    assert int(peak) < 3 * one + 200
+    # What is read, the result, and results before it that busy threads have not let go yet; the interpreter, strips.
+    assert int(peak) < 5 * one + 200
 
 
 def test_conversion_by_strips_gives_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
