@@ -48,6 +48,25 @@ def _scoring(metrics: str | None, document_frequencies: str | None, option: list
     }
 
 
+def _refuse_options_of_files(run: Path, of_output: dict[str, object], **of_scoring: object) -> None:
+    """Refuse what a run's recipe says, and what only scores of files have.
+
+    Raises:
+        UserError: names every option that is given.
+    """
+    refuse_idle(
+        "a run is scored as its recipe says: change score.metrics, score.document_frequencies, "
+        "score.metric_options, score.split, score.n_resamples or score.seed, as in: "
+        f"hfcap run {run} score.n_resamples=500",
+        **of_scoring,
+    )
+    refuse_idle(
+        "does not apply to a run, whose scores are in its folder; to score its predictions otherwise, give the "
+        "files: hfcap score PREDICTIONS REFERENCES",
+        **of_output,
+    )
+
+
 @app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="result file with image_id and caption, or a run or recipe")],
@@ -70,22 +89,15 @@ def score(
     if references is None and predictions.suffix in (".json", ".jsonl", ".csv"):
         raise UserError(f"{predictions}: give the human captions after it, as in: hfcap score {predictions} REFERENCES")
     if references is None:
-        refuse_idle(
-            "a run is scored as its recipe says: change score.metrics, score.document_frequencies, "
-            "score.metric_options, score.split, score.n_resamples or score.seed, as in: "
-            f"hfcap run {predictions} score.n_resamples=500",
+        _refuse_options_of_files(
+            predictions,
+            {"output": output, "allow_missing": allow_missing},
             metrics=metrics,
             document_frequencies=document_frequencies,
             option=option,
             split=split,
             n_resamples=n_resamples,
             seed=seed,
-        )
-        refuse_idle(
-            "says nothing about a run, whose scores are in its folder; to score its predictions otherwise, give the "
-            "files: hfcap score PREDICTIONS REFERENCES",
-            output=output,
-            allow_missing=allow_missing,
         )
         done = execute(str(predictions), None, "score", force, trust_remote_code, accept_changes)
         if done.accelerator.is_main_process:
