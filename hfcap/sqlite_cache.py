@@ -14,7 +14,7 @@ _AT_A_TIME = 512
 _CREATE = "CREATE TABLE IF NOT EXISTS facts (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
-class Remembered:
+class SqliteCache:
     """A table key -> value (bytes) in `<cache folder>/<name>.sqlite`; use it as a context manager.
 
     Where the database cannot be used (full disk, network folder without locks), nothing is remembered and a warning

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hfcap.card.example_images import RECORD
 from hfcap.card.render import render_card
-from hfcap.card.run_facts import CardInput, read_card_input
+from hfcap.card.run_facts import RunFacts, read_card_input
 from hfcap.files import read_json, read_json_lines, write_json, write_json_lines, write_text
 from hfcap.publishing.staging import published_recipe
 from hfcap.recipe.loading import load_recipe
@@ -66,7 +66,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _record_scores(run: RunDirectory, target: RunDirectory, known: CardInput) -> None:
+def _record_scores(run: RunDirectory, target: RunDirectory, known: RunFacts) -> None:
     """Scores without what is kept for resampling, and of the single images those that the card shows."""
     shown = {sample.file_name for sample in [*known.samples, *known.worst]}
     rows = [row for _, row in read_json_lines(run.predictions(known.split), "predictions") if row["file_name"] in shown]

@@ -234,7 +234,7 @@ class Captioner(ABC):
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return None if limit is None else int(limit) - self.positions_before_text
 
-    def plain_start(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
+    def transformers_start_token(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
         """Return the token that plain transformers starts a caption from, called as users of the published model do."""
         output = self.model.generate(pixel_values=pixel_values[:1], generation_config=config)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
@@ -316,7 +316,7 @@ class Captioner(ABC):
         return type(self).fast_generate is not Captioner.fast_generate
 
     @property
-    def caption_lead(self) -> str:
+    def prompt_separator(self) -> str:
         """Text between prompt and caption: byte-level tokenizers write the space as part of the next word."""
         return " " if self.prompt.strip() else ""
 
@@ -332,7 +332,7 @@ class Captioner(ABC):
         Text that spells a special token ("<end>", "[SEP]") stays text: captions come from strangers.
         """
         encoded = self.tokenizer(
-            [self.caption_lead + " ".join(text.split()) for text in captions],
+            [self.prompt_separator + " ".join(text.split()) for text in captions],
             add_special_tokens=False,
             split_special_tokens=True,
         )

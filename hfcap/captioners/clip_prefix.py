@@ -18,7 +18,7 @@ from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.probe import penalises_repetition
 from hfcap.captioners.published.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
 from hfcap.captioners.published.modeling_image_encoder import position_offset
-from hfcap.captioners.shared.custom_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
+from hfcap.captioners.shared.custom_model import CustomModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.shared.masks import prefix_attention_mask
 from hfcap.captioners.shared.pretrained import (
     TINY_VIT,
@@ -33,7 +33,7 @@ from hfcap.generation.attention_maps import grid_maps, mean_of_last_half, self_a
 from hfcap.generation.early_exit import leaving
 from hfcap.generation.language_head import body_states, head_logits
 from hfcap.generation.shared_prefix import SharedPrefix
-from hfcap.generation.step_scores import without_steps
+from hfcap.generation.step_scores import drop_step_scores
 from hfcap.places import Location
 from hfcap.recipe.block import PositiveInt, Share
 from hfcap.recipe.blocks import TokenizerOptions
@@ -64,7 +64,7 @@ class ClipPrefixOptions(VisionOptions):
         return self
 
 
-class ClipPrefix(OwnModelCaptioner):
+class ClipPrefix(CustomModelCaptioner):
     """A ClipPrefixForConditionalGeneration. Parts: vision, mapper and text (the language model)."""
 
     options_class = ClipPrefixOptions
@@ -197,7 +197,7 @@ class ClipPrefix(OwnModelCaptioner):
             prefix = SharedPrefix.read(language_model, self.model.mapper(image_states).to(embeddings.dtype))
         if prefix is None:
             return self.model.generate(
-                image_states=image_states, input_ids=input_ids, generation_config=config, **without_steps(config)
+                image_states=image_states, input_ids=input_ids, generation_config=config, **drop_step_scores(config)
             )
         with prefix.in_front_of(language_model):
             return language_model.generate(

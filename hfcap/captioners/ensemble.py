@@ -31,9 +31,9 @@ from hfcap.captioners.published.modeling_ensemble import (
     ngram_key,
     rounds,
 )
-from hfcap.captioners.shared.custom_model import TokensOfConfig
+from hfcap.captioners.shared.custom_model import ConfigTokensMixin
 from hfcap.captioners.shared.dual_encoder import DualEncoder
-from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
+from hfcap.captioners.shared.nonparametric import FittingData, NonparametricCaptioner
 from hfcap.captioners.shared.pretrained import TINY_VIT, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 from hfcap.errors import UserError
@@ -87,7 +87,7 @@ class EnsembleOptions(ModelOptions):
         return self
 
 
-class Ensemble(FittedCaptioner, TokensOfConfig):
+class Ensemble(NonparametricCaptioner, ConfigTokensMixin):
     """An EnsembleForImageCaptioning over captioners of any family. Part: members."""
 
     options_class = EnsembleOptions

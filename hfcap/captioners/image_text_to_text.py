@@ -16,11 +16,11 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, GitProce
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
 from hfcap.captioners.shared.pretrained import config_from_mapping, new_image_processor
 from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer
+from hfcap.captioners.vlm.adapter import VlmAdapter
 from hfcap.captioners.vlm.blip2 import Blip2, InstructBlip
 from hfcap.captioners.vlm.florence2 import Florence2
 from hfcap.captioners.vlm.generic import Generic
 from hfcap.captioners.vlm.git import Git
-from hfcap.captioners.vlm.kind import Kind
 from hfcap.captioners.vlm.kosmos2 import Kosmos2
 from hfcap.captioners.vlm.loading import MODEL_TYPES, load_model, load_processor
 from hfcap.captioners.vlm.mllama import Mllama
@@ -31,7 +31,7 @@ from hfcap.recipe.block import PositiveInt
 from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 
-KINDS: tuple[type[Kind], ...] = (
+ADAPTERS: tuple[type[VlmAdapter], ...] = (
     Git,
     Blip2,
     InstructBlip,
@@ -109,7 +109,7 @@ class ImageTextToText(Captioner):
         image_size: int | None = None,
     ) -> None:
         super().__init__(model, processor, prompt, list(base_models), assembled)
-        kind = next((kind for kind in KINDS if model.config.model_type in kind.model_types), Generic)
+        kind = next((kind for kind in ADAPTERS if model.config.model_type in kind.model_types), Generic)
         self.image_size = image_size
         self.kind = kind(self)
         self.kind.check_model()
@@ -222,9 +222,9 @@ class ImageTextToText(Captioner):
         return int(self.tokenizer.pad_token_id)
 
     @property
-    def caption_lead(self) -> str:
+    def prompt_separator(self) -> str:
         """Text between prompt and caption."""
-        return self.kind.caption_lead(self.prompt)
+        return self.kind.prompt_separator(self.prompt)
 
     @property
     def image_processor(self) -> Any:
@@ -280,7 +280,7 @@ class ImageTextToText(Captioner):
         """Return start tokens that go on with another word for each image."""
         return self.kind.started_with(input_ids, words)
 
-    def plain_start(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
+    def transformers_start_token(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
         """Return the token that the model's own `generate` starts the caption from, given the processor's inputs."""
         prompt = self.kind.prompt_inputs(self.prompt)
         ids = prompt.input_ids[None].to(self.device)

@@ -15,9 +15,9 @@ from transformers import CLIPProcessor, GenerationConfig
 from hfcap.captioners.base import BaseModel, CardFacts
 from hfcap.captioners.published.modeling_image_encoder import image_states_from
 from hfcap.captioners.published.modeling_retrieval import RetrievalConfig, RetrievalForImageCaptioning
-from hfcap.captioners.shared.custom_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
+from hfcap.captioners.shared.custom_model import CustomModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.shared.dual_encoder import DualEncoder, unit_vectors
-from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
+from hfcap.captioners.shared.nonparametric import FittingData, NonparametricCaptioner
 from hfcap.captioners.shared.pretrained import TINY_VIT, vision_tower
 from hfcap.captioners.shared.retrieval_index import agreement_tables, numbers_of_texts, read_corpus
 from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer, wrap_texts
@@ -62,7 +62,7 @@ class RetrievalOptions(VisionOptions):
         return self
 
 
-class Retrieval(FittedCaptioner, OwnModelCaptioner):
+class Retrieval(NonparametricCaptioner, CustomModelCaptioner):
     """A RetrievalForImageCaptioning. Parts: vision (the image encoder) and index (its projection, where it has one)."""
 
     options_class = RetrievalOptions

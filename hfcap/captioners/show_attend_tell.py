@@ -16,7 +16,7 @@ from hfcap.captioners.published.modeling_show_attend_tell import (
     ShowAttendTellConfig,
     ShowAttendTellForConditionalGeneration,
 )
-from hfcap.captioners.shared.custom_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
+from hfcap.captioners.shared.custom_model import CustomModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.shared.pretrained import TINY_CNN
 from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer, wrap_texts
 from hfcap.generation.attention_maps import grid_maps
@@ -46,7 +46,7 @@ class ShowAttendTellOptions(VisionOptions):
         return self
 
 
-class ShowAttendTell(OwnModelCaptioner):
+class ShowAttendTell(CustomModelCaptioner):
     """A ShowAttendTellForConditionalGeneration. Parts: vision and text (attention, recurrent cell, output)."""
 
     options_class = ShowAttendTellOptions

@@ -41,7 +41,7 @@ from hfcap.generation.attention_maps import grid_maps, last_layers_attention, sq
 from hfcap.generation.early_exit import leaving
 from hfcap.generation.language_head import body_states, head_logits
 from hfcap.generation.shared_attention import can_share, image_cache, shared_attention
-from hfcap.generation.step_scores import without_steps
+from hfcap.generation.step_scores import drop_step_scores
 from hfcap.places import Location
 from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
@@ -242,7 +242,7 @@ class VitGpt2(Captioner):
         start: dict[str, Any] = {"decoder_input_ids": input_ids, "generation_config": config}
         if not can_share(decoder):
             encoded = BaseModelOutput(last_hidden_state=image_states)
-            return self.model.generate(encoder_outputs=encoded, **start, **without_steps(config))
+            return self.model.generate(encoder_outputs=encoded, **start, **drop_step_scores(config))
         with shared_attention(decoder):
             return self.model.generate(
                 # Only asked whether they are there: keys and values come from the cache.

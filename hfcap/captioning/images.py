@@ -13,7 +13,7 @@ from hfcap.captioning.captioner import ready_captioner
 from hfcap.captioning.inputs import DatasetChoice, images_of, nothing_readable, require_one_readable
 from hfcap.captioning.options import decoding_options
 from hfcap.captioning.output import OUTPUT_SUFFIXES, caption_table, write_captions
-from hfcap.captioning.partial_output import Result, Skipped, Unfinished, only_writer
+from hfcap.captioning.partial_output import PartialOutput, Result, Skipped, only_writer
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import identity_of
 from hfcap.data.web.image_stream import ImageStream
@@ -64,7 +64,7 @@ def caption_images(
     _require_effect(overrides or {}, options)
     captioner = ready_captioner(model, revision, trust_remote_code)
     job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0, prompt)
-    unfinished = None if output is None else Unfinished(output, _fingerprint(captioner, job, images))
+    unfinished = None if output is None else PartialOutput(output, _fingerprint(captioner, job, images))
     with only_writer(output):
         predictions = _Captioning(captioner, job, images, unfinished, again).finish()
         if output is None:
@@ -97,7 +97,7 @@ class _Captioning:
     """
 
     def __init__(
-        self, captioner: Captioner, job: DecodingJob, images: ImageStream, unfinished: Unfinished | None, again: bool
+        self, captioner: Captioner, job: DecodingJob, images: ImageStream, unfinished: PartialOutput | None, again: bool
     ) -> None:
         self.captioner, self.job, self.images, self.unfinished = captioner, job, images, unfinished
         self.predictions: list[Prediction] = []
@@ -113,7 +113,7 @@ class _Captioning:
         """Images that are captioned or skipped."""
         return len(self.predictions) + len(self.problems)
 
-    def _continue(self, unfinished: Unfinished) -> None:
+    def _continue(self, unfinished: PartialOutput) -> None:
         done, others = unfinished.results(), unfinished.others()
         if done:
             error_console.print(f"Resuming after {len(done):,} images", markup=False)

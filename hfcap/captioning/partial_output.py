@@ -43,7 +43,7 @@ def only_writer(output: Path | None) -> Iterator[None]:
         yield
 
 
-class Unfinished:
+class PartialOutput:
     """Finished batches in `<output>.part-<job>`, one line each; another job has another file, so nothing is mixed.
 
     Args:

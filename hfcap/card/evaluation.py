@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfcap.card.front_matter import compact_signature
-from hfcap.card.run_facts import CardInput
+from hfcap.card.run_facts import RunFacts
 from hfcap.card.text import count, dataset_link, shown_number
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.recipe.blocks import GenerateOptions
@@ -17,7 +17,7 @@ FEW_IMAGES = 100
 BASELINE_NAMES = {"most_frequent_caption": "Most frequent caption", "blank_images": "Blank images"}
 
 
-def evaluation(known: CardInput) -> dict[str, Any] | None:
+def evaluation(known: RunFacts) -> dict[str, Any] | None:
     """Return conditions, table and notes of the scores; None where nothing was scored."""
     metrics = known.scores.get("metrics", {})
     if not metrics:
@@ -45,7 +45,7 @@ def _decoding(options: GenerateOptions | None) -> str:
     return f"{how}, at most {options.max_new_tokens} new tokens"
 
 
-def _target(known: CardInput) -> dict[str, Any] | None:
+def _target(known: RunFacts) -> dict[str, Any] | None:
     """The published numbers alone, of a recipe that was not scored yet."""
     expect = known.recipe.expect
     if expect is None:
@@ -59,7 +59,7 @@ def _target(known: CardInput) -> dict[str, Any] | None:
     }
 
 
-def _score_table(known: CardInput, metrics: dict[str, Any]) -> Safe:
+def _score_table(known: RunFacts, metrics: dict[str, Any]) -> Safe:
     intervals = known.scores.get("intervals", {})
     expected = known.recipe.expect.metrics if known.recipe.expect else {}
     level = f"{100 * known.recipe.score.confidence_level:g} % interval"
@@ -78,7 +78,7 @@ def _score_table(known: CardInput, metrics: dict[str, Any]) -> Safe:
     return table(columns, rows, right=len(columns) - 1)
 
 
-def _score_notes(known: CardInput) -> list[Safe]:
+def _score_notes(known: RunFacts) -> list[Safe]:
     notes = []
     if known.baselines:
         notes.append(
@@ -109,7 +109,7 @@ def _score_notes(known: CardInput) -> list[Safe]:
     return notes
 
 
-def _reproduction(known: CardInput) -> str:
+def _reproduction(known: RunFacts) -> str:
     expect = known.recipe.expect
     assert expect is not None
     reached = expect.reached(known.scores.get("metrics", {}))

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from hfcap.card.example_images import SAMPLES_FOLDER
 from hfcap.card.machine_paths import is_machine_path, portable
-from hfcap.card.run_facts import CardInput, licence_of
+from hfcap.card.run_facts import RunFacts, licence_of
 from hfcap.card.sections import split_front_matter
 from hfcap.pages.markdown import one_line
 from hfcap.scoring.score_table import METRIC_NAMES, metric_name
@@ -41,7 +41,7 @@ def compact_signature(signature: dict[str, Any]) -> str:
     return one_line(" | ".join(parts))
 
 
-def _decoding(known: CardInput) -> dict[str, Any]:
+def _decoding(known: RunFacts) -> dict[str, Any]:
     if known.decoding is None:
         return {}
     values = known.decoding.model_dump()
@@ -49,13 +49,13 @@ def _decoding(known: CardInput) -> dict[str, Any]:
     return {key: values[key] for key in keys + (["temperature", "top_p", "seed"] if values["do_sample"] else [])}
 
 
-def _dataset_type(known: CardInput) -> str:
+def _dataset_type(known: RunFacts) -> str:
     if known.recipe.publish.dataset:
         return known.recipe.publish.dataset
     return re.sub(r"[^a-z0-9_.-]+", "-", known.dataset_name.lower()).strip("-.")[:96] or "captions"
 
 
-def _eval_results(known: CardInput) -> list[EvalResult]:
+def _eval_results(known: RunFacts) -> list[EvalResult]:
     arguments: dict[str, Any] = {"decoding": decoding} if (decoding := _decoding(known)) else {}
     if known.scores.get("n_images"):
         arguments["n_images"] = int(known.scores["n_images"])
@@ -78,7 +78,7 @@ def _eval_results(known: CardInput) -> list[EvalResult]:
     ]
 
 
-def _widget(known: CardInput) -> list[dict[str, Any]] | None:
+def _widget(known: RunFacts) -> list[dict[str, Any]] | None:
     """Published sample images with what the model says about exactly these files."""
     examples = [
         {"src": sample.image, "output": {"text": one_line(known.published_captions[sample.image])}}
@@ -88,7 +88,7 @@ def _widget(known: CardInput) -> list[dict[str, Any]] | None:
     return examples[:N_WIDGET_EXAMPLES] or None
 
 
-def _emissions(known: CardInput) -> dict[str, Any] | None:
+def _emissions(known: RunFacts) -> dict[str, Any] | None:
     """Measured emissions of the training, in the Hub's form (grams); None where nobody measured."""
     measured = known.summary.get("co2_eq_emissions")
     if not measured:
@@ -103,7 +103,7 @@ def _emissions(known: CardInput) -> dict[str, Any] | None:
     }
 
 
-def generated_metadata(known: CardInput) -> dict[str, Any]:
+def generated_metadata(known: RunFacts) -> dict[str, Any]:
     """Return the front matter as plain Python values (text, numbers, lists, dicts); unknown facts are left out."""
     publish = known.recipe.publish
     tags = ["image-captioning", "image-to-text", "hfcap", known.recipe.captioner.replace("_", "-")]
@@ -136,7 +136,7 @@ def generated_metadata(known: CardInput) -> dict[str, Any]:
     return json.loads(json.dumps(values, allow_nan=False, default=float))
 
 
-def front_matter(known: CardInput, existing_card: str) -> str:
+def front_matter(known: RunFacts, existing_card: str) -> str:
     """Return the YAML block with its marks; keys that a user added by hand to the existing card are kept."""
     values = generated_metadata(known)
     values |= {key: value for key, value in _own_keys(existing_card).items() if key not in values}
@@ -174,7 +174,7 @@ def _is_generated_example(example: Any) -> bool:
     return isinstance(example, dict) and str(example.get("src", "")).startswith(f"{SAMPLES_FOLDER}/")
 
 
-def eval_results_file(known: CardInput) -> str | None:
+def eval_results_file(known: RunFacts) -> str | None:
     """Return the content of .eval_results/hfcap.yaml: CIDEr-D for the benchmark's leaderboard, or None.
 
     Written where the recipe names the benchmark dataset and its task (publish.dataset, publish.eval_task_id).

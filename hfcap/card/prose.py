@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from hfcap.card.evaluation import BASELINE_NAMES
 from hfcap.card.front_matter import shown_value
 from hfcap.card.machine_paths import portable
-from hfcap.card.run_facts import CardInput, Sample
+from hfcap.card.run_facts import RunFacts, Sample
 from hfcap.card.text import count, dataset_link, duration, hub_link, shown_number
 from hfcap.pages.markdown import Safe, code, code_block, escape, one_line, table
 from hfcap.recipe.blocks import SAMPLING_ONLY
@@ -19,12 +19,12 @@ from hfcap.scoring.score_table import METRIC_NAMES, metric_name
 # ---- title and summary ---------------------------------------------------------------------------------------------
 
 
-def title(known: CardInput) -> str:
+def title(known: RunFacts) -> str:
     """Return the page's title."""
     return f"{known.recipe.name}: {known.family.title} image captioner"
 
 
-def summary(known: CardInput) -> Safe:
+def summary(known: RunFacts) -> Safe:
     """Return what the model is, from what and on what it was trained, and its main score, in one or two sentences."""
     if known.is_planned:
         return _plan(known)
@@ -52,7 +52,7 @@ def summary(known: CardInput) -> Safe:
     return Safe(f"{text}. {escape(known.family.summary)}")
 
 
-def _plan(known: CardInput) -> Safe:
+def _plan(known: RunFacts) -> Safe:
     method = "with LoRA" if known.recipe.lora else "with all weights that are not frozen"
     method = "in one pass, without training weights" if known.is_fitted else method
     start = "".join(f" from {hub_link(base['id'])}" for base in known.base_models)
@@ -63,7 +63,7 @@ def _plan(known: CardInput) -> Safe:
     )
 
 
-def caution(known: CardInput) -> Safe | None:
+def caution(known: RunFacts) -> Safe | None:
     """Return a warning where the numbers say that the model should not be trusted."""
     cider = known.scores.get("metrics", {}).get("cider")
     if cider is None:
@@ -81,7 +81,7 @@ def caution(known: CardInput) -> Safe | None:
     )
 
 
-def printed(known: CardInput) -> Safe | None:
+def printed(known: RunFacts) -> Safe | None:
     """Return what the code prints for an image of the repository, as recorded for exactly that file."""
     shown = [sample.image for sample in known.samples if sample.image in known.published_captions]
     for name in [*shown, *sorted(known.published_captions)]:
@@ -114,12 +114,12 @@ def sample_table(samples: list[Sample]) -> Safe | None:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def training(known: CardInput) -> dict[str, Any]:
+def training(known: RunFacts) -> dict[str, Any]:
     """Return the sentences and tables of the training section."""
     return {"data": _data(known), "run": _run(known), "changed": _changed_settings(known)}
 
 
-def _data(known: CardInput) -> Safe:
+def _data(known: RunFacts) -> Safe:
     rows = []
     splits = known.environment.get("datasets", {})
     for split, facts in splits.items():
@@ -142,7 +142,7 @@ def _data(known: CardInput) -> Safe:
     return Safe(text)
 
 
-def _run(known: CardInput) -> Safe:
+def _run(known: RunFacts) -> Safe:
     facts = known.summary
     if not facts:
         return Safe("")
@@ -213,7 +213,7 @@ def _members(members: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _hardware(known: CardInput) -> str:
+def _hardware(known: RunFacts) -> str:
     hardware = known.environment.get("hardware", {})
     if hardware.get("gpu"):
         gpus = hardware["gpu"]
@@ -249,7 +249,7 @@ _TRAIN_KEYS_OF_FITTED = ("train.per_device_eval_batch_size", "train.dataloader_n
 """Of the keys of `train`, those that captioners without gradients heed."""
 
 
-def _changed_settings(known: CardInput) -> Safe | None:
+def _changed_settings(known: RunFacts) -> Safe | None:
     """Table of the settings that differ from the defaults; keys without effect are left out.
 
     A key that a later hfcap adds does not change the cards of runs that leave it alone.
@@ -280,7 +280,7 @@ def _changed_settings(known: CardInput) -> Safe | None:
 # ---- the rest ------------------------------------------------------------------------------------------------------
 
 
-def limits(known: CardInput) -> list[Safe]:
+def limits(known: RunFacts) -> list[Safe]:
     """Return what users of any captioner must know, and what this run's facts add."""
     train = known.environment.get("datasets", {}).get("train", {})
     seen = f" ({count(train['n_images'])} images)" if train.get("n_images") else ""
@@ -297,7 +297,7 @@ def limits(known: CardInput) -> list[Safe]:
     return [Safe(line) for line in lines]
 
 
-def reproduce(known: CardInput) -> dict[str, Any]:
+def reproduce(known: RunFacts) -> dict[str, Any]:
     """Return how to run the same recipe again, and in which environment it ran."""
     versions = known.environment.get("versions", {})
     environment = []

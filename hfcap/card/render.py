@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hfcap.card import evaluation, prose, training_curve
 from hfcap.card.front_matter import front_matter
 from hfcap.card.requirements import install_command
-from hfcap.card.run_facts import CardInput, read_card_input
+from hfcap.card.run_facts import RunFacts, read_card_input
 from hfcap.card.sections import MARK, merge_sections, split_front_matter
 from hfcap.card.usage_code import usage_code
 from hfcap.files import read_text, write_bytes, write_text
@@ -53,7 +53,7 @@ def existing_card(run: RunDirectory) -> str:
     return read_text(run.card, "model card") if run.card.is_file() else ""
 
 
-def render(known: CardInput, existing: str) -> str:
+def render(known: RunFacts, existing: str) -> str:
     """Return the card of already read facts, with the user's own sections of the `existing` card."""
     body = _environment().get_template("card.md.jinja").render(_context(known))
     body = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
@@ -74,7 +74,7 @@ def _environment() -> Environment:
     )
 
 
-def _context(known: CardInput) -> dict[str, object]:
+def _context(known: RunFacts) -> dict[str, object]:
     base = None
     if known.is_adapter and known.base_models:
         base = (known.base_models[0]["id"], known.base_models[0]["revision"])
@@ -103,7 +103,7 @@ def _context(known: CardInput) -> dict[str, object]:
     }
 
 
-def _citation(known: CardInput) -> dict[str, object]:
+def _citation(known: RunFacts) -> dict[str, object]:
     family = known.family
     if family.paper_model_types and known.model_type not in family.paper_model_types:
         return {

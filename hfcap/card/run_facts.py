@@ -46,7 +46,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class CardInput:
+class RunFacts:
     """What a run directory knows; see DESIGN section 4 for the files.
 
     Attributes:
@@ -146,7 +146,7 @@ def hub_base_models(recipe: Recipe, environment: dict[str, Any]) -> list[dict[st
     return [{**base, "revision": base["revision"] or known.get(base["id"])} for base in found]
 
 
-def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path | None = None) -> CardInput:
+def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path | None = None) -> RunFacts:
     """Read a run directory; only recipe.yaml has to be there.
 
     Args:
@@ -175,7 +175,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     worst = [replace(sample, image=images.get(sample.file_name)) for sample in _worst(run, split, scores)]
     shown = {sample.file_name for sample in worst}
     record = read_record(run.path) if (run.path / RECORD).is_file() else {}
-    card_input = CardInput(
+    card_input = RunFacts(
         recipe=recipe,
         family=registry.load("captioners", recipe.captioner).REGISTERED.card_facts,
         repo_id=repo_id or recipe.publish.repo_id,
@@ -272,7 +272,7 @@ def _worst(run: RunDirectory, split: str, scores: dict[str, Any]) -> list[Sample
     ]
 
 
-def _missing(run: RunDirectory, known: CardInput) -> list[str]:
+def _missing(run: RunDirectory, known: RunFacts) -> list[str]:
     publish, recipe = known.recipe.publish, run.recipe
     files = [
         (known.environment, f"{run.environment.name}: not written; versions, hardware and base models are unknown"),
@@ -312,7 +312,7 @@ def _missing(run: RunDirectory, known: CardInput) -> list[str]:
     return lines
 
 
-def licence_of(known: CardInput) -> str | None:
+def licence_of(known: RunFacts) -> str | None:
     """The licence that the recipe gives, else the family's where its published weights were tuned."""
     if known.recipe.publish.license:
         return known.recipe.publish.license

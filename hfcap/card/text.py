@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfcap.card.front_matter import shown_value
-from hfcap.card.run_facts import CardInput
+from hfcap.card.run_facts import RunFacts
 from hfcap.pages.markdown import Safe, escape
 from hfcap.scoring.score_table import METRIC_NAMES
 
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
-def dataset_link(known: CardInput) -> Safe:
+def dataset_link(known: RunFacts) -> Safe:
     """Return the dataset's name, with a link where it is on the Hub."""
     dataset = known.recipe.publish.dataset
     if dataset is None:

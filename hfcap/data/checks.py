@@ -14,7 +14,7 @@ from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image
 from hfcap.errors import UserError
 from hfcap.progress import error_console, progress_bar
 from hfcap.schema import CaptionedImage
-from hfcap.sqlite_cache import Remembered
+from hfcap.sqlite_cache import SqliteCache
 
 _LISTED = 10
 _BATCH = 512
@@ -86,7 +86,7 @@ def check_images_decode(
     """
     problems: dict[int, str] = {}
     unknown: list[tuple[int, CheckableImage, bytes]] = []
-    with Remembered("checked_images", "images are checked each time") as memory:
+    with SqliteCache("checked_images", "images are checked each time") as memory:
         for index, record in enumerate(records):
             if isinstance(record.image, CheckableImage):
                 try:
@@ -116,7 +116,7 @@ def check_images_decode(
 
 
 def _decode_all(
-    entries: Sequence[tuple[int, CheckableImage, bytes]], memory: Remembered, problems: dict[int, str]
+    entries: Sequence[tuple[int, CheckableImage, bytes]], memory: SqliteCache, problems: dict[int, str]
 ) -> None:
     def problem(image: CheckableImage) -> str | None:
         try:

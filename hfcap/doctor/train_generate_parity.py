@@ -87,7 +87,7 @@ def _generate(recipe: Recipe, captioner: Captioner, states: torch.Tensor) -> Any
 def _plain_start(recipe: Recipe, captioner: Captioner, pixels: torch.Tensor, findings: Findings) -> int | None:
     """First token of what plain transformers generates; users of the published model call it this way."""
     try:
-        return captioner.plain_start(pixels, _greedy_config(recipe, captioner, max_new_tokens=1))
+        return captioner.transformers_start_token(pixels, _greedy_config(recipe, captioner, max_new_tokens=1))
     except (TypeError, ValueError, RuntimeError) as error:
         findings.warning(
             "captioner",

@@ -1,7 +1,7 @@
 """Greedy search, sampling and beam search whose finished images leave the batch.
 
 transformers' `generate` computes every row until the last image of the batch has ended; of captions, that is about
-three steps in ten for nothing. `leaving_search` goes to `generate` as its `custom_generate`: preparation, caches,
+three steps in ten for nothing. `early_exit_search` goes to `generate` as its `custom_generate`: preparation, caches,
 processors of logits and stopping criteria are transformers', and so are captions, scores and, with a seed, samples.
 
 Letters: B images, A of them still in the batch, n rows of each, V vocabulary.
@@ -17,10 +17,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils.generic import ModelOutput
 
-from hfcap.generation.step_scores import without_steps
+from hfcap.generation.step_scores import drop_step_scores
 
 _NEVER = -1e9
-_LEAVING_SHARE = 8
+_ENDED_SHARE = 8
 """Images leave when at least an eighth of the batch has ended: each leaving copies what stays."""
 
 
@@ -46,11 +46,11 @@ def leaving(config: GenerationConfig, leave: Callable[[torch.Tensor], None] | No
         leave: told which of the A images stay, (A',) int64, whenever some leave: for what is kept outside the cache.
     """
     if config.output_logits or (config.do_sample and config.num_beams > 1):
-        return without_steps(config) if config.output_scores else {}
-    return {"custom_generate": leaving_search, "leave": leave}
+        return drop_step_scores(config) if config.output_scores else {}
+    return {"custom_generate": early_exit_search, "leave": leave}
 
 
-def leaving_search(
+def early_exit_search(
     model: Any,
     input_ids: torch.Tensor,
     logits_processor: Any,
@@ -59,7 +59,7 @@ def leaving_search(
     leave: Callable[[torch.Tensor], None] | None = None,
     **model_kwargs: Any,
 ) -> FoundCaptions | torch.Tensor:
-    """Generate from prepared inputs, as `generate(custom_generate=leaving_search)` calls it.
+    """Generate from prepared inputs, as `generate(custom_generate=early_exit_search)` calls it.
 
     Returns the sequences alone where the configuration does not say `return_dict_in_generate`.
     """
@@ -121,7 +121,7 @@ def _of_rows(value: Any, rows: torch.Tensor, n_before: int) -> Any:
 def _enough_ended(ended: torch.Tensor) -> bool:
     """Whether so many of the images (A,) have ended that leaving pays, but not all."""
     count = int(ended.sum())
-    return count < len(ended) and count * _LEAVING_SHARE >= max(len(ended), _LEAVING_SHARE)
+    return count < len(ended) and count * _ENDED_SHARE >= max(len(ended), _ENDED_SHARE)
 
 
 def _one_by_one(

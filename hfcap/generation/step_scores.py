@@ -22,7 +22,7 @@ class _ForgetSteps(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def without_steps(config: GenerationConfig) -> dict[str, Any]:
+def drop_step_scores(config: GenerationConfig) -> dict[str, Any]:
     """Arguments of `generate` that keep `sequences_scores` and let the scores of each step (then empty) go.
 
     Nothing for greedy search and sampling, whose scores are kept only by whoever wants those of the steps.

@@ -22,7 +22,7 @@ from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.files import parse_json, read_json, read_json_object, write_json
 from hfcap.publishing import hub
 from hfcap.publishing.commit import Push
-from hfcap.publishing.staging import StagedFile, stage, staged_files
+from hfcap.publishing.staging import StagedFile, stage_files, staged_files
 from hfcap.publishing.verify import Comparison, verify, verify_folder
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
@@ -115,7 +115,7 @@ def publish(
     _check_target(run, repo_id, dry_run)
     if not dry_run:
         pin_base_model(run, recipe, model)
-    folder = stage(run, model, repo_id, trust_remote_code=trust_remote_code)
+    folder = stage_files(run, model, repo_id, trust_remote_code=trust_remote_code)
     branch = revision or DEFAULT_BRANCH
     result = PublishResult(repo_id or run.path.name, branch, folder, staged_files(folder), dry_run=True)
     if dry_run or repo_id is None:
@@ -132,7 +132,7 @@ def publish(
         # Before, so that nothing broken becomes visible; after, because only then it is what a stranger gets.
         human = run.references(recipe.score.split)
         references = human if human.is_file() else None
-        stage_again = partial(stage, run, model, repo_id, trust_remote_code=trust_remote_code)
+        stage_again = partial(stage_files, run, model, repo_id, trust_remote_code=trust_remote_code)
         folder = _proven(folder, repo_id, images, references, stage_again)
         result = push_folder(folder, repo_id, wants_private, create_pr, branch, force)
         report = verify(repo_id, result.commit, images, True, references)

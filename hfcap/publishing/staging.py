@@ -20,7 +20,7 @@ from hfcap.card.example_images import RECORD, copy_images, note_packages, record
 from hfcap.card.front_matter import eval_results_file
 from hfcap.card.machine_paths import is_machine_path, portable
 from hfcap.card.render import existing_card, render
-from hfcap.card.run_facts import CardInput, read_card_input
+from hfcap.card.run_facts import RunFacts, read_card_input
 from hfcap.errors import UserError
 from hfcap.files import (
     folder_being_written,
@@ -91,7 +91,7 @@ class StagedFile:
     size: int
 
 
-def stage(
+def stage_files(
     run: RunDirectory,
     model: Path | None = None,
     repo_id: str | None = None,
@@ -157,7 +157,7 @@ def published_recipe(recipe: Recipe) -> str:
     return strict_yaml.dump(portable(recipe.model_dump(mode="json")))
 
 
-def _check_weights(known: CardInput) -> None:
+def _check_weights(known: RunFacts) -> None:
     folder = known.model
     if known.must_merge:
         raise UserError(
@@ -182,7 +182,7 @@ def _check_weights(known: CardInput) -> None:
         )
 
 
-def _copy_model(known: CardInput, folder: Path) -> None:
+def _copy_model(known: RunFacts, folder: Path) -> None:
     patterns = (
         (*ADAPTER_WEIGHTS, *ADAPTER_CONFIGURATION, *PROCESSOR)
         if known.is_adapter
@@ -195,7 +195,7 @@ def _copy_model(known: CardInput, folder: Path) -> None:
             _copy_files(part, folder / part.name, (*FULL_WEIGHTS, *CONFIGURATION, *PROCESSOR, *CODE), known)
 
 
-def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], known: CardInput) -> None:
+def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], known: RunFacts) -> None:
     named = (*CONFIGURATION, *PROCESSOR)
     code = needed_code(source_folder, [name for name in named if name.endswith("config.json")])
     for source in sorted(source_folder.iterdir()):
@@ -217,7 +217,7 @@ def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], kn
             shutil.copyfile(source, target)
 
 
-def _published_config(content: Any, source: Path, known: CardInput) -> Any:
+def _published_config(content: Any, source: Path, known: RunFacts) -> Any:
     """Replace names that point to folders of this machine by Hub ids, or drop them."""
     if isinstance(content, list):
         return [_published_config(item, source, known) for item in content]
@@ -261,7 +261,7 @@ def _write_shards(source: Path, folder: Path, max_shard_size: str) -> None:
     )
 
 
-def _write_results(run: RunDirectory, known: CardInput, folder: Path) -> None:
+def _write_results(run: RunDirectory, known: RunFacts, folder: Path) -> None:
     for name in (known.split, *(f"{known.split}.{baseline}" for baseline in known.baselines)):
         if run.scores(name).is_file():
             scores = read_json_object(run.scores(name), "scores")

@@ -24,7 +24,7 @@ from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_json_object, write_json, write_json_lines
 from hfcap.progress import console
 from hfcap.publishing.push import check_may_publish, publish
-from hfcap.publishing.staging import stage
+from hfcap.publishing.staging import stage_files
 from hfcap.recipe.blocks import ExpectOptions, Recipe
 from hfcap.run.watch import Watch
 from hfcap.run_directory.paths import RunDirectory, alone, remove_unfinished
@@ -304,7 +304,7 @@ class Run:
         if self.recipe.publish.repo_id is not None:
             console.print(str(publish(self.directory, model=model, trust_remote_code=trust)), markup=False)
         else:
-            stage(self.directory, model=model, trust_remote_code=trust)
+            stage_files(self.directory, model=model, trust_remote_code=trust)
 
     # ---- what the person sees at the end -------------------------------------------------------------------------
 

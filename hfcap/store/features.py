@@ -22,7 +22,7 @@ from hfcap.data.pixels import PixelPlan, identity_of
 from hfcap.files import cache_folder
 from hfcap.progress import error_console
 from hfcap.schema import CaptionedImage
-from hfcap.store.fill import Filling, OneProcess, Wording
+from hfcap.store.fill import OneProcess, StoreFiller, StoreMessages
 from hfcap.store.image_hashes import image_hashes
 from hfcap.store.row_store import RowStore, StoredRows
 
@@ -141,12 +141,12 @@ class FeatureStore:
         was_training = model.training
         # Batch norm would otherwise learn from what is only looked at, and the encoder would no longer fit its key.
         model.eval()
-        filling = Filling(
+        filling = StoreFiller(
             rows,
             pixels,
             lambda images: self._states(images, pixels.plan),
             self.encoder.name,
-            Wording(
+            StoreMessages(
                 "Feature store: encoding",
                 "the feature store",
                 "set data.feature_store_folder (or HFCAP_CACHE) to another disk, or data.feature_store: off",

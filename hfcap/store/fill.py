@@ -31,7 +31,7 @@ class OneProcess:
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
+class StoreMessages:
     """How messages speak of a store: what is done, what it is, and what to do where the disk is too small."""
 
     doing: str
@@ -40,7 +40,7 @@ class Wording:
 
 
 @dataclass(frozen=True, slots=True)
-class Filling:
+class StoreFiller:
     """Fills a store with the rows of images.
 
     Attributes:
@@ -53,7 +53,7 @@ class Filling:
     inputs: PixelInputs
     rows_of: Callable[[torch.Tensor], torch.Tensor]
     maker: str
-    wording: Wording
+    wording: StoreMessages
     accelerator: Any
 
     def places(self, batch_size: int, num_workers: int) -> list[Place]:

@@ -15,7 +15,7 @@ from hfcap.data.pixels import PixelPlan
 from hfcap.errors import UserError
 from hfcap.files import cache_folder
 from hfcap.schema import CaptionedImage
-from hfcap.store.fill import Filling, OneProcess, Wording
+from hfcap.store.fill import OneProcess, StoreFiller, StoreMessages
 from hfcap.store.row_store import RowStore, StoredRows
 
 _LAYOUT = 3
@@ -60,12 +60,12 @@ def cached_pixels(
             "set data.image_cache: false"
         )
     rows = cache_rows(plan, folder)
-    wording = Wording(
+    wording = StoreMessages(
         "Image cache: resizing",
         "the image cache",
         "set data.image_cache_folder (or HFCAP_CACHE) to another disk, or data.image_cache: false",
     )
-    filling = Filling(
+    filling = StoreFiller(
         rows,
         inputs,
         lambda levels: levels,

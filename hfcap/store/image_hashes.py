@@ -12,7 +12,7 @@ from pathlib import Path
 from hfcap.data.images import CheckableImage, FileImage, UnreadableImageError
 from hfcap.files import sha256_of
 from hfcap.schema import CaptionedImage, ImageBytes
-from hfcap.sqlite_cache import Remembered
+from hfcap.sqlite_cache import SqliteCache
 
 _SETTLED_SECONDS = 10.0
 """A file changed again within the resolution of its time stamps would look unchanged: younger ones aren't trusted."""
@@ -31,7 +31,7 @@ def image_hashes(records: Sequence[CaptionedImage]) -> list[str]:
         UnreadableImageError: an image is missing.
     """
     hashes: list[str] = []
-    with Remembered("image_hashes", "images are read each time") as memory, ThreadPoolExecutor() as pool:
+    with SqliteCache("image_hashes", "images are read each time") as memory, ThreadPoolExecutor() as pool:
         for start in range(0, len(records), _AT_A_TIME):
             images = [record.image for record in records[start : start + _AT_A_TIME]]
             keys = list(pool.map(_file_key, images))
@@ -62,7 +62,7 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
         OSError: a file is missing or cannot be read.
     """
     hashes = []
-    with Remembered("image_hashes", "files are read each time") as memory:
+    with SqliteCache("image_hashes", "files are read each time") as memory:
         for path in paths:
             key = _key_of_path(path)
             known = {} if key is None else memory.known([key])

@@ -34,7 +34,7 @@ from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.log import peak_memory_bytes, restart_peak_memory
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives.cross_entropy import CrossEntropy
-from hfcap.training.objectives.reward import StoredImages
+from hfcap.training.objectives.reward import RewardImages
 from hfcap.training.objectives.self_critical import SelfCritical
 from hfcap.training.objectives.synonyms import synonym_table
 from hfcap.training.optimization import encoder_is_frozen
@@ -174,7 +174,7 @@ def _objective(
 ) -> CrossEntropy:
     if recipe.scst is None:
         return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
-    image_source = StoredImages(train_records, recipe, accelerator)
+    image_source = RewardImages(train_records, recipe, accelerator)
     return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, image_source)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
-from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
+from hfcap.captioners.shared.nonparametric import FittingData, NonparametricCaptioner
 from hfcap.data.loading import ImageInputs, image_loader, prepared
 from hfcap.files import folder_being_written, write_json
 from hfcap.progress import error_console, progress_bar
@@ -33,7 +33,7 @@ def fit_stage(
     """
     restart_peak_memory(accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
-    assert isinstance(captioner, FittedCaptioner)
+    assert isinstance(captioner, NonparametricCaptioner)
     captioner.model.requires_grad_(False)
     captioner.model.to(accelerator.device).eval()
     if accelerator.is_main_process:
@@ -70,7 +70,7 @@ def _image_states(captioner: Captioner, inputs: ImageInputs, recipe: Recipe) -> 
 
 
 def _summary(
-    captioner: FittedCaptioner, records: Sequence[CaptionedImage], seconds: float, accelerator: Any
+    captioner: NonparametricCaptioner, records: Sequence[CaptionedImage], seconds: float, accelerator: Any
 ) -> dict[str, Any]:
     seconds = max(seconds, 1e-9)
     n_captions = sum(len(record.captions) for record in records)

@@ -28,7 +28,7 @@ class TrainingLog:
         self.path = path
         self.accelerator = accelerator
 
-    def cut_behind(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop rows of updates that a resumed run will do again, and damaged lines at the end; only the end is read.
 
         Raises:

@@ -49,7 +49,7 @@ from hfcap.training.validation import Validator
 
 
 @dataclass
-class _Since:
+class LogWindow:
     """Sums since the last row of the log: the loss of this process, counts of all processes."""
 
     loss: float = 0.0
@@ -107,7 +107,7 @@ class TrainingRun:
         decay = self.options.ema_decay
         self.average = None if decay is None else MovingAverage(self.parameters, decay)
         self.progress = Progress(processes=self.accelerator.num_processes)
-        self._since = _Since()
+        self._since = LogWindow()
         self._stop_requested = False
         self._stop_agreed = False
 
@@ -244,7 +244,7 @@ class TrainingRun:
     # ---- records, validation, checkpoints ----------------------------------------------------------------------
 
     def _write_log(self) -> str:
-        since, self._since = self._since, _Since()
+        since, self._since = self._since, LogWindow()
         seconds = max(time.perf_counter() - since.started, 1e-9)
         loss, *sums = summed(self.accelerator, since.loss, *self.plain_objective.sums.values())
         named_sums = dict(zip(self.plain_objective.sums, sums, strict=True))
@@ -342,7 +342,7 @@ class TrainingRun:
         if not steps:
             # Each process its own dropout; also, how the captioner was built must not matter.
             set_seed(self.options.seed, device_specific=True)
-            self.log.cut_behind(0)
+            self.log.truncate_after(0)
             return
         path = checkpoint_path(self.run.checkpoints, steps[-1])
         seed = self.options.seed if self._accept_changes else None
@@ -360,7 +360,7 @@ class TrainingRun:
         restore_schedule(self.scheduler, self.optimizer, self.progress)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
-        self.log.cut_behind(self.progress.step)
+        self.log.truncate_after(self.progress.step)
         if self.accelerator.is_main_process and not self._done():
             error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
 

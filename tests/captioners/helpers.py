@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.shared.nonparametric import FittedCaptioner, FittingData
+from hfcap.captioners.shared.nonparametric import FittingData, NonparametricCaptioner
 from hfcap.data.packing import pack_captions
 from hfcap.schema import CaptionedImage, PackedCaptions
 from hfcap.training.objectives.token_loss import supervised_loss
@@ -60,12 +60,12 @@ def build(name: str, seed: int = 0, **changes: Any) -> Captioner:
     captioner = family.build(family.options_class(**{**family.tiny(), **changes}), CORPUS)
     make_lively(captioner.model, seed)
     captioner.model.eval()
-    if isinstance(captioner, FittedCaptioner):
+    if isinstance(captioner, NonparametricCaptioner):
         fit(captioner)
     return captioner
 
 
-def fit(captioner: FittedCaptioner, captions: Sequence[Sequence[str]] | None = None) -> None:
+def fit(captioner: NonparametricCaptioner, captions: Sequence[Sequence[str]] | None = None) -> None:
     """Fit to random images (the ones of `pixel_values`) with these captions, one group an image."""
     groups = captions or [CORPUS[number : number + 2] for number in range(12)]
     records = [

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText
 
 from hfcap.captioners.adaptation.lora import adapted_modules, add_lora
-from hfcap.captioners.image_text_to_text import KINDS, ImageTextToText, ImageTextToTextOptions
+from hfcap.captioners.image_text_to_text import ADAPTERS, ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.generic import Generic
 from hfcap.captioners.vlm.images import ImagesOfOneSize
@@ -155,7 +155,7 @@ def test_prompt_and_end_are_those_of_the_processor(captioner: ImageTextToText) -
     taught = rows.labels[rows.labels != -100].tolist()
     assert captioner.tokenizer.decode(taught).strip() == f"a red cat{end}"
     spaced = model_type in ("git", "blip-2", "idefics3", "llava")
-    assert captioner.caption_lead == (" " if spaced else "")
+    assert captioner.prompt_separator == (" " if spaced else "")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -274,7 +274,7 @@ def test_black_image_is_a_image() -> None:
 def test_unknown_kind_gets_one_row_per_caption() -> None:
     assert type(captioner_of("grouped").kind) is Generic
     assert not Generic.model_types
-    known = [name for kind in KINDS for name in kind.model_types]
+    known = [name for kind in ADAPTERS for name in kind.model_types]
     assert len(set(known)) == len(known)
     assert set(known) <= MODEL_TYPES
 

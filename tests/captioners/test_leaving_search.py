@@ -101,7 +101,7 @@ def test_images_leave_when_all_their_samples_have_ended(monkeypatch: pytest.Monk
     config.pad_token_id = config.eos_token_id = 0
     ends = iter([[False] * 8, [True] * 6 + [False] * 2, [False] * 2, [True] * 2])
     torch.manual_seed(1)
-    found = early_exit.leaving_search(
+    found = early_exit.early_exit_search(
         None,
         torch.ones(8, 1, dtype=torch.int64),
         lambda ids, logits: logits,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hfcap import decoding, files
-from hfcap.captioning.partial_output import Unfinished
+from hfcap.captioning.partial_output import PartialOutput
 from hfcap.card import render
 from hfcap.comparison import leaderboard
 from hfcap.publishing import staging
@@ -100,7 +100,7 @@ def test_captions_of_own_images(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> 
     for number in range(3):
         write_image(tmp_path / "images" / f"{number}.png", seed=number)
     command = ["caption", tmp_path / "model", tmp_path / "images", "--batch-size", 1, "-o", tmp_path / "out.csv"]
-    stop_in(Unfinished, "add")
+    stop_in(PartialOutput, "add")
     stopped = hfcap(*command)
     assert stopped.code == 130 and stopped.out == "" and "Traceback" not in stopped.err
     assert "stopped after 0 images; the same command continues there" in stopped.err.splitlines()[-1]

@@ -10,7 +10,7 @@ import pytest
 
 from hfcap.data.images import FileImage, UnreadableImageError
 from hfcap.schema import CaptionedImage
-from hfcap.sqlite_cache import Remembered
+from hfcap.sqlite_cache import SqliteCache
 from hfcap.store import image_hashes as module
 from hfcap.store.image_hashes import image_hashes
 
@@ -141,14 +141,14 @@ def test_a_damaged_page_of_the_database_costs_time_only(
     own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = {bytes([number // 256, number % 256]) * 16: b"x" * 100 for number in range(400)}
-    with Remembered("facts", "it takes longer") as table:
+    with SqliteCache("facts", "it takes longer") as table:
         table.remember(facts)
         assert table.known(facts) == facts
     database = own_cache / "facts.sqlite"
     content = bytearray(database.read_bytes())
     content[8192:-4096] = b"\xff" * (len(content) - 8192 - 4096)
     database.write_bytes(content)
-    with Remembered("facts", "it takes longer") as table:
+    with SqliteCache("facts", "it takes longer") as table:
         found = table.known(facts)
         assert found.items() <= facts.items() and len(found) < len(facts)
         table.remember(facts)

@@ -17,7 +17,7 @@ from hfcap import registry
 from hfcap.captioners.adaptation.lora import add_lora, save_adapter
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.shared.nonparametric import FittedCaptioner
+from hfcap.captioners.shared.nonparametric import NonparametricCaptioner
 from hfcap.card.example_images import RECORD, record_images
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions, Recipe
 from hfcap.recipe.loading import dump_recipe, load_recipe, recipe_from_mapping
@@ -108,7 +108,7 @@ def save_tiny_model(folder: Path, captioner: str, generate: GenerateOptions, pro
     built = family.build(family.options_class(**family.tiny(), prompt=prompt), CAPTIONS * 20)
     folder.mkdir(parents=True, exist_ok=True)
     built.model.eval()
-    if isinstance(built, FittedCaptioner):
+    if isinstance(built, NonparametricCaptioner):
         fit(built)
     built.save(folder, generate)
     return built

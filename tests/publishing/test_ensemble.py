@@ -9,7 +9,7 @@ import pytest
 
 from hfcap.captioners.ensemble import Ensemble
 from hfcap.errors import UserError
-from hfcap.publishing.staging import stage, staged_files
+from hfcap.publishing.staging import stage_files, staged_files
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.loading import dump_recipe, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def test_members_go_up_as_whole_models_and_the_card_lists_them(run: RunDirectory) -> None:
-    stage(run, verifiable=False)
+    stage_files(run, verifiable=False)
     names = {file.path for file in staged_files(run.publish)}
     for member in ("member_0", "member_1"):
         assert {f"{member}/config.json", f"{member}/model.safetensors", f"{member}/modeling_clip_prefix.py"} <= names
@@ -45,7 +45,7 @@ def test_members_that_cannot_be_published_stop_the_staging_and_are_named(run: Ru
     note = run.model / "hfcap.json"
     note.write_text(json.dumps({**json.loads(note.read_text()), "unpublishable": "member 1 (x)"}))
     with pytest.raises(UserError, match=r"cannot be published: member 1 \(x\)"):
-        stage(run, verifiable=False)
+        stage_files(run, verifiable=False)
 
 
 def test_only_listed_files_of_members_are_staged(run: RunDirectory) -> None:
@@ -53,5 +53,5 @@ def test_only_listed_files_of_members_are_staged(run: RunDirectory) -> None:
         (run.model / "member_0" / name).write_bytes(b"no")
     (run.model / "elsewhere").mkdir()
     (run.model / "elsewhere" / "model.safetensors").write_bytes(b"no")
-    names = {file.path for file in staged_files(stage(run, verifiable=False))}
+    names = {file.path for file in staged_files(stage_files(run, verifiable=False))}
     assert not {name for name in names if name.endswith((".pt", ".txt", ".bin")) or "elsewhere" in name}

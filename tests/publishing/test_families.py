@@ -21,7 +21,7 @@ from hfcap.card.example_images import drawn_images
 from hfcap.card.requirements import installed_versions
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.push import publish, push_folder
-from hfcap.publishing.staging import stage
+from hfcap.publishing.staging import stage_files
 from hfcap.publishing.verify import Report, verify_all
 from hfcap.run.stages import merged_model
 from hfcap.run_directory.paths import RunDirectory
@@ -146,7 +146,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
 def others(folder: Path) -> list[str]:
     """Publish repositories that are not as hfcap leaves them; returns the ids."""
     changed = build_run(folder / "changed")
-    stage(changed, repo_id="alice/changed")
+    stage_files(changed, repo_id="alice/changed")
     record = changed.publish / "verification" / "captions.json"
     content = json.loads(record.read_text())
     content["captions"]["verification/ball.png"] = "a caption that the model does not give"
@@ -154,7 +154,7 @@ def others(folder: Path) -> list[str]:
     push_folder(changed.publish, "alice/changed", private=False)
 
     injected = build_run(folder / "injected")
-    stage(injected, repo_id="alice/injected")
+    stage_files(injected, repo_id="alice/injected")
     card = injected.publish / "README.md"
     card.write_text(card.read_text().replace("from PIL import Image", "from PIL import Image; open('owned', 'w')"))
     push_folder(injected.publish, "alice/injected", private=False)

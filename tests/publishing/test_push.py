@@ -11,7 +11,7 @@ import yaml
 
 from hfcap.errors import UserError
 from hfcap.publishing.push import _refuse_foreign_code, check_may_publish, publish, push_folder
-from hfcap.publishing.staging import stage
+from hfcap.publishing.staging import stage_files
 from hfcap.publishing.verify import verify
 from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import Hub
@@ -161,7 +161,7 @@ def test_a_wrong_repository_name_is_found_before_anything_is_staged(run: RunDire
 
 
 def test_verification_runs_a_repositorys_own_code_only_if_trusted(hub: Hub, tmp_path: Path) -> None:
-    push_folder(stage(build_run(tmp_path / "run", "clip_prefix")), "alice/tiny", private=False)
+    push_folder(stage_files(build_run(tmp_path / "run", "clip_prefix")), "alice/tiny", private=False)
     with pytest.raises(UserError, match="--trust-remote-code"):
         verify("alice/tiny")
 

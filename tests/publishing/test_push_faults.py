@@ -21,7 +21,7 @@ from hfcap.hub_server.messages import BodyStream
 from hfcap.hub_server.store import HubError
 from hfcap.publishing import hub as hub_calls
 from hfcap.publishing.push import push_folder
-from hfcap.publishing.staging import stage
+from hfcap.publishing.staging import stage_files
 from hfcap.run_directory.paths import RunDirectory
 from tests.hub.faults import KINDS
 from tests.hub_server import Hub
@@ -44,7 +44,7 @@ CASES += [(call, kind, FOR_EVER) for call in CALLS for kind in ("401", "503", "d
 
 @pytest.fixture(scope="module")
 def staged(finished_run: RunDirectory) -> Path:
-    return stage(finished_run, verifiable=False)
+    return stage_files(finished_run, verifiable=False)
 
 
 @pytest.mark.parametrize(("call", "kind", "times"), CASES)
@@ -127,7 +127,7 @@ def test_somebody_elses_commit_in_between_is_kept(staged: Path, hub: Hub) -> Non
 
 
 def test_the_hubs_refusal_of_a_card_is_explained(run: RunDirectory, hub: Hub) -> None:
-    folder = stage(run, verifiable=False)
+    folder = stage_files(run, verifiable=False)
     card = folder / "README.md"
     card.write_text(card.read_text().replace("license: apache-2.0", "license: my-own"))
     with pytest.raises(UserError, match='"license" must be one of'):

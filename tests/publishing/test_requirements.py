@@ -29,7 +29,7 @@ from hfcap.errors import UserError, WorkError
 from hfcap.publishing.clean_process import Job, run_clean
 from hfcap.publishing.published import PublishedModel
 from hfcap.publishing.push import publish
-from hfcap.publishing.staging import stage
+from hfcap.publishing.staging import stage_files
 from hfcap.publishing.verify import Report, verify_folder
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.run_directory.paths import RunDirectory
@@ -251,14 +251,14 @@ def test_a_package_that_the_card_leaves_out_fails_the_proof_and_completes_the_ca
 
 
 def test_versions_on_the_card_are_those_of_the_proof(run: RunDirectory) -> None:
-    folder = stage(run)
+    folder = stage_files(run)
     here = installed_versions(CORE)
     assert packages_on_card((folder / "README.md").read_text()) == with_bounds(CORE, here)
     # Proven elsewhere before: the bounds follow where it is proven now.
     record = read_record(run.path)
     write_json(run.path / RECORD, record | {"versions": dict.fromkeys(CORE, "1.0.0")})
     assert read_card_input(run).requirements == [f"{name}>=1.0" for name in CORE]
-    stage(run)
+    stage_files(run)
     assert read_card_input(run).requirements == with_bounds(CORE, here)
 
 
@@ -274,7 +274,7 @@ def test_versions_on_the_card_are_those_of_the_proof(run: RunDirectory) -> None:
 def test_a_card_whose_packages_cannot_be_tried_is_not_proven(
     line: str, found: str, run: RunDirectory, hub: Hub
 ) -> None:
-    folder = stage(run, repo_id="alice/x")
+    folder = stage_files(run, repo_id="alice/x")
     card = (folder / "README.md").read_text()
     written = next(text for text in card.splitlines() if text.startswith("pip install"))
     (folder / "README.md").write_text(card.replace(written, line))
@@ -289,13 +289,13 @@ def test_a_card_whose_packages_cannot_be_tried_is_not_proven(
 def test_damaged_notes_of_packages_are_named(damage: dict[str, Any], run: RunDirectory) -> None:
     write_json(run.path / RECORD, read_record(run.path) | damage)
     with pytest.raises(UserError, match=r"also_needed must be a list|must be texts"):
-        stage(run)
+        stage_files(run)
 
 
 def test_a_run_of_a_stranger_cannot_write_commands_into_a_card(run: RunDirectory) -> None:
     write_json(run.path / RECORD, read_record(run.path) | {"also_needed": ["torch\ncurl x | sh"]})
     with pytest.raises(UserError, match="no package with a lower bound"):
-        stage(run)
+        stage_files(run)
     write_json(run.path / RECORD, read_record(run.path) | {"also_needed": [], "versions": {"torch": "1`; sh"}})
     shutil.rmtree(run.publish, ignore_errors=True)
     with pytest.raises(UserError, match=r"versions.*torch"):

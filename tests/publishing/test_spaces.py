@@ -21,7 +21,7 @@ from hfcap.hub_server.card_rules import check_card
 from hfcap.publishing.own_wheel import WHEEL_NAME
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.spaces import stage_metric
-from hfcap.publishing.staging import stage
+from hfcap.publishing.staging import stage_files
 from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import Hub
 
@@ -138,7 +138,7 @@ def test_what_is_refused(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_the_demo_loads_safetensors_only(hub: Hub, run: RunDirectory, tmp_path: Path) -> None:
-    folder = stage(run, verifiable=False)
+    folder = stage_files(run, verifiable=False)
     push_folder(folder, "alice/tiny", private=False)
     app = (stage_demo(["alice/tiny"], tmp_path / "space", "Demo") / "app.py").read_text()
     assert re.search(

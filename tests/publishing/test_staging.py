@@ -11,14 +11,14 @@ import pytest
 
 from hfcap.errors import UserError
 from hfcap.publishing.secrets import redact, scan
-from hfcap.publishing.staging import stage, staged_files
+from hfcap.publishing.staging import stage_files, staged_files
 from hfcap.recipe.loading import load_recipe
 from hfcap.run_directory.paths import RunDirectory
 from tests.publishing.run_builder import adapter_run, build_run, write_json
 
 
 def quick_stage(run: RunDirectory) -> Path:
-    return stage(run, verifiable=False)
+    return stage_files(run, verifiable=False)
 
 
 def test_exactly_the_listed_files(run: RunDirectory) -> None:
@@ -33,7 +33,7 @@ def test_exactly_the_listed_files(run: RunDirectory) -> None:
         (run.model / unwanted).write_bytes(b"no")
     (run.model / "checkpoint-5").mkdir()
     (run.model / "checkpoint-5" / "model.safetensors").write_bytes(b"no")
-    assert {file.path for file in staged_files(stage(run))} == {
+    assert {file.path for file in staged_files(stage_files(run))} == {
         "README.md", "recipe.yaml", "training_curve.png", "config.json", "generation_config.json", "hfcap.json",
         "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
         "scores/test.json", "scores/test.blank_images.json", "scores/test.most_frequent_caption.json",
@@ -123,7 +123,7 @@ def test_an_adapter_of_a_base_that_only_the_run_has_must_be_merged(run: RunDirec
     shutil.copytree(merged, run.base_model)
     with pytest.raises(UserError, match="hfcap merge"):
         quick_stage(run)
-    folder = stage(run, model=merged, verifiable=False)
+    folder = stage_files(run, model=merged, verifiable=False)
     assert (folder / "model.safetensors").is_file() and not (folder / "adapter_config.json").exists()
 
 

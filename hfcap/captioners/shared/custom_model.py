@@ -43,7 +43,7 @@ class VisionOptions(ModelOptions):
     vision_revision: str | None = None
 
 
-class TokensOfConfig(Captioner):
+class ConfigTokensMixin(Captioner):
     """A captioner whose special tokens are those of its model's config."""
 
     @property
@@ -62,7 +62,7 @@ class TokensOfConfig(Captioner):
         return int(self.model.config.pad_token_id)
 
 
-class OwnModelCaptioner(TokensOfConfig):
+class CustomModelCaptioner(ConfigTokensMixin):
     """A captioner whose model has `vision_model`, `encode`, `generate` and the ids of special tokens in its config."""
 
     model_class: ClassVar[Any]

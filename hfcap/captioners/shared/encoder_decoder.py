@@ -10,18 +10,18 @@ from transformers import CLIPProcessor, GenerationConfig
 
 from hfcap.captioners.base import BaseModel
 from hfcap.captioners.published.modeling_image_encoder import position_offset
-from hfcap.captioners.shared.custom_model import OwnModelCaptioner, VisionOptions, build_vision, vision_settings
+from hfcap.captioners.shared.custom_model import CustomModelCaptioner, VisionOptions, build_vision, vision_settings
 from hfcap.captioners.shared.masks import packed_attention_mask
 from hfcap.captioners.shared.tokenizers import special_token_ids
 from hfcap.generation.attention_maps import grid_maps, last_layers_attention
 from hfcap.generation.early_exit import leaving
 from hfcap.generation.language_head import body_states, head_logits
 from hfcap.generation.shared_attention import can_share, image_cache, shared_attention
-from hfcap.generation.step_scores import without_steps
+from hfcap.generation.step_scores import drop_step_scores
 from hfcap.schema import PackedCaptions
 
 
-class EncoderDecoderCaptioner(OwnModelCaptioner):
+class EncoderDecoderCaptioner(CustomModelCaptioner):
     """An EncoderDecoderModel. Parts: vision (encoder) and text (bridge and decoder)."""
 
     parts = ("vision", "text")
@@ -93,7 +93,7 @@ class EncoderDecoderCaptioner(OwnModelCaptioner):
         decoder = self.model.decoder
         if not can_share(decoder):
             return self.model.generate(
-                image_states=image_states, input_ids=input_ids, generation_config=config, **without_steps(config)
+                image_states=image_states, input_ids=input_ids, generation_config=config, **drop_step_scores(config)
             )
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + position_offset(decoder)
         read = self.model.bridge(image_states)

@@ -16,7 +16,7 @@ from hfcap.schema import CaptionedImage
 
 @dataclass(frozen=True, slots=True)
 class FittingData:
-    """What `FittedCaptioner.fit` learns from.
+    """What `NonparametricCaptioner.fit` learns from.
 
     Attributes:
         records: the training images with their captions.
@@ -32,7 +32,7 @@ class FittingData:
     folder: Path
 
 
-class FittedCaptioner(Captioner):
+class NonparametricCaptioner(Captioner):
     """A captioner whose training is one call of `fit`; it has no loss, no trained weight and nothing for LoRA."""
 
     trains_by_gradients = False

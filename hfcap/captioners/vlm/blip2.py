@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap.captioners.shared.pretrained import require_positions
-from hfcap.captioners.vlm.kind import expand
+from hfcap.captioners.vlm.adapter import expand
 from hfcap.captioners.vlm.prefix import Prefix
 from hfcap.captioners.vlm.rows import without_prefix
 from hfcap.errors import UserError
@@ -48,7 +48,7 @@ class Blip2(Prefix):
         """Also the language model, whose `generate` BLIP-2's own calls."""
         return [self.model, self.model.language_model]
 
-    def caption_lead(self, prompt: str) -> str:
+    def prompt_separator(self, prompt: str) -> str:
         """A space, where there is a prompt to continue."""
         return " " if prompt.strip() else ""
 

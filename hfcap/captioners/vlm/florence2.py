@@ -13,12 +13,12 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.shared.masks import packed_attention_mask
-from hfcap.captioners.vlm.kind import Kind
-from hfcap.generation.step_scores import without_steps
+from hfcap.captioners.vlm.adapter import VlmAdapter
+from hfcap.generation.step_scores import drop_step_scores
 from hfcap.schema import PackedCaptions
 
 
-class Florence2(Kind):
+class Florence2(VlmAdapter):
     """Florence2ForConditionalGeneration; the prompt is a task such as <CAPTION>, read by the encoder once per image."""
 
     model_types = ("florence2",)
@@ -87,7 +87,7 @@ class Florence2(Kind):
 
     def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate without keeping the scores of every step."""
-        return self._generate(image_states, input_ids, config, without_steps(config))
+        return self._generate(image_states, input_ids, config, drop_step_scores(config))
 
     def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Leave the start tokens as they are: the second one is forced."""

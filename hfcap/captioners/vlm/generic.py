@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hfcap.captioners.vlm.kind import expand
+from hfcap.captioners.vlm.adapter import expand
 from hfcap.captioners.vlm.rows import Rows, accepted
 from hfcap.errors import UserError
 

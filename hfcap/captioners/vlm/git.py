@@ -13,12 +13,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hfcap.captioners.shared.masks import prefix_attention_mask
 from hfcap.captioners.shared.tokenizers import wrap_texts
-from hfcap.captioners.vlm.kind import Kind
-from hfcap.generation.step_scores import without_steps
+from hfcap.captioners.vlm.adapter import VlmAdapter
+from hfcap.generation.step_scores import drop_step_scores
 from hfcap.schema import PackedCaptions
 
 
-class Git(Kind):
+class Git(VlmAdapter):
     """GitForCausalLM: the prompt is the beginning of the caption; image states see one another, words look back."""
 
     model_types = ("git",)
@@ -47,7 +47,7 @@ class Git(Kind):
         text = prompt.strip()
         return [start, *(tokenizer(text, add_special_tokens=False)["input_ids"] if text else [])]
 
-    def caption_lead(self, prompt: str) -> str:
+    def prompt_separator(self, prompt: str) -> str:
         """A space, where there is a prompt to continue."""
         return " " if prompt.strip() else ""
 
@@ -85,7 +85,7 @@ class Git(Kind):
 
     def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate without keeping the scores of every step."""
-        return self._generate(image_states, input_ids, config, without_steps(config))
+        return self._generate(image_states, input_ids, config, drop_step_scores(config))
 
     def _generate(
         self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]

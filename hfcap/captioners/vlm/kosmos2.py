@@ -28,7 +28,7 @@ class Kosmos2(Rows):
         """Also the language model, whose `generate` Kosmos-2's own calls."""
         return [self.model, self.model.text_model]
 
-    def caption_lead(self, prompt: str) -> str:
+    def prompt_separator(self, prompt: str) -> str:
         """A space, where there is a prompt to continue."""
         return " " if prompt.strip() else ""
 

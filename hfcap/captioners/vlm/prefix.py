@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 
 from hfcap.captioners.probe import penalises_repetition
 from hfcap.captioners.shared.masks import prefix_attention_mask
+from hfcap.captioners.vlm.adapter import PromptInputs
 from hfcap.captioners.vlm.generic import Generic
-from hfcap.captioners.vlm.kind import PromptInputs
 from hfcap.errors import UserError
 from hfcap.generation.early_exit import leaving
 from hfcap.generation.shared_prefix import SharedPrefix

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hfcap.captioners.shared.masks import prefix_attention_mask
-from hfcap.captioners.vlm.kind import PromptInputs
+from hfcap.captioners.vlm.adapter import PromptInputs
 from hfcap.captioners.vlm.prefix import Prefix
 
 

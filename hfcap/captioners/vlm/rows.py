@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 import torch
 from transformers import GenerationConfig
 
-from hfcap.captioners.vlm.kind import Kind, PromptInputs, expand
+from hfcap.captioners.vlm.adapter import PromptInputs, VlmAdapter, expand
 from hfcap.errors import UserError
 from hfcap.generation.early_exit import leaving
-from hfcap.generation.step_scores import without_steps
+from hfcap.generation.step_scores import drop_step_scores
 
 _USUAL_SIZE, _MOST_SIZE = 448, 560
 """Sides of the square that images are resized to: where the vision part names none, and at most."""
 
 
-class Rows(Kind):
+class Rows(VlmAdapter):
     """A decoder that is given prompt and caption in one row, and the image's states next to it."""
 
     caption_extras: ClassVar[Mapping[str, int]] = {}
@@ -107,7 +107,7 @@ class Rows(Kind):
     def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with a batch that finished images leave, unless the model keeps positions of its rows to itself."""
         keeps_positions = hasattr(self.model.base_model, "rope_deltas")  # Qwen-VL's do
-        faster = without_steps(config) if keeps_positions else leaving(config)
+        faster = drop_step_scores(config) if keeps_positions else leaving(config)
         return self._generate(image_states, input_ids, config, faster)
 
     def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

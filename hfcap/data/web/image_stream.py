@@ -41,10 +41,10 @@ def listed_images(records: Sequence[CaptionedImage]) -> ImageStream:
     """Return the stream of images that are known one by one."""
     known = list(records)
 
-    def behind(done: int, last: str | None) -> Iterator[CaptionedImage]:
+    def after(done: int, last: str | None) -> Iterator[CaptionedImage]:
         yield from known[done:]
 
-    return ImageStream([[record.image_id, _stamp(record.image)] for record in known], len(known), behind, known)
+    return ImageStream([[record.image_id, _stamp(record.image)] for record in known], len(known), after, known)
 
 
 def _stamp(image: ImageBytes) -> str:
@@ -84,7 +84,7 @@ def dataset_images(
         rows[name] = _undecoded(table, columns[-1])
     folder = path if path.is_dir() else None
 
-    def behind(done: int, last: str | None) -> Iterator[CaptionedImage]:
+    def after(done: int, last: str | None) -> Iterator[CaptionedImage]:
         first, start = names[0], 0
         if last is not None:
             first, _, number = last.rpartition("-")
@@ -94,7 +94,7 @@ def dataset_images(
             start = 0
 
     identity = [dataset, config_name, names, columns, revision or _files(path)]
-    return ImageStream(identity, None, behind)
+    return ImageStream(identity, None, after)
 
 
 def _undecoded(table: Any, column: str) -> Any:

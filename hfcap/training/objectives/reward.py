@@ -38,7 +38,7 @@ class LengthPenalty:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredImages:
+class RewardImages:
     """Training images for CLIP: each is encoded once, by one of the processes, into the feature store."""
 
     records: Sequence[CaptionedImage]

@@ -1,6 +1,6 @@
 """What the kinds of image-text-to-text models differ in: how images and prompt get in, and how rows are laid out.
 
-A kind is a file `_itt_<name>.py` with a subclass of `Kind`; `image_text_to_text.py` chooses it by the model type.
+A kind is a file `_itt_<name>.py` with a subclass of `VlmAdapter`; `image_text_to_text.py` chooses it by the model type.
 Shape letters as in `base.py`, and N positions of the prefix (prompt and image) that stands before every caption.
 """
 
@@ -42,7 +42,7 @@ class PromptInputs:
     pixel_shape: tuple[int, ...] = ()
 
 
-class Kind(ABC):
+class VlmAdapter(ABC):
     """How one kind of model takes images and words; reads model and processor from the captioner it belongs to."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -96,7 +96,7 @@ class Kind(ABC):
     @property
     def packs(self) -> bool:
         """Whether the captions of an image can stand in one row."""
-        return type(self).packed_states is not Kind.packed_states
+        return type(self).packed_states is not VlmAdapter.packed_states
 
     def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate what `plain_generate` does in less time."""
@@ -161,7 +161,7 @@ class Kind(ABC):
         """Return the tokens that every caption's row begins with: the last of the prompt."""
         return [int(self.prompt_inputs(prompt).input_ids[-1])]
 
-    def caption_lead(self, prompt: str) -> str:
+    def prompt_separator(self, prompt: str) -> str:
         """Return the text between prompt and caption."""
         chat = self._chat_ends()
         return "" if chat is None else chat[0]
@@ -267,8 +267,8 @@ class Kind(ABC):
         answered = self.processor.apply_chat_template([question, reply], tokenize=False)
         if not answered.startswith(asked) or _MARK not in answered:
             return "", ""
-        before, _, behind = answered[len(asked) :].partition(_MARK)
-        return before, behind
+        before, _, after = answered[len(asked) :].partition(_MARK)
+        return before, after
 
 
 def _user_message(prompt: str, **image: Any) -> dict[str, Any]:
