@@ -15,7 +15,7 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.data.sources.hub import HubOptions
 from hfcap.errors import UserError
 from hfcap.files import read_json
-from hfcap.recipe.block import Block
+from hfcap.recipe.block_base import Block
 from hfcap.recipe.blocks import AugmentOptions, DataOptions, LoraOptions, ModelOptions, TrainOptions
 from hfcap.recipe.changes import _TABLE, Effect, changed_values, key_changes
 from hfcap.recipe.loading import recipe_from_mapping

@@ -138,7 +138,7 @@ def recipe_of(
 ) -> tuple[Recipe, RunDirectory]:
     """Load a recipe, or that of a run directory, and say where its run is: the one gate of commands and functions.
 
-    A run directory is where it stands. Somebody else may have made it: its recipe names no programs (run_recipe.py),
+    A run directory is where it stands. Somebody else may have made it: its recipe names no programs (run_directory/recipe.py),
     and code of its model runs only with `trust_remote_code`. A recipe file is the word of whoever names it.
 
     Raises:

@@ -35,7 +35,7 @@ from hfcap.generation.language_head import body_states, head_logits
 from hfcap.generation.shared_prefix import SharedPrefix
 from hfcap.generation.step_scores import drop_step_scores
 from hfcap.places import Location
-from hfcap.recipe.block import PositiveInt, Share
+from hfcap.recipe.block_base import PositiveInt, Share
 from hfcap.recipe.blocks import TokenizerOptions
 from hfcap.schema import PackedCaptions
 

@@ -18,7 +18,7 @@ from hfcap.captioners.shared.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.shared.pretrained import TINY_CNN, require_one_origin
 from hfcap.captioners.shared.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
 from hfcap.places import Location
-from hfcap.recipe.block import Share
+from hfcap.recipe.block_base import Share
 from hfcap.recipe.blocks import TokenizerOptions
 
 

@@ -39,7 +39,7 @@ from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids
 from hfcap.errors import UserError
 from hfcap.places import Location
 from hfcap.progress import track
-from hfcap.recipe.block import Block, NonNegativeInt, PositiveInt
+from hfcap.recipe.block_base import Block, NonNegativeInt, PositiveInt
 from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
 
 _MEMBER_FOLDER = re.compile(r"member_\d+")

@@ -1,6 +1,6 @@
 """Any model of transformers' AutoModelForImageTextToText: GIT, BLIP-2, Florence-2, PaliGemma, SmolVLM, Qwen-VL, ...
 
-What differs between kinds of models stands in `_itt_*.py`; this file chooses the kind by the model type.
+What differs between kinds of models stands in `vlm/`; this file chooses the kind by the model type.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hfcap.captioners.vlm.mllama import Mllama
 from hfcap.captioners.vlm.prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners.vlm.qwen import QwenVL
 from hfcap.errors import UserError
-from hfcap.recipe.block import PositiveInt
+from hfcap.recipe.block_base import PositiveInt
 from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions
 

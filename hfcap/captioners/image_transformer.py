@@ -17,7 +17,7 @@ from hfcap.captioners.shared.custom_model import VisionOptions, as_decoder
 from hfcap.captioners.shared.encoder_decoder import EncoderDecoderCaptioner
 from hfcap.captioners.shared.tokenizers import train_tokenizer, wrap_texts
 from hfcap.places import Location
-from hfcap.recipe.block import Block, PositiveInt, Share
+from hfcap.recipe.block_base import Block, PositiveInt, Share
 from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 
 

@@ -23,7 +23,7 @@ from hfcap.captioners.shared.retrieval_index import agreement_tables, numbers_of
 from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
 from hfcap.places import LocalPath
-from hfcap.recipe.block import PositiveInt
+from hfcap.recipe.block_base import PositiveInt
 from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
 
 

@@ -21,7 +21,7 @@ from hfcap.captioners.shared.pretrained import TINY_CNN
 from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer, wrap_texts
 from hfcap.generation.attention_maps import grid_maps
 from hfcap.generation.early_exit import leaving
-from hfcap.recipe.block import NonNegativeFloat, PositiveInt, Share
+from hfcap.recipe.block_base import NonNegativeFloat, PositiveInt, Share
 from hfcap.recipe.blocks import TokenizerOptions
 from hfcap.schema import IGNORED_LABEL, PackedCaptions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hfcap.card.front_matter import compact_signature
+from hfcap.card.markdown_pieces import count, dataset_link, shown_number
 from hfcap.card.run_facts import RunFacts
-from hfcap.card.text import count, dataset_link, shown_number
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.scoring.score_table import METRIC_NAMES, metric_name

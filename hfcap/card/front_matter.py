@@ -10,9 +10,9 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from hfcap.card.example_images import SAMPLES_FOLDER
+from hfcap.card.kept_sections import split_front_matter
 from hfcap.card.machine_paths import is_machine_path, portable
 from hfcap.card.run_facts import RunFacts, licence_of
-from hfcap.card.sections import split_front_matter
 from hfcap.pages.markdown import one_line
 from hfcap.scoring.score_table import METRIC_NAMES, metric_name
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from hfcap.card.evaluation import BASELINE_NAMES
 from hfcap.card.front_matter import shown_value
 from hfcap.card.machine_paths import portable
+from hfcap.card.markdown_pieces import count, dataset_link, duration, hub_link, shown_number
 from hfcap.card.run_facts import RunFacts, Sample
-from hfcap.card.text import count, dataset_link, duration, hub_link, shown_number
 from hfcap.pages.markdown import Safe, code, code_block, escape, one_line, table
 from hfcap.recipe.blocks import SAMPLING_ONLY
 from hfcap.scoring.score_table import METRIC_NAMES, metric_name

@@ -1,4 +1,4 @@
-"""Decoding images that nobody vouches for: limits, formats, colour and orientation in one place."""
+"""Decoding images that nobody vouches for: limits, colour and orientation (formats: `schema.IMAGE_FORMATS`)."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from hfcap import registry
 from hfcap.captioners import published
 from hfcap.card.code_files import foreign_code
+from hfcap.card.kept_sections import merge_sections, split_front_matter
 from hfcap.card.run_facts import hub_base_models
-from hfcap.card.sections import merge_sections, split_front_matter
 from hfcap.card.usage_code import brings_code
 from hfcap.data.source import load_split
 from hfcap.errors import StoppedError, UserError, WorkError

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from hfcap import registry
 from hfcap.card.example_images import FOLDER
 from hfcap.card.front_matter import shown_value
-from hfcap.card.sections import split_front_matter
-from hfcap.card.text import shown_number
+from hfcap.card.kept_sections import split_front_matter
+from hfcap.card.markdown_pieces import shown_number
 from hfcap.data.source import Source
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text, sha256_of, write_json

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from hfcap.places import FrequencyFile, LocalPath, Location, Place
-from hfcap.recipe.block import Block, NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from hfcap.recipe.block_base import Block, NonNegativeFloat, NonNegativeInt, PositiveInt, Share
 from hfcap.recipe.scst import ScstOptions
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from hfcap.places import FrequencyFile, Location
-from hfcap.recipe.block import Block, NonNegativeFloat, PositiveInt, Share
+from hfcap.recipe.block_base import Block, NonNegativeFloat, PositiveInt, Share
 
 
 class RewardOptions(Block):

@@ -18,8 +18,8 @@ from hfcap.captioners.adaptation.lora import adapted_modules, add_lora
 from hfcap.captioners.image_text_to_text import ADAPTERS, ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.generic import Generic
-from hfcap.captioners.vlm.images import ImagesOfOneSize
 from hfcap.captioners.vlm.loading import MODEL_TYPES, quantization_config
+from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from tests.captioners.helpers import (

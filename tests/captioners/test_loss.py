@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from hfcap import registry
 from hfcap.captioners.base import Captioner
 from tests.captioners.helpers import (
     FAMILIES,
@@ -93,6 +94,13 @@ PLAIN: dict[str, Callable[[Captioner, torch.Tensor, list[int]], torch.Tensor]] =
     "image_transformer": _plain_encoder_decoder,
     "show_attend_tell": _plain_show_attend_tell,
 }
+
+
+def test_every_family_that_is_trained_is_compared() -> None:
+    families = {name: registry.load("captioners", name).REGISTERED for name in registry.names("captioners")}
+    trained = {name for name, family in families.items() if family.trains_by_gradients}
+    # Vision-language models have tests of their own (test_image_text_to_text*.py).
+    assert trained - {"image_text_to_text"} == set(PLAIN)
 
 
 @pytest.fixture(scope="module", params=sorted(PLAIN))

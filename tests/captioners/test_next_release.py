@@ -170,3 +170,15 @@ def test_what_agreed_once_is_not_asked_again_by_another_process(tmp_path: Any) -
     for file in (tmp_path / "probes").iterdir():
         file.unlink()
     assert not verdicts.holds("a purpose", {"fact": 1}, lambda: False, "the plain way")
+
+
+def test_the_plain_way_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    captioner = build("blip")
+    with torch.inference_mode():
+        states = captioner.encode(pixel_values(captioner, COUNT))
+    monkeypatch.setenv(verdicts.PLAIN_VARIABLE, "1")
+    monkeypatch.setattr(type(captioner), "fast_generate", lambda *_, **__: pytest.fail("not the plain way"))
+    capfd.readouterr()
+    found = captioner.caption_states(states, _options({"num_beams": 3}))
+    assert [[one.text for one in of_image] for of_image in found] == _plain(captioner, states, {"num_beams": 3})
+    assert "warning" not in capfd.readouterr().err

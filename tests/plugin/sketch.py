@@ -17,7 +17,7 @@ from transformers.models.vision_encoder_decoder import VisionEncoderDecoderConfi
 from hfcap.captioners.base import Captioner, CardFacts
 from hfcap.captioners.shared.pretrained import load_image_processor, new_image_processor, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
-from hfcap.recipe.block import PositiveInt
+from hfcap.recipe.block_base import PositiveInt
 from hfcap.recipe.blocks import ModelOptions, TokenizerOptions
 
 

@@ -16,9 +16,9 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from hfcap.card.front_matter import eval_results_file
+from hfcap.card.kept_sections import MARK, split_front_matter
 from hfcap.card.render import missing_facts, render_card, write_card
 from hfcap.card.run_facts import read_card_input
-from hfcap.card.sections import MARK, split_front_matter
 from hfcap.errors import UserError
 from hfcap.hub_server.card_rules import check_card
 from hfcap.recipe.loading import dump_recipe, recipe_from_mapping

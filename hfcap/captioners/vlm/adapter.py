@@ -1,6 +1,6 @@
 """What the kinds of image-text-to-text models differ in: how images and prompt get in, and how rows are laid out.
 
-A kind is a file `_itt_<name>.py` with a subclass of `VlmAdapter`; `image_text_to_text.py` chooses it by the model type.
+A kind is a file `vlm/<name>.py` with a subclass of `VlmAdapter`; `image_text_to_text.py` chooses it by the model type.
 Shape letters as in `base.py`, and N positions of the prefix (prompt and image) that stands before every caption.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.vlm.images import ImagesOfOneSize
+from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
 

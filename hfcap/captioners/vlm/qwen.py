@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from hfcap.captioners.vlm.adapter import PromptInputs, expand
-from hfcap.captioners.vlm.images import ImagesOfOneSize, square
+from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize, square
 from hfcap.captioners.vlm.prefix import Prefix
 from hfcap.errors import UserError
 

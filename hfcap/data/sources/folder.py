@@ -21,7 +21,7 @@ from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import parse_json, read_json_lines, read_text
 from hfcap.places import LocalPath
-from hfcap.recipe.block import Share
+from hfcap.recipe.block_base import Share
 from hfcap.recipe.blocks import DataOptions
 from hfcap.registry import did_you_mean
 from hfcap.schema import CaptionedImage

@@ -12,7 +12,7 @@ from hfcap.data.scenes.captions import captions_of
 from hfcap.data.scenes.layout import Scene, draw_scene
 from hfcap.data.scenes.rendering import SceneImage
 from hfcap.data.source import NoSuchSplitError, Source
-from hfcap.recipe.block import NonNegativeInt
+from hfcap.recipe.block_base import NonNegativeInt
 from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
 
