@@ -138,8 +138,9 @@ def recipe_of(
 ) -> tuple[Recipe, RunDirectory]:
     """Load a recipe, or that of a run directory, and say where its run is: the one gate of commands and functions.
 
-    A run directory is where it stands. Somebody else may have made it: its recipe names no programs (run_directory/recipe.py),
-    and code of its model runs only with `trust_remote_code`. A recipe file is the word of whoever names it.
+    A run directory is where it stands. Somebody else may have made it: its recipe names no programs
+    (run_directory/recipe.py), and code of its model runs only with `trust_remote_code`. A recipe file is the word of
+    whoever names it.
 
     Raises:
         RecipeError: the recipe or an override is wrong; names every problem.
