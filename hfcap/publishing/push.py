@@ -23,7 +23,7 @@ from hfcap.files import parse_json, read_json, read_json_object, write_json
 from hfcap.publishing import hub
 from hfcap.publishing.commit import Push
 from hfcap.publishing.staging import StagedFile, stage_files, staged_files
-from hfcap.publishing.verify import Comparison, verify, verify_folder
+from hfcap.publishing.verify import CaptionPair, verify, verify_folder
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import recipe_of_run
@@ -55,7 +55,7 @@ class PublishResult:
     url: str | None = None
     commit: str | None = None
     dry_run: bool = False
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[CaptionPair] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Return a report for the person at the terminal."""

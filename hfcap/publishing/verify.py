@@ -30,7 +30,7 @@ TOLERATED_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class CaptionPair:
     """A caption that the run recorded and the one that the published model gave; white space does not count."""
 
     image: str
@@ -67,7 +67,7 @@ class Report:
     repo_id: str
     commit: str
     checks: list[Check] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[CaptionPair] = field(default_factory=list)
     unnamed: tuple[str, ...] = ()
 
     @property
@@ -302,7 +302,7 @@ def _compare(examination: _Examination, printed: Mapping[Path, str]) -> None:
         ("captions", recorded, 0.0),
         ("captions of the run's images", more, TOLERATED_SHARE),
     ):
-        compared = [Comparison(path.name, caption, printed[path]) for path, caption in expected.items()]
+        compared = [CaptionPair(path.name, caption, printed[path]) for path, caption in expected.items()]
         report.comparisons += compared
         if compared and examination.same:
             report.add(name, *_judged(compared, tolerated))
@@ -310,7 +310,7 @@ def _compare(examination: _Examination, printed: Mapping[Path, str]) -> None:
             report.add(name, None, "they are drawn at random, so they differ each time")
 
 
-def _judged(compared: Sequence[Comparison], tolerated_share: float) -> tuple[bool, str]:
+def _judged(compared: Sequence[CaptionPair], tolerated_share: float) -> tuple[bool, str]:
     different = [item for item in compared if not item.agrees]
     if len(different) <= tolerated_share * len(compared):
         return True, f"{len(compared) - len(different)} of {len(compared)} as recorded"
