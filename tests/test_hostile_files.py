@@ -273,7 +273,11 @@ def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
 
 
 def test_parse_json_names_the_place() -> None:
-    for text, said in (("{", "line 1, column 2"), ('{\n"a": }', "line 2, column 6"), ('"\\ud800"', "half a character")):
+    for text, said in (
+        ("{", "line 1, column 2"),
+        ('{\n"a": }', "line 2, column 6"),
+        ('"\\ud800"', "unpaired surrogate"),
+    ):
         with pytest.raises(UserError, match=f"here.*{said}"):
             parse_json(text, "here", lines=True)
     assert parse_json('{"a": [1, 2.5, null, "\\u00e4"]}', "here") == {"a": [1, 2.5, None, "ä"]}

@@ -82,7 +82,7 @@ def test_a_wheel_holds_every_file_of_the_package(source: Path, wheel: Path) -> N
     recipes = {f"hfcap/{path.relative_to(source).as_posix()}" for path in (source / "recipes").rglob("*.*")}
     others = {path.relative_to(source).as_posix() for path in (source / "hfcap").rglob("*") if path.is_file()}
     assert names_in(wheel) == recipes | others
-    assert len(recipes) > len(shipped_recipes()) and "hfcap/publishing/card.md.jinja" in others
+    assert len(recipes) > len(shipped_recipes()) and "hfcap/card/card.md.jinja" in others
 
 
 def test_every_pattern_of_package_data_names_something() -> None:

@@ -174,7 +174,7 @@ def test_impossible_options_are_explained(model: tuple[Captioner, str], images: 
 def test_options_of_sampling_need_sampling(
     option: dict[str, float], model: tuple[Captioner, str], images: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"--{next(iter(option)).replace('_', '-')}: .*add --sample"):
+    with pytest.raises(UserError, match=rf"--{next(iter(option)).replace('_', '-')}: .*without --sample"):
         caption_images(model[1], [str(images / "a.png")], overrides=option)
     drawn = {**option, "do_sample": True, "num_beams": 1}
     assert caption_images(model[1], [str(images / "a.png")], tmp_path / "x.csv", overrides=drawn)

@@ -131,7 +131,8 @@ def test_a_coco_file_needs_no_annotations(model: Model, files: list[Path], tmp_p
         {"id": 10 * number, "file_name": path.name, "split": "val" if number < 2 else "test"}
         for number, path in enumerate(files)
     ]
-    path = tmp_path / "info.json"
+    path = tmp_path / "elsewhere" / "info.json"
+    path.parent.mkdir()
     path.write_text(json.dumps({"images": images}))
     choice = DatasetChoice(images=str(files[0].parent))
     found = caption_images(model[1], [str(path)], batch_size=2, dataset=choice)
@@ -193,8 +194,8 @@ def test_a_dataset_of_the_hub_is_streamed(
     [
         (["set.parquet", "a.png"], {}, "set.parquet: a dataset is captioned alone"),
         (["a.png"], {"split": "test"}, "a.png: --split does not apply to it"),
-        (["a.png"], {"image_column": "x"}, "a.png: --image-column says nothing about it"),
-        (["SET.PARQUET"], {"images": "x"}, "SET.PARQUET: --images says nothing about it"),
+        (["a.png"], {"image_column": "x"}, "a.png: --image-column does not apply to it"),
+        (["SET.PARQUET"], {"images": "x"}, "SET.PARQUET: --images does not apply to it"),
         (["here/photos"], {}, "here/photos: no such file"),  # a mistyped folder is not looked for on the Hub
         (["gone.parquet"], {}, "gone.parquet: no such file"),
         (["gone.json"], {}, "gone.json: no such file"),

@@ -293,7 +293,7 @@ def test_half_a_character_is_refused_with_the_file_s_name(scored: Scored) -> Non
     assert compare([path]).systems[0].name == "other"
     value["metrics"]["\udcff"] = 0.5
     path.write_text(json.dumps(value))
-    with pytest.raises(UserError, match=r"other\.json: .* half a character \(\\udcff\)"):
+    with pytest.raises(UserError, match=r"other\.json: .* unpaired surrogate \(\\udcff\)"):
         compare([path])
 
 

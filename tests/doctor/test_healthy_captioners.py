@@ -33,7 +33,7 @@ def test_a_healthy_captioner(family: str, tmp_path: Path, capsys: pytest.Capture
     assert agreement["prediction_difference"] < 1e-4
     assert agreement["leak"] < 1e-4 < agreement["image_effect"]
     printed = capsys.readouterr().out
-    assert "[<start>aimageof]" in printed.replace(" ", "")
+    assert "[<start>apictureof]" in printed.replace(" ", "")
     assert "Nothing wrong." in printed
     assert not (tmp_path / "runs" / "tiny").exists()
 
@@ -47,7 +47,7 @@ def test_taught_tokens_spell_the_captions(family: str, tmp_path: Path) -> None:
     for one in report["labels"]["shown"]:
         shown.setdefault(one["file_name"], []).append("".join(text for text, taught in one["tokens"] if taught))
         ignored = [text for text, taught in one["tokens"] if not taught and text != "<pad>"]
-        assert "".join(ignored) == "<start>aimageof"
+        assert "".join(ignored) == "<start>apictureof"
     assert len(shown) >= 2
     for name, texts in shown.items():
         assert sorted(texts) == sorted(caption.lower().replace(" ", "") + "<end>" for caption in captions[name])

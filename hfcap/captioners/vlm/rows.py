@@ -57,7 +57,7 @@ class Rows(VlmAdapter):
         )
         if names or not prompt.pixel_shape:
             raise UserError(
-                f"model.pretrained: hfcap cannot keep what the processor of {type(self.model).__name__} makes of a "
+                f"model.pretrained: hfcap cannot keep what the processor of {type(self.model).__name__} makes of an "
                 f"image together ({', '.join(names) or 'no pixel_values'}); docs/image_text_to_text.md lists the "
                 "models that work"
             )
