@@ -19,6 +19,9 @@ if str(ROOT) not in sys.path:  # MkDocs runs this file by itself
 ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Address on the site -> file in the project's root."""
 
+REFERENCES = {"`hfcap recipe-schema`": "reference/recipe.md"}
+"""What pages name -> the generated page that it becomes a link to; the repository has no such page to link to."""
+
 _EDGE = re.compile(r"\s*-->(?:\|([^|]+)\|)?\s*")
 
 
@@ -42,8 +45,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to files of the project's root to their pages on the site."""
+    """Lead links to files of the project's root, and names of what the reference describes, to pages of the site."""
     depth = page.file.src_uri.count("/")
+    for name, address in REFERENCES.items():
+        if not page.file.src_uri.startswith("reference/"):
+            markdown = markdown.replace(name, f"[{name}]({'../' * depth}{address})")
     return linked(markdown, "../" * (depth + 1), "../" * depth)
 
 

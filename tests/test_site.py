@@ -77,6 +77,14 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     assert not any('class="mermaid"' in path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
 
 
+def test_what_the_reference_describes_is_linked(site: Path) -> None:
+    for name in ("tutorial", "index"):
+        assert (
+            'href="reference/recipe.html"><code>hfcap recipe-schema</code></a>' in (site / f"{name}.html").read_text()
+        )
+    assert ">hfcap recipe-schema</code></a>" not in (site / "reference/recipe.html").read_text()
+
+
 def test_diagrams_are_drawn(site: Path) -> None:
     page = (site / "captioners.html").read_text(encoding="utf-8")
     assert page.count('<div class="flow">') == 9
