@@ -38,7 +38,7 @@ def caption(
     do_sample: Annotated[bool | None, typer.Option("--sample", help="draw captions instead of searching")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="with --sample")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="random seed; only with --sample")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="images at a time; default: 16")] = None,
     split: Annotated[str | None, typer.Option(help="of a dataset; default: all")] = None,
     config_name: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,

@@ -44,7 +44,12 @@ def card(
 def publish(
     run: Annotated[str, typer.Argument(help="run directory, or the recipe of a finished run")],
     repo_id: Annotated[str | None, typer.Option("--repo-id", help="namespace/name; default: the recipe's")] = None,
-    private: Annotated[bool | None, typer.Option("--private/--public")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="who sees a new repository; default: the recipe's publish.private, else public"
+        ),
+    ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request instead of committing")] = False,
     revision: Annotated[str | None, typer.Option(help="branch to commit to")] = None,
     merged: Annotated[bool, typer.Option("--merged", help="publish merged weights instead of the adapter")] = False,
@@ -112,7 +117,7 @@ def merge(
     say(f"Merged model: {output}")
 
 
-hub = typer.Typer(help="A Hub of one's own, for rooms without internet.", no_args_is_help=True)
+hub = typer.Typer(help="Run your own Hub where there is no internet.", no_args_is_help=True)
 app.add_typer(hub, name="hub")
 
 
@@ -140,7 +145,7 @@ def publish_space(
     repo_id: Annotated[str, typer.Option("--repo-id", help="namespace/name of the Space")],
     output: Output = None,
     title: Annotated[str, typer.Option(help="shown above the page")] = "Image captions",
-    private: Annotated[bool, typer.Option("--private/--public")] = False,
+    private: Annotated[bool, typer.Option("--private/--public", help="who sees a new Space")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -158,7 +163,7 @@ def publish_metric(
     metric: Annotated[str, typer.Argument(help="name of a metric, or caption_suite (hfcap list metrics)")],
     repo_id: Annotated[str, typer.Option("--repo-id", help="namespace/name of the Space")],
     output: Output = None,
-    private: Annotated[bool, typer.Option("--private/--public")] = False,
+    private: Annotated[bool, typer.Option("--private/--public", help="who sees a new Space")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder")] = False,
 ) -> None:
     """Write a metric and hfcap itself as a Space for `evaluate.load("namespace/name")`, and push it."""
