@@ -68,8 +68,15 @@ if not TYPE_CHECKING:  # type checkers would take any name for one of this packa
             if name in names:
                 value = globals()[name] = getattr(import_module(module), name)
                 return value
-        raise AttributeError(f"module 'hfcap' has no attribute {name!r}")
+        raise AttributeError(f"module 'hfcap' has no attribute {name!r}{_did_you_mean(name)}")
+
+
+def _did_you_mean(name: str) -> str:
+    if name.startswith("_"):  # asked for by tools, which take no advice
+        return ""
+    close = import_module("difflib").get_close_matches(name, __all__, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -74,12 +74,15 @@ def _prints_nothing(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 def test_the_exported_names() -> None:
     assert hfcap.__all__ == NAMES
-    assert set(NAMES) < set(dir(hfcap))
+    assert [name for name in dir(hfcap) if not name.startswith("__")] == sorted(NAMES)
+    assert {"__all__", "__version__"} < set(dir(hfcap))
     assert {name for names in hfcap._HOMES.values() for name in names} == set(NAMES)
     for name in NAMES:
         assert getattr(hfcap, name).__doc__
-    with pytest.raises(AttributeError, match="no attribute 'capton'"):
-        hfcap.capton  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'load_captoner'; did you mean 'load_captioner'\?"):
+        hfcap.load_captoner  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'zzz'$"):
+        hfcap.zzz  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_errors_are_typed() -> None:
@@ -250,6 +253,7 @@ def test_images_of_the_web_go_through_the_guard(captioner: hfcap.ImageCaptioner,
     [
         ({"num_beam": 3}, r"unknown option 'num_beam'; did you mean 'num_beams'\? \(known: num_beams, max_new_tokens,"),
         ({"zzz": 3}, r"unknown option 'zzz' \(known: num_beams"),
+        ({"max_length": 5}, r"unknown option 'max_length'; use max_new_tokens \(known: num_beams"),
         ({"num_beams": 0}, "num_beams: Input should be greater than 0"),
         ({"num_beams": 2, "num_return_sequences": 3}, "needs num_beams of at least that many"),
         ({"temperature": 0.5}, "temperature: has no effect without do_sample=True"),

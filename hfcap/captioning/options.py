@@ -12,6 +12,8 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.registry import nearest
 
 _BEAMS_OF_SEVERAL = 3
+_INSTEAD = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
+"""Options of transformers that count the prompt, too -> those to use."""
 
 
 def decoding_options(values: Mapping[str, Any]) -> GenerateOptions:
@@ -24,10 +26,8 @@ def decoding_options(values: Mapping[str, Any]) -> GenerateOptions:
     for name in values:
         if name not in known:
             close = nearest(name, known)
-            raise OptionError(
-                f"decoding options: unknown option {name!r}{f'; did you mean {close}?' if close else ''} (known: "
-                f"{', '.join(known)})"
-            )
+            hint = f"; use {_INSTEAD[name]}" if name in _INSTEAD else f"; did you mean {close}?" if close else ""
+            raise OptionError(f"decoding options: unknown option {name!r}{hint} (known: {', '.join(known)})")
     try:
         return GenerateOptions(**values)
     except ValidationError as error:
