@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
@@ -72,5 +73,13 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return the one or two choices that look most like a word, joined by "or"; "" where none does."""
-    return " or ".join(repr(match) for match in difflib.get_close_matches(word, list(choices), n=2, cutoff=0.6))
+    """Return the one or two choices that look most like a word, joined by "or"; "" where none does.
+
+    Case and punctuation do not count: 'CIDEr-D' looks like 'cider'.
+    """
+    plain = {_plain(choice): choice for choice in choices}
+    return " or ".join(repr(plain[match]) for match in difflib.get_close_matches(_plain(word), plain, n=2, cutoff=0.6))
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"\W", "_", word.lower())

@@ -238,6 +238,13 @@ def test_problems_of_overrides_name_the_override(tmp_path: Path) -> None:
     ]
 
 
+def test_usual_abbreviations_are_understood_in_the_hint(tmp_path: Path) -> None:
+    meant = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+    for short, key in meant.items():
+        for override in (f"train.{short}=1", f"{short}=1"):
+            assert problems(tmp_path, GOOD, override)[0].endswith(f"unknown key; did you mean 'train.{key}'?")
+
+
 def test_an_override_mends_what_is_wrong_in_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("max_steps: 10", "max_steps: ten"))
     assert load_recipe(path, ["train.max_steps=3"]).train.max_steps == 3

@@ -114,10 +114,7 @@ def checked_metric_names(names: Sequence[str]) -> tuple[str, ...]:
     known = registry.names("metrics")
     for name in names:
         if name not in known:
-            # bleu_4 is a value of the metric bleu.
-            family = name.rsplit("_", 1)[0].lower()
-            hint = f"; did you mean {family!r}?" if family in known else registry.did_you_mean(name, known)
-            raise UserError(f"unknown metric {name!r}{hint}")
+            raise UserError(f"unknown metric {name!r}{registry.did_you_mean(name, known)}")
     return tuple(dict.fromkeys(names))
 
 

@@ -133,6 +133,16 @@ def _field_description(path: KeyPath, shape: type[BaseModel]) -> str | None:
     return info.description if info else None
 
 
+_ABBREVIATIONS = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "per_device_train_batch_size",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+}
+
+
 def _suggest_key(path: KeyPath, shape: type[BaseModel]) -> str:
     """Return what an unknown key may have meant: a neighbour, else the same word in another block."""
     block = block_at(path[:-1], shape)
@@ -142,6 +152,7 @@ def _suggest_key(path: KeyPath, shape: type[BaseModel]) -> str:
     prefix = "".join(f"{part}." for part in path[:-1])
     neighbours = {name: prefix + name for name in block.model_fields}
     elsewhere = {key.rpartition(".")[2]: key for key in _all_keys(shape)}
+    word = word if word in elsewhere else _ABBREVIATIONS.get(word, word)
     for candidates in ({word: elsewhere[word]} if word in elsewhere else {}, neighbours, elsewhere):
         close = difflib.get_close_matches(word, candidates, n=2, cutoff=0.6)
         if close:

@@ -31,8 +31,11 @@ from tests.metrics.random_captions import random_captions
     ("names", "message"),
     [
         (["ciderr"], "did you mean 'cider'"),
-        (["bleu_4"], "did you mean 'bleu'"),
-        (["BLEU_4"], "did you mean 'bleu'"),
+        (["bleu_4"], r"did you mean 'bleu'\?"),
+        (["BLEU-4"], r"did you mean 'bleu'\?"),
+        (["CIDEr-D"], r"did you mean 'cider'\?"),
+        (["ROUGE-L"], r"did you mean 'rouge_l'\?"),
+        (["CLIPScore"], r"did you mean 'clip_score'\?"),
         ([], "no metrics"),
         (["nonsense"], "choose one of"),
     ],
