@@ -65,7 +65,7 @@ def doctor(
     steps: Annotated[int, typer.Option(min=0, help="training steps to measure; 0 = no memory and time estimate")] = 3,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Check labels, data, LoRA targets, memory and time of a recipe before any training; exits with 1 if an error is found."""
+    """Check labels, data, LoRA targets, memory and time before any training; exits with 1 if an error is found."""
     from hfcap.captioners.shared.pretrained import quiet_loading
     from hfcap.doctor import examine
 

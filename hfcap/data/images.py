@@ -153,7 +153,8 @@ class FileImage:
 
     def _unreadable(self, error: OSError) -> UnreadableImageError:
         if isinstance(error, FileNotFoundError):
-            return UnreadableImageError(f"{self.path}: no such file")
+            meant = "file" if self.path.suffix.lower() in IMAGE_SUFFIXES else "file or folder"
+            return UnreadableImageError(f"{self.path}: no such {meant}")
         return UnreadableImageError(f"{self.path}: cannot be read ({error.strerror or error})")
 
 

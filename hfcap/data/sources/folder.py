@@ -177,7 +177,8 @@ def _all_rows(root: Path, caption_columns: list[str] | None) -> list[tuple[str, 
     if not found:
         raise UserError(
             f"{root}: no metadata.jsonl or metadata.csv with captions, neither in the folder nor in its subfolders "
-            "train, validation and test; see docs/data.md for the layout"
+            "train, validation and test; see docs/data.md for the layout, or let a captioner begin one, in that "
+            "folder: hfcap caption MODEL . -o metadata.csv"
         )
     return found
 
