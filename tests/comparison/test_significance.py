@@ -184,6 +184,18 @@ def test_undefined_values_are_left_out() -> None:
     statistics = np.tile([10.0, 100.0, 0.0], (40, 1))  # references without any word: no ratio
     (found,) = paired_differences([Pair(Length(), statistics, statistics)], n_resamples=20)
     assert set(found) == {"length_mean", "length_deviation"}
+    # One image of three has references with words: a resample in 3.4 (8 of 27) misses it, and has no ratio.
+    statistics = np.array([[10.0, 100.0, 9.0], [9.0, 81.0, 0.0], [8.0, 64.0, 0.0]])
+    (found,) = paired_differences([Pair(Length(), statistics, statistics + 1.0 * (statistics > 0))], n_resamples=100)
+    assert set(found) == {"length_mean", "length_deviation"}
+
+
+def test_an_exchange_that_changes_nothing_reaches_the_observed_value() -> None:
+    """Of one image both assignments differ by the same, whatever the additions round to: p is 1."""
+    values = np.random.default_rng(0).uniform(size=(200, 2))
+    for first, second in values:
+        (found,) = paired_permutation([Pair(RougeL(), np.array([[first]]), np.array([[second]]))], n_resamples=9)
+        assert found[0] == 1.0
 
 
 def test_half_of_the_last_digit_shown_is_a_difference() -> None:
