@@ -37,9 +37,10 @@ from hfcap.scoring.score_table import metric_name, score_table
 from hfcap.text import printable
 from hfcap.training import emissions
 from hfcap.training.accelerator import new_accelerator
-from hfcap.training.assemble import image_inputs, train_stage
+from hfcap.training.assemble import image_inputs
 from hfcap.training.fitting import fit_stage
 from hfcap.training.run_record import weight_hashes
+from hfcap.training.train import train_stage
 
 StageName = Literal["train", "caption", "score", "card", "publish"]
 STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")

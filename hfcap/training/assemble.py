@@ -1,24 +1,18 @@
-"""The training stage: from a recipe and its data to `model/` and what training cost."""
+"""Put a training together: inputs, datasets, validation and objective of a recipe."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfcap.captioners.adaptation.lora import adapted_modules, save_adapter
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.loading import describe_size
 from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
-from hfcap.environment import loaded_revision
 from hfcap.errors import UserError
-from hfcap.files import folder_being_written, write_json
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
@@ -27,11 +21,7 @@ from hfcap.schema import CaptionedImage
 from hfcap.store.features import FeatureStore, captioner_encoder
 from hfcap.store.image_cache import cached_pixels
 from hfcap.training.acceleration import compile_layers
-from hfcap.training.accelerator import require_number_types, used_precision
-from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
-from hfcap.training.checkpoint import Progress, checkpoint_steps
-from hfcap.training.emissions import measured_emissions, total_emissions
-from hfcap.training.log import peak_memory_bytes, restart_peak_memory
+from hfcap.training.build import TrainableCaptioner
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.objectives.reward import RewardImages
@@ -39,15 +29,6 @@ from hfcap.training.objectives.self_critical import SelfCritical
 from hfcap.training.objectives.synonyms import synonym_table
 from hfcap.training.optimization import encoder_is_frozen
 from hfcap.training.processes import summed
-from hfcap.training.run_record import (
-    describe_run,
-    note_changes,
-    read_environment,
-    refuse_changes,
-    require_same_words,
-    start_changes,
-    version_changes,
-)
 from hfcap.training.validation import Validator
 
 _TRAINED_ON = ("train", "validation")
@@ -207,128 +188,3 @@ def training_run(
         compile_layers(captioner.model)
     objective = _objective(recipe, captioner, splits["train"], accelerator)
     return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective, accept_changes)
-
-
-def _note_start(
-    recipe: Recipe,
-    run: RunDirectory,
-    captioner: Captioner,
-    splits: Mapping[str, Sequence[CaptionedImage]],
-    accept_changes: bool,
-) -> None:
-    """Write environment.json; where a training goes on, compare with what it began with first.
-
-    Raises:
-        UserError: base model, tokenizer or image processor are others.
-    """
-    described = describe_run(recipe, captioner, splits)
-    changes: list[str] = []
-    earlier: dict[str, Any] = {}
-    if checkpoint_steps(run.checkpoints):
-        try:
-            earlier = read_environment(run)
-        except UserError:
-            if not accept_changes:
-                raise
-        require_same_words(run, earlier, described)
-        changes = start_changes(earlier, described)
-        remedy = (
-            f"Put it back as it was (model.revision names a commit), or train again: hfcap train {run.path} --force, "
-            "or go on from the last checkpoint with what is there now: --accept-changes."
-        )
-        refuse_changes(run, "train", changes, remedy, accept_changes)
-        if versions := version_changes(earlier, described):
-            changes += versions
-            said = f"warning: the training goes on with other versions than it began with: {', '.join(versions)}"
-            error_console.print(said, markup=False, soft_wrap=True)
-    kept = {key: earlier[key] for key in ("changes", "hub_revisions") if key in earlier}
-    write_json(run.environment, {**described, **kept})
-    note_changes(run, "train", changes)
-
-
-def train_stage(
-    recipe: Recipe,
-    run: RunDirectory,
-    splits: Mapping[str, Sequence[CaptionedImage]],
-    accelerator: Any,
-    accept_changes: bool = False,
-) -> None:
-    """Train (or continue) and write model/, environment.json and training_summary.json.
-
-    Args:
-        accept_changes: continue although base model or keys of the recipe are not those that the training began with.
-
-    Raises:
-        UserError: they are not, and nobody accepted it.
-    """
-    restart_peak_memory(accelerator.device)
-    captioner = build_captioner(recipe, splits["train"])
-    require_room_for_captions(captioner, recipe)
-    require_number_types(captioner, accelerator.device)
-    if recipe.lora is not None:
-        adapted_modules(captioner, recipe.lora)
-    if accelerator.is_main_process:
-        _note_start(recipe, run, captioner, splits, accept_changes)
-        if recipe.lora is not None and captioner.assembled and not run.base_model.is_dir():
-            with folder_being_written(run.base_model) as folder:
-                captioner.save(folder, recipe.generate)
-    accelerator.wait_for_everyone()
-    trainable = make_trainable(captioner, recipe)
-    size = describe_size(captioner)
-    training = training_run(recipe, run, trainable, splits, accelerator, accept_changes)
-    if recipe.train.report_to:
-        accelerator.init_trackers("hfcap")
-    if accelerator.is_main_process:
-        write_json(run.environment, {**read_environment(run), "precision": used_precision(captioner, accelerator)})
-        share = size["trainable_parameters"] / size["parameters"]
-        error_console.print(
-            f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
-            f"{len(splits['train']):,} images"
-        )
-    with measured_emissions(recipe.train.report_to, run, accelerator.is_main_process):
-        progress = training.train()
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    if accelerator.is_main_process:
-        shutil.rmtree(run.merged_model, ignore_errors=True)
-        _save_model(recipe, run, trainable)
-        write_json(run.summary, _summary(recipe, training, progress, size) | {"co2_eq_emissions": total_emissions(run)})
-    accelerator.wait_for_everyone()
-
-
-def _save_model(recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner) -> None:
-    with folder_being_written(run.model) as folder:
-        if trainable.peft_model is None:
-            trainable.captioner.save(folder, recipe.generate)
-            return
-        pretrained = recipe.model.pretrained
-        base = str(run.base_model.absolute()) if pretrained is None else pretrained
-        # The commit that was trained on: the adapter says nothing on another one.
-        commits = [loaded_revision(model) for model in trainable.captioner.base_models if model.id == pretrained]
-        save_adapter(trainable.peft_model, base, folder, commits[0] if commits else None)
-        trainable.captioner.save_processor(folder)
-        trainable.captioner.generation_config(recipe.generate).save_pretrained(folder)
-
-
-def _summary(recipe: Recipe, training: TrainingRun, progress: Progress, size: Mapping[str, int]) -> dict[str, Any]:
-    seconds = max(progress.train_seconds, 1e-9)
-    best = progress.best_value
-    return {
-        "method": "full" if recipe.lora is None else "lora",
-        "stopped": "early" if progress.stopped_early else "finished",
-        "steps": progress.step,
-        "epochs": round(progress.step / training.steps_per_epoch, 3),
-        "images_seen": progress.images_seen,
-        "captions_seen": progress.captions_seen,
-        "train_seconds": progress.train_seconds,
-        "images_per_second": progress.images_seen / seconds,
-        "captions_per_second": progress.captions_seen / seconds,
-        "peak_memory_bytes": peak_memory_bytes(training.accelerator.device),
-        **size,
-        "processes": training.accelerator.num_processes,
-        "encoder_frozen": encoder_is_frozen(training.captioner),
-        "best_step": progress.best_step,
-        "best_metric": None
-        if best is None or not math.isfinite(best)
-        else {"name": recipe.train.metric_for_best_model, "value": best},
-    }

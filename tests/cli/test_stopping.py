@@ -18,7 +18,7 @@ from hfcap.publishing import staging
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.scoring import score
 from hfcap.store.row_store import RowStore
-from hfcap.training import assemble
+from hfcap.training import train
 from tests.captioners.helpers import build, write_image
 from tests.cli.command_line import Hfcap, Outcome, write_recipe
 from tests.cli.test_features import make_store
@@ -67,7 +67,7 @@ def test_every_stage_of_a_run(tmp_path: Path, hfcap: Hfcap, stop_in: Stop, monke
     for owner, name, lacking in (
         (RowStore, "write_shard", "checkpoints"),
         (files, "_flush_to_disk", "model"),  # the last checkpoint
-        (assemble, "_save_model", "predictions"),
+        (train, "_save_model", "predictions"),
         (decoding, "_finished_ids", "predictions/test.jsonl"),
         (score, "resampled_values", "scores/test.json"),
         (render, "render", "README.md"),

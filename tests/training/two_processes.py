@@ -27,7 +27,7 @@ from hfcap.recipe.scst import ScstOptions
 from hfcap.run.stages import Run, make_accelerator
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage, Prediction
-from hfcap.training import assemble, checkpoint, loop, validation
+from hfcap.training import assemble, checkpoint, loop, train, validation
 from hfcap.training.objectives.self_critical import SampledCaptions, SelfCritical
 from tests.training.harness import FAMILIES, plain_descent, ragged, tiny_recipe
 
@@ -96,7 +96,7 @@ def train_cases(folder: Path, batch_size: int) -> None:
             "train": ragged(load_split(recipe.data, "train")),
             "validation": load_split(recipe.data, "validation"),
         }
-        assemble.train_stage(recipe, run, splits, make_accelerator(recipe, run))
+        train.train_stage(recipe, run, splits, make_accelerator(recipe, run))
     assemble.SelfCritical, validation.caption_batches, loop.build_optimizer = originals  # type: ignore[attr-defined]
     Run(tiny_recipe("vit_gpt2", folder, "lora", per_device_eval_batch_size=2)).execute("publish")
 
@@ -118,7 +118,7 @@ def stop_during_the_last_checkpoint(folder: Path) -> None:
     names: tuple[Split, ...] = ("train", "validation")
     splits = {str(name): load_split(recipe.data, name) for name in names}
     try:
-        assemble.train_stage(recipe, run, splits, accelerator)
+        train.train_stage(recipe, run, splits, accelerator)
     except StoppedError as error:
         (folder / f"stopped-{accelerator.process_index}").write_text(str(error))
 
