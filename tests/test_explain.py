@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from hfcap.captioners.shared.pretrained import quiet_loading
+from hfcap.captioners.quiet import quiet_loading
 from hfcap.captioners.shared.tokenizers import train_tokenizer
 from hfcap.errors import UserError
 from hfcap.explain import Explanation, WordMap, draw, explain, explain_image, words_of_tokens

@@ -163,7 +163,7 @@ def recipe_of(
     if recipe.model.trust_remote_code and not trust_remote_code:
         raise UserError(
             f"{target}: model.trust_remote_code of its recipe lets code that came with a model run on this machine; "
-            "give --trust-remote-code if the run is yours or you trust its author"
+            "give --trust-remote-code (trust_remote_code=True) if the run is yours or you trust its author"
         )
     renamed = [key for key in ("name", "output_dir") if any(text.startswith(f"{key}=") for text in overrides or [])]
     if not renamed:

@@ -1,4 +1,4 @@
-"""Loading without the libraries' bars and notes, for as long as it takes."""
+"""Loading without the libraries' bars and notes: in a command for good, in a function for as long as it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from contextlib import contextmanager
 
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging as transformers_logging
+
+
+def quiet_loading() -> None:
+    """Silence transformers' weight-loading chatter in this process; real problems still raise."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 @contextmanager
@@ -18,8 +24,7 @@ def quiet_libraries(hub_bars: bool = False) -> Iterator[None]:
     """
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub_quiet = are_progress_bars_disabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_loading()
     if not hub_bars and not hub_quiet:
         disable_progress_bars()
     try:

@@ -66,7 +66,7 @@ def caption(
         if done.accelerator.is_main_process:
             say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
         return
-    from hfcap.captioners.shared.pretrained import quiet_loading
+    from hfcap.captioners.quiet import quiet_loading
     from hfcap.captioning import DatasetChoice, caption_images, with_enough_beams
 
     quiet_loading()
@@ -141,8 +141,8 @@ def search(
     records = load_collection(target, split, images)
     encoder = None
     if model is not None:
+        from hfcap.captioners.quiet import quiet_loading
         from hfcap.captioners.shared.dual_encoder import DualEncoder
-        from hfcap.captioners.shared.pretrained import quiet_loading
 
         quiet_loading()
         encoder = DualEncoder(model, "--model", revision, trust_remote_code)
@@ -168,7 +168,7 @@ def explain(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Draw where the captioner looked: one heat map per generated word."""
-    from hfcap.captioners.shared.pretrained import quiet_loading
+    from hfcap.captioners.quiet import quiet_loading
     from hfcap.explain import explain_image
 
     quiet_loading()

@@ -107,7 +107,7 @@ def execute(
         UserError: see `recipe_of`; or data, base model or recipe are not those that the run began with.
     """
     from hfcap.api import runs
-    from hfcap.captioners.shared.pretrained import quiet_loading
+    from hfcap.captioners.quiet import quiet_loading
 
     quiet_loading()
     return runs.execute(target, overrides, last, force, trust_remote_code, accept_changes)

@@ -61,7 +61,7 @@ def publish(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Stage a run, push it to the Hub, and prove that a stranger can use it."""
-    from hfcap.captioners.shared.pretrained import quiet_loading
+    from hfcap.captioners.quiet import quiet_loading
 
     quiet_loading()
     result = hfcap.push_to_hub(
@@ -110,7 +110,7 @@ def merge(
 ) -> None:
     """Fold a LoRA adapter into its base model and save a plain model folder."""
     from hfcap.captioners.loading import save_merged
-    from hfcap.captioners.shared.pretrained import quiet_loading
+    from hfcap.captioners.quiet import quiet_loading
 
     quiet_loading()
     save_merged(adapter, output, trust_remote_code)
@@ -199,7 +199,7 @@ def demo(
 ) -> None:
     """Open a page that captions images with several models side by side."""
     from hfcap.app.demo import launch, load_models, read_demo_accounts
-    from hfcap.captioners.shared.pretrained import quiet_loading
+    from hfcap.captioners.quiet import quiet_loading
 
     quiet_loading()
     allowed = None if accounts is None else read_demo_accounts(accounts)

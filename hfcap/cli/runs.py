@@ -66,7 +66,7 @@ def doctor(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check labels, data, LoRA targets, memory and time before any training; exits with 1 if an error is found."""
-    from hfcap.captioners.shared.pretrained import quiet_loading
+    from hfcap.captioners.quiet import quiet_loading
     from hfcap.doctor import examine
 
     quiet_loading()

@@ -158,7 +158,7 @@ def key_changes(
     Args:
         before: blocks of the recipe then. changed: as `changed_values` gives it. recipe: as it is now.
         same: asked about keys that name files, folders, repositories and revisions.
-        continues: the captioner is trained in steps; otherwise every change that counts means again.
+        continues: the captioner is trained in steps; otherwise every change that counts means training again.
     """
     places = place_keys(recipe)
     schedule = (before.get("train") or {}).get("lr_scheduler_type")

@@ -1,7 +1,7 @@
 """The recipe of a run directory, which somebody else may have made, and paths of recipes that hold from every folder.
 
 A run directory names no programs: what its recipe says about them is left out, and the command line or the environment
-chooses. Its model's own code needs --trust-remote-code (`cli.common.recipe_of`).
+chooses. Its model's own code needs --trust-remote-code (`recipe_of` in api/runs.py).
 """
 
 from __future__ import annotations
@@ -85,10 +85,8 @@ def _without_programs(recipe: Recipe, run: RunDirectory) -> Recipe:
     """Leave out of a run's recipe what would be run on this machine."""
     kept: dict[str, dict[str, Any]] = {}
     for name, options in recipe.score.metric_options.items():
-        fields = registry.load("metrics", name).REGISTERED.options_class.model_fields
-        programs = [key for key in options if (place := place_of(fields[key])) is not None and place.program]
-        kept[name] = {key: value for key, value in options.items() if key not in programs}
-        for key in programs:
+        kept[name] = options_without_programs(name, options)
+        for key in options.keys() - kept[name].keys():
             full = f"score.metric_options.{name}.{key}"
             _say_once(
                 f"warning: {run.recipe}: {full} is not used, because a run directory may be somebody else's and cannot "
@@ -96,6 +94,13 @@ def _without_programs(recipe: Recipe, run: RunDirectory) -> Recipe:
             )
     score = recipe.score.model_copy(update={"metric_options": kept})
     return recipe if kept == recipe.score.metric_options else recipe.model_copy(update={"score": score})
+
+
+def options_without_programs(metric: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a metric without those that name a program to run."""
+    fields = registry.load("metrics", metric).REGISTERED.options_class.model_fields
+    marks = {key: place_of(fields[key]) for key in options}
+    return {key: value for key, value in options.items() if (mark := marks[key]) is None or not mark.program}
 
 
 @functools.cache

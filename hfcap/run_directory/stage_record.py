@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
-from hfcap.places import place_of
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
 from hfcap.recipe.changes import changed_values
 from hfcap.run_directory.paths import RunDirectory
-from hfcap.run_directory.recipe import place_of_work, recipe_of_run
+from hfcap.run_directory.recipe import options_without_programs, place_of_work, recipe_of_run
 
 DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "train": ("captioner", "model", "data", "lora", "augment", "train", "scst"),
@@ -140,16 +138,10 @@ def part_of(recipe: Recipe, name: str, only_given: bool = False) -> dict[str, An
         for step in above:
             inside = inside.setdefault(step, {})
         inside[last] = value
+    # Which program computes a metric stands in the score file's signature; where it lies does not matter.
     options = part.get("score", {}).get("metric_options")
     if options:
         part["score"]["metric_options"] = {
-            metric: _without_programs(metric, given) for metric, given in options.items()
+            metric: options_without_programs(metric, given) for metric, given in options.items()
         }
     return part
-
-
-def _without_programs(metric: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    # Which program computes a metric stands in the score file's signature; where it lies does not matter.
-    fields = registry.load("metrics", metric).REGISTERED.options_class.model_fields
-    marks = {key: place_of(info) for key, info in fields.items()}
-    return {key: value for key, value in options.items() if (mark := marks[key]) is None or not mark.program}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hfcap.captioners.shared.pretrained import quiet_loading
+from hfcap.captioners.quiet import quiet_loading
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedConfig,
     ViTImageProcessorPil,
 )
-from transformers.utils import logging as transformers_logging
 
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
@@ -213,12 +212,6 @@ def require_positions(language_model: Any, key: str) -> None:
             f"{key}: {type(language_model).__name__} takes no position_ids, which training on packed captions needs; "
             "choose another language model, such as GPT-2, Llama, Qwen, OPT or Phi"
         )
-
-
-def quiet_loading() -> None:
-    """Silence transformers' weight-loading chatter; real problems still raise."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def whole_model(
