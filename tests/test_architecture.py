@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,6 +109,30 @@ def wrong_imports(path: Path) -> list[str]:
 
 def test_every_module_has_its_place() -> None:
     assert {group_of(path) for path in FILES} - TOP - set(ORDER) == set()
+
+
+def test_the_page_of_the_architecture_has_every_module_in_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("| module | owns |")[1].split("\n\n")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert [name for cell in first_cells for name in re.findall(r"`(\w+)/?`", cell)] == ORDER
+
+
+def test_files_that_are_named_are_there() -> None:
+    """In prose: docstrings, comments and pages name files by their end, such as `captioners/base.py`."""
+    known = {"/" + path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")}
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = {
+        (name_of(path), name)
+        for path in [*FILES, *pages]
+        for name in re.findall(r"(?<![\w/.<>-])((?:\w+/)*[a-z_]\w*\.py)\b", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 50
+    of_spaces = {"app.py"}  # written, and in no folder here
+    gone = [
+        where for where in named if where[1] not in of_spaces and not any(k.endswith("/" + where[1]) for k in known)
+    ]
+    assert sorted(gone) == []
 
 
 def test_imports_go_one_way() -> None:

@@ -48,6 +48,14 @@ def test_novel_ignores_case_and_final_dot(tmp_path: Path) -> None:
     )
 
 
+def test_a_captioner_that_repeats_its_training_captions_has_no_novel_one() -> None:
+    """0, which is a value, and not NaN, which says that nothing is known."""
+    metric = build_metric("diversity", {"training_captions": ["a dog runs", "a cat"]})
+    assert _values(metric, {"1": "a dog runs", "2": "A cat."})["novel_captions"] == 0.0
+    assert metric.signature() == {"training_captions": 2, "candidates": None}
+    assert Diversity().signature() == {"training_captions": None, "candidates": None}
+
+
 def test_mutual_bleu_extremes() -> None:
     same = "a dog runs on the grass"
     mutual = mutual_bleu({"same": [same] * 3, "different": [same, "two red cats sleep indoors"], "single": [same]})
