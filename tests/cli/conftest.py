@@ -15,8 +15,14 @@ from tests.training.harness import forget_accelerator
 
 
 @pytest.fixture
-def hfcap(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Hfcap]:
-    """Run a command in this process, through `main` as the installed script does."""
+def hfcap(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Hfcap]:
+    """Run a command in this process, through `main` as the installed script does.
+
+    The working directory is an empty one: the project may hold runs, as of its own quick start.
+    """
+    monkeypatch.chdir(tmp_path_factory.mktemp("working_directory"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
