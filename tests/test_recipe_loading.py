@@ -155,12 +155,12 @@ def test_a_rule_about_a_key_that_is_already_wrong_is_not_repeated(tmp_path: Path
         (
             "name: trial",
             "generate: {temperature: 0.7, seed: 3}\nname: trial",
-            "trial.yaml:1: generate: temperature and seed: without effect where captions are not drawn; set do_sample",
+            "trial.yaml:1: generate: temperature and seed: no effect without sampling; set do_sample",
         ),
         (
             "name: trial",
             "generate: {top_k: 5, num_beams: 1}\nname: trial",
-            "trial.yaml:1: generate: top_k: without effect where captions are not drawn; set do_sample: true, or",
+            "trial.yaml:1: generate: top_k: no effect without sampling; set do_sample: true, or",
         ),
         (
             "name: trial",

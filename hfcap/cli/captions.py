@@ -35,7 +35,7 @@ def caption(
     num_beams: NumBeams = None,
     max_new_tokens: MaxNewTokens = None,
     num_return_sequences: Annotated[int | None, typer.Option(min=1, help="captions per image")] = None,
-    do_sample: Annotated[bool | None, typer.Option("--sample", help="draw captions instead of searching")] = None,
+    do_sample: Annotated[bool | None, typer.Option("--sample", help="sample captions instead of beam search")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="random seed; only with --sample")] = None,

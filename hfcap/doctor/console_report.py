@@ -125,9 +125,9 @@ def _print_weights(console: Console, weights: WeightFacts) -> None:
 
 def _print_labels(console: Console, labels: LabelFacts) -> None:
     coloured = console.is_terminal and not console.no_color
-    legend = Text("\nWhat training teaches ", style="bold")
+    legend = Text("\nTokens in the loss ", style="bold")
     if coloured:
-        legend.append("(taught", style=_SUPERVISED).append(", ").append("ignored", style=_IGNORED).append(")")
+        legend.append("(in the loss", style=_SUPERVISED).append(", ").append("ignored", style=_IGNORED).append(")")
     else:
         legend.append("(ignored tokens in [brackets])")
     console.print(legend)
@@ -138,9 +138,9 @@ def _print_labels(console: Console, labels: LabelFacts) -> None:
     counted = labels.counted
     for line in (
         f"padding: {counted.padding / max(counted.positions, 1):.1%} of the row positions, "
-        f"{counted.padding_taught + labels.measured.padding_taught:,} of them in the loss",
-        f"prompt positions in the loss: {counted.prompt_taught + labels.measured.prompt_taught:,}",
-        f"end token taught exactly once: {counted.ended:,} of {counted.captions:,} captions",
+        f"{counted.padding_in_loss + labels.measured.padding_in_loss:,} of them in the loss",
+        f"prompt positions in the loss: {counted.prompt_in_loss + labels.measured.prompt_in_loss:,}",
+        f"end token in the loss exactly once: {counted.ended:,} of {counted.captions:,} captions",
         f"loss before training: {labels.loss or float('nan'):.2f} per token; guessing among {labels.vocabulary:,} "
         f"tokens: {labels.uniform:.2f}",
     ):

@@ -1,7 +1,7 @@
-"""Which tokens training really teaches: read off the loss's gradient, and counted over many batches.
+"""Which tokens are really in the loss: read off the loss's gradient, and counted over many batches.
 
 The gradient of the loss by the logits is not zero exactly at the positions that count, and lowest at the token that
-is taught there. So what is shown comes out of the objective itself and not out of the labels it was given.
+is the target there. So what is shown comes out of the objective itself and not out of the labels it was given.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class LabelCounts:
     Attributes:
         positions: row positions. padding: those that only fill a row. supervised: those in the loss.
         captions: captions announced by the batches. found: captions in the rows.
-        ended: captions whose end token is taught exactly once, after the last word.
-        padding_taught, prompt_taught: padding and prompt positions in the loss.
-        words_ignored: caption tokens that the loss leaves out. wrong_target: positions taught another token than the
+        ended: captions whose end token is a target exactly once, after the last word.
+        padding_in_loss, prompt_in_loss: padding and prompt positions in the loss.
+        words_ignored: caption tokens that the loss leaves out. wrong_target: positions whose target is not the
             next one. wrong_start: captions that do not begin with start token and prompt.
     """
 
@@ -42,8 +42,8 @@ class LabelCounts:
     captions: int = 0
     found: int = 0
     ended: int = 0
-    padding_taught: int = 0
-    prompt_taught: int = 0
+    padding_in_loss: int = 0
+    prompt_in_loss: int = 0
     words_ignored: int = 0
     wrong_target: int = 0
     wrong_start: int = 0
@@ -149,17 +149,17 @@ def examine_labels(
     names: Sequence[str],
     findings: Findings,
 ) -> LabelFacts:
-    """Find out what is taught.
+    """Find out which tokens are targets of the loss.
 
     Args:
         tokens: token ids of every caption of every training image.
         batch: a small real batch with pixels, on the captioner's device; `names` are its images' file names.
     """
     counted = _count_many(recipe, captioner, tokens)
-    taught, loss, vocabulary = taught_tokens(recipe, captioner, batch)
-    measured = count_labels(batch.packed, taught, captioner).plus(LabelCounts(captions=batch.n_captions))
+    targets, loss, vocabulary = loss_targets(recipe, captioner, batch)
+    measured = count_labels(batch.packed, targets, captioner).plus(LabelCounts(captions=batch.n_captions))
     facts = LabelFacts(
-        counted, measured, _shown(captioner, batch.packed, taught, names), loss, math.log(vocabulary), vocabulary
+        counted, measured, _shown(captioner, batch.packed, targets, names), loss, math.log(vocabulary), vocabulary
     )
     _report(facts, captioner, findings)
     return facts
@@ -177,17 +177,17 @@ def _count_many(recipe: Recipe, captioner: Captioner, tokens: Sequence[Sequence[
     return total
 
 
-def count_labels(packed: PackedCaptions, taught: torch.Tensor, captioner: Captioner) -> LabelCounts:
-    """Compare what is taught (B, P), IGNORED_LABEL elsewhere, with the words in the rows."""
+def count_labels(packed: PackedCaptions, targets: torch.Tensor, captioner: Captioner) -> LabelCounts:
+    """Compare the targets (B, P), IGNORED_LABEL elsewhere, with the words in the rows."""
     start, end = captioner.start_token_ids(), captioner.end_token_id
     counts = LabelCounts(
-        positions=taught.numel(),
+        positions=targets.numel(),
         padding=int((packed.caption_index < 0).sum()),
-        supervised=int((taught != IGNORED_LABEL).sum()),
-        padding_taught=int(((packed.caption_index < 0) & (taught != IGNORED_LABEL)).sum()),
+        supervised=int((targets != IGNORED_LABEL).sum()),
+        padding_in_loss=int(((packed.caption_index < 0) & (targets != IGNORED_LABEL)).sum()),
     )
     for inputs, index, row in zip(
-        packed.input_ids.tolist(), packed.caption_index.tolist(), taught.tolist(), strict=True
+        packed.input_ids.tolist(), packed.caption_index.tolist(), targets.tolist(), strict=True
     ):
         for number in sorted(set(index) - {-1}):
             places = [place for place, owner in enumerate(index) if owner == number]
@@ -195,21 +195,21 @@ def count_labels(packed: PackedCaptions, taught: torch.Tensor, captioner: Captio
     return counts
 
 
-def _count_one(inputs: list[int], taught: list[int], start: list[int], end: int) -> LabelCounts:
-    """Count one caption: its inputs and, at each of them, what is taught."""
-    words, targets = inputs[len(start) :], taught[len(start) - 1 :]
+def _count_one(inputs: list[int], labels: list[int], start: list[int], end: int) -> LabelCounts:
+    """Count one caption: its inputs and the target at each of them."""
+    words, targets = inputs[len(start) :], labels[len(start) - 1 :]
     return LabelCounts(
         found=1,
-        ended=int(targets[-1] == end and taught.count(end) == 1),
-        prompt_taught=sum(token != IGNORED_LABEL for token in taught[: len(start) - 1]),
+        ended=int(targets[-1] == end and labels.count(end) == 1),
+        prompt_in_loss=sum(token != IGNORED_LABEL for token in labels[: len(start) - 1]),
         words_ignored=sum(token == IGNORED_LABEL for token in targets[:-1]),
         wrong_target=sum(token not in (IGNORED_LABEL, word) for token, word in zip(targets[:-1], words, strict=False)),
         wrong_start=int(inputs[: len(start)] != start),
     )
 
 
-def taught_tokens(recipe: Recipe, captioner: Captioner, batch: CaptionBatch) -> tuple[torch.Tensor, float | None, int]:
-    """Return the token taught at each position (B, P), the mean loss before training, and the vocabulary's size."""
+def loss_targets(recipe: Recipe, captioner: Captioner, batch: CaptionBatch) -> tuple[torch.Tensor, float | None, int]:
+    """Return the target at each position (B, P), the mean loss before training, and the vocabulary's size."""
     watch = _LogitsWatch(captioner)
     objective = CrossEntropy(cast(Captioner, watch), recipe.train.label_smoothing_factor)
     objective.train()  # as in training, with label smoothing ...
@@ -217,31 +217,31 @@ def taught_tokens(recipe: Recipe, captioner: Captioner, batch: CaptionBatch) -> 
     objective(batch).backward()
     assert watch.seen is not None and watch.seen.grad is not None
     gradient = watch.seen.grad
-    taught = gradient.argmin(-1).masked_fill(gradient.abs().sum(-1) == 0, IGNORED_LABEL)
+    targets = gradient.argmin(-1).masked_fill(gradient.abs().sum(-1) == 0, IGNORED_LABEL)
     objective.eval()
-    count = int((taught != IGNORED_LABEL).sum())
+    count = int((targets != IGNORED_LABEL).sum())
     with torch.no_grad():
         loss = float(objective(batch)) / max(count, 1)
-    return taught, loss if math.isfinite(loss) else None, gradient.shape[-1]
+    return targets, loss if math.isfinite(loss) else None, gradient.shape[-1]
 
 
 def _shown(
-    captioner: Captioner, packed: PackedCaptions, taught: torch.Tensor, names: Sequence[str]
+    captioner: Captioner, packed: PackedCaptions, targets: torch.Tensor, names: Sequence[str]
 ) -> list[ShownCaption]:
     shown = []
     for row, name in enumerate(names):
-        inputs, index, targets = (t[row].tolist() for t in (packed.input_ids, packed.caption_index, taught))
+        inputs, index, labels = (t[row].tolist() for t in (packed.input_ids, packed.caption_index, targets))
         for number in sorted(set(index) - {-1}):
             places = [place for place, owner in enumerate(index) if owner == number]
             tokens = [(token_text(captioner.tokenizer, inputs[places[0]]), False)]
             for place, following in zip(places, [*places[1:], None], strict=True):
-                if targets[place] != IGNORED_LABEL:
-                    tokens.append((token_text(captioner.tokenizer, targets[place]), True))
+                if labels[place] != IGNORED_LABEL:
+                    tokens.append((token_text(captioner.tokenizer, labels[place]), True))
                 elif following is not None:
                     tokens.append((token_text(captioner.tokenizer, inputs[following]), False))
             shown.append(ShownCaption(name, tokens))
         padding = [
-            (token_text(captioner.tokenizer, inputs[place]), targets[place] != IGNORED_LABEL)
+            (token_text(captioner.tokenizer, inputs[place]), labels[place] != IGNORED_LABEL)
             for place, owner in enumerate(index)
             if owner < 0
         ]
@@ -260,12 +260,12 @@ def _report(facts: LabelFacts, captioner: Captioner, findings: Findings) -> None
     family = f"a fault of the captioner family or of packing ({type(captioner).__module__}, hfcap/data/packing.py)"
     for what, counts in (("batches", facts.counted), ("loss", facts.measured)):
         wrong = {
-            "padding positions are in the loss: the captioner learns to write padding": counts.padding_taught,
-            "prompt positions are in the loss": counts.prompt_taught,
+            "padding positions are in the loss: the captioner learns to write padding": counts.padding_in_loss,
+            "prompt positions are in the loss": counts.prompt_in_loss,
             "caption tokens are left out of the loss": counts.words_ignored,
-            "positions are taught another token than the next one": counts.wrong_target,
+            "positions have another target than the next token": counts.wrong_target,
             "captions do not begin with start token and prompt": counts.wrong_start,
-            "captions do not teach the end token exactly once: the captioner never learns to stop": counts.found
+            "captions have the end token in the loss not exactly once: the captioner never learns to stop": counts.found
             - counts.ended,
             "captions are missing in the rows": counts.captions - counts.found,
         }

@@ -307,7 +307,7 @@ def _compare(examination: _Examination, printed: Mapping[Path, str]) -> None:
         if compared and examination.same:
             report.add(name, *_judged(compared, tolerated))
         elif compared:
-            report.add(name, None, "they are drawn at random, so they differ each time")
+            report.add(name, None, "they are sampled, so they differ each time")
 
 
 def _judged(compared: Sequence[CaptionPair], tolerated_share: float) -> tuple[bool, str]:

@@ -57,7 +57,7 @@ class DataOptions(Block):
         0, description="how many missing or corrupt images may be skipped before the run stops"
     )
     captions_per_image: PositiveInt | None = Field(
-        5, description="at most N captions of an image in one training step (a new draw each epoch); null = all"
+        5, description="at most N captions of an image in one training step (others each epoch); null = all"
     )
     max_caption_tokens: PositiveInt = Field(40, description="longer training captions are cut to N tokens")
     feature_store: Literal["auto", "on", "off"] = Field(
@@ -163,7 +163,7 @@ class TrainOptions(Block):
 
 
 class AugmentOptions(Block):
-    """Changes to training images and captions, drawn again each epoch; never active in validation."""
+    """Changes to training images and captions, sampled again each epoch; never active in validation."""
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="a random crop keeps at least this share of the image's area; 1 = no crop"
@@ -221,7 +221,7 @@ class GenerateOptions(Block):
         return self
 
     def without_effect(self, given: Container[str]) -> list[str]:
-        """Return those of the keys that somebody gave which would be ignored, because captions are not drawn."""
+        """Return those of the keys that somebody gave which would be ignored, because captions are not sampled."""
         return [] if self.do_sample else [name for name in SAMPLING_ONLY if name in given]
 
 
@@ -333,9 +333,7 @@ class Recipe(Block):
         usual = GenerateOptions()
         changed = {name for name in SAMPLING_ONLY if getattr(options, name) != getattr(usual, name)}
         if idle := options.without_effect(changed):
-            raise ValueError(
-                f"{' and '.join(idle)}: without effect where captions are not drawn; set do_sample: true, or leave out"
-            )
+            raise ValueError(f"{' and '.join(idle)}: no effect without sampling; set do_sample: true, or leave out")
         if options.min_new_tokens > options.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens={options.min_new_tokens} is more than max_new_tokens={options.max_new_tokens}"

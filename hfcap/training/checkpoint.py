@@ -147,8 +147,8 @@ def load_checkpoint(
     if not same_processes and other_seed is None:
         raise UserError(
             f"{path}: was written by {progress.processes} processes, but {accelerator.num_processes} train now; "
-            f"continue with {progress.processes}, or give --accept-changes to go on with other random draws, or start "
-            "again with another name (name=...)"
+            f"continue with {progress.processes}, or give --accept-changes to go on with other random numbers, or "
+            "start again with another name (name=...)"
         )
     load_weights(path, model)
     _load_optimizer(path / "optimizer.safetensors", model, optimizer)

@@ -86,7 +86,7 @@ def test_counting_one_caption_by_hand(tmp_path: Path) -> None:
     wrong[1, 6] = 0  # padding
     assert labels.count_labels(packed, wrong, tokens) == LabelCounts(
         positions=14, padding=4, supervised=8, found=3, ended=2,
-        padding_taught=1, prompt_taught=1, words_ignored=1, wrong_target=1,
+        padding_in_loss=1, prompt_in_loss=1, words_ignored=1, wrong_target=1,
     )  # fmt: skip
 
 

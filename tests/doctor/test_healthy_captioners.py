@@ -23,7 +23,7 @@ def test_a_healthy_captioner(family: str, tmp_path: Path, capsys: pytest.Capture
     assert report["problems"] == []
     for counts in (report["labels"]["counted"], report["labels"]["measured"]):
         assert counts["captions"] == counts["found"] == counts["ended"] > 0
-        wrong = ("padding_taught", "prompt_taught", "words_ignored", "wrong_target", "wrong_start")
+        wrong = ("padding_in_loss", "prompt_in_loss", "words_ignored", "wrong_target", "wrong_start")
         assert [counts[name] for name in wrong] == [0] * 5
     assert report["labels"]["counted"]["captions"] == 40
     assert report["labels"]["loss"] == pytest.approx(report["labels"]["uniform"], abs=1)
@@ -39,14 +39,14 @@ def test_a_healthy_captioner(family: str, tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_taught_tokens_spell_the_captions(family: str, tmp_path: Path) -> None:
+def test_tokens_in_the_loss_spell_the_captions(family: str, tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, family, model={"prompt": "a picture of"})
     report = report_of(recipe, healthy=True)
     captions = {record.file_name: record.captions for record in load_split(recipe.data, "train")}
     shown: dict[str, list[str]] = {}
     for one in report["labels"]["shown"]:
-        shown.setdefault(one["file_name"], []).append("".join(text for text, taught in one["tokens"] if taught))
-        ignored = [text for text, taught in one["tokens"] if not taught and text != "<pad>"]
+        shown.setdefault(one["file_name"], []).append("".join(text for text, in_loss in one["tokens"] if in_loss))
+        ignored = [text for text, in_loss in one["tokens"] if not in_loss and text != "<pad>"]
         assert "".join(ignored) == "<start>apictureof"
     assert len(shown) >= 2
     for name, texts in shown.items():

@@ -30,10 +30,10 @@ def test_padding_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     the_error(report, "padding positions are in the loss", "seen in the batches")
     the_error(report, "padding positions are in the loss", "seen in the loss")
     counts = report["labels"]["counted"]
-    assert counts["padding_taught"] == counts["padding"] > 0
+    assert counts["padding_in_loss"] == counts["padding"] > 0
 
 
-def test_end_token_not_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_token_not_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pack(captions: Any, start: Sequence[int], end: int, pad: int, **shown: Any) -> PackedCaptions:
         packed = pack_captions(captions, start, end, pad, **shown)
         return replace(packed, labels=packed.labels.masked_fill(packed.labels == end, -100))
@@ -49,7 +49,7 @@ def test_labels_not_shifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return replace(packed, labels=packed.input_ids.masked_fill(packed.caption_index < 0, -100))
 
     monkeypatch.setattr(loading, "pack_captions", pack)
-    the_error(report_of(tiny_recipe(tmp_path), healthy=False), "taught another token than the next one")
+    the_error(report_of(tiny_recipe(tmp_path), healthy=False), "another target than the next token")
 
 
 def test_an_objective_that_counts_ignored_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
