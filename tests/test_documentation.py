@@ -143,3 +143,10 @@ def test_the_readmes_folder_of_images_loads(tmp_path: Path) -> None:
     loaded = [record for split in ("train", "validation", "test") for record in load_split(recipe.data, split)]
     assert sorted(record.file_name for record in loaded) == sorted(entry["file_name"] for entry in rows)
     assert all(record.captions == tuple(row["captions"]) for record in loaded)
+
+
+def test_the_quick_start_s_score_is_that_of_the_recorded_card() -> None:
+    readme, card = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "model_cards/quickstart.md"))
+    said = re.search(r"CIDEr-D x 100: ([\d.]+) as recorded", readme)
+    shown = re.search(r"^\| CIDEr-D \| \*\*([\d.]+)\*\*", card, re.MULTILINE)
+    assert said is not None and shown is not None and said[1] == shown[1]
