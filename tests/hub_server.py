@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,22 @@ class Hub(FaultyHub):
 
 
 @contextlib.contextmanager
+def client_of_transformers_renewed() -> Iterator[None]:
+    """From 5.24 on transformers keeps one client with the address of its first use, in every test of a process."""
+
+    def forget() -> None:
+        module = sys.modules.get("transformers.utils.hub")
+        if module is not None and "_hf_api" in vars(module):
+            vars(module)["_hf_api"] = None
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
+
+
+@contextlib.contextmanager
 def running_hub(folder: Path) -> Iterator[Hub]:
     """A running Hub over folder/hub; this process is signed in as alice, without xet or waits between retries."""
     from huggingface_hub import constants
@@ -62,7 +79,8 @@ def running_hub(folder: Path) -> Iterator[Hub]:
         # Only the client's clock: the Hub's own `slow` fault must stay slow.
         impatient = SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None})
         patch.setattr(_http, "time", impatient)
-        yield server
+        with client_of_transformers_renewed():
+            yield server
     assert server.crashes == []
 
 
