@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfcap.hub_server.messages import User
+from scripts.hub_server.messages import User
 from tests.hub.faults import FaultyHub
 
 

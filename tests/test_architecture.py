@@ -22,7 +22,6 @@ ORDER = [
     "places",
     "progress",
     "sqlite_cache",
-    "hub_server",
     "registry",
     "schema",
     "recipe",

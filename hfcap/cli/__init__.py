@@ -23,7 +23,7 @@ PANELS = {
     "Runs": ("run", "doctor", "train", "card", "list", "recipe-schema"),
     "Captions": ("caption", "explain", "demo", "ensemble", "search"),
     "Scores": ("score", "compare"),
-    "The Hub": ("publish", "verify", "merge", "publish-space", "publish-metric", "hub"),
+    "The Hub": ("publish", "verify", "merge", "publish-space", "publish-metric"),
     "Data": ("data", "features"),
 }
 """How `hfcap --help` groups the commands, in this order."""

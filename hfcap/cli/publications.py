@@ -117,25 +117,6 @@ def merge(
     say(f"Merged model: {output}")
 
 
-hub = typer.Typer(help="Run your own Hub where there is no internet.", no_args_is_help=True)
-app.add_typer(hub, name="hub")
-
-
-@hub.command()
-def serve(
-    folder: Annotated[Path, typer.Argument(help="where repositories are kept; made if it is not there")],
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8080,
-    accounts: Annotated[Path | None, typer.Option(help="FILE of accounts; without it everybody may do all")] = None,
-    owner: Annotated[str, typer.Option(help="name of the account of a Hub without --accounts")] = "local",
-) -> None:
-    """Serve a Hub that huggingface_hub, transformers and hfcap can use (HF_ENDPOINT)."""
-    from hfcap.hub_server.serve import open_hub
-    from hfcap.hub_server.serve import serve as run_server
-
-    run_server(open_hub(folder, host, port, accounts, owner), say)
-
-
 Output = Annotated[Path | None, output_folder("folder to write; default: spaces/NAME")]
 
 

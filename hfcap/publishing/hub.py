@@ -37,7 +37,7 @@ TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @contextlib.contextmanager
 def large_files_as_the_hub_takes_them(repo_id: str, kind: str, revision: str) -> Iterator[None]:
-    """Send large files by Git LFS where the Hub has no Xet storage (`hfcap hub serve`, mirrors).
+    """Send large files by Git LFS where the Hub has no Xet storage (`scripts/hub_server`, mirrors).
 
     huggingface_hub 2.4 takes Xet wherever hf_xet is installed and asks the Hub nothing: uploads to a Hub without it
     end at status 404 for the address of the write token.

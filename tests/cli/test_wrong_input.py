@@ -328,13 +328,6 @@ def test_a_model_that_is_not_here_while_the_hub_cannot_be_reached(
         assert fragment in outcome.err
 
 
-@pytest.mark.parametrize("folder", ["file", "file/inside", "images"])
-def test_a_hub_over_an_impossible_folder(folder: str, tmp_path: Path, hfcap: Hfcap) -> None:
-    (tmp_path / "file").write_text("mine")
-    write_jpeg(tmp_path / "images" / "p.jpg")
-    assert_refused(hfcap("hub", "serve", tmp_path / folder, "--port", 0), str(tmp_path / folder), "give a")
-
-
 @pytest.mark.parametrize(
     ("command", "fragments"),
     [

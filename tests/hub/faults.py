@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hfcap.hub_server.messages import Answer, BodyStream, User
-from hfcap.hub_server.server import Handler, HubServer
-from hfcap.hub_server.store import HubError
+from scripts.hub_server.messages import Answer, BodyStream, User
+from scripts.hub_server.server import Handler, HubServer
+from scripts.hub_server.store import HubError
 
 STATUS_FAULTS = {
     "401": (401, "Invalid username or password.", ""),

@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hfcap.hub_server.server import HubServer
-from hfcap.hub_server.store import Store
+from scripts.hub_server.server import HubServer
+from scripts.hub_server.store import Store
 from tests.hub_server import Hub
 
 CARD = b"---\nlicense: mit\n---\n# A model\n"

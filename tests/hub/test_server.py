@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfcap.errors import UserError
-from hfcap.hub_server.contents import _range
-from hfcap.hub_server.serve import open_hub, read_accounts
-from hfcap.hub_server.server import HubServer
-from hfcap.hub_server.store import HubError, Store
+from scripts.hub_server.contents import _range
+from scripts.hub_server.serve import open_hub, read_accounts
+from scripts.hub_server.server import HubServer
+from scripts.hub_server.store import HubError, Store
 
 CONTENT = b"0123456789" * 10
 
@@ -223,7 +223,7 @@ def test_an_impossible_folder(folder: str) -> None:
 
 def test_the_command_serves_and_stops_cleanly(tmp_path: Path) -> None:
     folder = tmp_path / "hub"
-    command = [sys.executable, "-m", "hfcap", "hub", "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "scripts.hub_server", str(folder), "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as first:
         assert first.stdout is not None and first.stderr is not None
@@ -235,7 +235,7 @@ def test_the_command_serves_and_stops_cleanly(tmp_path: Path) -> None:
         connection.request("GET", "/api/whoami-v2")
         assert json.loads(connection.getresponse().read())["name"] == "local"
         second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode == 2 and "another 'hfcap hub serve'" in second.stderr
+        assert second.returncode == 2 and "another Hub serves this folder" in second.stderr
         first.send_signal(signal.SIGINT)
         assert first.wait(timeout=20) == 0
         assert first.stderr.read() == ""

@@ -20,9 +20,9 @@ from hfcap.card.kept_sections import MARK, split_front_matter
 from hfcap.card.render import missing_facts, render_card, write_card
 from hfcap.card.run_facts import read_card_input
 from hfcap.errors import UserError
-from hfcap.hub_server.card_rules import check_card
 from hfcap.recipe.loading import dump_recipe, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
+from scripts.hub_server.card_rules import check_card
 from tests.publishing.run_builder import (
     CAPTIONS,
     ENVIRONMENT,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hfcap.card.render import render_card
-from hfcap.hub_server.card_rules import check_card
 from hfcap.run_directory.paths import RunDirectory
 from scripts import render_model_cards as script
+from scripts.hub_server.card_rules import check_card
 from tests.publishing.run_builder import build_run
 
 

@@ -17,12 +17,12 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils._runtime import is_xet_available
 
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.hub_server.messages import BodyStream
-from hfcap.hub_server.store import HubError
 from hfcap.publishing import hub as hub_calls
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.staging import stage_files
 from hfcap.run_directory.paths import RunDirectory
+from scripts.hub_server.messages import BodyStream
+from scripts.hub_server.store import HubError
 from tests.hub.faults import KINDS
 from tests.hub_server import Hub
 

@@ -17,12 +17,12 @@ import hfcap
 from hfcap import registry
 from hfcap.app.space import stage_demo
 from hfcap.errors import UserError
-from hfcap.hub_server.card_rules import check_card
 from hfcap.publishing.own_wheel import WHEEL_NAME
 from hfcap.publishing.push import push_folder
 from hfcap.publishing.spaces import stage_metric
 from hfcap.publishing.staging import stage_files
 from hfcap.run_directory.paths import RunDirectory
+from scripts.hub_server.card_rules import check_card
 from tests.hub_server import Hub
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfcap.hub_server.card_rules import check_card
-from hfcap.hub_server.messages import Answer, Request
-from hfcap.hub_server.store import HEADS, PULLS, TAGS, HubError, Repository, now
+from scripts.hub_server.card_rules import check_card
+from scripts.hub_server.messages import Answer, Request
+from scripts.hub_server.store import HEADS, PULLS, TAGS, HubError, Repository, now
 
 
 def whoami(request: Request) -> Answer:

@@ -1,4 +1,4 @@
-"""`hfcap hub serve`: the small Hub for rooms without internet."""
+"""Open and serve the small Hub for rooms without internet, as `python -m scripts.hub_server` does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from hfcap.errors import UserError
 from hfcap.files import read_text, write_json
-from hfcap.hub_server.messages import User
-from hfcap.hub_server.server import HubServer
-from hfcap.hub_server.store import is_name
+from scripts.hub_server.messages import User
+from scripts.hub_server.server import HubServer
+from scripts.hub_server.store import is_name
 
 _MARK = "hub.json"
 
@@ -66,7 +66,7 @@ def open_hub(folder: Path, host: str, port: int, accounts: Path | None, owner: s
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / _MARK).is_file():
-            write_json(folder / _MARK, {"format": 1, "is": "a folder of 'hfcap hub serve'"})
+            write_json(folder / _MARK, {"format": 1, "is": "a folder of hfcap's small Hub"})
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{folder}: cannot be made or written ({reason}); give a folder of your own") from None
@@ -95,7 +95,7 @@ def serve(server: HubServer, say: Callable[[str], None]) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         server.server_close()
-        raise UserError(f"{server.store.root}: another 'hfcap hub serve' uses this folder") from None
+        raise UserError(f"{server.store.root}: another Hub serves this folder") from None
     except OSError as error:
         server.server_close()
         raise UserError(

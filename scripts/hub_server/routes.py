@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hfcap.hub_server import contents, repositories
-from hfcap.hub_server.messages import Route
+from scripts.hub_server import contents, repositories
+from scripts.hub_server.messages import Route
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _REVISION = r"(?P<revision>[^/]+)"

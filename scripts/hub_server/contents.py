@@ -12,9 +12,9 @@ import re
 from typing import Any
 from urllib.parse import parse_qs
 
-from hfcap.hub_server.card_rules import check_card
-from hfcap.hub_server.messages import Answer, Request
-from hfcap.hub_server.store import HEADS, PULLS, HubError, Repository, Tree, now
+from scripts.hub_server.card_rules import check_card
+from scripts.hub_server.messages import Answer, Request
+from scripts.hub_server.store import HEADS, PULLS, HubError, Repository, Tree, now
 
 LARGEST_GIT_FILE = 10 * 2**20
 NO_XET = "/this-hub-has-no-xet-storage/set-HF_HUB_DISABLE_XET=1-and-try-again"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from hfcap.hub_server.store import HubError, Repository, Store
+from scripts.hub_server.store import HubError, Repository, Store
 
 LARGEST_MESSAGE = 512 * 2**20
 """Bytes of a request that is held in memory; large files have a route of their own and are streamed."""

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hfcap.hub_server.messages import LARGEST_MESSAGE, Answer, BodyStream, Request, Route, User
-from hfcap.hub_server.store import HubError, Store
+from scripts.hub_server.messages import LARGEST_MESSAGE, Answer, BodyStream, Request, Route, User
+from scripts.hub_server.store import HubError, Store
 
 SECONDS_OF_SILENCE = 300
 """A connection on which nothing arrives for so long is closed."""
@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """Find the route of a request and send its answer."""
-        from hfcap.hub_server.routes import ROUTES
+        from scripts.hub_server.routes import ROUTES
 
         parts = urlsplit(self.path)
         for name, methods, pattern, route in ROUTES:
