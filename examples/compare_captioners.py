@@ -9,10 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 import hfcap
-from hfcap.comparison import leaderboard_table
 
 parser = argparse.ArgumentParser(description="Compare captioners on the same images.")
 parser.add_argument("references", type=Path, help="JSON file: file name -> human captions")
@@ -32,4 +29,4 @@ for model in arguments.models:
 comparison = hfcap.compare(
     captions, references=references, metrics=["bleu", "rouge_l", "cider"], output=arguments.output
 )
-Console().print(leaderboard_table(comparison))
+print(comparison)

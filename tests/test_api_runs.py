@@ -194,6 +194,7 @@ def test_comparing_captions_reports_and_files(tmp_path: Path) -> None:
         assert comparison.best["cider"] == "good"
         assert comparison.differences == ways[0].differences
         assert comparison.intervals == ways[0].intervals
+        assert "Leaderboard" in str(comparison) and "Difference to the best" in str(comparison)
     assert (tmp_path / "leaderboard" / "leaderboard.html").is_file()
     with pytest.raises(hfcap.UserError, match=r"good: to compare captions, give their human captions"):
         hfcap.compare({"good": PREDICTIONS})

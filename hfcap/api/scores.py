@@ -93,6 +93,8 @@ def compare(
 ) -> Comparison:
     """Compare captioners by their scores: intervals and paired differences to the best, as `hfcap compare` does.
 
+    `print` shows the result as a leaderboard.
+
     Args:
         systems: run directories, score files or, with `references`, prediction files; or name -> one of these, the
             report of `score`, or captions as `score` takes them. A run is what `hfcap.train` returned, or its folder.
@@ -110,6 +112,7 @@ def compare(
     """
     from hfcap.comparison import ImageSource, compare_systems, write_leaderboard
     from hfcap.comparison import compare as compare_paths
+    from hfcap.comparison.rendering import PrintableComparison
 
     options = {"metrics": metrics, "document_frequencies": document_frequencies, "metric_options": metric_options}
     score_one = None if references is None else _scorer(references, split, allow_missing, options)
@@ -124,7 +127,7 @@ def compare(
             source = ImageSource(None if images is True else Path(images)) if images is not False else None
             human = Path(references) if isinstance(references, str | os.PathLike) else None
             write_leaderboard(comparison, Path(output), references=human, images=source, n_examples=n_examples)
-    return comparison
+    return PrintableComparison(**vars(comparison))
 
 
 def _scorer(

@@ -377,19 +377,19 @@ class Captioner(ABC):
         self.save_processor(folder)
 
     def save_processor(self, folder: Path) -> None:
-        """Write the processor files and the notes."""
+        """Write the processor files and the sidecar."""
         self.processor.save_pretrained(folder)
-        write_json(folder / SIDECAR, self.notes())
+        write_json(folder / SIDECAR, self.sidecar())
 
-    def notes(self) -> dict[str, str]:
+    def sidecar(self) -> dict[str, str]:
         """Return what transformers has no field for, to be kept next to the weights."""
-        notes = {"captioner": self.family, "prompt": self.prompt}
+        values = {"captioner": self.family, "prompt": self.prompt}
         if getattr(self.image_processor, "backend", None) == IMAGE_BACKEND:
-            notes["image_backend"] = IMAGE_BACKEND
+            values["image_backend"] = IMAGE_BACKEND
         own_code = not type(self.model).__module__.startswith("transformers.")
         # An adapter's folder holds no code, but whoever loads its base must trust some.
-        return notes | ({"brings_code": "true"} if own_code else {})
+        return values | ({"brings_code": "true"} if own_code else {})
 
-    def take_notes(self, notes: Mapping[str, str]) -> None:
-        """Take over what `notes` gave when this captioner, or an adapter for it, was saved."""
-        self.prompt = notes.get("prompt", self.prompt)
+    def take_sidecar(self, values: Mapping[str, str]) -> None:
+        """Take over what `sidecar` gave when this captioner, or an adapter for it, was saved."""
+        self.prompt = values.get("prompt", self.prompt)

@@ -154,7 +154,7 @@ class Ensemble(NonparametricCaptioner, ConfigTokensMixin):
         captioner = cls._joined(EnsembleForImageCaptioning(config), members, reranker, tokenizer)
         captioner.base_models = [base for member in options.members for base in _base_models(member)]
         captioner.member_facts = [
-            {**_facts(member), "captioner": loaded.notes()["captioner"], "weight": member.weight}
+            {**_facts(member), "captioner": loaded.sidecar()["captioner"], "weight": member.weight}
             for member, loaded in zip(options.members, members, strict=True)
         ]
         if options.clip is not None:
@@ -270,16 +270,16 @@ class Ensemble(NonparametricCaptioner, ConfigTokensMixin):
         """Return what the card says about the members."""
         return {"members": list(self.member_facts)}
 
-    def notes(self) -> dict[str, str]:
-        """Return the notes of `Captioner.notes`, and why the ensemble cannot be published, if it cannot."""
+    def sidecar(self) -> dict[str, str]:
+        """Return the values of `Captioner.sidecar`, and why the ensemble cannot be published, if it cannot."""
         unable = [
-            f"member {number} ({member.notes()['captioner']}, {type(member.model).__name__})"
+            f"member {number} ({member.sidecar()['captioner']}, {type(member.model).__name__})"
             for number, member in enumerate(self.members)
             if not member.captions_from_pixels
         ]
         if not unable:
-            return super().notes()
-        return super().notes() | {
+            return super().sidecar()
+        return super().sidecar() | {
             "unpublishable": f"{' and '.join(unable)}: such a model captions only from a prompt made by its own "
             "processor, which the published code of an ensemble cannot do; leave the member out, or publish the "
             "members one by one"

@@ -177,20 +177,20 @@ class ImageTextToText(Captioner):
             "tokenizer": {"vocab_size": 400},
         }
 
-    def notes(self) -> dict[str, str]:
+    def sidecar(self) -> dict[str, str]:
         """Also keep the size of images, and how the processor is called."""
-        notes = super().notes()
+        values = super().sidecar()
         if self.image_size is not None:
-            notes["image_size"] = str(self.image_size)
-        return notes | self.kind.processor_notes()
+            values["image_size"] = str(self.image_size)
+        return values | self.kind.processor_notes()
 
-    def take_notes(self, notes: Mapping[str, str]) -> None:
+    def take_sidecar(self, values: Mapping[str, str]) -> None:
         """Also take over the size of images."""
-        super().take_notes(notes)
-        if "image_size" in notes:
-            if not notes["image_size"].isdecimal():
-                raise UserError(f"hfcap.json: image_size must be a whole number, not {notes['image_size']!r}")
-            self.image_size = int(notes["image_size"])
+        super().take_sidecar(values)
+        if "image_size" in values:
+            if not values["image_size"].isdecimal():
+                raise UserError(f"hfcap.json: image_size must be a whole number, not {values['image_size']!r}")
+            self.image_size = int(values["image_size"])
             self.kind = type(self.kind)(self)
             self.sees_one_image = self.kind.sees_one_image()
 

@@ -49,7 +49,7 @@ def load_captioner(
         return _with_adapter(folder, trust_remote_code, merge)
     family = _family(folder, location)
     captioner = family.from_folder(str(folder), None, trust_remote_code)
-    captioner.take_notes(read_sidecar(folder))
+    captioner.take_sidecar(read_sidecar(folder))
     captioner.base_models = [BaseModel(location, revision, "captioner")]
     captioner.model.eval()
     return captioner
@@ -157,7 +157,7 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
             f"{folder}: the base model of this adapter cannot be loaded; put it back, or correct "
             f"base_model_name_or_path in {folder / _ADAPTER_CONFIG} ({error})"
         ) from error
-    captioner.take_notes(read_sidecar(folder))
+    captioner.take_sidecar(read_sidecar(folder))
     adapted = load_adapter(captioner, folder)
     if merge and not is_quantized(captioner.model):
         merge_adapter(captioner, adapted)

@@ -89,9 +89,9 @@ class Retrieval(NonparametricCaptioner, CustomModelCaptioner):
     def effective_decoding(cls, options: Any, generate: GenerateOptions) -> None:
         """Nothing is decoded: captions are looked up."""
 
-    def notes(self) -> dict[str, str]:
-        """Return the notes of `Captioner.notes`, and that decoding settings have no effect."""
-        return super().notes() | {"decodes": "false"}
+    def sidecar(self) -> dict[str, str]:
+        """Return the values of `Captioner.sidecar`, and that decoding settings have no effect."""
+        return super().sidecar() | {"decodes": "false"}
 
     text_encoder: DualEncoder | None = None
     corpus: Path | None = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner, CardFacts
     from hfcap.data.source import Source
 
-N_SAMPLES = 6
+N_SAMPLES_BEYOND_IMAGES = 6
 N_WORST = 3
 
 
@@ -190,7 +190,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
         split=split,
         scores=scores,
         baselines={name: values for name, values in baselines.items() if values},
-        samples=[sample for sample in samples if sample.file_name not in shown][:N_SAMPLES],
+        samples=[sample for sample in samples if sample.file_name not in shown][:N_SAMPLES_BEYOND_IMAGES],
         worst=worst,
         requirements=_requirements(folder, record, environment),
         published_captions=record.get("captions", {}),

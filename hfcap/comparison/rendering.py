@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -171,6 +172,17 @@ def leaderboard_table(comparison: Comparison) -> RenderableType:
         parts.append(_upright(*_difference_rows(comparison), "Difference to the best", set()))
     parts.append(Text(explanation(comparison), style="dim"))
     return Group(*parts)
+
+
+class PrintableComparison(Comparison):
+    """A comparison whose text is the leaderboard, as `hfcap compare` prints it; for those who call it from Python."""
+
+    def __str__(self) -> str:
+        """Return the leaderboard without colours, up to 160 characters wide."""
+        page = Console(file=io.StringIO(), width=160, color_system=None, legacy_windows=False)
+        with page.capture() as captured:
+            page.print(leaderboard_table(self))
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def _markdown_table(header: list[str], rows: list[list[str]], bold: Container[tuple[int, int]] = ()) -> str:

@@ -16,7 +16,7 @@ from hfcap.doctor.dataset import DataFacts
 from hfcap.doctor.labels import LabelFacts, ShownCaption
 from hfcap.doctor.measurement import Measurement
 from hfcap.doctor.pixels import PixelFacts
-from hfcap.doctor.report import Report
+from hfcap.doctor.report import DoctorReport
 from hfcap.doctor.tokens import TokenFacts
 from hfcap.doctor.train_generate_parity import AgreementFacts
 from hfcap.doctor.weights import WeightFacts
@@ -27,7 +27,7 @@ _MAX_LISTED_SIZES = 4
 _BUSY = 1.2
 
 
-def print_report(console: Console, report: Report, sheet: Path | None) -> None:
+def print_report(console: Console, report: DoctorReport, sheet: Path | None) -> None:
     """Print every topic that was examined, then the problems; `sheet` is the contact sheet's path."""
     console.print(f"Recipe {report.recipe}: {report.captioner}, {report.method}", style="bold", markup=False)
     if report.data is not None:
@@ -198,10 +198,10 @@ def _cost_lines(measured: Measurement, cost: Cost) -> Iterator[str]:
     peak = gigabytes(measured.peak_bytes)
     yield f"memory: about {gigabytes(memory.total)}{available} ({listed}); this process took {peak}"
     yield (
-        f"time: about {duration(time.total)} ("
-        + (f"encoding once {duration(time.encoding)}, " if time.encoding else "")
-        + f"training {duration(time.training)}, validation {duration(time.validation)}, captioning at most "
-        f"{duration(time.captioning)})"
+        f"time: about {short_duration(time.total)} ("
+        + (f"encoding once {short_duration(time.encoding)}, " if time.encoding else "")
+        + f"training {short_duration(time.training)}, validation {short_duration(time.validation)}, captioning at most "
+        f"{short_duration(time.captioning)})"
     )
     yield (
         f"measured: {measured.batches} steps of {measured.images} images, "
@@ -223,7 +223,7 @@ def _cost_lines(measured: Measurement, cost: Cost) -> Iterator[str]:
     yield f"{name}: {gigabytes(store.bytes)} more for {store.images:,} images that it lacks, in {store.folder}"
 
 
-def duration(seconds: float) -> str:
+def short_duration(seconds: float) -> str:
     """Return a length of time for people: 8 s, 12 min, 3.5 h, 2.1 days."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
@@ -232,7 +232,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
-def _print_problems(console: Console, report: Report) -> None:
+def _print_problems(console: Console, report: DoctorReport) -> None:
     problems = report.findings.problems
     console.print()
     for problem in sorted(problems, key=lambda problem: problem.level != "error"):

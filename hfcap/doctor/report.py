@@ -19,7 +19,7 @@ from hfcap.doctor.weights import WeightFacts
 
 
 @dataclass
-class Report:
+class DoctorReport:
     """Facts by topic; None where the examination did not get that far."""
 
     recipe: str

@@ -20,7 +20,7 @@ from hfcap.doctor.dataset import examine_data
 from hfcap.doctor.labels import examine_labels, example_batch, shown_images
 from hfcap.doctor.measurement import measure, memory_of
 from hfcap.doctor.pixels import examine_pixels, show_augmented
-from hfcap.doctor.report import Report
+from hfcap.doctor.report import DoctorReport
 from hfcap.doctor.tokens import examine_tokens
 from hfcap.doctor.train_generate_parity import check_longest, examine_agreement
 from hfcap.doctor.weights import examine_weights
@@ -58,7 +58,7 @@ def examine(recipe: Recipe, output: Path | None = None, steps: int = 3) -> bool:
     """
     folder = output_folder(recipe) if output is None else output
     method = _method(recipe)
-    report = Report(recipe.name, recipe.captioner, method)
+    report = DoctorReport(recipe.name, recipe.captioner, method)
     try:
         _Examination(recipe, report, folder).run(steps)
     except UserError as error:
@@ -75,7 +75,7 @@ def _method(recipe: Recipe) -> str:
     return "full fine-tuning" if recipe.lora is None else "LoRA"
 
 
-def _finish(report: Report, folder: Path, complete: bool) -> None:
+def _finish(report: DoctorReport, folder: Path, complete: bool) -> None:
     if report.data is None:
         return
     write_json(folder / REPORT_FILE, report.as_json())
@@ -86,7 +86,7 @@ def _finish(report: Report, folder: Path, complete: bool) -> None:
     console.print(f"Report: {folder / REPORT_FILE}", markup=False, soft_wrap=True)
 
 
-def print_verdict(report: Report) -> None:
+def print_verdict(report: DoctorReport) -> None:
     """Print one line: how many errors and warnings."""
     levels = [problem.level for problem in report.findings.problems]
     errors, warnings = levels.count("error"), levels.count("warning")
@@ -106,7 +106,7 @@ def _count(number: int, noun: str) -> str:
 @dataclass
 class _Examination:
     recipe: Recipe
-    report: Report
+    report: DoctorReport
     folder: Path
 
     def run(self, steps: int) -> None:

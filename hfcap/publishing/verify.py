@@ -57,7 +57,7 @@ class Check:
 
 
 @dataclass(slots=True)
-class Report:
+class Verification:
     """What verification found at one commit.
 
     Attributes:
@@ -99,7 +99,7 @@ def verify(
     images: Mapping[Path, str] | None = None,
     trust_remote_code: bool = False,
     references: Path | None = None,
-) -> Report:
+) -> Verification:
     """Check files, card, numbers and code of a model repository, and caption images with it as a stranger would.
 
     Args:
@@ -121,7 +121,7 @@ def verify_all(
     images: Mapping[Path, str] | None = None,
     trust_remote_code: bool = False,
     references: Path | None = None,
-) -> list[Report]:
+) -> list[Verification]:
     """Do what `verify` does for several repositories (id -> revision), with one clean process for all."""
     for repo_id in revisions:
         hub.check_repo_id(repo_id, "the repository to verify")
@@ -129,7 +129,7 @@ def verify_all(
         examinations = []
         for number, (repo_id, revision) in enumerate(revisions.items()):
             model = download_small(repo_id, revision, Path(temporary) / str(number))
-            report = Report(repo_id, str(model.revision))
+            report = Verification(repo_id, str(model.revision))
             examinations.append(_Examination(report, model, images or {}, references))
         _examine(examinations, trust_remote_code)
     return [examination.report for examination in examinations]
@@ -137,7 +137,7 @@ def verify_all(
 
 def verify_folder(
     folder: Path, repo_id: str, images: Mapping[Path, str] | None = None, references: Path | None = None
-) -> Report:
+) -> Verification:
     """Make the checks of `verify` on a staging folder, before anything of it is visible; its code is trusted.
 
     Args:
@@ -145,7 +145,7 @@ def verify_folder(
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     model = PublishedModel(folder, names, str(folder.resolve()), None, False)
-    examination = _Examination(Report(repo_id, "before the push"), model, images or {}, references)
+    examination = _Examination(Verification(repo_id, "before the push"), model, images or {}, references)
     _examine([examination], trust_remote_code=True)
     return examination.report
 
@@ -162,7 +162,7 @@ class _Examination:
         packages: what the card says to install, and all that the code may find; None where nothing is known of it.
     """
 
-    report: Report
+    report: Verification
     model: PublishedModel
     images: Mapping[Path, str]
     references: Path | None = None
@@ -227,7 +227,7 @@ def _prepare(examination: _Examination, trust_remote_code: bool) -> tuple[str, s
     return code
 
 
-def _check_files(report: Report, model: PublishedModel) -> bool:
+def _check_files(report: Verification, model: PublishedModel) -> bool:
     names = model.names
     weights = [name for name in names if name.endswith(".safetensors")]
     pickles = [name for name in names if Path(name).suffix.lower() in PICKLES]
@@ -240,7 +240,7 @@ def _check_files(report: Report, model: PublishedModel) -> bool:
     return report.add("files", True, f"{len(names)} files, weights as safetensors{extra}")
 
 
-def _check_card(report: Report, repository: Path) -> None:
+def _check_card(report: Verification, repository: Path) -> None:
     if not (repository / "README.md").is_file():
         report.add("card", False, "there is none")
         return
@@ -268,7 +268,7 @@ def _check_packages(examination: _Examination) -> bool:
     return report.add("packages", True, f"only {', '.join(named)} and what these bring along")
 
 
-def _code(report: Report, model: PublishedModel) -> tuple[str, str] | None:
+def _code(report: Verification, model: PublishedModel) -> tuple[str, str] | None:
     """Return the code in two parts: loading the model, captioning one image; None where it must not run.
 
     The code is written again from the repository's configuration: text that somebody else wrote into a card is never

@@ -18,7 +18,16 @@ from hfcap.errors import UserError
 from hfcap.files import read_text
 from hfcap.recipe import strict_yaml
 from hfcap.recipe.blocks import DataOptions, Recipe, ScoreOptions
-from hfcap.recipe.problems import Findings, RecipeError, block_at, block_class, describe, joined, key_path, may_be_null
+from hfcap.recipe.problems import (
+    RecipeError,
+    RecipeProblems,
+    block_at,
+    block_class,
+    describe,
+    joined,
+    key_path,
+    may_be_null,
+)
 from hfcap.recipe.strict_yaml import KeyPath
 
 __all__ = [
@@ -50,7 +59,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         document = strict_yaml.parse(read_text(path, "recipe"))
     except strict_yaml.YamlProblem as error:
         raise RecipeError([f"{path}: {error}"]) from None
-    findings = Findings(str(path), document.lines)
+    findings = RecipeProblems(str(path), document.lines)
     for key, problem in document.problems:
         findings.add(key, problem)
     if not isinstance(document.value, dict):
@@ -67,7 +76,7 @@ def recipe_from_mapping(values: Mapping[str, Any], where: str, overrides: Sequen
     Raises:
         RecipeError: the recipe is wrong; names every problem.
     """
-    copied, findings = copy.deepcopy(dict(values)), Findings(where)
+    copied, findings = copy.deepcopy(dict(values)), RecipeProblems(where)
     for override in overrides:
         _apply_override(copied, override, findings)
     return _checked(copied, findings)
@@ -119,7 +128,7 @@ def _when(key: str, value: str, then: Mapping[str, Any]) -> dict[str, Any]:
     return {"if": {"properties": {key: {"const": value}}, "required": [key]}, "then": dict(then)}
 
 
-def _apply_override(values: dict[str, Any], override: str, findings: Findings) -> None:
+def _apply_override(values: dict[str, Any], override: str, findings: RecipeProblems) -> None:
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
@@ -148,7 +157,7 @@ def _apply_override(values: dict[str, Any], override: str, findings: Findings) -
     findings.overrides[path] = override
 
 
-def _checked(values: dict[str, Any], findings: Findings) -> Recipe:
+def _checked(values: dict[str, Any], findings: RecipeProblems) -> Recipe:
     family = _entry("captioners", values.get("captioner"), ("captioner",), findings)
     data = values.get("data")
     source = None
@@ -177,7 +186,7 @@ def _checked(values: dict[str, Any], findings: Findings) -> Recipe:
     return Recipe.model_validate({name: getattr(checked, name) for name in Recipe.model_fields})
 
 
-def _entry(kind: str, name: Any, path: KeyPath, findings: Findings) -> Any:
+def _entry(kind: str, name: Any, path: KeyPath, findings: RecipeProblems) -> Any:
     if not isinstance(name, str):
         return None  # missing or of a wrong type, which is reported with the other keys
     try:
@@ -193,7 +202,7 @@ def _recipe_shape(model_class: Any, data_class: Any) -> type[Recipe]:
     return create_model("Recipe", __base__=Recipe, model=(model_class, ...), data=(data_class, ...))
 
 
-def _check_parts(train: Any, parts: tuple[str, ...], findings: Findings) -> None:
+def _check_parts(train: Any, parts: tuple[str, ...], findings: RecipeProblems) -> None:
     if not isinstance(train, dict):
         return
     for key in ("freeze", "learning_rates", "dropout", "gradient_checkpointing"):
@@ -204,7 +213,7 @@ def _check_parts(train: Any, parts: tuple[str, ...], findings: Findings) -> None
                 findings.add(path, f"this captioner has no part {name!r}{registry.did_you_mean(name, parts)}")
 
 
-def _check_method(values: dict[str, Any], family: Any, findings: Findings) -> None:
+def _check_method(values: dict[str, Any], family: Any, findings: RecipeProblems) -> None:
     for block in ("lora", "scst", "augment"):
         if not family.trains_by_gradients and values.get(block) is not None:
             problem = f"captioner {values['captioner']} trains no weights; remove this block ({block}: null)"
@@ -216,7 +225,7 @@ def _check_method(values: dict[str, Any], family: Any, findings: Findings) -> No
             findings.add(("model", key), problem)
 
 
-def _check_metrics(score: Any, findings: Findings) -> None:
+def _check_metrics(score: Any, findings: RecipeProblems) -> None:
     if not isinstance(score, dict):
         return
     known = registry.names("metrics")
@@ -230,7 +239,9 @@ def _check_metrics(score: Any, findings: Findings) -> None:
         _check_metric_options(score["metric_options"], metrics, ("score", "metric_options"), findings)
 
 
-def _check_metric_options(options: dict[Any, Any], metrics: Sequence[Any], path: KeyPath, findings: Findings) -> None:
+def _check_metric_options(
+    options: dict[Any, Any], metrics: Sequence[Any], path: KeyPath, findings: RecipeProblems
+) -> None:
     remedy = "score.metrics, or remove its options" if path else "--metrics, or leave its --option out"
     for name, given in options.items():
         metric = _entry("metrics", name, (*path, name), findings)
@@ -249,7 +260,7 @@ def metric_options_from(assignments: Sequence[str], metrics: Sequence[str]) -> d
     Raises:
         UserError: names every problem: unknown metric or option, wrong value, metric that is not computed.
     """
-    findings = Findings("options of metrics", override_name="--option")
+    findings = RecipeProblems("options of metrics", override_name="--option")
     options: dict[str, Any] = {}
     for assignment in assignments:
         if assignment.partition("=")[0].count(".") == 1:
@@ -262,7 +273,9 @@ def metric_options_from(assignments: Sequence[str], metrics: Sequence[str]) -> d
     return options
 
 
-def _validated(shape: type[Shape], values: dict[str, Any], findings: Findings, above: KeyPath = ()) -> Shape | None:
+def _validated(
+    shape: type[Shape], values: dict[str, Any], findings: RecipeProblems, above: KeyPath = ()
+) -> Shape | None:
     """Validate, drop what is wrong, validate again: so a rule between keys is checked although another key is wrong.
 
     `above` is where `values` stand in the recipe.

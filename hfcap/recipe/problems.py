@@ -36,7 +36,7 @@ class RecipeError(UserError):
 
 
 @dataclass(slots=True)
-class Findings:
+class RecipeProblems:
     """Problems, and where each key was written.
 
     Attributes:

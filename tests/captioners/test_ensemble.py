@@ -189,9 +189,9 @@ def test_card_facts_of_members(members: list[str]) -> None:
 
 def test_a_member_that_needs_its_own_processor_is_named(members: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = ensemble(members)
-    assert "unpublishable" not in captioner.notes()
+    assert "unpublishable" not in captioner.sidecar()
     monkeypatch.setattr(Retrieval, "captions_from_pixels", False)
-    assert "member 2 (retrieval, RetrievalForImageCaptioning)" in captioner.notes()["unpublishable"]
+    assert "member 2 (retrieval, RetrievalForImageCaptioning)" in captioner.sidecar()["unpublishable"]
 
 
 # ---- wrong input -----------------------------------------------------------------------------------------------------

@@ -229,14 +229,14 @@ def test_saved_model_loads_here_and_with_plain_transformers(name: str, tmp_path:
 
 def test_size_of_images_is_kept_beside_the_weights(tmp_path: Path) -> None:
     captioner = itt("qwen2_vl")
-    notes = captioner.notes()
+    notes = captioner.sidecar()
     assert notes["image_size"] == "56"
     other = ImageTextToText(captioner.model, captioner.processor, image_size=84)
     assert pixel_values(other, 1).shape == (1, 3, 84, 84)
-    other.take_notes(notes)
+    other.take_sidecar(notes)
     assert pixel_values(other, 1).shape == (1, 3, 56, 56)
     with pytest.raises(UserError, match="image_size must be a whole number"):
-        other.take_notes({"image_size": "many"})
+        other.take_sidecar({"image_size": "many"})
 
 
 @pytest.mark.parametrize("size", [50, 14, 448])

@@ -131,7 +131,7 @@ def test_tokens_in_colour_and_in_brackets() -> None:
     ("seconds", "text"), [(0.2, "under 1 s"), (61, "61 s"), (125, "2 min"), (9000, "2.5 h"), (260_000, "3.0 days")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert console_report.duration(seconds) == text
+    assert console_report.short_duration(seconds) == text
 
 
 def test_sizes() -> None:

@@ -22,7 +22,7 @@ from hfcap.card.requirements import installed_versions
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.push import publish, push_folder
 from hfcap.publishing.staging import stage_files
-from hfcap.publishing.verify import Report, verify_all
+from hfcap.publishing.verify import Verification, verify_all
 from hfcap.run.stages import merged_model
 from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import Hub, running_hub
@@ -63,7 +63,7 @@ class Published:
     """What happened to all repositories."""
 
     hub: Hub
-    reports: dict[str, Report]
+    reports: dict[str, Verification]
     pipelines: dict[str, JobResult]
     space: JobResult
 

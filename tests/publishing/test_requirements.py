@@ -30,7 +30,7 @@ from hfcap.publishing.clean_process import Job, run_clean
 from hfcap.publishing.published import PublishedModel
 from hfcap.publishing.push import publish
 from hfcap.publishing.staging import stage_files
-from hfcap.publishing.verify import Report, verify_folder
+from hfcap.publishing.verify import Verification, verify_folder
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.run_directory.paths import RunDirectory
 from tests.captioners.helpers import build
@@ -229,9 +229,9 @@ def needy(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def test_a_package_that_the_card_leaves_out_fails_the_proof_and_completes_the_card(
     hub: Hub, needy: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports: list[Report] = []
+    reports: list[Verification] = []
 
-    def noting(folder: Path, *arguments: Any) -> Report:
+    def noting(folder: Path, *arguments: Any) -> Verification:
         reports.append(verify_folder(folder, *arguments))
         return reports[-1]
 
