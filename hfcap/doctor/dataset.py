@@ -16,6 +16,9 @@ MAX_COMPARED_IMAGES = 10_000
 """Up to so many images are read to find the same bytes in two splits; beyond, only names are compared."""
 
 _SHARE_OF_REPETITION = 0.05
+_FEWEST_REPETITIONS = 10
+_SHARE_OF_FEW = 0.2
+"""Fewer repetitions than that alarm only from this share on: two of forty people may say the same."""
 _N_FREQUENT = 5
 
 
@@ -55,12 +58,14 @@ class DataFacts:
         most_frequent: the most frequent training captions (case and spacing ignored) and how often they occur.
         distinct_captions: number of different training captions.
         shared_with_train: split -> images that the training split has too.
+        different_images: training images that differ in their bytes; None where it was not compared.
     """
 
     splits: dict[str, SplitFacts]
     most_frequent: list[tuple[str, int]]
     distinct_captions: int
     shared_with_train: dict[str, SharedImages]
+    different_images: int | None
 
 
 def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> DataFacts:
@@ -73,6 +78,7 @@ def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findi
         counts.most_common(_N_FREQUENT),
         len(counts),
         {name: _shared(train, records, hashes, name) for name, records in splits.items() if name != "train"},
+        None if hashes is None else len(hashes["train"]),
     )
     _report(facts, findings)
     _report_selection(splits, findings)
@@ -141,8 +147,16 @@ def _report(facts: DataFacts, findings: Findings) -> None:
                 "take them out of one of the two splits",
             )
     train = facts.splits["train"]
-    if facts.most_frequent[0][1] > _SHARE_OF_REPETITION * train.n_captions and train.n_captions >= 20:
-        text, count = facts.most_frequent[0]
+    if facts.different_images is not None and 2 * facts.different_images <= train.n_images > 1:
+        findings.warning(
+            "data.source",
+            f"{train.n_images:,} training images are {facts.different_images:,} different ones: one row per caption, "
+            "or copies",
+            "join the captions of an image: data.image_id_column of source hub, the same file_name of source folder",
+        )
+    text, count = facts.most_frequent[0]
+    many = count >= _FEWEST_REPETITIONS or count > _SHARE_OF_FEW * train.n_captions
+    if many and count > _SHARE_OF_REPETITION * train.n_captions and train.n_captions >= 20:
         findings.warning(
             "data.source",
             f"{count:,} of {train.n_captions:,} training captions are {text!r}; the captioner will learn "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcap import __version__
+from hfcap.cells import captions_of_cell
 from hfcap.errors import UserError
 from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import (
@@ -79,7 +80,10 @@ def _read(
         read_predictions(predictions, warn=warn) if isinstance(predictions, Path) else dict(predictions),
         read_references(references, split, warn=warn)
         if isinstance(references, Path)
-        else {image_id: tuple(captions) for image_id, captions in references.items()},
+        else {
+            image_id: tuple(text for cell in cells for text in captions_of_cell(cell, f"references: image {image_id}"))
+            for image_id, cells in references.items()
+        },
     )
 
 

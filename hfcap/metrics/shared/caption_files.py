@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfcap.cells import JoinedLines, captions_of_cell, stands_for_nothing, texts_of_list
 from hfcap.errors import UserError
 from hfcap.files import parse_json, read_json_lines, read_text
 from hfcap.progress import error_console
@@ -155,13 +156,19 @@ def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, 
         UserError: the file is missing, malformed or empty, a caption is not text, or an image has two captions.
     """
     captions: dict[str, str] = {}
-    repeated, empty = [], []
+    repeated, empty, odd = [], [], []
     for row in _rows(path, "prediction file", ("caption",)):
         image_id = normalised_image_id(row.image_id, row.where)
         value = row.captions
         if isinstance(value, list) and len(value) == 1:  # the layout of pycocoevalcap's scorers
             value = value[0]
         caption = _checked_caption(value, row.where)
+        # A captioner may have written these, so they are no fault of the file for certain.
+        texts = texts_of_list(caption.strip())
+        if texts is not None or stands_for_nothing(caption):
+            odd.append(image_id)
+        if texts is not None and len(texts) == 1:
+            caption = texts[0]
         if image_id in captions:
             if captions[image_id] != caption:
                 raise UserError(f"{row.where}: image {image_id} already has another caption; keep one per image")
@@ -173,6 +180,11 @@ def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, 
         raise UserError(f"{path}: no captions in this prediction file")
     if repeated:
         warn(f"{path}: {len(repeated):,} repeated lines counted once (images {_listed(repeated)})")
+    if odd:
+        warn(
+            f"{path}: {len(odd):,} captions are a list written as text or stand for an empty cell (images "
+            f"{_listed(odd)}); a list of one is taken apart, all others are scored as they stand: correct the file"
+        )
     if empty:
         warn(f"{path}: {len(empty):,} empty captions, which score 0 (images {_listed(empty)})")
     return captions
@@ -249,16 +261,20 @@ def read_references(
     """
     references: dict[str, list[str]] = {}
     empty: list[str] = []
+    joined = JoinedLines()
     for row in _reference_rows(path, split):
         image_id = normalised_image_id(row.image_id, row.where)
         group = references.setdefault(image_id, [])
-        for caption in row.captions if isinstance(row.captions, list | tuple) else [row.captions]:
-            if _checked_caption(caption, row.where).strip():
-                group.append(caption)
-            else:
-                empty.append(image_id)
+        for cell in row.captions if isinstance(row.captions, list | tuple) else [row.captions]:
+            for caption in captions_of_cell(_checked_caption(cell, row.where), row.where):
+                joined.add(caption)
+                if caption.strip():
+                    group.append(caption)
+                else:
+                    empty.append(image_id)
     if not references:
         raise UserError(f"{path}: no captions in this reference file")
+    joined.refuse(str(path))
     if empty:
         warn(f"{path}: {len(empty):,} empty human captions ignored (images {_listed(empty)})")
     without = [image_id for image_id, group in references.items() if not group]
