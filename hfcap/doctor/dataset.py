@@ -9,6 +9,7 @@ from statistics import median
 
 from hfcap.data.images import CheckableImage
 from hfcap.doctor.findings import Findings
+from hfcap.metrics.shared.scripts import unspaced_language, unspaced_problem
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import image_hashes
 
@@ -59,6 +60,7 @@ class DataFacts:
         distinct_captions: number of different training captions.
         shared_with_train: split -> images that the training split has too.
         different_images: training images that differ in their bytes; None where it was not compared.
+        unspaced_language: that of the captions, if it puts no spaces between words.
     """
 
     splits: dict[str, SplitFacts]
@@ -66,6 +68,7 @@ class DataFacts:
     distinct_captions: int
     shared_with_train: dict[str, SharedImages]
     different_images: int | None
+    unspaced_language: str | None
 
 
 def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> DataFacts:
@@ -79,6 +82,7 @@ def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findi
         len(counts),
         {name: _shared(train, records, hashes, name) for name, records in splits.items() if name != "train"},
         None if hashes is None else len(hashes["train"]),
+        unspaced_language(text for record in train for text in record.captions),
     )
     _report(facts, findings)
     _report_selection(splits, findings)
@@ -163,7 +167,13 @@ def _report(facts: DataFacts, findings: Findings) -> None:
             "to say just that",
             "remove placeholder captions from the dataset",
         )
-    if train.one_word_captions > _SHARE_OF_REPETITION * train.n_captions:
+    if facts.unspaced_language is not None:
+        findings.warning(
+            "data.source",
+            f"the captions are {unspaced_problem(facts.unspaced_language)}",
+            "put spaces between the words of all captions, with a segmenter of the language",
+        )
+    elif train.one_word_captions > _SHARE_OF_REPETITION * train.n_captions:
         findings.warning(
             "data.source",
             f"{train.one_word_captions:,} of {train.n_captions:,} training captions are a single word",

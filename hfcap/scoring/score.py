@@ -22,6 +22,7 @@ from hfcap.metrics.shared.caption_files import (
     warn_on_terminal,
 )
 from hfcap.metrics.shared.images import Images
+from hfcap.metrics.shared.scripts import has_words, is_latin, unspaced_language, unspaced_problem
 from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS
 from hfcap.metrics.suite import (
     DEFAULT_METRICS,
@@ -103,6 +104,22 @@ def _warn_about_data(
     broken += sum(LINE_SEPARATORS.search(line.strip()) is not None for group in references.values() for line in group)
     if broken:
         warn(f"captions with line separators inside, which are read as spaces: {broken:,}")
+    _warn_about_language(predictions, references, [metric.name for metric in suite.metrics], warn)
+
+
+def _warn_about_language(
+    predictions: dict[str, str], references: dict[str, tuple[str, ...]], metrics: Sequence[str], warn: Warn
+) -> None:
+    human = [line for group in references.values() for line in group]
+    for what, captions in (("human captions", human), ("predictions", list(predictions.values()))):
+        if language := unspaced_language(captions):
+            warn(f"the {what} are {unspaced_problem(language)}; put spaces between the words of both files")
+    english = [name for name in metrics if metric_class(name).english_only]
+    if english and not is_latin(human):
+        warn(f"the human captions are not English, but {', '.join(english)} knows English only: leave it out")
+    wordless = [image_id for image_id, caption in predictions.items() if caption.strip() and not has_words(caption)]
+    if wordless:
+        warn(f"{len(wordless):,} captions hold no letter or digit, and score 0 (image {wordless[0]})")
 
 
 def _check_bootstrap(confidence_level: float, n_resamples: int) -> None:
