@@ -17,7 +17,8 @@ from pydantic import Field
 
 from hfcap.cells import JoinedLines, captions_of_cell
 from hfcap.data.checks import clean_caption, listed
-from hfcap.data.images import IMAGE_SUFFIXES, FileImage, resolve_inside
+from hfcap.data.image_files import folder_images, meant_files
+from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, read_text
@@ -218,7 +219,10 @@ def _by_file(root: Path, rows: list[tuple[str, MetadataRow]]) -> dict[str, Metad
     groups: dict[str, MetadataRow] = {}
     for path, row in rows:
         _resolve(Path(path), row, root)
-        name = os.path.normpath(row.file_name).replace(os.sep, "/")
+    names = [os.path.normpath(row.file_name).replace(os.sep, "/") for _, row in rows]
+    meant = meant_files(root, dict.fromkeys(names))
+    for (path, row), written in zip(rows, names, strict=True):
+        name = meant.get(written, written)
         first = groups.get(name)
         if first is None:
             groups[name] = replace(row, file_name=name)
@@ -236,12 +240,8 @@ def _by_file(root: Path, rows: list[tuple[str, MetadataRow]]) -> dict[str, Metad
 def _check_uncaptioned(root: Path, groups: dict[str, MetadataRow], options: FolderOptions) -> None:
     if options.uncaptioned_images == "ignore":
         return
-    images = (
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    without = sorted(name for name in images if name not in groups)
+    images = (path.relative_to(root).as_posix() for path in folder_images(root).found)
+    without = [name for name in images if name not in groups]
     if without:
         raise UserError(
             f"{root}: {len(without):,} images without captions in the metadata: {listed(without)}; add captions, "
