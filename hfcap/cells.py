@@ -1,13 +1,18 @@
-"""Captions as cells of tables hold them: lists written as text, words that stand for an empty cell, joined lines."""
+"""Tables of captions as other programs write them: separators, lists written as text, empty cells, joined lines."""
 
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 from hfcap.errors import UserError
+from hfcap.files import read_text
 
 _EMPTY_CELLS = {"nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"}
 """What programs write for a cell without content; no human caption is one of these words alone."""
@@ -110,3 +115,34 @@ class JoinedLines:
                 f"{_shortened(self.of_lines[0])}; where each line is a caption, give a list of texts, else put one "
                 "space for the line ends"
             )
+
+
+def csv_rows(path: Path, what: str) -> Iterator[tuple[int, dict[str | None, str | list[str] | None]]]:
+    """Yield (line number, cells by column) of a CSV file with a header; cells too many are under None.
+
+    The header tells the separator: semicolons (spreadsheets in much of Europe) and tabs do as well as commas. A first
+    line `sep=;` is what Excel understands, and no row.
+
+    Args:
+        what: names the kind of file in the error.
+
+    Raises:
+        UserError: it is no text, or a quotation mark is not closed.
+    """
+    text = read_text(path, what)
+    skipped = 0
+    first, _, rest = text.partition("\n")
+    if first.strip().strip('"').lower().startswith("sep=") and len(first.strip().strip('"')) <= len("sep=;"):
+        text, skipped = rest, 1
+        first = rest.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    begins = 2 + skipped
+    try:
+        for row in reader:
+            yield reader.line_num + skipped, row
+            begins = reader.line_num + skipped + 1
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise UserError(f'{path}: line {begins}: a quotation mark (") is opened and never closed') from None
+        raise UserError(f"{path}: line {reader.line_num + skipped} is not valid CSV ({error})") from None

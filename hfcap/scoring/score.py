@@ -21,6 +21,7 @@ from hfcap.metrics.shared.caption_files import (
     read_references,
     warn_on_terminal,
 )
+from hfcap.metrics.shared.image_ids import matched_ids
 from hfcap.metrics.shared.images import Images
 from hfcap.metrics.shared.scripts import has_words, is_latin, unspaced_language, unspaced_problem
 from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS
@@ -52,6 +53,12 @@ def _read_matched(
     predictions, references = _read(given, split, warn)
     prediction_path = given[0] if isinstance(given[0], Path) else "predictions"
     reference_path = given[1] if isinstance(given[1], Path) else "the references"
+    if any(image_id not in references for image_id in predictions):
+        names = read_file_names(given[1]) if isinstance(given[1], Path) else {}
+        meant = matched_ids(predictions, references, names)
+        if meant:
+            warn(f"{len(meant):,} image ids are matched by file name or number, for example {next(iter(meant))!r}")
+        predictions = {meant.get(image_id, image_id): caption for image_id, caption in predictions.items()}
     extra = [image_id for image_id in predictions if image_id not in references]
     if extra:
         hint = ""

@@ -203,9 +203,9 @@ def test_wrong_rows_name_file_and_line(tmp_path: Path, row: Any, message: str) -
         ("file_name,caption\na.jpg,one, two\n", "line 2 has more fields than the header"),
         ("file_name,caption\na.jpg\n", r"line 2 \(a\.jpg\) has no captions"),
         ("file_name,caption\na.jpg,   \n", r"line 2 \(a\.jpg\) has no captions"),
-        ('file_name,caption\na.jpg,"one\n', r"line \d is not valid CSV"),
+        ('file_name,caption\na.jpg,"one\n', "line 2: a quotation mark .* is opened and never closed"),
         ('file_name,captions\na.jpg,"[""one"", "\n', r"line 2 \(a\.jpg\): captions: .* looks like a list"),
-        ("file_name;caption\na.jpg;one\n", "line 2 has no text under 'file_name'"),
+        ("name;caption\na.jpg;one\n", "line 2 has no text under 'file_name'"),
     ],
 )
 def test_wrong_csv(tmp_path: Path, text: str, message: str) -> None:
@@ -309,3 +309,19 @@ def test_one_row_per_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (tmp_path / name).write_bytes((tmp_path / f"{int(name[0]) - 1}.jpg").read_bytes())
     load_split(options(tmp_path), "train")
     assert "the first 4 rows hold" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("file_name;caption\na.jpg;a dog, red\n", "utf-8"),
+        ("file_name\tcaption\na.jpg\ta dog, red\n", "utf-8"),
+        ('sep=,\nfile_name,caption\na.jpg,"a dog, red"\n', "utf-8"),
+        ("sep=;\nfile_name;caption\na.jpg;a dog, red\n", "utf-8"),
+        ('file_name,caption\na.jpg,"a dog, red"\n', "utf-16"),
+    ],
+)
+def test_csv_as_spreadsheets_write_it(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    (row,) = parse_metadata(tmp_path / "metadata.csv")
+    assert (row.file_name, row.captions) == ("a.jpg", ("a dog, red",))

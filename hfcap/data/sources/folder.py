@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 from collections import Counter
@@ -15,13 +13,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hfcap.cells import JoinedLines, captions_of_cell
+from hfcap.cells import JoinedLines, captions_of_cell, csv_rows
 from hfcap.data.checks import clean_caption, listed
 from hfcap.data.image_files import folder_images, meant_files
 from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
-from hfcap.files import read_json_lines, read_text
+from hfcap.files import read_json_lines
 from hfcap.places import LocalPath
 from hfcap.recipe.block_base import Share
 from hfcap.recipe.blocks import DataOptions
@@ -80,19 +78,11 @@ def parse_metadata(path: Path, caption_columns: list[str] | None = None) -> list
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path, "metadata file"), newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise UserError(
-                    f"{path}: line {reader.line_num} has more fields than the header; "
-                    "put captions with commas in quotes"
-                )
-            # Cells of optional caption columns may be empty: then the image has fewer captions.
-            cells = {name: cell for name, cell in row.items() if cell is not None and cell.strip()}
-            yield reader.line_num, cells
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None
+    for line, row in csv_rows(path, "metadata file"):
+        if None in row:
+            raise UserError(f"{path}: line {line} has more fields than the header; put captions with commas in quotes")
+        # Cells of optional caption columns may be empty: then the image has fewer captions.
+        yield line, {str(name): cell for name, cell in row.items() if isinstance(cell, str) and cell.strip()}
 
 
 def _metadata_row(
