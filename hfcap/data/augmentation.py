@@ -35,6 +35,7 @@ _CLEAR = re.compile(
     re.IGNORECASE,
 )
 _ANY = re.compile(rf"\b{_DIRECTION}\b", re.IGNORECASE)
+_NO_DIRECTION = re.compile(r"\bright (?:now|away|here|there|after|before|next)\b", re.IGNORECASE)
 
 
 def swap_directions(caption: str) -> str | None:
@@ -46,7 +47,7 @@ def swap_directions(caption: str) -> str | None:
     clear = {
         match.start("word") for match in _overlapping(caption) if match["ending"] or match["before"] or match["after"]
     }
-    if any(match.start("word") not in clear for match in _ANY.finditer(caption)):
+    if _NO_DIRECTION.search(caption) or any(match.start("word") not in clear for match in _ANY.finditer(caption)):
         return None
     return _ANY.sub(lambda match: _in_case(match["word"]) + (match["ending"] or ""), caption)
 
