@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,8 @@ def words_of_tokens(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, list[
     for count in range(1, len(ids) + 1):
         words = tokenizer.decode(ids[:count], skip_special_tokens=True).split()
         owners.append(len(words) - 1)
+    # A sign that stood alone may close up to the word before once the next token is there ("dog '", "dog's").
+    owners = list(accumulate(reversed(owners), min))[::-1]
     return [(word, [n for n, owner in enumerate(owners) if owner == number]) for number, word in enumerate(words)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -76,7 +77,9 @@ def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
             content = handle.read(limit + 1)
         if len(content) > limit:
             raise UserError(f"{path}: {what} has more than {limit:,} bytes, the limit for such a file")
-        text = content.decode("utf-8-sig")
+        # Spreadsheets save "Unicode text" as UTF-16 with a byte order mark.
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
         # As text files are read everywhere: line ends of Windows and of old Macs are line feeds.
         return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
@@ -90,7 +93,9 @@ def _user_errors(path: Path, what: str) -> Iterator[None]:
     except (IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path}: {what} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {what} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise UserError(
+            f"{path}: {what} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def parse_json(

@@ -12,7 +12,7 @@ IGNORED_LABEL = -100
 """Label of positions that never count in a loss: prompt, padding, image tokens (torch's ignore_index)."""
 
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's other decoders (EPS, PSD, FITS, ...) are never tried: more code that strangers' bytes would reach."""
 
 IMAGE_BACKEND = "pil"

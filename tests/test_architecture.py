@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "files",
     "text",
+    "cells",
     "children",
     "places",
     "progress",
@@ -51,7 +52,18 @@ ORDER = [
 ]
 """A module imports only what stands before it, or its own folder (docs/architecture.md)."""
 
-METRICS_MAY_IMPORT = {"errors", "files", "text", "children", "places", "progress", "registry", "schema", "metrics"}
+METRICS_MAY_IMPORT = {
+    "errors",
+    "files",
+    "text",
+    "cells",
+    "children",
+    "places",
+    "progress",
+    "registry",
+    "schema",
+    "metrics",
+}
 """Metrics run alone, also through `evaluate.load(path)`: no recipe, no captioner, no torch."""
 
 TOP = {"__init__", "__main__"}

@@ -15,7 +15,7 @@ Captioner = Callable[[Image.Image, dict[str, Any]], str]
 """From an RGB image and keyword arguments of `generate` to a caption."""
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is decoded, as everywhere in hfcap: Pillow would hand an uploaded EPS to Ghostscript."""
 
 ADVICE = "Choose an image first."

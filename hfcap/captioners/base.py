@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from hfcap import registry
 from hfcap.captioners.probe import generated, may_pack
 from hfcap.captioners.shared.metadata import SIDECAR, without_places
+from hfcap.captioners.shared.spaces import close_spaces
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
 from hfcap.generation.rows import as_rows
@@ -98,6 +99,7 @@ class Captioner(ABC):
         note_untested_release()
         self.model = model
         self.processor = processor
+        close_spaces(getattr(processor, "tokenizer", None))  # an index of captions has none
         self.prompt = prompt
         self.base_models = list(base_models)
         self.assembled = assembled

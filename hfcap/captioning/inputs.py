@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from hfcap.data.image_files import folder_images
 from hfcap.data.images import IMAGE_SUFFIXES, BytesImage, FileImage, UnreadableImageError, decode_image
 from hfcap.data.sources import folder as folder_source
 from hfcap.data.sources.coco_json import list_images
@@ -17,6 +18,7 @@ from hfcap.data.sources.hub import TABLE_SUFFIXES, is_saved_dataset
 from hfcap.data.web.image_stream import ImageStream, dataset_images, listed_images
 from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError
+from hfcap.progress import error_console
 from hfcap.schema import CaptionedImage
 from hfcap.text import printable
 
@@ -140,7 +142,12 @@ def find_images(inputs: Sequence[str]) -> list[CaptionedImage]:
         found = list(_expand(text))
         if not found:
             endings = " ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{text}: no image there; give image files, folders with {endings} files, or a pattern")
+            folder = Path(text).expanduser()
+            left_out = folder_images(folder).left_out() if folder.is_dir() else ""
+            raise UserError(
+                f"{text}: no image there{f' ({left_out})' if left_out else ''}; give image files, folders with "
+                f"{endings} files, or a pattern"
+            )
         # Names that are not UTF-8 could be neither printed nor written.
         paths |= {path: os.fsencode(path).decode("utf-8", "replace") for path in found}
     return [CaptionedImage(name, name, (), FileImage(path)) for path, name in paths.items()]
@@ -149,7 +156,12 @@ def find_images(inputs: Sequence[str]) -> list[CaptionedImage]:
 def _expand(text: str) -> Iterable[Path]:
     path = Path(text).expanduser()
     if path.is_dir():
-        return sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in IMAGE_SUFFIXES)
+        images = folder_images(path)
+        if (left_out := images.left_out()) and images.found:
+            error_console.print(
+                f"{printable(text)}: {printable(left_out)}", style="yellow", markup=False, soft_wrap=True
+            )
+        return images.found
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     # pathlib's own patterns cannot start at an absolute path or '..'.

@@ -16,6 +16,7 @@ from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
+from hfcap.metrics.shared.scripts import unspaced_problem
 from hfcap.metrics.suite import metric_for_statistics
 
 _DATA_CONDITIONS = {
@@ -161,6 +162,8 @@ def _unequal_conditions(systems: Sequence[System]) -> list[str]:
     versions = {str(system.report.signature.get("hfcap")) for system in systems}
     if len(versions) > 1:
         found.append(f"scored by different versions of hfcap ({', '.join(sorted(versions))})")
+    languages = {system.report.signature.get("unspaced_language"): None for system in systems}
+    found += [f"the human captions are {unspaced_problem(str(name))}" for name in languages if name is not None]
     for system in systems:
         if not system.report.per_image and len(systems) > 1:
             found.append(f"{system.name}: no per-image values in its score file, so it is not tested")

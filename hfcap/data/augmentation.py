@@ -35,6 +35,7 @@ _CLEAR = re.compile(
     re.IGNORECASE,
 )
 _ANY = re.compile(rf"\b{_DIRECTION}\b", re.IGNORECASE)
+_NO_DIRECTION = re.compile(r"\bright (?:now|away|here|there|after|before|next)\b", re.IGNORECASE)
 
 
 def swap_directions(caption: str) -> str | None:
@@ -46,7 +47,7 @@ def swap_directions(caption: str) -> str | None:
     clear = {
         match.start("word") for match in _overlapping(caption) if match["ending"] or match["before"] or match["after"]
     }
-    if any(match.start("word") not in clear for match in _ANY.finditer(caption)):
+    if _NO_DIRECTION.search(caption) or any(match.start("word") not in clear for match in _ANY.finditer(caption)):
         return None
     return _ANY.sub(lambda match: _in_case(match["word"]) + (match["ending"] or ""), caption)
 
@@ -157,8 +158,9 @@ class AugmentedDataset(CaptionDataset):
         tokenise: Callable[[Sequence[str]], list[list[int]]],
         synonyms: Mapping[str, Sequence[str]],
         hidden_token: int,
+        max_tokens: int | None = None,
     ) -> None:
-        super().__init__(inputs, tokens, captions_per_image, seed)
+        super().__init__(inputs, tokens, captions_per_image, seed, max_tokens)
         self.captions = captions
         self.options = options
         self.tokenise = tokenise
@@ -172,7 +174,7 @@ class AugmentedDataset(CaptionDataset):
         numbers = self.drawn(epoch, index)
         texts, flip = self.changed_captions(epoch, index, numbers)
         original = [self.captions[index][number] for number in numbers]
-        tokens: Sequence[Sequence[int]] = (
+        tokens, ended = self.cut(
             [self.tokens[index][number] for number in numbers] if texts == original else self.tokenise(texts)
         )
         shown = None
@@ -180,8 +182,8 @@ class AugmentedDataset(CaptionDataset):
             chance = self._chance("words", epoch, index)
             shown = [drop_words(caption, self.options.word_dropout, self.hidden_token, chance) for caption in tokens]
         if not self.options.changes_images:
-            return CaptionItem(self.inputs[index], list(tokens), index, shown)
-        return CaptionItem(self._pixels.processed(self.changed_image(epoch, index, flip)), list(tokens), index, shown)
+            return CaptionItem(self.inputs[index], tokens, index, shown, ended)
+        return CaptionItem(self._pixels.processed(self.changed_image(epoch, index, flip)), tokens, index, shown, ended)
 
     def changed_captions(self, epoch: int, index: int, numbers: Sequence[int]) -> tuple[list[str], bool]:
         """Return the captions with these numbers as they are trained on, and whether the image is mirrored."""

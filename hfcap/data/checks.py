@@ -17,6 +17,7 @@ from hfcap.schema import CaptionedImage
 from hfcap.sqlite_cache import SqliteCache
 
 _LISTED = 10
+_COMPARED = 256
 _BATCH = 512
 _DRAFT_SIZE = 32
 _RULES = f"1, Pillow {PIL.__version__}"
@@ -113,6 +114,25 @@ def check_images_decode(
     if not readable:
         raise UserError(f"{message}. No readable image is left")
     return readable
+
+
+def warn_of_repeated_images(records: Sequence[CaptionedImage], where: str) -> None:
+    """Warn of one row per caption: images that follow each other with the same bytes and one caption each.
+
+    Only the first images are read for it; a table that repeats its images does so from the beginning.
+    """
+    first = [record for record in records[:_COMPARED] if isinstance(record.image, CheckableImage)]
+    if len(first) < 2 or any(len(record.captions) > 1 for record in first):
+        return
+    different = len({hashlib.sha256(record.image.read()).digest() for record in first})
+    if 2 * different <= len(first):
+        error_console.print(
+            f"warning: {where}: the first {len(first)} rows hold {different} different images, one caption each: "
+            "each row counts as an image of its own, and one image can be in several splits. Join them: source hub by "
+            "data.image_id_column, source folder by the same file_name in each row",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _decode_all(

@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from hfcap.data.heic import heic_formats
 from hfcap.errors import UserError
 from hfcap.schema import IMAGE_FORMATS, ImageBytes
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".jpe", ".avif"}
+)
 """File name endings, in lower case, by which a folder's images are found."""
 
 MAX_IMAGE_BYTES = 128 * 1024 * 1024
@@ -220,7 +223,7 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
     encoded = image.read()
     if len(encoded) > MAX_IMAGE_BYTES:
         raise UnreadableImageError(f"{name}: {len(encoded):,} bytes, more than the limit {MAX_IMAGE_BYTES:,}")
-    with _naming_the_image(name), Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as opened:
+    with _naming_the_image(name), Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS + heic_formats()) as opened:
         _require_size(opened)
         width, height = opened.size
         n_scans = 1
@@ -286,7 +289,7 @@ def _scans(encoded: bytes, n_pixels: int, name: str) -> int:
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
-        return _by_strips(image, _grey_of_16_bits)
+        return _by_strips(image, partial(_grey_of_16_bits, n_bits=_bits_used(image)))
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels, whose range the file does not tell; save the image with 8 bits per channel")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -308,8 +311,16 @@ def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]
     return whole
 
 
-def _grey_of_16_bits(image: Image.Image) -> Image.Image:
-    grey = (np.asarray(image).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8)
+def _bits_used(image: Image.Image) -> int:
+    """Return how many of 16 bits an image uses: cameras and scanners store 12 bits, or 8, in 16."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    tops = range(0, image.height, rows)
+    brightest = max(int(np.asarray(image.crop((0, top, image.width, top + rows))).max()) for top in tops)
+    return next(n_bits for n_bits in (8, 12, 16) if brightest < 1 << n_bits or n_bits == 16)
+
+
+def _grey_of_16_bits(image: Image.Image, n_bits: int) -> Image.Image:
+    grey = (np.asarray(image).astype(np.uint32).clip(0, 65535) >> (n_bits - 8)).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 

@@ -134,21 +134,34 @@ class CaptionItem(NamedTuple):
         captions: token ids of the captions drawn for this epoch, in random order.
         number: position in the dataset.
         shown: what the decoder reads in place of `captions` (word dropout); None = the captions.
+        ended: for each caption whether its end follows; one that was cut has none. None = all have.
     """
 
     image: torch.Tensor
     captions: list[Sequence[int]]
     number: int
     shown: list[list[int]] | None = None
+    ended: list[bool] | None = None
 
 
 class CaptionDataset(Dataset[Any]):
-    """Images with tokenised captions; an item is addressed by (epoch, index) so that workers hold no state."""
+    """Images with tokenised captions; an item is addressed by (epoch, index) so that workers hold no state.
+
+    Args:
+        tokens: of the captions of each image, each with at least one token more than `max_tokens` if it is longer.
+        max_tokens: longer captions are cut, and the cut is no end; None = none is cut.
+    """
 
     def __init__(
-        self, inputs: ImageInputs, tokens: Sequence[Sequence[Sequence[int]]], captions_per_image: int | None, seed: int
+        self,
+        inputs: ImageInputs,
+        tokens: Sequence[Sequence[Sequence[int]]],
+        captions_per_image: int | None,
+        seed: int,
+        max_tokens: int | None = None,
     ) -> None:
         assert len(inputs) == len(tokens)
+        self.max_tokens = max_tokens
         self.inputs = inputs
         self.tokens = tokens
         self.captions_per_image = captions_per_image
@@ -160,8 +173,14 @@ class CaptionDataset(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> CaptionItem:
         """Return the image input and the captions drawn for this epoch."""
         epoch, index = key
-        captions = self.tokens[index]
-        return CaptionItem(self.inputs[index], [captions[number] for number in self.drawn(epoch, index)], index)
+        captions = [self.tokens[index][number] for number in self.drawn(epoch, index)]
+        cut, ended = self.cut(captions)
+        return CaptionItem(self.inputs[index], cut, index, ended=ended)
+
+    def cut(self, captions: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[bool]]:
+        """Return captions of at most `max_tokens` tokens, and for each whether its end follows."""
+        ended = [self.max_tokens is None or len(caption) <= self.max_tokens for caption in captions]
+        return [caption[: self.max_tokens] for caption in captions], ended
 
     def drawn(self, epoch: int, index: int) -> list[int]:
         """Return which captions of an image take part in this epoch, in random order."""
@@ -186,7 +205,10 @@ class Collate:
         """Return one batch."""
         captions = [item.captions for item in items]
         shown = [item.captions if item.shown is None else item.shown for item in items]
-        packed = pack_captions(captions, self.start_token_ids, self.end_token_id, self.pad_token_id, shown=shown)
+        ended = [[True] * len(item.captions) if item.ended is None else item.ended for item in items]
+        packed = pack_captions(
+            captions, self.start_token_ids, self.end_token_id, self.pad_token_id, ended=ended, shown=shown
+        )
         images = torch.stack([item.image for item in items])
         numbers = tuple(item.number for item in items)
         return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers, self.plan)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hfcap import registry
-from hfcap.data.checks import check_images_decode, check_records
+from hfcap.data.checks import check_images_decode, check_records, warn_of_repeated_images
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
@@ -78,4 +78,5 @@ def load_split(options: DataOptions, split: Split, check_images: bool = True) ->
     records = records[:limit]
     if check_images:
         records = check_images_decode(records, options.max_unreadable_images, where)
+        warn_of_repeated_images(records, where)
     return records

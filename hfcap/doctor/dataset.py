@@ -9,6 +9,7 @@ from statistics import median
 
 from hfcap.data.images import CheckableImage
 from hfcap.doctor.findings import Findings
+from hfcap.metrics.shared.scripts import unspaced_language, unspaced_problem
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import image_hashes
 
@@ -16,6 +17,9 @@ MAX_COMPARED_IMAGES = 10_000
 """Up to so many images are read to find the same bytes in two splits; beyond, only names are compared."""
 
 _SHARE_OF_REPETITION = 0.05
+_FEWEST_REPETITIONS = 10
+_SHARE_OF_FEW = 0.2
+"""Fewer repetitions than that alarm only from this share on: two of forty people may say the same."""
 _N_FREQUENT = 5
 
 
@@ -55,12 +59,16 @@ class DataFacts:
         most_frequent: the most frequent training captions (case and spacing ignored) and how often they occur.
         distinct_captions: number of different training captions.
         shared_with_train: split -> images that the training split has too.
+        different_images: training images that differ in their bytes; None where it was not compared.
+        unspaced_language: that of the captions, if it puts no spaces between words.
     """
 
     splits: dict[str, SplitFacts]
     most_frequent: list[tuple[str, int]]
     distinct_captions: int
     shared_with_train: dict[str, SharedImages]
+    different_images: int | None
+    unspaced_language: str | None
 
 
 def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> DataFacts:
@@ -73,6 +81,8 @@ def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findi
         counts.most_common(_N_FREQUENT),
         len(counts),
         {name: _shared(train, records, hashes, name) for name, records in splits.items() if name != "train"},
+        None if hashes is None else len(hashes["train"]),
+        unspaced_language(text for record in train for text in record.captions),
     )
     _report(facts, findings)
     _report_selection(splits, findings)
@@ -141,15 +151,29 @@ def _report(facts: DataFacts, findings: Findings) -> None:
                 "take them out of one of the two splits",
             )
     train = facts.splits["train"]
-    if facts.most_frequent[0][1] > _SHARE_OF_REPETITION * train.n_captions and train.n_captions >= 20:
-        text, count = facts.most_frequent[0]
+    if facts.different_images is not None and 2 * facts.different_images <= train.n_images > 1:
+        findings.warning(
+            "data.source",
+            f"{train.n_images:,} training images are {facts.different_images:,} different ones: one row per caption, "
+            "or copies",
+            "join the captions of an image: data.image_id_column of source hub, the same file_name of source folder",
+        )
+    text, count = facts.most_frequent[0]
+    many = count >= _FEWEST_REPETITIONS or count > _SHARE_OF_FEW * train.n_captions
+    if many and count > _SHARE_OF_REPETITION * train.n_captions and train.n_captions >= 20:
         findings.warning(
             "data.source",
             f"{count:,} of {train.n_captions:,} training captions are {text!r}; the captioner will learn "
             "to say just that",
             "remove placeholder captions from the dataset",
         )
-    if train.one_word_captions > _SHARE_OF_REPETITION * train.n_captions:
+    if facts.unspaced_language is not None:
+        findings.warning(
+            "data.source",
+            f"the captions are {unspaced_problem(facts.unspaced_language)}",
+            "put spaces between the words of all captions, with a segmenter of the language",
+        )
+    elif train.one_word_captions > _SHARE_OF_REPETITION * train.n_captions:
         findings.warning(
             "data.source",
             f"{train.one_word_captions:,} of {train.n_captions:,} training captions are a single word",

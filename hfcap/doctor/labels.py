@@ -30,7 +30,7 @@ class LabelCounts:
     Attributes:
         positions: row positions. padding: those that only fill a row. supervised: those in the loss.
         captions: captions announced by the batches. found: captions in the rows.
-        ended: captions whose end token is a target exactly once, after the last word.
+        ended: captions whose end token is a target exactly once, after the last word, or that were cut and have none.
         padding_in_loss, prompt_in_loss: padding and prompt positions in the loss.
         words_ignored: caption tokens that the loss leaves out. wrong_target: positions whose target is not the
             next one. wrong_start: captions that do not begin with start token and prompt.
@@ -155,9 +155,10 @@ def examine_labels(
         tokens: token ids of every caption of every training image.
         batch: a small real batch with pixels, on the captioner's device; `names` are its images' file names.
     """
+    limit = recipe.data.max_caption_tokens
     counted = _count_many(recipe, captioner, tokens)
     targets, loss, vocabulary = loss_targets(recipe, captioner, batch)
-    measured = count_labels(batch.packed, targets, captioner).plus(LabelCounts(captions=batch.n_captions))
+    measured = count_labels(batch.packed, targets, captioner, limit).plus(LabelCounts(captions=batch.n_captions))
     facts = LabelFacts(
         counted, measured, _shown(captioner, batch.packed, targets, names), loss, math.log(vocabulary), vocabulary
     )
@@ -167,18 +168,25 @@ def examine_labels(
 
 def _count_many(recipe: Recipe, captioner: Captioner, tokens: Sequence[Sequence[Sequence[int]]]) -> LabelCounts:
     options = recipe.train
-    dataset = CaptionDataset(WithoutImages(len(tokens)), tokens, recipe.data.captions_per_image, options.seed)
+    limit, per_image = recipe.data.max_caption_tokens, recipe.data.captions_per_image
+    dataset = CaptionDataset(WithoutImages(len(tokens)), tokens, per_image, options.seed, limit)
     lengths = [sum(map(len, captions)) for captions in tokens]
     batches = epoch_batches(lengths, options.per_device_train_batch_size, options.seed, 0)[:MAX_COUNTED_BATCHES]
     total = LabelCounts()
     for batch in BatchLoader(dataset, collate_for(captioner, dataset.inputs), 0).load(batches, 0):
-        total = total.plus(count_labels(batch.packed, batch.packed.labels, captioner))
+        total = total.plus(count_labels(batch.packed, batch.packed.labels, captioner, limit))
         total = total.plus(LabelCounts(captions=batch.n_captions))
     return total
 
 
-def count_labels(packed: PackedCaptions, targets: torch.Tensor, captioner: Captioner) -> LabelCounts:
-    """Compare the targets (B, P), IGNORED_LABEL elsewhere, with the words in the rows."""
+def count_labels(
+    packed: PackedCaptions, targets: torch.Tensor, captioner: Captioner, max_tokens: int | None = None
+) -> LabelCounts:
+    """Compare the targets (B, P), IGNORED_LABEL elsewhere, with the words in the rows.
+
+    Args:
+        max_tokens: captions of that many tokens may have been cut, and then have no end.
+    """
     start, end = captioner.start_token_ids(), captioner.end_token_id
     counts = LabelCounts(
         positions=targets.numel(),
@@ -191,16 +199,19 @@ def count_labels(packed: PackedCaptions, targets: torch.Tensor, captioner: Capti
     ):
         for number in sorted(set(index) - {-1}):
             places = [place for place, owner in enumerate(index) if owner == number]
-            counts = counts.plus(_count_one([inputs[p] for p in places], [row[p] for p in places], start, end))
+            counts = counts.plus(
+                _count_one([inputs[p] for p in places], [row[p] for p in places], start, end, max_tokens)
+            )
     return counts
 
 
-def _count_one(inputs: list[int], labels: list[int], start: list[int], end: int) -> LabelCounts:
+def _count_one(inputs: list[int], labels: list[int], start: list[int], end: int, max_tokens: int | None) -> LabelCounts:
     """Count one caption: its inputs and the target at each of them."""
     words, targets = inputs[len(start) :], labels[len(start) - 1 :]
+    cut = len(words) == max_tokens and targets[-1] == IGNORED_LABEL
     return LabelCounts(
         found=1,
-        ended=int(targets[-1] == end and labels.count(end) == 1),
+        ended=int(labels.count(end) == 0 if cut else targets[-1] == end and labels.count(end) == 1),
         prompt_in_loss=sum(token != IGNORED_LABEL for token in labels[: len(start) - 1]),
         words_ignored=sum(token == IGNORED_LABEL for token in targets[:-1]),
         wrong_target=sum(token not in (IGNORED_LABEL, word) for token, word in zip(targets[:-1], words, strict=False)),

@@ -127,9 +127,10 @@ class _Examination:
         make_trainable(captioner, recipe)
         report.weights = examine_weights(recipe, captioner, findings)
         _say("Looking at labels and generation")
-        tokens = tokenised(captioner, train, recipe.data.max_caption_tokens)
+        limit = recipe.data.max_caption_tokens
+        tokens = tokenised(captioner, train, limit)
         inputs = PixelInputs(train, captioner.image_processor)
-        dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, recipe.train.seed)
+        dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, recipe.train.seed, limit)
         trained_on = train_dataset(captioner, train, inputs, tokens, recipe)
         if isinstance(trained_on, AugmentedDataset) and captioner.sees_one_image:
             show_augmented(trained_on, captioner.image_processor, sheet)

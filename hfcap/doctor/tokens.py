@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.shared.round_trip import round_trip
 from hfcap.doctor.findings import Findings
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
@@ -58,6 +59,11 @@ def examine_tokens(
         beyond_generation=sum(length + 1 > recipe.generate.max_new_tokens for length in lengths),
     )
     _report(recipe, facts, sum(lengths), findings)
+    survived = round_trip(captioner, captions)
+    if survived.changed:
+        findings.warning(
+            "model", survived.problem(), "choose a base model whose tokenizer knows them, or clean the text"
+        )
     return facts
 
 

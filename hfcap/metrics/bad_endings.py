@@ -35,6 +35,7 @@ class BadEndings(CaptionMetric):
 
     name = "bad_endings"
     outputs = ("bad_endings",)
+    english_only = True
     summary = "share of captions whose last word cannot end a sentence"
     higher_is_better = False
     citation = (

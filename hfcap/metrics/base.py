@@ -164,6 +164,7 @@ class CaptionMetric(ABC):
         options_class: what a person can set; an instance is the first argument of the constructor if it has fields.
         outputs: names of the O values in score files (bleu -> bleu_1 .. bleu_4), in the order of the last axis.
         looks_at_images: the constructor takes `image_source` (see images.py), which `hfcap run` hands over.
+        english_only: its word lists are English; the values of other languages mean nothing.
         summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
             size; they override `values` and get no intervals.
         higher_is_better: False for error rates; None where no direction is better (length).
@@ -176,6 +177,7 @@ class CaptionMetric(ABC):
     summary: ClassVar[str]
     options_class: ClassVar[type[MetricOptions]] = MetricOptions
     looks_at_images: ClassVar[bool] = False
+    english_only: ClassVar[bool] = False
     summable: ClassVar[bool] = True
     higher_is_better: ClassVar[bool | None] = True
     plain_outputs: ClassVar[tuple[str, ...]] = ()

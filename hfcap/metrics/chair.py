@@ -63,6 +63,7 @@ class Chair(CaptionMetric):
 
     name = "chair"
     outputs = ("chair_i", "chair_s")
+    english_only = True
     summary = "hallucinated objects (Rohrbach et al. 2018); needs COCO's instance annotations"
     higher_is_better = False
     citation = "Rohrbach et al. (2018): Object Hallucination in Image Captioning. EMNLP"

@@ -145,6 +145,7 @@ class Meteor(CaptionMetric):
 
     name = "meteor"
     outputs = ("meteor",)
+    english_only = True
     summary = "METEOR 1.5 (Denkowski and Lavie 2014), without Java; needs the package pycocoevalcap"
     citation = (
         "Denkowski and Lavie 2014: Meteor Universal: Language Specific Translation Evaluation for Any Target Language "

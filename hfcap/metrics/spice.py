@@ -89,6 +89,7 @@ class Spice(CaptionMetric):
 
     name = "spice"
     outputs = ("spice",)
+    english_only = True
     summary = "SPICE (Anderson et al. 2016) by its authors' Java program, which you bring along"
     citation = "Anderson et al. (2016): SPICE: Semantic Propositional Image Caption Evaluation. ECCV"
 

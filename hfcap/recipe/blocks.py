@@ -59,7 +59,9 @@ class DataOptions(Block):
     captions_per_image: PositiveInt | None = Field(
         5, description="at most N captions of an image in one training step (others each epoch); null = all"
     )
-    max_caption_tokens: PositiveInt = Field(40, description="longer training captions are cut to N tokens")
+    max_caption_tokens: PositiveInt = Field(
+        40, description="longer captions are cut to N tokens in training and its loss; a cut is no end"
+    )
     feature_store: Literal["auto", "on", "off"] = Field(
         "auto",
         description="a frozen encoder runs once per image and its output is kept on disk: auto where that is "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcap import __version__
+from hfcap.cells import captions_of_cell
 from hfcap.errors import UserError
 from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import (
@@ -20,7 +21,9 @@ from hfcap.metrics.shared.caption_files import (
     read_references,
     warn_on_terminal,
 )
+from hfcap.metrics.shared.image_ids import matched_ids
 from hfcap.metrics.shared.images import Images
+from hfcap.metrics.shared.scripts import has_words, is_latin, unspaced_language, unspaced_problem
 from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS
 from hfcap.metrics.suite import (
     DEFAULT_METRICS,
@@ -50,6 +53,12 @@ def _read_matched(
     predictions, references = _read(given, split, warn)
     prediction_path = given[0] if isinstance(given[0], Path) else "predictions"
     reference_path = given[1] if isinstance(given[1], Path) else "the references"
+    if any(image_id not in references for image_id in predictions):
+        names = read_file_names(given[1]) if isinstance(given[1], Path) else {}
+        meant = matched_ids(predictions, references, names)
+        if meant:
+            warn(f"{len(meant):,} image ids are matched by file name or number, for example {next(iter(meant))!r}")
+        predictions = {meant.get(image_id, image_id): caption for image_id, caption in predictions.items()}
     extra = [image_id for image_id in predictions if image_id not in references]
     if extra:
         hint = ""
@@ -79,7 +88,10 @@ def _read(
         read_predictions(predictions, warn=warn) if isinstance(predictions, Path) else dict(predictions),
         read_references(references, split, warn=warn)
         if isinstance(references, Path)
-        else {image_id: tuple(captions) for image_id, captions in references.items()},
+        else {
+            image_id: tuple(text for cell in cells for text in captions_of_cell(cell, f"references: image {image_id}"))
+            for image_id, cells in references.items()
+        },
     )
 
 
@@ -99,6 +111,22 @@ def _warn_about_data(
     broken += sum(LINE_SEPARATORS.search(line.strip()) is not None for group in references.values() for line in group)
     if broken:
         warn(f"captions with line separators inside, which are read as spaces: {broken:,}")
+    _warn_about_language(predictions, references, [metric.name for metric in suite.metrics], warn)
+
+
+def _warn_about_language(
+    predictions: dict[str, str], references: dict[str, tuple[str, ...]], metrics: Sequence[str], warn: Warn
+) -> None:
+    human = [line for group in references.values() for line in group]
+    for what, captions in (("human captions", human), ("predictions", list(predictions.values()))):
+        if language := unspaced_language(captions):
+            warn(f"the {what} are {unspaced_problem(language)}; put spaces between the words of both files")
+    english = [name for name in metrics if metric_class(name).english_only]
+    if english and not is_latin(human):
+        warn(f"the human captions are not English, but {', '.join(english)} knows English only: leave it out")
+    wordless = [image_id for image_id, caption in predictions.items() if caption.strip() and not has_words(caption)]
+    if wordless:
+        warn(f"{len(wordless):,} captions hold no letter or digit, and score 0 (image {wordless[0]})")
 
 
 def _check_bootstrap(confidence_level: float, n_resamples: int) -> None:

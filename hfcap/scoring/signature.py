@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfcap.metrics.shared.scripts import unspaced_language
+
 _HASH_DIGITS = 16
 
 
@@ -27,6 +29,8 @@ def data_signature(references: Mapping[str, Sequence[str]], split: str, n_missin
         "references_sha256": _hash_of([line for key in ordered for line in (key, *references[key], "")]),
         "references_per_image": [min(counts), max(counts)],
     }
+    if language := unspaced_language(line for group in references.values() for line in group):
+        signature["unspaced_language"] = language
     if n_missing:
         signature["images_without_prediction"] = n_missing
     return signature

@@ -35,8 +35,8 @@ _TRAINED_ON = ("train", "validation")
 
 
 def tokenised(captioner: Captioner, records: Sequence[CaptionedImage], max_tokens: int) -> list[list[list[int]]]:
-    """Token ids of every caption of every record."""
-    flat = captioner.caption_token_ids([caption for record in records for caption in record.captions], max_tokens)
+    """Token ids of every caption of every record; captions that will be cut at `max_tokens` have one more."""
+    flat = captioner.caption_token_ids([caption for record in records for caption in record.captions], max_tokens + 1)
     remaining = iter(flat)
     return [[next(remaining) for _ in record.captions] for record in records]
 
@@ -114,7 +114,7 @@ def train_dataset(
     """Return the training split, with the recipe's augmentation; validation never comes from here."""
     limit, per_image, seed = recipe.data.max_caption_tokens, recipe.data.captions_per_image, recipe.train.seed
     if recipe.augment is None:
-        return CaptionDataset(inputs, tokens, per_image, seed)
+        return CaptionDataset(inputs, tokens, per_image, seed, limit)
     captions = [record.captions for record in records]
     synonyms = {}
     if recipe.augment.synonym_replacement:
@@ -129,10 +129,24 @@ def train_dataset(
         per_image,
         seed,
         recipe.augment,
-        functools.partial(tokeniser.caption_token_ids, max_tokens=limit),
+        functools.partial(tokeniser.caption_token_ids, max_tokens=limit + 1),
         synonyms,
         hidden_token(captioner),
+        limit,
     )
+
+
+def warn_of_cuts(tokens: Mapping[str, Sequence[Sequence[Sequence[int]]]], max_tokens: int) -> None:
+    """Say how many captions of each split are longer than `max_tokens`."""
+    for split, images in tokens.items():
+        lengths = [len(caption) for captions in images for caption in captions]
+        if n_cut := sum(length > max_tokens for length in lengths):
+            error_console.print(
+                f"warning: {n_cut:,} of {len(lengths):,} {split} captions are cut at {max_tokens} tokens, and teach no "
+                "end; raise data.max_caption_tokens (hfcap doctor says how long they are)",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def hidden_token(captioner: Captioner) -> int:
@@ -173,7 +187,11 @@ def training_run(
     inputs = {name: image_inputs(captioner, splits[name], recipe, stored, accelerator) for name in _TRAINED_ON}
     tokens = {name: tokenised(captioner, splits[name], recipe.data.max_caption_tokens) for name in _TRAINED_ON}
     train = train_dataset(captioner, splits["train"], inputs["train"], tokens["train"], recipe)
-    validation = CaptionDataset(inputs["validation"], tokens["validation"], None, options.seed)
+    if accelerator.is_main_process:
+        warn_of_cuts(tokens, recipe.data.max_caption_tokens)
+    validation = CaptionDataset(
+        inputs["validation"], tokens["validation"], None, options.seed, recipe.data.max_caption_tokens
+    )
     job = DecodingJob(
         splits["validation"],
         validation.inputs,

@@ -10,6 +10,7 @@ from typing import Any
 from hfcap.captioners.adaptation.lora import adapted_modules, save_adapter
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
+from hfcap.captioners.shared.round_trip import round_trip
 from hfcap.environment import loaded_revision
 from hfcap.errors import UserError
 from hfcap.files import folder_being_written, write_json
@@ -17,6 +18,7 @@ from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
+from hfcap.text import printable
 from hfcap.training.accelerator import require_number_types, used_precision
 from hfcap.training.assemble import training_run
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
@@ -100,6 +102,8 @@ def train_stage(
             with folder_being_written(run.base_model) as folder:
                 captioner.save(folder, recipe.generate)
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _warn_of_lost_characters(captioner, splits["train"])
     trainable = make_trainable(captioner, recipe)
     size = describe_size(captioner)
     training = training_run(recipe, run, trainable, splits, accelerator, accept_changes)
@@ -121,6 +125,12 @@ def train_stage(
         _save_model(recipe, run, trainable)
         write_json(run.summary, _summary(recipe, training, progress, size) | {"co2_eq_emissions": total_emissions(run)})
     accelerator.wait_for_everyone()
+
+
+def _warn_of_lost_characters(captioner: Captioner, records: Sequence[CaptionedImage]) -> None:
+    survived = round_trip(captioner, [caption for record in records for caption in record.captions])
+    if survived.changed:
+        error_console.print(f"warning: {printable(survived.problem())}", markup=False, soft_wrap=True)
 
 
 def _save_model(recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner) -> None:

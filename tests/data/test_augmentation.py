@@ -282,3 +282,8 @@ def test_captions_can_be_changed_where_states_are_stored(records: list[Captioned
     assert found.image.tolist() == [[2.0, 2.0]]
     assert sorted(map(list, found.captions)) == sorted(tokenise(["the hound", "a hound on a hound"]))
     assert found.shown is not None and found.shown != found.captions
+
+
+def test_right_now_is_no_direction() -> None:
+    assert swap_directions("the dog is looking right now") is None
+    assert swap_directions("the dog is looking right") == "the dog is looking left"

@@ -344,3 +344,17 @@ def test_rows_of_two_number_types_keep_their_values(num_workers: int) -> None:
     rows: Any = [torch.tensor([1.5, 2.0]).half(), torch.tensor([1.5, 90112.0]).bfloat16()]
     [batch] = image_loader(rows, [[0, 1]], num_workers)
     assert batch.tolist() == [[1.5, 2.0], [1.5, 90112.0]]
+
+
+def test_a_cut_is_no_end() -> None:
+    """The end token was a target after the cut, and captioners learnt to stop in the middle of a word."""
+    dataset = CaptionDataset(NumberedInputs(1), [[[5, 6, 7, 8], [5, 6, 9], [9]]], None, 0, max_tokens=3)
+    batch = Collate([START], END, PAD, NumberedInputs(1))([dataset[(0, 0)]])
+    rows = batch.packed
+    found = {
+        tuple(rows.input_ids[0][rows.caption_index[0] == number].tolist()): tuple(
+            rows.labels[0][rows.caption_index[0] == number].tolist()
+        )
+        for number in range(3)
+    }
+    assert found == {(START, 5, 6, 7): (5, 6, 7, -100), (START, 5, 6, 9): (5, 6, 9, END), (START, 9): (9, END)}

@@ -66,7 +66,7 @@ def test_split_column(tmp_path: Path) -> None:
     [
         ("file_name,caption\na.jpg,one\n", ("one",)),
         ("file_name,text\r\na.jpg,one\r\n", ("one",)),
-        ('file_name,caption\na.jpg,"one, ""two""\nthree"\n', ('one, "two" three',)),
+        ('file_name,caption\na.jpg,"one, ""two""\nthree"\na.jpg,b\na.jpg,c\n', ('one, "two" three', "b", "c")),
         ("file_name,caption_0,caption_1,caption_10\na.jpg,one,,ten\n", ("one", "ten")),
         ("file_name,caption\na.jpg,one\na.jpg,two\n./a.jpg,three\n", ("one", "two", "three")),
         ('file_name,captions\na.jpg,"[""one"", ""two""]"\n', ("one", "two")),
@@ -203,9 +203,9 @@ def test_wrong_rows_name_file_and_line(tmp_path: Path, row: Any, message: str) -
         ("file_name,caption\na.jpg,one, two\n", "line 2 has more fields than the header"),
         ("file_name,caption\na.jpg\n", r"line 2 \(a\.jpg\) has no captions"),
         ("file_name,caption\na.jpg,   \n", r"line 2 \(a\.jpg\) has no captions"),
-        ('file_name,caption\na.jpg,"one\n', r"line \d is not valid CSV"),
-        ('file_name,captions\na.jpg,"[""one"", "\n', "line 2: captions is not valid JSON"),
-        ("file_name;caption\na.jpg;one\n", "line 2 has no text under 'file_name'"),
+        ('file_name,caption\na.jpg,"one\n', "line 2: a quotation mark .* is opened and never closed"),
+        ('file_name,captions\na.jpg,"[""one"", "\n', r"line 2 \(a\.jpg\): captions: .* looks like a list"),
+        ("name;caption\na.jpg;one\n", "line 2 has no text under 'file_name'"),
     ],
 )
 def test_wrong_csv(tmp_path: Path, text: str, message: str) -> None:
@@ -291,3 +291,37 @@ def test_any_text_is_parsed_or_refused_politely(text: str, name: str) -> None:
             assert name in str(error)
         else:
             assert all(row.file_name and row.captions and all(row.captions) for row in rows)
+
+
+def test_lists_written_as_text(tmp_path: Path) -> None:
+    write_csv(tmp_path, "file_name,caption\na.jpg,\"['a dog', 'b dog']\"\n")
+    assert [row.captions for row in parse_metadata(tmp_path / "metadata.csv")] == [("a dog", "b dog")]
+    with pytest.raises(UserError, match=r"metadata\.csv: line 2 \(a\.jpg\): caption: the caption is 'nan'"):
+        parse_metadata(write_csv(tmp_path, "file_name,caption\na.jpg,nan\n"))
+    with pytest.raises(UserError, match=r"metadata\.csv: 1 of 1 captions have several lines"):
+        parse_metadata(write_csv(tmp_path, 'file_name,caption\na.jpg,"a dog\nb dog"\n'))
+
+
+def test_one_row_per_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"file_name": f"{n}.jpg", "caption": f"caption {n}", "split": "train"} for n in range(4)]
+    write_jsonl(tmp_path, rows)
+    for name in ("1.jpg", "3.jpg"):
+        (tmp_path / name).write_bytes((tmp_path / f"{int(name[0]) - 1}.jpg").read_bytes())
+    load_split(options(tmp_path), "train")
+    assert "the first 4 rows hold" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("file_name;caption\na.jpg;a dog, red\n", "utf-8"),
+        ("file_name\tcaption\na.jpg\ta dog, red\n", "utf-8"),
+        ('sep=,\nfile_name,caption\na.jpg,"a dog, red"\n', "utf-8"),
+        ("sep=;\nfile_name;caption\na.jpg;a dog, red\n", "utf-8"),
+        ('file_name,caption\na.jpg,"a dog, red"\n', "utf-16"),
+    ],
+)
+def test_csv_as_spreadsheets_write_it(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    (row,) = parse_metadata(tmp_path / "metadata.csv")
+    assert (row.file_name, row.captions) == ("a.jpg", ("a dog, red",))

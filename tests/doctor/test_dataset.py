@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hfcap import registry
 from hfcap.captioners import blip
 from hfcap.doctor import dataset
@@ -44,12 +46,32 @@ def test_scored_images_that_chose_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_placeholder_captions(tmp_path: Path) -> None:
-    train = [record(tmp_path, f"{n}.png", "red", "photo" if n % 2 else f"a red wall, take {n}") for n in range(20)]
+    captions = ["photo" if n % 2 else f"a red wall, take {n}" for n in range(20)]
+    train = [record(tmp_path, f"{n}.png", f"#ff00{n:02x}", captions[n]) for n in range(20)]
     findings = Findings()
     dataset.examine_data({"train": train}, findings)
     assert [problem.message for problem in findings.problems] == [
         "10 of 20 training captions are 'photo'; the captioner will learn to say just that",
         "10 of 20 training captions are a single word",
+    ]
+
+
+@pytest.mark.parametrize(("repeated", "alarms"), [(2, False), (7, False), (8, True)])
+def test_few_repetitions_are_no_placeholder(repeated: int, alarms: bool, tmp_path: Path) -> None:
+    captions = ["a red wall" if n < repeated else f"a red wall, take {n}" for n in range(36)]
+    train = [record(tmp_path, f"{n}.png", f"#ff00{n:02x}", captions[n]) for n in range(36)]
+    findings = Findings()
+    dataset.examine_data({"train": train}, findings)
+    assert any("the captioner will learn to say just that" in one.message for one in findings.problems) is alarms
+
+
+def test_one_row_per_caption(tmp_path: Path) -> None:
+    train = [record(tmp_path, f"{n}.png", f"#ff00{n // 2:02x}", f"a red wall, take {n}") for n in range(20)]
+    findings = Findings()
+    facts = dataset.examine_data({"train": train}, findings)
+    assert facts.different_images == 10
+    assert [one.message for one in findings.problems] == [
+        "20 training images are 10 different ones: one row per caption, or copies"
     ]
 
 

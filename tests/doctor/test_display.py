@@ -84,6 +84,10 @@ def test_counting_one_caption_by_hand(tmp_path: Path) -> None:
     wrong[0, 2] = -100  # should be 6
     wrong[1, 2] = 0  # the end
     wrong[1, 6] = 0  # padding
+    cut = packed.labels.clone()
+    cut[0, 3] = -100  # after two words, where captions are cut
+    assert labels.count_labels(packed, cut, tokens, 2).ended == 3
+    assert labels.count_labels(packed, cut, tokens, 3).ended == 2
     assert labels.count_labels(packed, wrong, tokens) == LabelCounts(
         positions=14, padding=4, supervised=8, found=3, ended=2,
         padding_in_loss=1, prompt_in_loss=1, words_ignored=1, wrong_target=1,

@@ -131,3 +131,9 @@ def test_instances_of_several_files_go_together(tmp_path: Path) -> None:
 def test_empty_captions_mention_nothing() -> None:
     captions = CaptionSet({"1": "", "2": "a dog"}, ReferenceSet({"1": ["..."], "2": [""]}))
     assert _chair({"1": [], "2": []}).statistics(captions).tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_phrases_as_in_the_original_rules() -> None:
+    assert mentioned_objects(["a", "baseball", "player"]) == ["person"]
+    assert mentioned_objects(["a", "passenger", "train"]) == ["train"]
+    assert mentioned_objects(["an", "orange", "and", "a", "banana"]) == ["orange", "banana"]

@@ -356,3 +356,21 @@ def test_malformed_score_files_are_refused(change: dict[str, Any], message: str,
 def test_other_json_is_not_a_score_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a score file"):
         read_scores(_json(tmp_path / "s.json", HUMAN))
+
+
+def test_captions_stored_as_the_text_of_a_list(tmp_path: Path) -> None:
+    cells = {key: str(group) for key, group in HUMAN.items()}
+    references = {key: tuple(group) for key, group in HUMAN.items()}
+    assert read_references(_json(tmp_path / "r.json", cells)) == references
+    table = [("image_id", "caption"), *cells.items()]
+    assert read_references(_table(tmp_path / "r.csv", table)) == references
+    report = score_files(CAPTIONS, {key: [cell] for key, cell in cells.items()}, warn=lambda _: None, n_resamples=0)
+    assert report.metrics == score_files(CAPTIONS, HUMAN, warn=lambda _: None, n_resamples=0).metrics
+    with pytest.raises(UserError, match=r"r\.json: key '17': the caption is 'nan'"):
+        read_references(_json(tmp_path / "r.json", {"17": "nan"}))
+    with pytest.raises(UserError, match="2 of 2 captions have several lines"):
+        read_references(_json(tmp_path / "r.json", {key: "\n".join(group) for key, group in HUMAN.items()}))
+    said: list[str] = []
+    predicted = read_predictions(_json(tmp_path / "p.json", {"17": "['a red dog']", "4": "None"}), warn=said.append)
+    assert predicted == {"17": "a red dog", "4": "None"}
+    assert "2 captions are a list written as text or stand for an empty cell (images 17, 4)" in said[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,28 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
         (row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in result.rows if "loss" in row
     ]
     assert [event.step for event in reader.Scalars("validation_loss")] == [2, 4]
+
+
+@pytest.mark.parametrize("augment", [None, {"word_dropout": 0.1}, {"synonym_replacement": 0.5}])
+def test_captions_that_are_cut(
+    augment: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither training nor validation sees an end after the cut, and the run says how many captions are cut."""
+    ends: list[tuple[bool, int]] = []
+    forward = CrossEntropy.forward
+
+    def watched(self: CrossEntropy, batch: CaptionBatch) -> torch.Tensor:
+        ends.append((self.training, int((batch.packed.labels == self.captioner.end_token_id).sum())))
+        return forward(self, batch)
+
+    monkeypatch.setattr(CrossEntropy, "forward", watched)
+    values = recipe_values("vit_gpt2", tmp_path, max_steps=2, eval_steps=2)
+    values["data"]["max_caption_tokens"] = 2  # all have more
+    if augment:
+        values["augment"] = augment
+    train(recipe_from_mapping(values, "test"))
+    assert {training for training, _ in ends} == {True, False}
+    assert all(count == 0 for _, count in ends)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"warning: (\d+) of \1 train captions are cut at 2 tokens, and teach no end", said)
+    assert "validation captions are cut" in said

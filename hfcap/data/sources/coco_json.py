@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from hfcap.cells import JoinedLines, captions_of_cell
 from hfcap.data.checks import clean_caption, listed
 from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
@@ -133,14 +134,20 @@ def _captions_by_image(
     counts = _require_distinct(path, images)
     captions: dict[str, list[str]] = {}
     orphans, empty = [], []
+    joined = JoinedLines()
     for number, annotation in enumerate(annotations):
-        image_id, caption = str(annotation["image_id"]), clean_caption(annotation["caption"])
+        image_id = str(annotation["image_id"])
+        where = f"annotations[{number}] (image_id {image_id})"
         if image_id not in counts:
-            orphans.append(f"annotations[{number}] (image_id {image_id})")
-        elif not caption:
-            empty.append(f"annotations[{number}] (image_id {image_id})")
-        else:
-            captions.setdefault(image_id, []).append(caption)
+            orphans.append(where)
+            continue
+        for caption in captions_of_cell(annotation["caption"], f"{path}: {where}"):
+            joined.add(caption)
+            if caption.strip():
+                captions.setdefault(image_id, []).append(clean_caption(caption))
+            else:
+                empty.append(where)
+    joined.refuse(str(path))
     if orphans:
         raise UserError(f"{path}: {len(orphans):,} captions without image, that is not in 'images': {listed(orphans)}")
     if empty:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 from collections import Counter
@@ -15,11 +13,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from hfcap.cells import JoinedLines, captions_of_cell, csv_rows
 from hfcap.data.checks import clean_caption, listed
-from hfcap.data.images import IMAGE_SUFFIXES, FileImage, resolve_inside
+from hfcap.data.image_files import folder_images, meant_files
+from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
-from hfcap.files import parse_json, read_json_lines, read_text
+from hfcap.files import read_json_lines
 from hfcap.places import LocalPath
 from hfcap.recipe.block_base import Share
 from hfcap.recipe.blocks import DataOptions
@@ -71,28 +71,23 @@ def parse_metadata(path: Path, caption_columns: list[str] | None = None) -> list
         UserError: with file and line: no file_name, no captions, an empty caption, or no valid JSON or CSV.
     """
     rows = _csv_rows(path) if path.suffix == ".csv" else read_json_lines(path, "metadata file")
-    return [_metadata_row(f"{path}: line {line}", line, row, caption_columns) for line, row in rows]
+    joined = JoinedLines()
+    parsed = [_metadata_row(f"{path}: line {line}", line, row, caption_columns, joined) for line, row in rows]
+    joined.refuse(str(path))
+    return parsed
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path, "metadata file"), newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise UserError(
-                    f"{path}: line {reader.line_num} has more fields than the header; "
-                    "put captions with commas in quotes"
-                )
-            # Cells of optional caption columns may be empty: then the image has fewer captions.
-            cells = {name: cell for name, cell in row.items() if cell is not None and cell.strip()}
-            if isinstance(cells.get("captions"), str) and cells["captions"].lstrip().startswith("["):
-                cells["captions"] = parse_json(cells["captions"], f"{path}: line {reader.line_num}: captions")
-            yield reader.line_num, cells
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None
+    for line, row in csv_rows(path, "metadata file"):
+        if None in row:
+            raise UserError(f"{path}: line {line} has more fields than the header; put captions with commas in quotes")
+        # Cells of optional caption columns may be empty: then the image has fewer captions.
+        yield line, {str(name): cell for name, cell in row.items() if isinstance(cell, str) and cell.strip()}
 
 
-def _metadata_row(where: str, line: int, row: dict[str, Any], caption_columns: list[str] | None) -> MetadataRow:
+def _metadata_row(
+    where: str, line: int, row: dict[str, Any], caption_columns: list[str] | None, joined: JoinedLines
+) -> MetadataRow:
     file_name = row.get("file_name")
     if not isinstance(file_name, str) or not file_name:
         raise UserError(f"{where} has no text under 'file_name'{did_you_mean('file_name', row)}")
@@ -103,21 +98,24 @@ def _metadata_row(where: str, line: int, row: dict[str, Any], caption_columns: l
             f"{where} has no captions (columns {', '.join(columns) or 'caption, captions, caption_0 or text'}); "
             "add captions, or name the columns with data.caption_columns"
         )
-    captions: list[str] = []
-    for column in columns:
-        value = row.get(column, [])
-        for caption in value if isinstance(value, list) else [value]:
-            if not isinstance(caption, str):
-                raise UserError(f"{where}: {column} is {type(caption).__name__}, not text or a list of texts")
-            if not caption.strip():
-                raise UserError(f"{where}: empty caption in {column}")
-            captions.append(clean_caption(caption))
+    captions = [caption for column in columns for caption in _captions_in(row.get(column, []), column, where, joined)]
     if not captions:
         raise UserError(f"{where}: the list of captions is empty")
     split = row.get("split")
     if split is not None and not isinstance(split, str):
         raise UserError(f"{where}: split is {type(split).__name__}, not text")
     return MetadataRow(file_name, tuple(captions), split, line)
+
+
+def _captions_in(value: Any, column: str, where: str, joined: JoinedLines) -> Iterator[str]:
+    for cell in value if isinstance(value, list) else [value]:
+        if not isinstance(cell, str):
+            raise UserError(f"{where}: {column} is {type(cell).__name__}, not text or a list of texts")
+        for caption in captions_of_cell(cell, f"{where}: {column}"):
+            if not caption.strip():
+                raise UserError(f"{where}: empty caption in {column}")
+            joined.add(caption)
+            yield clean_caption(caption)
 
 
 def _caption_columns(row: dict[str, Any]) -> list[str]:
@@ -211,7 +209,10 @@ def _by_file(root: Path, rows: list[tuple[str, MetadataRow]]) -> dict[str, Metad
     groups: dict[str, MetadataRow] = {}
     for path, row in rows:
         _resolve(Path(path), row, root)
-        name = os.path.normpath(row.file_name).replace(os.sep, "/")
+    names = [os.path.normpath(row.file_name).replace(os.sep, "/") for _, row in rows]
+    meant = meant_files(root, dict.fromkeys(names))
+    for (path, row), written in zip(rows, names, strict=True):
+        name = meant.get(written, written)
         first = groups.get(name)
         if first is None:
             groups[name] = replace(row, file_name=name)
@@ -229,12 +230,8 @@ def _by_file(root: Path, rows: list[tuple[str, MetadataRow]]) -> dict[str, Metad
 def _check_uncaptioned(root: Path, groups: dict[str, MetadataRow], options: FolderOptions) -> None:
     if options.uncaptioned_images == "ignore":
         return
-    images = (
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    without = sorted(name for name in images if name not in groups)
+    images = (path.relative_to(root).as_posix() for path in folder_images(root).found)
+    without = [name for name in images if name not in groups]
     if without:
         raise UserError(
             f"{root}: {len(without):,} images without captions in the metadata: {listed(without)}; add captions, "

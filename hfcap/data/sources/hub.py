@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from pydantic import Field, model_validator
 
+from hfcap.cells import JoinedLines
 from hfcap.data.checks import clean_caption
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.web.hub_columns import Columns, captions_in, find_columns
@@ -70,6 +71,7 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
     local = Path(options.dataset).expanduser()
     folder = local if local.is_dir() else None
     records: list[CaptionedImage] = []
+    joined = JoinedLines()
     for part in parts:
         whole = splits[part.splitname]
         columns = find_columns(options, whole.features)
@@ -80,6 +82,9 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
             name = f"{options.dataset}, {part.splitname}, row {number}"
             image = RowImage(images, columns.image, number, name, folder)
             records.append(_record(options, columns, part.splitname, number, row, image))
+            for cell in (row[column] for column in columns.captions):
+                joined.add(cell if isinstance(cell, str) else "")
+    joined.refuse(f"dataset {options.dataset}, split {split_name}")
     if not records:
         raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits)
     return _merged(records) if options.image_id_column else records

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hfcap.cells import captions_of_cell
 from hfcap.errors import UserError
 from hfcap.registry import did_you_mean
 
@@ -85,7 +86,7 @@ def captions_in(value: Any, column: str, where: str) -> list[str]:
         UserError: the cell holds something else.
     """
     if isinstance(value, str):
-        return [value]
+        return captions_of_cell(value, f"{where}: {column}")
     if isinstance(value, list):
         return [caption for item in value for caption in captions_in(item, column, where)]
     if isinstance(value, dict):

@@ -5,12 +5,12 @@ Image ids are strings everywhere: 391895, "391895" and 391895.0 in a file are th
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfcap.cells import JoinedLines, captions_of_cell, csv_rows, stands_for_nothing, texts_of_list
 from hfcap.errors import UserError
 from hfcap.files import parse_json, read_json_lines, read_text
 from hfcap.progress import error_console
@@ -53,7 +53,8 @@ def normalised_image_id(value: Any, where: str) -> str:
         UserError: the value is empty or of another type.
     """
     if isinstance(value, str) and value.strip():
-        return value.strip()
+        # Tables in which an id is missing somewhere hold numbers as 391895.0.
+        return re.sub(r"^(\d+)\.0+$", r"\1", value.strip())
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():
@@ -94,17 +95,11 @@ def _rows_of_objects(rows: Iterator[tuple[str, Any]], caption_keys: tuple[str, .
 
 
 def _csv_rows(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path, what), newline=""))
-    try:
-        columns = reader.fieldnames
-        if "image_id" not in (columns or ()):
+    for line, row in csv_rows(path, what):
+        if "image_id" not in row:
+            columns = [name for name in row if name is not None]
             raise UserError(f"{path}: the first line must name the columns image_id and caption; found {columns}")
-        for row in reader:
-            yield f"{path}: line {reader.line_num}", row
-    except csv.Error as error:
-        raise UserError(
-            f"{path}: line {reader.line_num} is not valid CSV ({error}); look for a quotation mark that is not closed"
-        ) from None
+        yield f"{path}: line {line}", {str(name): cell for name, cell in row.items()}
 
 
 def _rows_of_json(path: Path, value: Any, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
@@ -127,7 +122,7 @@ def _is_json_lines(path: Path, text: str) -> bool:
 
 
 def _rows(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
-    if path.suffix == ".csv":
+    if path.suffix in (".csv", ".tsv"):
         return _rows_of_objects(_csv_rows(path, what), caption_keys)
     if _is_json_lines(path, read_text(path, what)):
         numbered = ((f"{path}: line {number}", row) for number, row in read_json_lines(path, what))
@@ -155,13 +150,19 @@ def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, 
         UserError: the file is missing, malformed or empty, a caption is not text, or an image has two captions.
     """
     captions: dict[str, str] = {}
-    repeated, empty = [], []
+    repeated, empty, odd = [], [], []
     for row in _rows(path, "prediction file", ("caption",)):
         image_id = normalised_image_id(row.image_id, row.where)
         value = row.captions
         if isinstance(value, list) and len(value) == 1:  # the layout of pycocoevalcap's scorers
             value = value[0]
         caption = _checked_caption(value, row.where)
+        # A captioner may have written these, so they are no fault of the file for certain.
+        texts = texts_of_list(caption.strip())
+        if texts is not None or stands_for_nothing(caption):
+            odd.append(image_id)
+        if texts is not None and len(texts) == 1:
+            caption = texts[0]
         if image_id in captions:
             if captions[image_id] != caption:
                 raise UserError(f"{row.where}: image {image_id} already has another caption; keep one per image")
@@ -173,6 +174,11 @@ def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, 
         raise UserError(f"{path}: no captions in this prediction file")
     if repeated:
         warn(f"{path}: {len(repeated):,} repeated lines counted once (images {_listed(repeated)})")
+    if odd:
+        warn(
+            f"{path}: {len(odd):,} captions are a list written as text or stand for an empty cell (images "
+            f"{_listed(odd)}); a list of one is taken apart, all others are scored as they stand: correct the file"
+        )
     if empty:
         warn(f"{path}: {len(empty):,} empty captions, which score 0 (images {_listed(empty)})")
     return captions
@@ -249,16 +255,20 @@ def read_references(
     """
     references: dict[str, list[str]] = {}
     empty: list[str] = []
+    joined = JoinedLines()
     for row in _reference_rows(path, split):
         image_id = normalised_image_id(row.image_id, row.where)
         group = references.setdefault(image_id, [])
-        for caption in row.captions if isinstance(row.captions, list | tuple) else [row.captions]:
-            if _checked_caption(caption, row.where).strip():
-                group.append(caption)
-            else:
-                empty.append(image_id)
+        for cell in row.captions if isinstance(row.captions, list | tuple) else [row.captions]:
+            for caption in captions_of_cell(_checked_caption(cell, row.where), row.where):
+                joined.add(caption)
+                if caption.strip():
+                    group.append(caption)
+                else:
+                    empty.append(image_id)
     if not references:
         raise UserError(f"{path}: no captions in this reference file")
+    joined.refuse(str(path))
     if empty:
         warn(f"{path}: {len(empty):,} empty human captions ignored (images {_listed(empty)})")
     without = [image_id for image_id, group in references.items() if not group]
@@ -274,7 +284,7 @@ def read_file_names(path: Path) -> dict[str, str]:
         UserError: the file is missing or malformed.
     """
     value: Any
-    if path.suffix == ".csv":
+    if path.suffix in (".csv", ".tsv"):
         value = (row for _, row in _csv_rows(path, "caption file"))
     elif _is_json_lines(path, read_text(path, "caption file")):
         value = (row for _, row in read_json_lines(path, "caption file"))

@@ -103,8 +103,8 @@ _WORDS = {
 _OTHER_MEANINGS = (
     "train_track train_station train_tracks bus_stop bus_station car_seat boat_house bear_claw bird_house bird_cage "
     "dog_house horse_carriage cat_food dog_food toilet_paper toilet_seat toilet_brush orange_juice apple_juice "
-    "orange_shirt orange_jacket orange_vest orange_hat orange_and orange_flower orange_cone tennis_court "
-    "baseball_game baseball_field baseball_player baseball_cap baseball_diamond baseball_uniform football_field "
+    "orange_shirt orange_jacket orange_vest orange_hat orange_flower orange_cone tennis_court "
+    "baseball_game baseball_field baseball_cap baseball_diamond baseball_uniform football_field "
     "basketball_court kite_surfing bed_spread table_cloth table_top clock_face book_shelf book_case bottle_cap "
     "pizza_oven cell_tower glass_window glass_door glass_wall glass_case glass_building glass_table stained_glass "
     "ski_lift ski_slope ski_resort ski_pole ski_trail ski_run ski_jump home_plate train_car train_cars train_engine "
@@ -128,6 +128,9 @@ def _phrases() -> dict[tuple[str, ...], str]:
     for category, words in _WORDS.items():
         for phrase in (category.replace(" ", "_"), *words.split()):
             singular.setdefault(tuple(phrase.split("_")), category)
+    # A 'passenger train' is a train, and nobody is seen in it.
+    singular |= {("passenger", vehicle): singular[(vehicle,)] for vehicle in ("train", "jet")}
+    singular["baseball", "player"] = "person"  # and no ball
     singular |= {tuple(phrase.split("_")): _NO_OBJECT for phrase in _OTHER_MEANINGS.split()}
     found = dict(singular)
     for parts, category in singular.items():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Decode = Callable[[ImageBytes], "Image"]
 """Turns an image's record into an RGB image; raises OSError or ValueError for a broken one."""
 
-_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
+COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 """Names of COCO's images end in the image id with leading zeros."""
 
 
@@ -137,7 +137,7 @@ def image_files(folder: Path, image_ids: Sequence[str], file_names: Mapping[str,
     by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if (mimetypes.guess_type(path.name)[0] or "").startswith("image/") and path.is_file():
-            coco = _COCO_NAME.fullmatch(path.stem)
+            coco = COCO_NAME.fullmatch(path.stem)
             names = {path.relative_to(folder).as_posix(), path.name, path.stem}
             for name in names | ({str(int(coco[1]))} if coco else set()):
                 by_name.setdefault(name, []).append(path)

@@ -1,0 +1,96 @@
+"""Image files of a folder: which are read, which are left out and why, and which one a name means."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from hfcap.data.heic import heic_formats
+from hfcap.data.images import IMAGE_SUFFIXES
+
+_OTHER_SUFFIXES = frozenset(
+    ".heic .heif .jxl .jp2 .svg .psd .xcf .tga .ico .eps .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split()  # noqa: SIM905 one a line is a page
+)
+"""Endings of images that are not read."""
+
+_NOT_A_PERSONS = "__MACOSX"
+_SHOWN = 3
+
+
+@dataclass
+class FolderImages:
+    """The image files of a folder and those below it.
+
+    Attributes:
+        found: those that are read, in order.
+        unread: names of those in formats that are not read.
+        hidden: names of those that are hidden, or in hidden folders.
+    """
+
+    found: list[Path] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+
+    def left_out(self) -> str:
+        """Return what was left out and what to do, as a sentence; empty where nothing was."""
+        parts = []
+        if self.unread:
+            heic = any(name.lower().endswith((".heic", ".heif")) for name in self.unread)
+            remedy = "convert them to JPEG" + (" (HEIC is read with: pip install pillow-heif)" if heic else "")
+            parts.append(f"{len(self.unread):,} files of formats that are not read ({_some(self.unread)}): {remedy}")
+        if self.hidden:
+            parts.append(f"{len(self.hidden):,} hidden files ({_some(self.hidden)})")
+        return "left out: " + "; ".join(parts) if parts else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def folder_images(folder: Path) -> FolderImages:
+    """Look through a folder and those below it."""
+    images = FolderImages()
+    for path in sorted(folder.rglob("*")):
+        suffix = path.suffix.lower()
+        if suffix not in IMAGE_SUFFIXES | _OTHER_SUFFIXES or not path.is_file():
+            continue
+        inside = path.relative_to(folder)
+        name = os.fsencode(inside.as_posix()).decode("utf-8", "replace")
+        if any(part.startswith(".") or part == _NOT_A_PERSONS for part in inside.parts):
+            images.hidden.append(name)
+        elif suffix in IMAGE_SUFFIXES or (suffix in (".heic", ".heif") and heic_formats()):
+            images.found.append(path)
+        else:
+            images.unread.append(name)
+    return images
+
+
+def meant_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return name -> the one file in `folder` that is meant by it, for names that are no file but nearly one.
+
+    A name may differ in upper and lower case, in its ending, in the form of its accents (Unicode NFC, NFD), or be
+    written as in a web address (`%20`). Names that several files could be meant by are left out.
+    """
+    missing = [name for name in names if not (folder / name).exists()]
+    if not missing:
+        return {}
+    by_name: dict[str, list[str]] = {}
+    for path in folder_images(folder).found:
+        name = path.relative_to(folder).as_posix()
+        for key in (_key(name), _key(name.rpartition(".")[0])):
+            by_name.setdefault(key, []).append(name)
+    meant = {}
+    for name in missing:
+        found = by_name.get(_key(name)) or by_name.get(_key(os.path.splitext(name)[0])) or []  # noqa: PTH122 "/" stays
+        if len(found) == 1:
+            meant[name] = found[0]
+    return meant
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
