@@ -34,7 +34,7 @@ def brings_code(model: Path) -> bool:
 
 OPENING = """image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")"""
-"""The image as hfcap's own decoding has it (`data.images.decode_image`): upright, and on white where it is transparent."""
+"""The image as `data.images.decode_image` has it: upright, and on white where it is transparent."""
 
 _WITHOUT_EFFECT = {
     "min_new_tokens": 0,

@@ -61,7 +61,7 @@ def check_present(image_ids: Sequence[str], known: Mapping[str, Any]) -> None:
 
 
 def plain_decode(image: ImageBytes) -> Image:
-    """Decode an image with Pillow alone, upright and on white; `hfcap.data.images.decode_image` bounds sizes as well."""
+    """Decode an image with Pillow alone, upright and on white; `data.images.decode_image` bounds sizes as well."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(image.read()), formats=IMAGE_FORMATS) as opened:
