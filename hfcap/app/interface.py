@@ -22,7 +22,7 @@ ADVICE = "Choose an image first."
 
 
 def open_image(path: str) -> Image.Image:
-    """Return the image upright in RGB.
+    """Return the image upright in RGB, on white where it is transparent.
 
     Raises:
         ValueError: not an image that can be read, or a very large one.
@@ -32,7 +32,8 @@ def open_image(path: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"more than {MAX_PIXELS:,} pixels; save the image smaller")
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            upright = ImageOps.exif_transpose(opened).convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     except UnidentifiedImageError:
         raise ValueError("this is not an image that can be read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError):

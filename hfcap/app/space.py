@@ -9,7 +9,7 @@ from pathlib import Path
 from hfcap.app import interface
 from hfcap.card.example_images import RECORD
 from hfcap.card.requirements import installed_versions, needed_packages, packages_on_card
-from hfcap.card.usage_code import decoding_settings
+from hfcap.card.usage_code import OPENING, decoding_settings
 from hfcap.errors import UserError
 from hfcap.files import read_text
 from hfcap.publishing import hub
@@ -97,7 +97,7 @@ def _app(models: Sequence[PublishedModel]) -> str:
         lines = load.strip().splitlines()
         imports |= {line for line in lines if line.startswith("from ") and "PIL" not in line}
         body = [line for line in lines if line and not line.startswith("from ")]
-        *steps, last = caption.replace('Image.open("photo.jpg").convert("RGB")', "image").strip().splitlines()
+        *steps, last = caption.replace(OPENING, "image = image").strip().splitlines()
         assert last.startswith("print(") and last.endswith(")"), last
         loaders.append(
             "\n".join(

@@ -32,6 +32,10 @@ def brings_code(model: Path) -> bool:
     return '"auto_map"' in settings and any(model.glob("*.py"))
 
 
+OPENING = """image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")"""
+"""The image as `data.images.decode_image` has it: upright, and on white where it is transparent."""
+
 _WITHOUT_EFFECT = {
     "min_new_tokens": 0,
     "length_penalty": 1.0,
@@ -104,7 +108,7 @@ def usage_code(
     as_trained = _notes(model).get("image_backend") == IMAGE_BACKEND
     image_processor = "AutoImageProcessor, " if as_trained else ""
     lines = [
-        "from PIL import Image",
+        "from PIL import Image, ImageOps",
         f"from transformers import {image_processor}AutoModelForImageTextToText, AutoProcessor",
     ]
     if base is None:
@@ -127,7 +131,7 @@ def usage_code(
         ]
     lines += [
         "",
-        f'image = Image.open("photo.jpg").convert("RGB"){_resizing(model)}',
+        f"{OPENING}{_resizing(model)}",
         *(_lines_as_noted(model, decoding) or _captioning_lines(read_prompt(model), decoding, model_type)),
     ]
     return "\n".join(lines)

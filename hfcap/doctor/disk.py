@@ -75,7 +75,7 @@ def disk_needs(
     run, store, cache = Path(recipe.output_dir), None, None
     if state_bytes:
         folder = _folder(recipe.data.feature_store_folder)
-        encoder = captioner_encoder(captioner, accelerator.mixed_precision)
+        encoder = captioner_encoder(captioner)
         rows = FeatureStore(encoder, folder, accelerator).rows
         store = _need("data.feature_store_folder", rows, records, state_bytes)
     elif recipe.data.image_cache and (plan := plan_of(captioner.image_processor)) is not None:

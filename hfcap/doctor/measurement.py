@@ -121,7 +121,7 @@ class StepMeasurement:
         loading = self.clock.lap()
         if not self.stored:
             return batch, loading, 0.0
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad():  # as the feature store does it: without mixed precision
             states = self.captioner.encode(batch.images).float()
         return replace(batch, images=states, encoded=True), loading, self.clock.lap()
 

@@ -25,8 +25,9 @@ from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.published import PICKLES, PublishedModel, download_small
 from hfcap.publishing.verify_scores import check_numbers, hub_hashes
 
-TOLERATED_SHARE = 0.4
-"""Of the run's own images: hfcap may have scored them from half-precision features and faster JPEG decoding."""
+TOLERATED_SHARE = 0.2
+"""Of the run's own images: captions that were close to another one change by rounding, since hfcap scores from features
+in half precision and resizes to whole levels."""
 
 
 @dataclass(frozen=True, slots=True)

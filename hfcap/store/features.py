@@ -1,6 +1,6 @@
 """Feature store: what a frozen image encoder says about an image is computed once and kept on disk.
 
-One folder per encoder (key: its weights, its image processor, which output is taken, in which precision); inside, the
+One folder per encoder (key: its weights, its image processor, which output is taken); inside, the
 shards of `row_store.py`. Recipes, metrics and searches that use the same frozen encoder share the folder.
 """
 
@@ -27,13 +27,13 @@ from hfcap.store.image_hashes import image_hashes
 from hfcap.store.row_store import RowStore, StoredRows
 
 _LARGEST_HALF = 60_000.0
-_LAYOUT = 2
-"""Part of the key, so that shards of an earlier layout are never read."""
+_LAYOUT = 3
+"""Part of the key, so that shards of an earlier layout or precision are never read."""
 
 
-def encoder_key(modules: Iterable[nn.Module], image_processor: Any, precision: str, output: str = "") -> str:
-    """Return 32 hexadecimal digits that change with an encoder's weights, output choice, precision or processor."""
-    digest = hashlib.sha256(f"{_LAYOUT} {precision}".encode())
+def encoder_key(modules: Iterable[nn.Module], image_processor: Any, output: str = "") -> str:
+    """Return 32 hexadecimal digits that change with an encoder's weights, output choice or processor."""
+    digest = hashlib.sha256(str(_LAYOUT).encode())
     for module in modules:
         digest.update(type(module).__name__.encode())
         for name, tensor in sorted(module.state_dict().items()):
@@ -65,11 +65,11 @@ class ImageEncoder:
     half: bool = True
 
 
-def captioner_encoder(captioner: Captioner, precision: str) -> ImageEncoder:
-    """Return a captioner's encoder as training uses it; `precision` is Accelerate's mixed_precision."""
+def captioner_encoder(captioner: Captioner) -> ImageEncoder:
+    """Return a captioner's encoder as training uses it."""
     modules = captioner.part_modules()["vision"]
     config = captioner.model.config
-    key = encoder_key(modules, captioner.image_processor, precision, str(getattr(config, "vision_feature", "")))
+    key = encoder_key(modules, captioner.image_processor, str(getattr(config, "vision_feature", "")))
     vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
     name = f"{type(captioner.model).__name__}, {getattr(vision, 'model_type', type(modules[0]).__name__)}"
     return ImageEncoder(name, key, captioner.image_processor, captioner.model, captioner.encode)
@@ -90,7 +90,7 @@ def embedding_encoder(name: str, model: Any, image_processor: Any) -> ImageEncod
         return vectors
 
     # The text half next to it costs a moment of hashing, and no model type has to be known here.
-    key = encoder_key([model], image_processor, "float32", "get_image_features")
+    key = encoder_key([model], image_processor, "get_image_features")
     return ImageEncoder(name, key, image_processor, model, encode, half=False)
 
 
@@ -112,7 +112,7 @@ class FeatureStore:
 
     Args:
         folder: None = `features` in the cache folder.
-        accelerator: processes that share the work, and the precision the encoder runs in; None = this one, float32.
+        accelerator: processes that share the work; None = this one.
 
     Where one process finds that nothing can be written there, what is missing is kept in a temporary folder.
     """
@@ -161,7 +161,8 @@ class FeatureStore:
 
     def _states(self, images: torch.Tensor, plan: PixelPlan | None) -> torch.Tensor:
         device = next(self.encoder.model.parameters()).device
-        with torch.inference_mode(), self.accelerator.autocast():
+        # In the weights' own precision: it runs once per image, and the published model must see the same.
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             states = self.encoder.encode(prepared(images, plan, device)).float().cpu()
         if not self.encoder.half:
             return states

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from hfcap.store.row_store import Place, RowStore, ShardWriter
 
 
 class OneProcess:
-    """Stands for an Accelerator where there is none: one process, no autocast."""
+    """Stands for an Accelerator where there is none: one process."""
 
     process_index = 0
     num_processes = 1
@@ -24,10 +23,6 @@ class OneProcess:
 
     def wait_for_everyone(self) -> None:
         """Nobody else is there."""
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return a context that changes nothing."""
-        return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def image_inputs(
     data, workers = recipe.data, recipe.train.dataloader_num_workers
     if stored:
         captioner.model.to(accelerator.device)
-        encoder = captioner_encoder(captioner, accelerator.mixed_precision)
+        encoder = captioner_encoder(captioner)
         store = FeatureStore(encoder, _folder(data.feature_store_folder), accelerator)
         if data.feature_store == "on" or _may_write(store, accelerator):
             return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)

@@ -43,7 +43,7 @@ def fill(images: Path, store: Path, seconds: float) -> None:
     captioner.encode = slow  # type: ignore[method-assign]  # counts and slows down
     accelerator = Accelerator(cpu=True)
     records = records_in(images)
-    states = FeatureStore(captioner_encoder(captioner, "no"), store, accelerator).inputs(records, 2, 0)
+    states = FeatureStore(captioner_encoder(captioner), store, accelerator).inputs(records, 2, 0)
     assert len(states.stacked()) == len(records)
     # One was encoded to tell the size.
     (store / f"encoded-{accelerator.process_index}.txt").write_text(str(encoded - 1))

@@ -7,7 +7,6 @@ import pickle
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ class Process:
 
     process_index: int = 0
     num_processes: int = 1
-    mixed_precision: str = "no"
     at_barrier: Callable[[], None] = lambda: None
 
     @property
@@ -43,9 +41,6 @@ class Process:
 
     def wait_for_everyone(self) -> None:
         self.at_barrier()
-
-    def autocast(self) -> Any:
-        return torch.autocast("cpu", torch.bfloat16) if self.mixed_precision == "bf16" else nullcontext()
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +68,11 @@ def _stacked(states: StoredStates) -> torch.Tensor:
 
 def _store(captioner: Captioner, folder: Path, process: Process | None = None) -> FeatureStore:
     process = process or Process()
-    return FeatureStore(captioner_encoder(captioner, process.mixed_precision), folder, process)
+    return FeatureStore(captioner_encoder(captioner), folder, process)
 
 
-def encoder_key(captioner: Captioner, precision: str) -> str:
-    return captioner_encoder(captioner, precision).key
+def encoder_key(captioner: Captioner) -> str:
+    return captioner_encoder(captioner).key
 
 
 def _forbid_encoding(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +86,17 @@ def test_states_are_the_encoder_s(captioner: Captioner, records: list[CaptionedI
     states = _store(captioner, tmp_path).inputs(records, batch_size=3, num_workers=0)
     assert len(states) == len(records) and states[0].dtype == torch.float16
     torch.testing.assert_close(_stacked(states), _direct(captioner, records), rtol=1e-3, atol=1e-3)
+
+
+def test_mixed_precision_does_not_reach_the_encoder(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path
+) -> None:
+    class MixedPrecision(Process):
+        def autocast(self) -> Any:
+            return torch.autocast("cpu", torch.bfloat16)
+
+    states = _store(captioner, tmp_path, MixedPrecision()).inputs(records, 3, 0)
+    assert torch.equal(_stacked(states), _direct(captioner, records).half().float())
 
 
 def test_order_and_choice_of_records_do_not_matter(
@@ -213,23 +219,22 @@ def test_files_that_look_alike_to_the_encoder_both_stay(
     assert torch.equal(states[0], states[1])
 
 
-def test_key_changes_with_weights_processor_output_and_precision() -> None:
+def test_key_changes_with_weights_processor_and_output() -> None:
     captioner = build("clip_prefix")
-    key = encoder_key(captioner, "no")
-    assert key == encoder_key(build("clip_prefix"), "no")
-    assert key != encoder_key(captioner, "bf16")
-    assert key != encoder_key(build("clip_prefix", vision_feature="patches", mapper="linear"), "no")
+    key = encoder_key(captioner)
+    assert key == encoder_key(build("clip_prefix"))
+    assert key != encoder_key(build("clip_prefix", vision_feature="patches", mapper="linear"))
 
     captioner.image_processor.image_mean = [0.4, 0.5, 0.5]
-    assert key != encoder_key(captioner, "no")
+    assert key != encoder_key(captioner)
     captioner.image_processor.image_mean = [0.5, 0.5, 0.5]
-    assert key == encoder_key(captioner, "no")
+    assert key == encoder_key(captioner)
     with torch.no_grad():
         next(captioner.model.mapper.parameters()).add_(1)
-    assert key == encoder_key(captioner, "no"), "what stands behind the encoder does not matter"
+    assert key == encoder_key(captioner), "what stands behind the encoder does not matter"
     with torch.no_grad():
         next(captioner.model.vision_model.parameters()).view(-1)[3].add_(1e-3)
-    assert key != encoder_key(captioner, "no")
+    assert key != encoder_key(captioner)
 
 
 def test_encoding_leaves_encoder_and_random_state_alone(records: list[CaptionedImage], tmp_path: Path) -> None:
@@ -237,9 +242,9 @@ def test_encoding_leaves_encoder_and_random_state_alone(records: list[CaptionedI
     captioner = build("clip_prefix", vision_config=ENCODERS["resnet"], language_model_config=LANGUAGE_MODELS["gpt2"])
     expected = _direct(captioner, records)
     captioner.model.train()
-    key, random_state = encoder_key(captioner, "no"), torch.get_rng_state()
+    key, random_state = encoder_key(captioner), torch.get_rng_state()
     states = _store(captioner, tmp_path).inputs(records, 3, 0)
-    assert encoder_key(captioner, "no") == key
+    assert encoder_key(captioner) == key
     assert torch.equal(torch.get_rng_state(), random_state)
     assert captioner.model.training
     torch.testing.assert_close(_stacked(states), expected, rtol=2e-3, atol=2e-3)
@@ -310,9 +315,9 @@ def test_stored_states_travel_to_workers(captioner: Captioner, records: list[Cap
 
 
 def test_folder_of_the_recipe_or_of_the_cache(captioner: Captioner, tmp_path: Path) -> None:
-    key = encoder_key(captioner, "no")
+    key = encoder_key(captioner)
     assert _store(captioner, tmp_path).folder == tmp_path / key
-    assert FeatureStore(captioner_encoder(captioner, "no"), None).folder.name == key
+    assert FeatureStore(captioner_encoder(captioner), None).folder.name == key
 
 
 def test_embeddings_of_a_dual_encoder(records: list[CaptionedImage], tmp_path: Path) -> None:
@@ -345,7 +350,7 @@ def test_without_a_place_to_write_rows_are_kept_for_the_moment(
 ) -> None:
     """Scores and searches: what one process computes for itself."""
     (tmp_path / "file").write_text("")
-    encoder = captioner_encoder(captioner, "no")
+    encoder = captioner_encoder(captioner)
     states = FeatureStore(encoder, tmp_path / "file" / "store").inputs(records)
     again = FeatureStore(encoder, tmp_path / "kept").inputs(records)
     assert torch.equal(_stacked(states), _stacked(again))

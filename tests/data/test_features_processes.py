@@ -69,7 +69,7 @@ def test_a_killed_process_leaves_whole_shards_and_the_next_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(captioner, "encode", counting)
-        store = FeatureStore(captioner_encoder(captioner, "no"), tmp_path)
+        store = FeatureStore(captioner_encoder(captioner), tmp_path)
         found = store.inputs(fill_store.records_in(images), 2, 0).stacked()
     assert sum(encoded) - 1 == N_IMAGES - 2 * n_whole  # one to tell the size
     torch.testing.assert_close(found, expected_states(captioner, images), rtol=1e-3, atol=1e-3)
@@ -83,7 +83,7 @@ def test_two_processes_share_the_work(captioner: Captioner, images: Path, tmp_pa
     assert done.returncode == 0, done.stderr[-4000:]
     assert [(tmp_path / f"encoded-{rank}.txt").read_text() for rank in range(2)] == ["5", "4"]
     assert done.stderr.count("Feature store: encoding 9 images once") == 1
-    store = FeatureStore(captioner_encoder(captioner, "no"), tmp_path)
+    store = FeatureStore(captioner_encoder(captioner), tmp_path)
     assert store.rows.info().n_images == N_IMAGES
     found = store.inputs(fill_store.records_in(images)).stacked()
     torch.testing.assert_close(found, expected_states(captioner, images), rtol=1e-3, atol=1e-3)

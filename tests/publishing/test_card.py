@@ -15,11 +15,14 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from hfcap.app.interface import open_image
 from hfcap.card.front_matter import eval_results_file
 from hfcap.card.kept_sections import MARK, split_front_matter
 from hfcap.card.render import missing_facts, render_card, write_card
 from hfcap.card.run_facts import read_card_input
+from hfcap.data.images import FileImage, decode_image
 from hfcap.errors import UserError
+from hfcap.metrics.shared.images import plain_decode
 from hfcap.recipe.loading import dump_recipe, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
 from scripts.hub_server.card_rules import check_card
@@ -291,6 +294,28 @@ def test_the_snippet_runs_without_hfcap(run: RunDirectory, tmp_path: Path) -> No
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK"])
+def test_the_snippet_sees_the_image_that_hfcap_sees(run: RunDirectory, tmp_path: Path, mode: str) -> None:
+    """A sideways photo upright, transparency on white."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 4), np.uint8), "RGBA")
+    image = noise if mode == "RGBA" else noise.convert("RGB").convert(mode) if mode != "LA" else noise.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = tmp_path / "photo.jpg"
+    image.save(photo, "JPEG" if mode == "CMYK" else "PNG", exif=exif)
+    expected = np.asarray(decode_image(FileImage(photo)))
+    assert expected.shape == (9, 6, 3)
+
+    code = re.findall(r"```python\n(.*?)```", render_card(run), re.DOTALL)[0]
+    imports, opening = code.splitlines()[:1], code.partition("\nimage = ")[2].partition("\ninputs")[0]
+    names: dict[str, Any] = {}
+    exec("\n".join([*imports, f"image = {opening}"]).replace("photo.jpg", str(photo)), names)
+    np.testing.assert_array_equal(np.asarray(names["image"]), expected)
+
+    np.testing.assert_array_equal(np.asarray(plain_decode(FileImage(photo))), expected)
+    np.testing.assert_array_equal(np.asarray(open_image(str(photo))), expected)
 
 
 @pytest.mark.parametrize("family", ["clip_prefix", "vit_gpt2"])

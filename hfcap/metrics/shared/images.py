@@ -61,11 +61,12 @@ def check_present(image_ids: Sequence[str], known: Mapping[str, Any]) -> None:
 
 
 def plain_decode(image: ImageBytes) -> Image:
-    """Decode an image with Pillow alone; `hfcap.data.images.decode_image` bounds sizes and turns upright as well."""
-    from PIL import Image
+    """Decode an image with Pillow alone, upright and on white; `data.images.decode_image` bounds sizes as well."""
+    from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(image.read()), formats=IMAGE_FORMATS) as opened:
-        return opened.convert("RGB")
+        upright = ImageOps.exif_transpose(opened).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 
 
 @dataclass(frozen=True, slots=True)
