@@ -6,6 +6,14 @@ import importlib
 from functools import lru_cache
 from importlib.util import find_spec
 
+_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")
+"""What an HEIC file names itself in bytes 8 to 12 (ISO/IEC 23008-12)."""
+
+
+def needs_pillow_heif(encoded: bytes) -> bool:
+    """Whether these are the bytes of an HEIC image, while pillow-heif is not installed."""
+    return encoded[4:8] == b"ftyp" and encoded[8:12] in _BRANDS and not heic_formats()
+
 
 @lru_cache
 def heic_formats() -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hfcap.data.heic import heic_formats
+from hfcap.data.heic import heic_formats, needs_pillow_heif
 from hfcap.errors import UserError
 from hfcap.schema import IMAGE_FORMATS, ImageBytes
 
@@ -223,6 +223,8 @@ def decode_image(image: ImageBytes, draft_size: int | None = None) -> Image.Imag
     encoded = image.read()
     if len(encoded) > MAX_IMAGE_BYTES:
         raise UnreadableImageError(f"{name}: {len(encoded):,} bytes, more than the limit {MAX_IMAGE_BYTES:,}")
+    if needs_pillow_heif(encoded):
+        raise UnreadableImageError(f"{name}: a HEIC image; pip install pillow-heif, or convert it to JPEG")
     with _naming_the_image(name), Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS + heic_formats()) as opened:
         _require_size(opened)
         width, height = opened.size
