@@ -25,13 +25,19 @@ MaxNewTokens = Annotated[
     int | None, typer.Option(min=1, help="most tokens of a caption; default: as the model was saved with")
 ]
 
+Prompt = Annotated[
+    str | None, typer.Option(help="what the captioner is told, or goes on from; it is not part of the caption")
+]
+
 
 @app.command()
 def caption(
     model: Annotated[str, typer.Argument(help="run directory, model folder, Hub id, or a recipe file")],
     inputs: Inputs = None,
     output: Annotated[Path | None, output_file("FILE.jsonl or FILE.csv")] = None,
-    prompt: Annotated[str | None, typer.Option(help="text that every caption starts with")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="what the captioner is told, or goes on from; not part of captions")
+    ] = None,
     num_beams: NumBeams = None,
     max_new_tokens: MaxNewTokens = None,
     num_return_sequences: Annotated[int | None, typer.Option(min=1, help="captions per image")] = None,
@@ -161,7 +167,9 @@ def explain(
     model: Annotated[str, typer.Argument(help="run directory, model folder or Hub id")],
     image: Annotated[str, typer.Argument(help="one image: a file or a web address")],
     output: Annotated[Path, output_file("FILE.png")],
-    prompt: Annotated[str | None, typer.Option(help="text that the caption starts with")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="what the captioner is told, or goes on from; not part of the caption")
+    ] = None,
     num_beams: NumBeams = None,
     max_new_tokens: MaxNewTokens = None,
     revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the Hub")] = None,

@@ -7,6 +7,7 @@ without such a record, and says so.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from hfcap.publishing import hub
 from hfcap.publishing.clean_process import Job, JobResult, run_clean
 from hfcap.publishing.published import PICKLES, PublishedModel, download_small
 from hfcap.publishing.verify_scores import check_numbers, hub_hashes
+
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 TOLERATED_SHARE = 0.2
 """Of the run's own images: captions that were close to another one change by rounding, since hfcap scores from features
@@ -87,7 +90,8 @@ class Verification:
         """Raise WorkError unless every check that was made passed."""
         if self.failures:
             lines = "\n".join(f"{check.name}: {check.found}" for check in self.failures)
-            raise WorkError(f"{self.repo_id} at {self.commit[:12]}: {lines}")
+            where = f"at {self.commit[:12]}" if _COMMIT.fullmatch(self.commit) else self.commit
+            raise WorkError(f"{self.repo_id} {where}: {lines}")
 
     def __str__(self) -> str:
         """All checks, one a line."""

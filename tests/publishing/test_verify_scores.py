@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from hfcap.errors import WorkError
+from hfcap.publishing.verify import Verification
 from hfcap.publishing.verify_scores import MANIFEST, check_numbers, write_manifest
 from hfcap.run.stages import Run
 from hfcap.run_directory.paths import RunDirectory
@@ -189,3 +191,18 @@ def test_hostile_files_are_found_wanting_and_nothing_more(name: str, content: st
 def test_a_card_of_strange_metadata_shows_no_scores(folder: Path) -> None:
     (folder / "README.md").write_text("---\nmodel-index: [1, {results: {}}, {results: [{metrics: [2]}]}]\n---\n")
     assert outcomes(folder)["scores on the card"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("commit", "said"),
+    [
+        ("before the push", "alice/tiny before the push: card: gone"),
+        ("0a" * 20, "alice/tiny at 0a0a0a0a0a0a: card: gone"),
+    ],
+)
+def test_what_failed_is_said_with_its_commit(commit: str, said: str) -> None:
+    verification = Verification("alice/tiny", commit)
+    verification.add("card", False, "gone")
+    with pytest.raises(WorkError) as caught:
+        verification.require()
+    assert str(caught.value) == said
