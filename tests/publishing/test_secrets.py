@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -180,6 +181,33 @@ def test_what_json_escapes_spell_is_read_too(tmp_path: Path) -> None:
     ]
 
 
+def test_findings_name_the_first_line_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "value-of-my-token")
+    private, public = tmp_path / "private run", tmp_path / "out"
+    public.mkdir()
+    lines = ["first", f"see {private}", "value-of-my-token", "xoxb-" + "1a-B2" * 2]
+    (public / "a.md").write_text("\n".join([*lines, *lines]))
+    assert [str(found) for found in scan(public, [private])] == [
+        "a.md, line 3: a secret of this machine's environment",
+        "a.md, line 2: a path of this machine",
+        "a.md, line 4: a Slack token",
+    ]
+    (public / "a.md").unlink()
+    (public / "vocab.txt").write_text(f"see {private}")  # searched for what this machine really has
+    refuse_secrets(public)
+    with pytest.raises(UserError, match=r"vocab\.txt, line 1: a path of this machine"):
+        refuse_secrets(public, [private])
+
+
+def test_folders_are_found_however_json_writes_them(tmp_path: Path) -> None:
+    private, public = Path("/daten/Müllers run"), tmp_path
+    (public / "vocab.json").write_text(json.dumps({"a": str(private)}, ensure_ascii=False).replace("/", "\\/"))
+    header = json.dumps({"__metadata__": {"from": str(private)}}).encode()
+    (public / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    found = [(finding.file, finding.kind) for finding in scan(public, [private])]
+    assert found == [("model.safetensors", "a path of this machine"), ("vocab.json", "a path of this machine")]
+
+
 def test_only_the_text_of_safetensors_is_searched(tmp_path: Path) -> None:
     """Numbers may spell anything."""
     header = (
@@ -189,7 +217,12 @@ def test_only_the_text_of_safetensors_is_searched(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + numbers)
     assert [str(found) for found in scan(tmp_path)] == ["model.safetensors, line 1: a path of this machine"]
-    for damaged in (numbers, struct.pack("<Q", len(header)) + header + numbers[1:], struct.pack("<Q", 2) + b"{}"):
+    for damaged in (
+        b"short",
+        numbers,
+        struct.pack("<Q", len(header)) + header + numbers[1:],
+        struct.pack("<Q", 2) + b"{}",
+    ):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"model\.safetensors: is no complete safetensors file; save the model"):
             scan(tmp_path)
