@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hfcap.cells import stands_for_nothing
 from hfcap.data.source import load_split
 from hfcap.data.sources.folder import FolderOptions, load, parse_metadata
 from hfcap.errors import UserError
@@ -254,9 +255,9 @@ def test_folders_without_metadata_or_with_two(tmp_path: Path) -> None:
         load(options(tmp_path), "train")
 
 
-# Any text that UTF-8 can hold and that is more than white space.
-CAPTIONS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1).filter(
-    lambda text: text.strip()
+# One line of any text that UTF-8 can hold and that is more than white space, an empty cell's word, or a list written as text.
+CAPTIONS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1).filter(
+    lambda text: text.strip() and not stands_for_nothing(text) and text.strip()[0] not in "[("
 )
 FILE_NAMES = st.from_regex(r"[a-z0-9_]{1,8}(/[a-z0-9]{1,4})?\.jpg", fullmatch=True)
 ROWS = st.lists(st.tuples(FILE_NAMES, st.lists(CAPTIONS, min_size=1, max_size=3)), min_size=1, max_size=5)
