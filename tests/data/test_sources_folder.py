@@ -255,7 +255,7 @@ def test_folders_without_metadata_or_with_two(tmp_path: Path) -> None:
         load(options(tmp_path), "train")
 
 
-# One line of any text that UTF-8 can hold and that is more than white space, an empty cell's word, or a list written as text.
+# One line of any text that UTF-8 can hold, more than white space; no empty cell's word, no list written as text.
 CAPTIONS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1).filter(
     lambda text: text.strip() and not stands_for_nothing(text) and text.strip()[0] not in "[("
 )
