@@ -17,7 +17,7 @@ _OTHER_SUFFIXES = frozenset(
 )
 """Endings of images that are not read."""
 
-_NOT_A_PERSONS = "__MACOSX"
+_MACOS_ARCHIVE_FOLDER = "__MACOSX"
 _SHOWN = 3
 
 
@@ -61,7 +61,7 @@ def folder_images(folder: Path) -> FolderImages:
             continue
         inside = path.relative_to(folder)
         name = os.fsencode(inside.as_posix()).decode("utf-8", "replace")
-        if any(part.startswith(".") or part == _NOT_A_PERSONS for part in inside.parts):
+        if any(part.startswith(".") or part == _MACOS_ARCHIVE_FOLDER for part in inside.parts):
             images.hidden.append(name)
         elif suffix in IMAGE_SUFFIXES or (suffix in (".heic", ".heif") and heic_formats()):
             images.found.append(path)

@@ -1,4 +1,4 @@
-"""Whether captions survive the tokenizer: what it cannot write, no training teaches."""
+"""Whether captions survive the tokenizer: no model can learn what the tokenizer cannot write."""
 
 from __future__ import annotations
 
