@@ -58,7 +58,7 @@ def test_files_of_other_tools_and_too_few_votes(tmp_path: Path) -> None:
     first.write_text(json.dumps([{"image_id": 1, "caption": "a dog"}, {"image_id": 2, "caption": "a cat"}]))
     second = write(tmp_path / "second.jsonl", rows_of({"1": ["one dog"], "2": ["one cat"]}))
     warnings: list[str] = []
-    fused = fuse_predictions([first, second], tmp_path / "out.jsonl", warn=warnings.append)
+    fused = fuse_predictions([first, second], tmp_path / "out.jsonl", warn=warnings.append).predictions
     assert [prediction.caption for prediction in fused] == ["a dog", "a cat"]
     assert any("cannot outvote each other" in text for text in warnings)
     assert any("only 2 images" in text for text in warnings)
@@ -98,7 +98,7 @@ def test_wrong_input(tmp_path: Path, second: list[dict[str, Any]], arguments: di
 def test_one_captioner_agrees_with_itself_and_every_sample_counts(tmp_path: Path) -> None:
     samples = ["a dog runs", "a dog runs", "a black dog runs", "a cat sleeps on a chair"]
     first = write(tmp_path / "first.jsonl", rows_of({"1": samples[::-1], "2": ["a bus", "a tram", "two trams"]}))
-    fused = fuse_predictions([first], tmp_path / "out.jsonl", warn=lambda text: None)
+    fused = fuse_predictions([first], tmp_path / "out.jsonl", warn=lambda text: None).predictions
     assert fused[0].caption == "a dog runs" and len(fused[0].candidates) == 3
     documents = [samples, ["a bus", "a tram", "two trams"]]
     expected = sum(reference_cider("a dog runs", [other], documents) for other in samples) / 4
@@ -114,7 +114,7 @@ def test_a_file_of_weight_0_proposes_and_does_not_vote(tmp_path: Path) -> None:
     training.write_text(json.dumps(dict(enumerate(documents))), encoding="utf-8")
     fused = fuse_predictions(
         [first, second], tmp_path / "out.jsonl", weights=[1.0, 0.0], document_frequencies=str(training), warn=print
-    )
+    ).predictions
     expected = {
         one: sum(reference_cider(one, [other], documents) for other in samples) / 3
         for one in [*samples, "a dog runs", "a cat"]
@@ -139,3 +139,12 @@ def test_a_file_that_is_joined_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"first\.jsonl: is one of the files that are joined"):
         fuse_predictions([first], tmp_path / "." / "first.jsonl", warn=lambda text: None)
     assert first.read_bytes() == kept
+
+
+def test_what_came_from_which_file_is_counted(tmp_path: Path) -> None:
+    """It was said that the first file's captions are kept, while a tenth of them came from the second."""
+    members = [random_captions(40, seed)[1] for seed in (1, 2)]
+    files = [write(tmp_path / f"{number}.jsonl", rows_of(member)) for number, member in enumerate(members)]
+    fusion = fuse_predictions(files, tmp_path / "out.jsonl", warn=lambda text: None)
+    of_first = sum(prediction.caption in members[0][prediction.image_id] for prediction in fusion.predictions)
+    assert fusion.origins == (of_first, 40 - of_first) and 0 < of_first < 40

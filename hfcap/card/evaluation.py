@@ -10,11 +10,7 @@ from hfcap.card.run_facts import RunFacts
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.scoring.score_table import METRIC_NAMES, metric_name
-
-FEW_IMAGES = 100
-"""Below so many images CIDEr's document frequencies say little."""
-
-BASELINE_NAMES = {"most_frequent_caption": "Most frequent caption", "blank_images": "Blank images"}
+from hfcap.scoring.verdict import BASELINE_NAMES, FEW_IMAGES
 
 
 def evaluation(known: RunFacts) -> dict[str, Any] | None:
@@ -64,7 +60,7 @@ def _score_table(known: RunFacts, metrics: dict[str, Any]) -> Safe:
     expected = known.recipe.expect.metrics if known.recipe.expect else {}
     level = f"{100 * known.recipe.score.confidence_level:g} % interval"
     columns = ["Metric", "This model"] + ([level] if intervals else [])
-    columns += [BASELINE_NAMES[name] for name in known.baselines] + (["Published"] if expected else [])
+    columns += [BASELINE_NAMES[name].capitalize() for name in known.baselines] + (["Published"] if expected else [])
     order = {name: place for place, name in enumerate(METRIC_NAMES)}
     rows = []
     for metric in sorted(metrics, key=lambda name: (order.get(name, len(order)), name)):

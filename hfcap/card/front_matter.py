@@ -14,7 +14,7 @@ from hfcap.card.kept_sections import split_front_matter
 from hfcap.card.machine_paths import is_machine_path, portable
 from hfcap.card.run_facts import RunFacts, licence_of
 from hfcap.pages.markdown import one_line
-from hfcap.scoring.score_table import METRIC_NAMES, metric_name
+from hfcap.scoring.score_table import is_times_100, metric_name, shown_score
 
 N_WIDGET_EXAMPLES = 3
 
@@ -22,8 +22,8 @@ _HUB_METRICS = {"bleu_4": "bleu", "meteor": "meteor", "rouge_l": "rouge", "cider
 
 
 def shown_value(metric: str, value: float) -> float:
-    """Return the number that the card shows: x100 as papers do for the metrics in METRIC_NAMES, else as it is."""
-    return round(100 * float(value), 2) if metric in METRIC_NAMES else round(float(value), 4)
+    """Return the number of the card's metadata: x100 as the tables have it, with one more digit."""
+    return float(shown_score(metric, float(value), digits=2))
 
 
 def compact_signature(signature: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def _eval_results(known: RunFacts) -> list[EvalResult]:
             dataset_split=one_line(known.split_name),
             dataset_args=arguments,
             metric_type=metric,
-            metric_name=f"{metric_name(metric)} x100" if metric in METRIC_NAMES else metric,
+            metric_name=f"{metric_name(metric)} x100" if is_times_100(metric) else metric,
             metric_value=shown_value(metric, value),
         )
         for metric, value in known.scores.get("metrics", {}).items()

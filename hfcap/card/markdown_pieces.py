@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from hfcap.card.front_matter import shown_value
 from hfcap.card.run_facts import RunFacts
 from hfcap.pages.markdown import Safe, escape
-from hfcap.scoring.score_table import METRIC_NAMES
+from hfcap.scoring.score_table import shown_score
 
 
 def hub_link(repo_id: str, kind: str = "") -> Safe:
@@ -35,7 +34,4 @@ def dataset_link(known: RunFacts) -> Safe:
 
 def shown_number(metric: str, value: float | None) -> str:
     """Return a score as the card prints it; a dash where it is undefined."""
-    if value is None:
-        return "–"
-    shown = shown_value(metric, value)
-    return f"{shown:.1f}" if metric in METRIC_NAMES else f"{shown:g}"
+    return shown_score(metric, value, undefined="–")

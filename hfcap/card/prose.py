@@ -7,14 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hfcap.card.evaluation import BASELINE_NAMES
-from hfcap.card.front_matter import shown_value
 from hfcap.card.machine_paths import portable
 from hfcap.card.markdown_pieces import count, dataset_link, duration, hub_link, shown_number
 from hfcap.card.run_facts import RunFacts, Sample
 from hfcap.pages.markdown import Safe, code, code_block, escape, one_line, table
 from hfcap.recipe.blocks import SAMPLING_ONLY
 from hfcap.scoring.score_table import METRIC_NAMES, metric_name
+from hfcap.scoring.verdict import baseline_problem
 
 # ---- title and summary ---------------------------------------------------------------------------------------------
 
@@ -46,7 +45,7 @@ def summary(known: RunFacts) -> Safe:
     cider = known.scores.get("metrics", {}).get("cider")
     if cider is not None:
         text += (
-            f". It reaches **CIDEr-D {shown_value('cider', cider):.1f}** on the {count(known.scores['n_images'])} "
+            f". It reaches **CIDEr-D {shown_number('cider', cider)}** on the {count(known.scores['n_images'])} "
             f"images of its {escape(known.split_name)} split"
         )
     return Safe(f"{text}. {escape(known.family.summary)}")
@@ -65,20 +64,9 @@ def _plan(known: RunFacts) -> Safe:
 
 def caution(known: RunFacts) -> Safe | None:
     """Return a warning where the numbers say that the model should not be trusted."""
-    cider = known.scores.get("metrics", {}).get("cider")
-    if cider is None:
-        return None
-    beaten_by = [
-        BASELINE_NAMES[name].lower()
-        for name, values in known.baselines.items()
-        if (values.get("metrics", {}).get("cider") or 0) >= cider
-    ]
-    if not beaten_by:
-        return None
-    return Safe(
-        f"This model scores no better than a baseline that ignores the image ({' and '.join(beaten_by)}). "
-        "Its captions say little about what an image shows."
-    )
+    baselines = {name: values.get("metrics", {}) for name, values in known.baselines.items()}
+    found = baseline_problem(known.scores.get("metrics", {}), baselines)
+    return None if found is None else Safe(f"This model scores {escape(found)}")
 
 
 def printed(known: RunFacts) -> Safe | None:

@@ -116,7 +116,8 @@ def ensemble(
     except ValueError:
         raise UserError(f"--weights {weights!r}: give numbers joined by commas, e.g. 1,1,0.5") from None
     fused = fuse_predictions(predictions, output, weights=numbers, document_frequencies=document_frequencies)
-    say(f"Captions of {len(fused):,} images: {output}")
+    origins = ", ".join(f"{n:,} from {path}" for n, path in zip(fused.origins, predictions, strict=True))
+    say(f"Captions of {len(fused.predictions):,} images ({origins}): {output}")
 
 
 @app.command()

@@ -105,6 +105,7 @@ def score(
         return
     from hfcap.scoring import signature_line
     from hfcap.scoring.score_table import score_table
+    from hfcap.scoring.verdict import main_score
 
     report = hfcap.score(
         predictions,
@@ -117,6 +118,8 @@ def score(
         seed=seed or 0,
         allow_missing=allow_missing,
     )
+    if (main := main_score(report)) is not None:
+        say(f"{main}.")
     console.print(score_table({predictions.name: report}, f"Scores x 100 on {report.n_images:,} images"))
     say(signature_line(report.signature))
     if output is not None:
@@ -168,7 +171,7 @@ def compare(
         allow_missing=allow_missing,
         progress=True,
     )
-    console.print(leaderboard_table(comparison))
+    console.print(leaderboard_table(comparison, with_warnings=not console.is_terminal))  # said on standard error
     if output is not None:
         write_leaderboard(comparison, output, references=references, images=source, n_examples=examples)
         say(f"Leaderboard: {output / 'leaderboard.html'}")

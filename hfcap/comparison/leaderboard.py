@@ -12,12 +12,14 @@ from hfcap import registry
 from hfcap.comparison.result import Comparison, Difference
 from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_differences
 from hfcap.comparison.systems import ScorePredictions, System, read_systems
+from hfcap.comparison.verdict import beaten_by_baselines
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.shared.scripts import unspaced_problem
 from hfcap.metrics.suite import metric_for_statistics
+from hfcap.scoring.verdict import MAIN_METRICS
 
 _DATA_CONDITIONS = {
     "image_ids_sha256": "different images",
@@ -228,13 +230,13 @@ def compare_systems(
     metrics = _metrics_of(systems, warnings)
     outputs = tuple(dict.fromkeys(name for system in systems for name in system.report.metrics))
     equal = _comparable(systems, metrics, warnings)
-    warnings += _unequal_conditions(systems)
+    warnings += [*_unequal_conditions(systems), *beaten_by_baselines(systems)]
     for message in warnings:
         warn(message)
     directions = _directions(equal)
     best = _best(systems, directions)
     published = {(row.name, row.source): row for system in systems if (row := system.published) is not None}
-    ranking = next((name for name in ("cider", "bleu_4", *outputs) if name in best), None)
+    ranking = next((name for name in (*MAIN_METRICS, *outputs) if name in best), None)
     return Comparison(
         systems=tuple(systems if ranking is None else _ranked(systems, ranking, directions[ranking])),
         outputs=outputs,

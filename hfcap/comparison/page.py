@@ -11,14 +11,13 @@ from hfcap.comparison.figures import inline
 from hfcap.comparison.plots import Plot
 from hfcap.comparison.rendering import (
     COST_TITLES,
-    SIGNIFICANT,
     cost_keys,
     explanation,
     shown_cost,
     shown_number,
-    shown_p,
 )
 from hfcap.comparison.result import Comparison
+from hfcap.comparison.verdict import SIGNIFICANT, shown_p, verdict
 from hfcap.data.images import UnreadableImageError
 from hfcap.pages import render_page, thumbnail
 from hfcap.schema import ImageBytes
@@ -45,7 +44,7 @@ def leaderboard_page(
         "comparison/leaderboard.html.jinja",
         title="Captioners compared" if len(comparison.systems) > 1 else "Scores of one captioner",
         facts=_facts(comparison),
-        verdict=_verdict(comparison),
+        verdict=verdict(comparison),
         warnings=comparison.warnings,
         outputs=[_heading(comparison, output) for output in comparison.outputs],
         scores=[_score_row(comparison, number) for number in range(len(comparison.systems))],
@@ -87,14 +86,14 @@ def _heading(comparison: Comparison, output: str) -> dict[str, str]:
 def _interval(comparison: Comparison, output: str, bounds: tuple[float, float] | None, sign: bool = False) -> str:
     if bounds is None:
         return ""
-    return " to ".join(shown_number(comparison, output, bound, sign) for bound in bounds)
+    return " to ".join(shown_number(output, bound, sign) for bound in bounds)
 
 
 def _score_row(comparison: Comparison, number: int) -> dict[str, Any]:
     system = comparison.systems[number]
     cells = [
         {
-            "value": shown_number(comparison, output, system.report.metrics.get(output)),
+            "value": shown_number(output, system.report.metrics.get(output)),
             "interval": _interval(comparison, output, comparison.intervals[system.name].get(output)),
             "best": comparison.best.get(output) == system.name and len(comparison.systems) > 1,
         }
@@ -109,7 +108,7 @@ def _published_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "name": row.name,
             "source": row.source,
             "state": "reproduced" if row.reproduced else "not yet reproduced here",
-            "values": [shown_number(comparison, output, row.metrics.get(output)) for output in comparison.outputs],
+            "values": [shown_number(output, row.metrics.get(output)) for output in comparison.outputs],
         }
         for row in comparison.published
     ]
@@ -135,7 +134,7 @@ def _difference_cell(comparison: Comparison, output: str, name: str) -> dict[str
         return {"value": "not tested", "interval": "", "p": "", "significant": False}
     significant = found.corrected_p_value < SIGNIFICANT
     return {
-        "value": shown_number(comparison, output, found.paired.difference, sign=True),
+        "value": shown_number(output, found.paired.difference, sign=True),
         "interval": _interval(comparison, output, found.paired.interval, sign=True),
         "p": shown_p(found.corrected_p_value) + ("*" if significant else ""),
         "significant": significant,
@@ -149,31 +148,6 @@ def _costs(comparison: Comparison) -> dict[str, Any] | None:
         for number, system in enumerate(comparison.systems, start=1)
     ]
     return {"titles": [COST_TITLES[key].title for key in keys], "rows": rows} if keys else None
-
-
-def _verdict(comparison: Comparison) -> list[str]:
-    """What the ranking value says, in sentences."""
-    output = comparison.ranking
-    if output is None or len(comparison.systems) < 2:
-        return []
-    leader = comparison.systems[0]
-    value = shown_number(comparison, output, leader.report.metrics.get(output))
-    bounds = _interval(comparison, output, comparison.intervals[leader.name].get(output))
-    level = f"{comparison.settings['confidence_level']:.0%}"
-    interval = f" ({level} interval {bounds})" if bounds else ""
-    sentences = [f"By {metric_name(output)}, {leader.name} is first: {value}{interval}."]
-    tested = comparison.differences.get(output, {})
-    groups: dict[str, list[str]] = {}
-    for system in comparison.systems[1:]:
-        found = tested.get(system.name)
-        if found is None:
-            groups.setdefault("Not tested against", []).append(system.name)
-            continue
-        ahead = shown_number(comparison, output, abs(found.paired.difference), sign=True).lstrip("+")
-        significant = found.corrected_p_value < SIGNIFICANT
-        words = "Significantly better than" if significant else "No significant difference to"
-        groups.setdefault(words, []).append(f"{system.name} (by {ahead}, {shown_p(found.corrected_p_value)})")
-    return sentences + [f"{words} {', '.join(names)}." for words, names in groups.items()]
 
 
 def _thumbnail(image: ImageBytes) -> str:
@@ -205,7 +179,7 @@ def _pair(
         "other": pair.other.name,
         "output": metric_name(pair.output),
         "counts": shares,
-        "mean": shown_number(comparison, pair.output, float(pair.differences.mean()), sign=True),
+        "mean": shown_number(pair.output, float(pair.differences.mean()), sign=True),
         "plot": inlined["images", str(number)],
         "sides": [("Largest wins", wins), ("Largest losses", losses)],
     }
@@ -220,13 +194,13 @@ def _example(
             "name": system.name,
             "number": comparison.systems.index(system) + 1,
             "caption": evidence.captions.get(system.name, {}).get(image_id),
-            "value": shown_number(comparison, pair.output, float(value)),
+            "value": shown_number(pair.output, float(value)),
         }
         for system, value in zip((pair.leader, pair.other), pair.values[position], strict=True)
     ]
     return {
         "name": evidence.file_names.get(image_id, f"image {image_id}"),
-        "difference": shown_number(comparison, pair.output, float(pair.differences[position]), sign=True),
+        "difference": shown_number(pair.output, float(pair.differences[position]), sign=True),
         "captions": captions,
         "references": evidence.references.get(image_id, ()),
         "image": thumbnails.get(image_id),

@@ -12,9 +12,10 @@ import numpy as np
 
 from hfcap.comparison.by_image import ByImage
 from hfcap.comparison.figures import ACCENT, INK, LINE, MUTED, PAPER, WARM, draw, shortened
-from hfcap.comparison.rendering import COST_TITLES, SIGNIFICANT, cost_keys, scaled, shown_number, shown_p
+from hfcap.comparison.rendering import COST_TITLES, cost_keys, shown_number
 from hfcap.comparison.result import Comparison
-from hfcap.scoring.score_table import metric_name
+from hfcap.comparison.verdict import SIGNIFICANT, shown_p
+from hfcap.scoring.score_table import metric_name, scaled
 
 _BINS = 24
 
@@ -114,10 +115,10 @@ def _interval_plot(comparison: Comparison, output: str) -> str:
             colour = ACCENT if comparison.best.get(output) == system.name else INK
             bounds = comparison.intervals[system.name].get(output)
             if bounds is not None:
-                axes.plot([scaled(comparison, output, bound) for bound in bounds], [row, row], color=colour, lw=1.8)
+                axes.plot([scaled(output, bound) for bound in bounds], [row, row], color=colour, lw=1.8)
             if value is not None:
-                axes.plot([scaled(comparison, output, value)], [row], "o", color=colour, ms=4.5)
-            _beside(axes, row, shown_number(comparison, output, value), colour)
+                axes.plot([scaled(output, value)], [row], "o", color=colour, ms=4.5)
+            _beside(axes, row, shown_number(output, value), colour)
         _rows(axes, _labels(comparison))
         axes.set_xlabel(_unit(comparison, output), parse_math=False)
 
@@ -134,9 +135,9 @@ def _difference_plot(comparison: Comparison, output: str) -> str:
         for row, (_, difference) in enumerate(rows):
             significant = difference.corrected_p_value < SIGNIFICANT
             colour = WARM if significant else MUTED
-            bounds = [scaled(comparison, output, bound) for bound in difference.paired.interval]
+            bounds = [scaled(output, bound) for bound in difference.paired.interval]
             axes.plot(bounds, [row, row], color=colour, lw=1.8)
-            axes.plot([scaled(comparison, output, difference.paired.difference)], [row], "o", color=colour, ms=4.5)
+            axes.plot([scaled(output, difference.paired.difference)], [row], "o", color=colour, ms=4.5)
             _beside(axes, row, shown_p(difference.corrected_p_value) + ("*" if significant else ""), colour)
         _rows(axes, [label for label, _ in rows])
         axes.set_xlabel(f"{_unit(comparison, output)}, minus the best", parse_math=False)
@@ -160,7 +161,7 @@ def _cost_plot(comparison: Comparison, key: str) -> str:
     assert output is not None, "without a ranking there is no quality"
     cost = COST_TITLES[key]
     points = [
-        (number, system.costs[key] / cost.unit, scaled(comparison, output, value), system.name)
+        (number, system.costs[key] / cost.unit, scaled(output, value), system.name)
         for number, system in enumerate(comparison.systems, start=1)
         if (value := system.report.metrics.get(output)) is not None and key in system.costs
     ]
@@ -175,7 +176,7 @@ def _cost_plot(comparison: Comparison, key: str) -> str:
             colour = ACCENT if position in front else MUTED
             order = 3 + len(points) - position
             if bounds is not None:
-                limits = [scaled(comparison, output, bound) for bound in bounds]
+                limits = [scaled(output, bound) for bound in bounds]
                 axes.plot([x, x], limits, color=colour, lw=1.2, zorder=order)
             axes.plot([x], [y], "o", color=colour, ms=11, mec=PAPER, mew=0.8, zorder=order)
             axes.text(

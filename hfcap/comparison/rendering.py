@@ -13,13 +13,11 @@ from rich.text import Text
 from hfcap.comparison.by_image import ByImage, by_image
 from hfcap.comparison.result import Comparison, Difference
 from hfcap.comparison.systems import COSTS
+from hfcap.comparison.verdict import SIGNIFICANT, shown_p, verdict
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.scoring import signature_line
+from hfcap.scoring.score_table import shown_score
 from hfcap.text import printable
-
-SIGNIFICANT = 0.05
-"""Differences with a smaller p-value after correction are marked."""
-
 
 N_EXAMPLES = 6
 """So many of the largest wins and losses of each pair are shown."""
@@ -51,39 +49,26 @@ COST_TITLES = {
 }
 
 
-def scaled(comparison: Comparison, output: str, value: float) -> float:
-    """Return the value as papers show it: x 100, counts and lengths as they are."""
-    return value if output in comparison.plain_outputs else 100.0 * value
-
-
-def shown_number(comparison: Comparison, output: str, value: float | None, sign: bool = False) -> str:
+def shown_number(output: str, value: float | None, sign: bool = False) -> str:
     """Return the scaled value with one decimal; with `sign` a difference, with two."""
-    if value is None:
-        return "-"
-    number = scaled(comparison, output, value)
-    return f"{number:+.2f}" if sign else f"{number:.1f}"
+    return shown_score(output, value, digits=2 if sign else 1, sign=sign)
 
 
 def _cell(comparison: Comparison, system: str, output: str, value: float | None) -> str:
     interval = comparison.intervals.get(system, {}).get(output)
-    text = shown_number(comparison, output, value)
+    text = shown_number(output, value)
     if value is None or interval is None:
         return text
-    return f"{text} [{shown_number(comparison, output, interval[0])}, {shown_number(comparison, output, interval[1])}]"
-
-
-def shown_p(value: float) -> str:
-    """Return a p-value as text."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return f"{text} [{shown_number(output, interval[0])}, {shown_number(output, interval[1])}]"
 
 
 def _difference_cell(comparison: Comparison, output: str, difference: Difference | None) -> str:
     if difference is None:
         return "-"
     paired = difference.paired
-    lower, upper = (shown_number(comparison, output, bound, sign=True) for bound in paired.interval)
+    lower, upper = (shown_number(output, bound, sign=True) for bound in paired.interval)
     mark = "*" if difference.corrected_p_value < SIGNIFICANT else ""
-    value = shown_number(comparison, output, paired.difference, sign=True)
+    value = shown_number(output, paired.difference, sign=True)
     return f"{value} [{lower}, {upper}] {shown_p(difference.corrected_p_value)}{mark}"
 
 
@@ -115,7 +100,7 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], set
     ]
     for row in comparison.published:
         mark = "reproduced" if row.reproduced else "not yet reproduced here"
-        values = [shown_number(comparison, output, row.metrics.get(output)) for output in comparison.outputs]
+        values = [shown_number(output, row.metrics.get(output)) for output in comparison.outputs]
         rows.append([f"{row.name}, {mark}: {row.source}", *values, *("-" for _ in costs)])
     best = {
         (row, column)
@@ -161,10 +146,11 @@ def _upright(header: list[str], rows: list[list[str]], title: str, best: set[tup
     return table
 
 
-def leaderboard_table(comparison: Comparison) -> RenderableType:
-    """Return the leaderboard for a terminal."""
-    parts: list[RenderableType] = [
-        Text(printable(f"warning: {message}"), style="bold yellow") for message in comparison.warnings
+def leaderboard_table(comparison: Comparison, with_warnings: bool = True) -> RenderableType:
+    """Return the leaderboard for a terminal; without warnings where they were said already."""
+    parts: list[RenderableType] = [Text(printable(sentence), style="bold") for sentence in verdict(comparison)]
+    parts += [
+        Text(printable(f"warning: {message}"), style="bold yellow") for message in comparison.warnings if with_warnings
     ]
     header, rows, best = _score_rows(comparison)
     parts.append(_upright(header, rows, "Leaderboard", best))
@@ -197,7 +183,7 @@ def _by_image_rows(comparison: Comparison, pairs: Sequence[ByImage]) -> tuple[li
     """Header and rows of wins and losses of the best system."""
     rows = []
     for pair in pairs:
-        mean = shown_number(comparison, pair.output, float(pair.differences.mean()), sign=True)
+        mean = shown_number(pair.output, float(pair.differences.mean()), sign=True)
         rows.append([pair.other.name, *(f"{count:,}" for count in pair.counts.values()), mean])
     return ["against", *pairs[0].counts, "mean difference"], rows
 
@@ -205,7 +191,8 @@ def _by_image_rows(comparison: Comparison, pairs: Sequence[ByImage]) -> tuple[li
 def leaderboard_markdown(comparison: Comparison) -> str:
     """Return the leaderboard as Markdown; names and messages of files are escaped."""
     header, rows, best = _score_rows(comparison)
-    parts = ["# Leaderboard", *(f"> **Warning:** {escape(message)}" for message in comparison.warnings)]
+    parts = ["# Leaderboard", escape(" ".join(verdict(comparison)))]
+    parts += [f"> **Warning:** {escape(message)}" for message in comparison.warnings]
     parts.append(_markdown_table(header, rows, best))
     if comparison.differences:
         parts += ["## Difference to the best", _markdown_table(*_difference_rows(comparison))]
@@ -250,6 +237,7 @@ def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "settings": comparison.settings,
+        "verdict": verdict(comparison),
         "outputs": list(comparison.outputs),
         "best": comparison.best,
         "systems": [

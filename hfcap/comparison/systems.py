@@ -17,6 +17,7 @@ from hfcap.recipe import strict_yaml
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import ScoreReport
 from hfcap.scoring import is_score_file, read_scores
+from hfcap.scoring.verdict import BASELINE_NAMES
 
 ScorePredictions = Callable[[Path], ScoreReport]
 """Scores one prediction file; all are scored against the same human captions."""
@@ -61,6 +62,7 @@ class System:
         published: the recipe's target, if it names one.
         run: the run directory that the score file belongs to, if any.
         predictions: the captions that were scored, if it is known where they lie.
+        baselines: values of the run's baselines on the same images (`score.baselines`), by name.
     """
 
     name: str
@@ -70,6 +72,7 @@ class System:
     published: PublishedRow | None = None
     run: RunDirectory | None = None
     predictions: Path | None = None
+    baselines: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     def statistics(self, metric: CaptionMetric) -> NDArray[np.float64] | None:
         """Return the metric's statistics, (N, S) in the order of sorted image ids; None where the file lacks them."""
@@ -151,7 +154,13 @@ def read_system(path: Path, split: str | None = None, score: ScorePredictions | 
         _published(recipe, path),
         run,
         run.predictions(scores.stem),
+        _baselines(run, scores.stem),
     )
+
+
+def _baselines(run: RunDirectory, split: str) -> dict[str, dict[str, float | None]]:
+    files = {name: run.scores(f"{split}.{name}") for name in BASELINE_NAMES}
+    return {name: read_scores(path).metrics for name, path in files.items() if path.is_file()}
 
 
 def _system_of_file(path: Path, score: ScorePredictions | None) -> System:

@@ -28,8 +28,8 @@ _BUSY = 1.2
 
 
 def print_report(console: Console, report: DoctorReport, sheet: Path | None) -> None:
-    """Print every topic that was examined, then the problems; `sheet` is the contact sheet's path."""
-    console.print(f"Recipe {report.recipe}: {report.captioner}, {report.method}", style="bold", markup=False)
+    """Print the problems, then every topic that was examined; `sheet` is the contact sheet's path."""
+    _print_problems(console, report)
     if report.data is not None:
         _section(console, "Data", _data_lines(report.data, report.tokens))
     if report.pixels is not None:
@@ -42,7 +42,7 @@ def print_report(console: Console, report: DoctorReport, sheet: Path | None) -> 
         _section(console, "Training and generation", _agreement_lines(report.agreement))
     if report.measured is not None and report.cost is not None:
         _section(console, f"Cost on {report.measured.device}", _cost_lines(report.measured, report.cost))
-    _print_problems(console, report)
+    console.print()
 
 
 def _section(console: Console, title: str, lines: Iterator[str]) -> None:
@@ -234,7 +234,6 @@ def short_duration(seconds: float) -> str:
 
 def _print_problems(console: Console, report: DoctorReport) -> None:
     problems = report.findings.problems
-    console.print()
     for problem in sorted(problems, key=lambda problem: problem.level != "error"):
         if problem.key == "recipe":
             continue  # the command line prints the error that stopped the examination

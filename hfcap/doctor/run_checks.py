@@ -80,9 +80,10 @@ def _finish(report: DoctorReport, folder: Path, complete: bool) -> None:
         return
     write_json(folder / REPORT_FILE, report.as_json())
     sheet = folder / SHEET_FILE
-    print_report(console, report, sheet if sheet.is_file() and report.pixels else None)
+    console.print(f"Recipe {report.recipe}: {report.captioner}, {report.method}", style="bold", markup=False)
     if complete:
         print_verdict(report)
+    print_report(console, report, sheet if sheet.is_file() and report.pixels else None)
     console.print(f"Report: {folder / REPORT_FILE}", markup=False, soft_wrap=True)
 
 

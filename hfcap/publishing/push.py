@@ -27,6 +27,7 @@ from hfcap.publishing.verify import CaptionPair, verify, verify_folder
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import recipe_of_run
+from hfcap.scoring.score_table import shown_score
 
 DEFAULT_BRANCH = "main"
 N_RUN_IMAGES = 5
@@ -379,7 +380,8 @@ def _refuse_worse_scores(api: HfApi, folder: Path, repo_id: str, revision: str) 
         pair = [scores.get("metrics", {}).get("cider") for scores in (old, new)]
         same = old.get("n_images") == new.get("n_images")
         if same and None not in pair and pair[0] > pair[1]:
+            theirs, ours = (shown_score("cider", value) for value in pair)
             raise UserError(
-                f"{repo_id} at {revision} has a better CIDEr-D on {path.stem} ({100 * pair[0]:.1f}) than this run "
-                f"({100 * pair[1]:.1f}); publish elsewhere or to another --revision, or give --force"
+                f"{repo_id} at {revision} has a better CIDEr-D on {path.stem} ({theirs}) than this run ({ours}); "
+                "publish elsewhere or to another --revision, or give --force"
             )

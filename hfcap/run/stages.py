@@ -33,7 +33,8 @@ from hfcap.run_directory.stage_record import StageRecord
 from hfcap.schema import CaptionedImage, Prediction, ScoreReport
 from hfcap.scoring import read_scores
 from hfcap.scoring.of_run import RunScoring
-from hfcap.scoring.score_table import metric_name, score_table
+from hfcap.scoring.score_table import metric_name, score_table, shown_score
+from hfcap.scoring.verdict import Values, baseline_problem, main_score
 from hfcap.text import printable
 from hfcap.training import emissions
 from hfcap.training.accelerator import new_accelerator
@@ -310,23 +311,32 @@ class Run:
     # ---- what the person sees at the end -------------------------------------------------------------------------
 
     def print_scores(self) -> None:
-        """Print the scores besides those of the baselines."""
+        """Print what the scores mean, and the scores with those of the baselines."""
         options = self.recipe.score
         titles = ["this captioner", *(baseline.replace("_", " ") for baseline in options.baselines)]
         files = map(self.directory.scores, self._scored_names())
         reports = dict(zip(titles, map(read_scores, files), strict=True))
         ours = reports["this captioner"]
-        console.print(score_table(reports, f"Scores x 100 on {ours.n_images:,} {options.split} images"))
+        print_verdict(ours, {name: reports[name.replace("_", " ")].metrics for name in options.baselines})
         if self.recipe.expect is not None:
             self._print_target(self.recipe.expect, ours)
+        console.print(score_table(reports, f"Scores x 100 on {ours.n_images:,} {options.split} images"))
 
     def _print_target(self, expect: ExpectOptions, ours: ScoreReport) -> None:
         """Say whether the published values were met."""
         for name, enough in expect.reached(ours.metrics).items():
-            value, target = 100 * (ours.metrics[name] or 0.0), 100 * expect.metrics[name]
+            value, target = shown_score(name, ours.metrics[name]), shown_score(name, expect.metrics[name])
             verdict = f"reached within {100 * expect.tolerance:g} %" if enough else "not reached"
-            text = f"Published {metric_name(name)} {target:.1f} ({expect.source}): {value:.1f} here, {verdict}"
+            text = f"Published {metric_name(name)} {target} ({expect.source}): {value} here, {verdict}"
             console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def print_verdict(report: ScoreReport, baselines: Mapping[str, Values]) -> None:
+    """Print the main score, and in yellow that a baseline is as good."""
+    if (score := main_score(report)) is not None:
+        console.print(f"{score}.", style="bold", markup=False, soft_wrap=True)
+    if (problem := baseline_problem(report.metrics, baselines)) is not None:
+        console.print(f"warning: this captioner scores {problem}", style="yellow", markup=False, soft_wrap=True)
 
 
 def merged_model(directory: RunDirectory, wanted: bool, trust_remote_code: bool = False) -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hfcap.metrics.shared.caption_files import each_once, warn_on_terminal
 from hfcap.metrics.shared.images import Images
 from hfcap.metrics.suite import CaptionSuite, metric_class
 from hfcap.recipe.blocks import Recipe
@@ -61,6 +62,8 @@ class RunScoring:
         """
         options = self.recipe.score
         metric_options, image_source = self._metric_options(), self._image_source() if self._looking() else None
+        # What is to be said of the images and human captions is the same for the baselines.
+        warn = each_once(warn_on_terminal)
         for name in names:
             predictions = self.directory.predictions(name)
             if "diversity" in metric_options and "candidates" not in options.metric_options.get("diversity", {}):
@@ -78,6 +81,7 @@ class RunScoring:
                 n_resamples=options.n_resamples,
                 seed=options.seed,
                 signature=signature,
+                warn=warn,
             )
 
     def _metric_options(self) -> dict[str, dict[str, Any]]:

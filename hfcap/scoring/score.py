@@ -36,9 +36,7 @@ from hfcap.metrics.suite import (
 from hfcap.schema import ScoreReport
 from hfcap.scoring.report_files import write_scores
 from hfcap.scoring.signature import data_signature, predictions_hash
-
-_FEW_IMAGES = 100
-
+from hfcap.scoring.verdict import FEW_IMAGES
 
 Predictions = Path | Mapping[str, str]
 """A file of predicted captions, or image id -> caption."""
@@ -99,7 +97,7 @@ def _warn_about_data(
     predictions: dict[str, str], references: dict[str, tuple[str, ...]], suite: CaptionSuite, warn: Warn
 ) -> None:
     n_images = len(references)
-    if n_images < _FEW_IMAGES:
+    if n_images < FEW_IMAGES:
         cider = suite.signature()["metrics"].get("cider", {}).get("document_frequencies") == "corpus"
         warn(
             f"only {n_images} images: the values are unstable"

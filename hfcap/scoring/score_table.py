@@ -46,11 +46,32 @@ def _plain_outputs() -> frozenset[str]:
     return frozenset(output for metric in metrics for output in metric.plain_outputs)
 
 
-def _cell(report: ScoreReport, metric: str) -> str:
-    value = report.metrics.get(metric)
+def is_times_100(metric: str) -> bool:
+    """Whether a value is shown x 100; counts and lengths are shown as they are."""
+    return metric not in _plain_outputs()
+
+
+def scaled(metric: str, value: float) -> float:
+    """Return a raw value on the scale on which it is shown."""
+    return 100.0 * value if is_times_100(metric) else value
+
+
+def shown_score(metric: str, value: float | None, *, digits: int = 1, sign: bool = False, undefined: str = "-") -> str:
+    """Return a value as every table, sentence, card and page shows it, rounded once and from the raw number.
+
+    Args:
+        value: raw scale; None is shown as `undefined`.
+        digits: after the point.
+        sign: of a difference: + or - in front.
+    """
     if value is None:
-        return "-"
-    scale = 1.0 if metric in _plain_outputs() else 100.0
+        return undefined
+    return f"{scaled(metric, value):{'+' if sign else ''}.{digits}f}"
+
+
+def _cell(report: ScoreReport, metric: str) -> str:
     interval = report.intervals.get(metric)
-    shown = "" if interval is None else f" ({scale * interval[0]:.1f}-{scale * interval[1]:.1f})"
-    return f"{scale * value:.1f}{shown}"
+    value = shown_score(metric, report.metrics.get(metric))
+    if interval is None or report.metrics.get(metric) is None:
+        return value
+    return f"{value} ({'-'.join(shown_score(metric, bound) for bound in interval)})"

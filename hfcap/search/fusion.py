@@ -24,6 +24,14 @@ class Candidates:
     captions: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """The captions that were chosen, and how many of them came from each file: the first that has the caption."""
+
+    predictions: list[Prediction]
+    origins: tuple[int, ...]
+
+
 def fuse_predictions(
     predictions: Sequence[Path],
     output: Path,
@@ -31,7 +39,7 @@ def fuse_predictions(
     weights: Sequence[float] | None = None,
     document_frequencies: str = "corpus",
     warn: Warn = warn_on_terminal,
-) -> list[Prediction]:
+) -> Fusion:
     """Write predictions whose captions are the consensus of several captioners, and return them.
 
     Args:
@@ -60,7 +68,10 @@ def fuse_predictions(
                 f"{predictions[0]}: nothing to choose from with fewer than three captions an image; give more files, "
                 "or many samples: hfcap caption --sample --num-return-sequences 32"
             )
-        warn("two single captions cannot outvote each other: the first file's captions are kept; give many candidates")
+        warn(
+            "two single captions of an image cannot outvote each other: which one is written depends on how CIDEr-D "
+            "weighs their words; give many candidates"
+        )
     if document_frequencies == "corpus" and len(members[0]) < _FEW_POOLS:
         warn(
             f"only {len(members[0])} images: n-gram weights counted in so few candidates are rough; "
@@ -79,7 +90,15 @@ def fuse_predictions(
         for (image_id, found), best in zip(members[0].items(), ranked, strict=True)
     ]
     write_json_lines(output, (prediction.as_row() for prediction in fused))
-    return fused
+    return Fusion(fused, _origins(fused, members))
+
+
+def _origins(fused: Sequence[Prediction], members: Sequence[dict[str, Candidates]]) -> tuple[int, ...]:
+    origins = [0] * len(members)
+    for prediction in fused:
+        having = (prediction.caption in member[prediction.image_id].captions for member in members)
+        origins[next(number for number, has_it in enumerate(having) if has_it)] += 1
+    return tuple(origins)
 
 
 def read_candidates(path: Path, warn: Warn = warn_on_terminal) -> dict[str, Candidates]:

@@ -44,7 +44,8 @@ def test_ensemble(hfcap: Hfcap, tmp_path: Path) -> None:
         files.append(str(path))
     output = tmp_path / "best.jsonl"
     done = hfcap("ensemble", *files, "-o", str(output), "--weights", "1,1,9")
-    assert done.code == 0 and "1 images" in done.out
+    assert done.code == 0
+    assert f"Captions of 1 images (1 from {files[0]}, 0 from {files[1]}, 0 from {files[2]}): {output}" in done.out
     assert json.loads(output.read_text())["candidates"]
     assert_refused(hfcap("ensemble", *files, "-o", str(output), "--weights", "1,x"), "--weights", "1,1,0.5")
     assert_refused(hfcap("ensemble", files[0], str(tmp_path / "gone.jsonl"), "-o", str(output)), "gone.jsonl")
