@@ -36,3 +36,10 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     imported = imported_by(*arguments)
     assert "hfcap" in imported
     assert imported & HEAVY == set()
+
+
+def test_captioning_without_an_adapter_leaves_peft_alone() -> None:
+    # PEFT brings bitsandbytes, which brings torch's compiler: seconds before the first caption.
+    imported = imported_by("-c", "import hfcap.captioning, hfcap.captioners.vit_gpt2, hfcap.captioners.ensemble")
+    assert "transformers" in imported
+    assert imported & {"peft", "bitsandbytes", "datasets", "evaluate", "matplotlib"} == set()

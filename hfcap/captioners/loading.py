@@ -11,7 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
 
 from hfcap import registry
-from hfcap.captioners.adaptation.lora import load_adapter
 from hfcap.captioners.adaptation.merging import (
     is_quantized,
     merge_adapter,
@@ -158,6 +157,8 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
             f"base_model_name_or_path in {folder / _ADAPTER_CONFIG} ({error})"
         ) from error
     captioner.take_sidecar(read_sidecar(folder))
+    from hfcap.captioners.adaptation.lora import load_adapter  # PEFT takes seconds to import
+
     adapted = load_adapter(captioner, folder)
     if merge and not is_quantized(captioner.model):
         merge_adapter(captioner, adapted)

@@ -7,11 +7,11 @@ not reach the other: such weights are copied first, and the model's configuratio
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -63,7 +63,7 @@ def require_merged(captioner: Captioner, location: str) -> None:
     Raises:
         UserError: names the way out.
     """
-    if any(isinstance(module, BaseTunerLayer) for module in captioner.model.modules()):
+    if any(_is_adapted(module) for module in captioner.model.modules()):
         raise UserError(
             f"{location}: the weights of its base model are stored in few bits, and merging its adapter would round "
             "all of them again; publish the adapter itself, or name the base in full precision as "
@@ -205,9 +205,18 @@ def _tying_configs(model: nn.Module) -> Iterator[Any]:
             yield config
 
 
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether PEFT wraps a layer; its import takes seconds and is left to those that have an adapter."""
+    if "peft" not in sys.modules:
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
+
+
 def _separate_adapted(model: nn.Module) -> None:
     """Give layers that an adapter changes, and those that share weights with them, weights of their own."""
-    adapted = {id(inner) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for inner in layer.modules()}
+    adapted = {id(inner) for layer in model.modules() if _is_adapted(layer) for inner in layer.modules()}
     for names in _shared(model):
         owners = [model.get_submodule(name.rpartition(".")[0]) for name in names]
         if any(id(owner) in adapted for owner in owners):
