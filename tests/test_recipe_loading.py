@@ -92,7 +92,7 @@ expect: {metrics: {cider: x}}
         "trial.yaml:5: data.root: is missing",
         "trial.yaml:5: data.rot: unknown key; did you mean 'data.root'?",
         'trial.yaml:6: lora.r: must be a whole number, not "8"',
-        "trial.yaml:6: lora.target_modules: must be 'auto' or a list, not 5",
+        "trial.yaml:6: lora.target_modules: must be text or a list, not 5",
         "trial.yaml:7: train: give exactly one of num_train_epochs and max_steps (set the other to null)",
         "trial.yaml:10: train.freeze.0: this captioner has no part 'visoin'; did you mean 'vision'?",
         "trial.yaml:11: train.learning_rates.txt: this captioner has no part 'txt'; did you mean 'text'?",

@@ -6,9 +6,9 @@ letters: B images, S image states, D width, K captions of an image, P positions 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,9 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap import registry
+from hfcap.captioners.facts import BaseModel, CardFacts, GeneratedCaption
 from hfcap.captioners.probe import generated, may_pack
+from hfcap.captioners.shared.linear_layers import layers_below
 from hfcap.captioners.shared.metadata import SIDECAR, without_places
 from hfcap.captioners.shared.spaces import close_spaces
 from hfcap.errors import UserError
@@ -27,41 +29,7 @@ from hfcap.generation.verdicts import note_untested_release
 from hfcap.recipe.blocks import SAMPLING_ONLY, GenerateOptions, ModelOptions
 from hfcap.schema import IMAGE_BACKEND, PackedCaptions
 
-
-@dataclass(frozen=True, slots=True)
-class CardFacts:
-    """What a model card says about a family, whatever the data."""
-
-    title: str
-    summary: str
-    paper_title: str
-    paper_url: str
-    bibtex: str
-    license: str | None = None
-    paper_model_types: tuple[str, ...] = ()
-    """The `model_type`s whose architecture the paper describes; empty = all of the family."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """A pretrained model that a captioner was built from, for environment.json and the card."""
-
-    id: str
-    revision: str | None
-    role: str
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the id is a folder on this machine."""
-        return Path(self.id).exists()
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedCaption:
-    """One caption with the log-probability that beam search ranked it by (None when greedy or sampled)."""
-
-    text: str
-    score: float | None
+__all__ = ["BaseModel", "Captioner", "CardFacts", "GeneratedCaption"]
 
 
 class Captioner(ABC):
@@ -78,7 +46,8 @@ class Captioner(ABC):
     model_types: ClassVar[tuple[str, ...]]
     card_facts: ClassVar[CardFacts]
     lora_target_modules: ClassVar[str]
-    """Regular expression (peft's full-match form) over module names: the linear layers that 'auto' adapts."""
+    """Regular expression (peft's full-match form) over module names: the linear layers that 'auto' adapts. Empty: all
+    of the language model."""
     publishing_limits: ClassVar[Mapping[str, str]] = {}
     """What is not possible with published models of this family -> the reason; keys: publish, adapter, pipeline."""
     trains_by_gradients: ClassVar[bool] = True
@@ -176,6 +145,15 @@ class Captioner(ABC):
     def lora_modules_to_save(self) -> list[str]:
         """Modules trained in full besides LoRA because they start from random weights; empty by default."""
         return []
+
+    def language_modules(self) -> list[nn.Module]:
+        """Return the language model, whose linear layers LoRA is to reach."""
+        return self.part_modules().get("text", [])
+
+    def lora_layers(self) -> list[str]:
+        """Return the names of the layers that `lora.target_modules: auto` adapts."""
+        names = layers_below(self.model, [self.model] if self.lora_target_modules else self.language_modules())
+        return [name for name in names if re.fullmatch(self.lora_target_modules or ".*", name)]
 
     # ---- what a family may say ---------------------------------------------------------------------------------
 

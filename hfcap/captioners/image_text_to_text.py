@@ -44,11 +44,6 @@ ADAPTERS: tuple[type[VlmAdapter], ...] = (
     Mllama,
 )
 
-_LINEAR = (
-    "query|key|value|dense|q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|gate_proj|up_proj|down_proj|gate_up_proj"
-    "|fc1|fc2|c_attn|c_proj|c_fc"
-)
-
 
 class ImageTextToTextOptions(ModelOptions):
     """Keys of `model`: `pretrained`, or `from_config` (GIT) to train from random weights."""
@@ -97,7 +92,7 @@ class ImageTextToText(Captioner):
 }""",
         paper_model_types=("git",),
     )
-    lora_target_modules = rf"(?:.*\.)?(?:language_model|text_model|git\.encoder)\..*\.(?:{_LINEAR})"
+    lora_target_modules = ""
 
     def __init__(
         self,
@@ -245,6 +240,13 @@ class ImageTextToText(Captioner):
     def positions_before_text(self) -> int:
         """Prompt and image, where they stand before every text in the same model."""
         return self.kind.positions_before_text()
+
+    def language_modules(self) -> list[nn.Module]:
+        """The model that reads words, without other senses' encoders and heads next to it, where it can be told."""
+        text, decoder = self.part_modules()["text"], self.model.get_decoder()
+        inside = {id(parameter) for module in text for parameter in module.parameters()}
+        apart = decoder is not self.model and all(id(parameter) in inside for parameter in decoder.parameters())
+        return [decoder] if apart else text
 
     # ---- the model ---------------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ def _print_weights(console: Console, weights: WeightFacts) -> None:
     if weights.lora is not None:
         hits = ", ".join(f"{ending} ({count})" for ending, count in weights.lora.adapted.items())
         _print_indented(console, Text(f"LoRA adapts {sum(weights.lora.adapted.values())} layers: {hits}"))
+        _print_indented(console, Text(weights.lora.coverage.sentence()))
         in_full = ", ".join(weights.lora.in_full) or "none"
         _print_indented(console, Text(f"trained in full besides the adapters: {in_full}"))
 

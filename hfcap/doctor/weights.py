@@ -9,6 +9,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 
+from hfcap.captioners.adaptation.targets import Coverage, lora_coverage
 from hfcap.captioners.base import Captioner
 from hfcap.doctor.findings import Findings
 from hfcap.recipe.blocks import Recipe
@@ -34,10 +35,12 @@ class LoraFacts:
     Attributes:
         adapted: ending of the module names -> how many layers LoRA adapts.
         in_full: modules trained in full besides the adapters.
+        coverage: how much of the language model's linear weights they reach.
     """
 
     adapted: dict[str, int]
     in_full: list[str]
+    coverage: Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def _lora(captioner: Captioner) -> LoraFacts:
     modules = list(captioner.model.named_modules())
     adapted = Counter(name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, LoraLayer))
     in_full = [name for name, module in modules if isinstance(module, ModulesToSaveWrapper)]
-    return LoraFacts(dict(adapted.most_common()), in_full)
+    return LoraFacts(dict(adapted.most_common()), in_full, lora_coverage(captioner))
 
 
 def _report(recipe: Recipe, captioner: Captioner, facts: WeightFacts, findings: Findings) -> None:
@@ -129,6 +132,8 @@ def _report(recipe: Recipe, captioner: Captioner, facts: WeightFacts, findings: 
                 "take the part out of train.freeze, or give it a pretrained model",
             )
     if facts.lora is not None:
+        if not facts.lora.coverage.enough:
+            findings.warning("lora", facts.lora.coverage.sentence(), facts.lora.coverage.remedy())
         inert = [
             name
             for name, module in captioner.model.named_modules()

@@ -24,6 +24,7 @@ from hfcap.training.acceleration import compile_layers
 from hfcap.training.build import TrainableCaptioner
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives.cross_entropy import CrossEntropy
+from hfcap.training.objectives.eva import begin_with_data
 from hfcap.training.objectives.reward import RewardImages
 from hfcap.training.objectives.self_critical import SelfCritical
 from hfcap.training.objectives.synonyms import synonym_table
@@ -202,6 +203,8 @@ def training_run(
     scores = _caption_values if options.metric_for_best_model == "cider" else None
     validator = Validator(captioner, validation, job, scores, accelerator, options.per_device_eval_batch_size)
     captioner.model.to(accelerator.device)
+    if trainable.peft_model is not None and recipe.lora is not None and recipe.lora.init_lora_weights == "eva":
+        begin_with_data(trainable.peft_model, captioner, train, options.per_device_train_batch_size, options.seed)
     if options.torch_compile:
         compile_layers(captioner.model)
     objective = _objective(recipe, captioner, splits["train"], accelerator)

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfcap.captioners.adaptation.lora import adapted_modules, save_adapter
+from hfcap.captioners.adaptation.lora import save_adapter
+from hfcap.captioners.adaptation.targets import adapted_modules, lora_coverage
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
 from hfcap.captioners.shared.round_trip import round_trip
@@ -116,6 +117,8 @@ def train_stage(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "
             f"{len(splits['train']):,} images"
         )
+        if recipe.lora is not None:
+            _say_coverage(captioner)
     with measured_emissions(recipe.train.report_to, run, accelerator.is_main_process):
         progress = training.train()
     for tracker in accelerator.trackers:
@@ -125,6 +128,12 @@ def train_stage(
         _save_model(recipe, run, trainable)
         write_json(run.summary, _summary(recipe, training, progress, size) | {"co2_eq_emissions": total_emissions(run)})
     accelerator.wait_for_everyone()
+
+
+def _say_coverage(captioner: Captioner) -> None:
+    coverage = lora_coverage(captioner)
+    said = coverage.sentence() if coverage.enough else f"warning: {coverage.sentence()}; {coverage.remedy()}"
+    error_console.print(said, markup=False, soft_wrap=True)
 
 
 def _warn_of_lost_characters(captioner: Captioner, records: Sequence[CaptionedImage]) -> None:

@@ -25,7 +25,7 @@ from tests.training.harness import forget_accelerator
 OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
 
 
-def run_recipe(folder: Path, model: dict[str, Any], lora: bool, **train: Any) -> RunDirectory:
+def run_recipe(folder: Path, model: dict[str, Any], lora: bool, lora_options: Any = None, **train: Any) -> RunDirectory:
     values = {
         "name": "tiny",
         "output_dir": str(folder / "runs"),
@@ -39,7 +39,7 @@ def run_recipe(folder: Path, model: dict[str, Any], lora: bool, **train: Any) ->
             "image_size": 32,
             "feature_store_folder": str(folder / "features"),
         },
-        "lora": {"r": 4} if lora else None,
+        "lora": {"r": 4, **(lora_options or {})} if lora else None,
         "train": {
             "max_steps": 2,
             "per_device_train_batch_size": 2,

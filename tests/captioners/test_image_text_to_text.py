@@ -14,7 +14,8 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText
 
-from hfcap.captioners.adaptation.lora import adapted_modules, add_lora
+from hfcap.captioners.adaptation.lora import add_lora
+from hfcap.captioners.adaptation.targets import adapted_modules
 from hfcap.captioners.image_text_to_text import ADAPTERS, ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.generic import Generic

@@ -13,7 +13,7 @@ from transformers import (
     Pix2StructForConditionalGeneration,
 )
 
-from hfcap.captioners.adaptation.lora import adapted_modules
+from hfcap.captioners.adaptation.targets import adapted_modules
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.generic import Generic

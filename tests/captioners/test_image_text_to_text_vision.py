@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from hfcap.captioners.adaptation.lora import adapted_modules
+from hfcap.captioners.adaptation.targets import adapted_modules
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.loading import MODEL_TYPES

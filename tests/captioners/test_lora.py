@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfcap.captioners.adaptation.lora import adapted_modules, add_lora, load_adapter, save_adapter
+from hfcap.captioners.adaptation.lora import add_lora, load_adapter, save_adapter
+from hfcap.captioners.adaptation.targets import adapted_modules
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size, generation_defaults, load_captioner, save_merged
 from hfcap.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfcap.captioners.adaptation.lora import adapted_modules, add_lora
+from hfcap.captioners.adaptation.lora import add_lora
+from hfcap.captioners.adaptation.targets import adapted_modules
 from hfcap.captioners.loading import load_captioner
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from hfcap.recipe.loading import recipe_from_mapping

@@ -3,62 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
-from torch import nn
 
 from hfcap.captioners.adaptation.merging import require_mergeable
 from hfcap.captioners.adaptation.quantization import quantize_linear_layers, require_bitsandbytes
+from hfcap.captioners.adaptation.targets import adapted_modules, require_parameters
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.shared.pretrained import reason_of, unreadable_files
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import LoraOptions
-
-
-def adapted_modules(captioner: Captioner, options: LoraOptions) -> list[str]:
-    """Names of the modules LoRA will adapt.
-
-    Raises:
-        UserError: a target, or a module to train in full, matches nothing; the message lists names that exist.
-    """
-    every = [name for name, _ in captioner.model.named_modules() if name]
-    for ending in options.modules_to_save or []:
-        if not any(name.endswith(ending) for name in every):  # as PEFT looks
-            raise UserError(
-                f"lora.modules_to_save: {ending!r} matches no module of this model; choose from {_endings(every)}"
-            )
-    names = [name for name, module in captioner.model.named_modules() if _is_linear(module)]
-    if options.target_modules == "auto":
-        found = [name for name in names if re.fullmatch(captioner.lora_target_modules, name)]
-        if not found:
-            raise UserError(
-                f"lora.target_modules: auto matches no layer of this model; give a list of {_endings(names)}"
-            )
-        return found
-    found = []
-    for target in options.target_modules:
-        matches = [name for name in names if name == target or name.endswith(f".{target}")]
-        if not matches:
-            raise UserError(
-                f"lora.target_modules: {target!r} matches no linear layer of this model; choose from {_endings(names)}"
-            )
-        found += matches
-    return found
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _endings(names: list[str]) -> str:
-    counts = Counter(name.rsplit(".", 1)[-1] for name in names)
-    return ", ".join(f"{ending} ({count})" for ending, count in counts.most_common(12))
 
 
 def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
@@ -71,6 +31,7 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
         UserError: a target matches nothing, or the adapter could never be merged (`require_mergeable`).
     """
     names = adapted_modules(captioner, options)
+    require_parameters(captioner, options)
     modules_to_save = sorted({*(options.modules_to_save or []), *captioner.lora_modules_to_save})
     require_mergeable(captioner, names, modules_to_save)
     if options.load_in_4bit:
@@ -84,9 +45,16 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
         modules_to_save=modules_to_save or None,
         # GPT-2's layers keep their weight transposed; PEFT would correct this by itself, with a warning for each.
         fan_in_fan_out=all(type(captioner.model.get_submodule(name)).__name__ == "Conv1D" for name in names),
+        # With a larger share EVA moves ranks between layers, and what `r` says would hold for none of them.
+        eva_config=EvaConfig(rho=1.0) if options.init_lora_weights == "eva" else None,
         **options.model_dump(exclude={"target_modules", "modules_to_save", "load_in_4bit"}),
     )
-    peft_model = get_peft_model(captioner.model, config)
+    try:
+        # Its advice saves memory that the whole model takes anyhow.
+        warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage")
+        peft_model = get_peft_model(captioner.model, config)
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"lora: peft refuses these options: {' '.join(str(error).split())[:300]}") from error
     _require_apart(captioner, options)
     return peft_model
 
@@ -104,8 +72,13 @@ def _require_apart(captioner: Captioner, options: LoraOptions) -> None:
 
 def _targets(captioner: Captioner, options: LoraOptions, names: list[str]) -> str | list[str]:
     """Return what PEFT shall adapt: a regular expression over names, or endings of names."""
-    if options.target_modules == "auto":
+    if options.target_modules == "auto" and captioner.lora_target_modules:
         return captioner.lora_target_modules
+    if options.target_modules in ("auto", "all-linear"):
+        return names
+    if isinstance(options.target_modules, str):
+        # Of an expression that also matches blocks PEFT would refuse the whole.
+        return "|".join(map(re.escape, names))
     endings = list(options.target_modules)
     matched = {
         name
