@@ -66,6 +66,7 @@ def gather_evidence(
     *,
     references: Path | None = None,
     images: ImageSource | None = None,
+    shown: Sequence[str] | None = None,
 ) -> Evidence:
     """Find captions, human captions and images of some images of a comparison.
 
@@ -75,6 +76,7 @@ def gather_evidence(
     Args:
         references: file of human captions; without it those of the compared run directories.
         images: where the images are; None = show none.
+        shown: the ids of those whose images are shown; None = all.
 
     Raises:
         UserError: a file that is there is malformed, or images were asked for and cannot be found.
@@ -83,7 +85,7 @@ def gather_evidence(
         return Evidence()
     notes: list[str] = []
     human, reference_path = _references(comparison, references)
-    shown = {image_id: human[image_id] for image_id in image_ids if image_id in human}
+    described = {image_id: human[image_id] for image_id in image_ids if image_id in human}
     if not human:
         notes.append("The human captions are not shown: give the file that was scored against with --references.")
     captions: dict[str, dict[str, str]] = {}
@@ -92,7 +94,7 @@ def gather_evidence(
         found = _captions(system, image_ids)
         if not found:
             unshown.setdefault(_NOT_KNOWN, []).append(system.name)
-        elif not _belong(system, found, shown):
+        elif not _belong(system, found, described):
             unshown.setdefault(_NOT_SCORED, []).append(system.name)
         else:
             captions[system.name] = found
@@ -100,8 +102,9 @@ def gather_evidence(
     files = [system.predictions for system in comparison.systems if system.name in captions]
     names = _file_names([path for path in (reference_path, *files) if path is not None])
     file_names = {image_id: names[image_id] for image_id in image_ids if image_id in names}
-    found_images = {} if images is None else _images(comparison, image_ids, images, file_names)
-    return Evidence(captions, shown, file_names, found_images, tuple(notes))
+    pictured = image_ids if shown is None else shown
+    found_images = {} if images is None else _images(comparison, pictured, images, file_names)
+    return Evidence(captions, described, file_names, found_images, tuple(notes))
 
 
 def _references(comparison: Comparison, given: Path | None) -> tuple[dict[str, tuple[str, ...]], Path | None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfcap.comparison.by_image import ByImage
 from hfcap.comparison.examples import Evidence
 from hfcap.comparison.figures import inline
+from hfcap.comparison.listing import Listing, listing_data
 from hfcap.comparison.plots import Plot
 from hfcap.comparison.rendering import (
     COST_TITLES,
@@ -19,14 +20,19 @@ from hfcap.comparison.rendering import (
 from hfcap.comparison.result import Comparison
 from hfcap.comparison.verdict import SIGNIFICANT, shown_p, verdict
 from hfcap.data.images import UnreadableImageError
-from hfcap.pages import render_page, thumbnail
+from hfcap.pages import data_block, render_page, thumbnail
 from hfcap.schema import ImageBytes
 from hfcap.scoring.score_table import metric_name
 from hfcap.scoring.signature import flattened
 
 
 def leaderboard_page(
-    comparison: Comparison, pairs: Sequence[ByImage], plots: Sequence[Plot], evidence: Evidence, n_examples: int
+    comparison: Comparison,
+    pairs: Sequence[ByImage],
+    plots: Sequence[Plot],
+    evidence: Evidence,
+    n_examples: int,
+    listing: Listing | None = None,
 ) -> str:
     """Return the page.
 
@@ -35,18 +41,21 @@ def leaderboard_page(
         plots: drawn from the same comparison.
         evidence: captions, human captions and files of the images with the largest differences.
         n_examples: so many wins and losses of each pair are shown.
+        listing: the single images that can be searched; None = no such list.
     """
     inlined = {
         (plot.kind, plot.subject): inline(plot.svg, f"p{number}", plot.description) for number, plot in enumerate(plots)
     }
     thumbnails = {image_id: _thumbnail(image) for image_id, image in evidence.images.items()}
+    outputs = _main_first(comparison)
     return render_page(
         "comparison/leaderboard.html.jinja",
+        "comparison/leaderboard.js",
         title="Captioners compared" if len(comparison.systems) > 1 else "Scores of one captioner",
         facts=_facts(comparison),
         verdict=verdict(comparison),
         warnings=comparison.warnings,
-        outputs=[_heading(comparison, output) for output in comparison.outputs],
+        outputs=[_heading(comparison, output) for output in outputs],
         scores=[_score_row(comparison, number) for number in range(len(comparison.systems))],
         published=_published_rows(comparison),
         differences=_differences(comparison),
@@ -63,6 +72,7 @@ def leaderboard_page(
             if plot.kind == "cost"
         ],
         pairs=[_pair(comparison, pair, inlined, evidence, thumbnails, n_examples) for pair in pairs],
+        listing=None if listing is None else _listing(comparison, listing, evidence, thumbnails),
         notes=evidence.notes,
         conditions=_conditions(comparison),
     )
@@ -75,6 +85,23 @@ def _facts(comparison: Comparison) -> str:
     low, high = report.signature.get("references_per_image", [0, 0])
     human = f", {low if low == high else f'{low} to {high}'} human captions each" if high else ""
     return f"{count} system{'s' if count > 1 else ''}, {report.n_images:,} images{human}, split {splits}"
+
+
+def _main_first(comparison: Comparison) -> list[str]:
+    """The value that systems are ranked by is what a narrow screen shows without scrolling."""
+    return sorted(comparison.outputs, key=lambda output: output != comparison.ranking)
+
+
+def _listing(
+    comparison: Comparison, listing: Listing, evidence: Evidence, thumbnails: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        "output": metric_name(listing.output),
+        "n_listed": len(listing.image_ids),
+        "n_images": listing.n_images,
+        "n_shown": len(listing.shown) if thumbnails else 0,
+        "data": data_block(listing_data(comparison, listing, evidence, thumbnails)),
+    }
 
 
 def _heading(comparison: Comparison, output: str) -> dict[str, str]:
@@ -97,7 +124,7 @@ def _score_row(comparison: Comparison, number: int) -> dict[str, Any]:
             "interval": _interval(comparison, output, comparison.intervals[system.name].get(output)),
             "best": comparison.best.get(output) == system.name and len(comparison.systems) > 1,
         }
-        for output in comparison.outputs
+        for output in _main_first(comparison)
     ]
     return {"number": number + 1, "name": system.name, "cells": cells}
 
@@ -108,7 +135,7 @@ def _published_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "name": row.name,
             "source": row.source,
             "state": "reproduced" if row.reproduced else "not yet reproduced here",
-            "values": [shown_number(output, row.metrics.get(output)) for output in comparison.outputs],
+            "values": [shown_number(output, row.metrics.get(output)) for output in _main_first(comparison)],
         }
         for row in comparison.published
     ]
@@ -116,7 +143,7 @@ def _published_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _differences(comparison: Comparison) -> dict[str, Any] | None:
     """Header and rows of the paired differences; None where nothing could be tested."""
-    outputs = [output for output in comparison.outputs if output in comparison.differences]
+    outputs = [output for output in _main_first(comparison) if output in comparison.differences]
     if not outputs:
         return None
     rows = []

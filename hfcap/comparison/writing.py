@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hfcap.comparison.by_image import by_image, images_to_show
 from hfcap.comparison.examples import ImageSource, gather_evidence
+from hfcap.comparison.listing import choose_listing
 from hfcap.comparison.page import leaderboard_page
 from hfcap.comparison.plots import draw_plots
 from hfcap.comparison.rendering import N_EXAMPLES, leaderboard_json, leaderboard_markdown
@@ -35,10 +36,14 @@ def write_leaderboard(
         UserError: a file of captions is malformed, or images were asked for and cannot be found.
     """
     pairs = by_image(comparison)
-    shown = images_to_show(pairs, n_examples)
-    evidence = gather_evidence(comparison, shown, references=references, images=images)
+    listing = choose_listing(comparison)
+    extremes = images_to_show(pairs, n_examples)
+    listed, shown = ((), ()) if listing is None else (listing.image_ids, listing.shown)
+    known = list(dict.fromkeys([*extremes, *listed]))
+    pictured = list(dict.fromkeys([*extremes, *shown]))
+    evidence = gather_evidence(comparison, known, references=references, images=images, shown=pictured)
     plots = draw_plots(comparison, pairs)
-    page = leaderboard_page(comparison, pairs, plots, evidence, n_examples)
+    page = leaderboard_page(comparison, pairs, plots, evidence, n_examples, listing)
     write_text(folder / "leaderboard.md", leaderboard_markdown(comparison))
     write_json(folder / "leaderboard.json", leaderboard_json(comparison))
     if plots:

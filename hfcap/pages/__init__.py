@@ -1,5 +1,5 @@
 """Pages that hfcap writes: one HTML file each, without scripts and without a look into the network."""
 
-from hfcap.pages.rendering import render_page, thumbnail
+from hfcap.pages.rendering import data_block, render_page, thumbnail
 
-__all__ = ["render_page", "thumbnail"]
+__all__ = ["data_block", "render_page", "thumbnail"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from hfcap.data.images import decode_image
@@ -22,12 +26,31 @@ def _safe(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def render_page(template: str, **values: Any) -> str:
+def data_block(values: Any) -> Markup:
+    """Return values as JSON that can stand inside a page's `<script type="application/json">` and never ends it."""
+    return htmlsafe_json_dumps(_printable(values), dumps=json.dumps, ensure_ascii=False, separators=(",", ":"))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(item) for item in value]
+    return _safe(value)
+
+
+def render_page(template: str, script: str | None = None, **values: Any) -> str:
     """Return a page from a template inside the package, e.g. `search/hits.html.jinja`, which extends the base page.
 
     Captions, names and file names may come from strangers: every value is escaped unless it is Markup, and the base
     page forbids the browser scripts and everything outside the file (Content-Security-Policy).
+
+    Args:
+        script: a script inside the package, e.g. `comparison/leaderboard.js`: the only one that the browser may run,
+            by its hash, whatever a caption smuggles in.
     """
+    source = "" if script is None else files("hfcap").joinpath(script).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
     environment = Environment(
         loader=PackageLoader("hfcap", "."),
         undefined=StrictUndefined,
@@ -37,7 +60,8 @@ def render_page(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
         autoescape=True,
     )
-    return environment.get_template(template).render(values)
+    scripts = {"script": Markup(source), "script_hash": f"sha256-{digest}"}  # the package's own file
+    return environment.get_template(template).render(scripts | values)
 
 
 def thumbnail(image: ImageBytes) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hfcap.files import read_json
 from hfcap.scoring import score_files
+from tests.comparison.pages import FEW, Scored, encoded
 from tests.metrics.random_captions import random_captions
 
 N_IMAGES = 130
@@ -67,5 +69,35 @@ def run_directory(scored: Callable[..., Path], tmp_path: Path) -> Callable[..., 
             )
         )
         return folder
+
+    return make
+
+
+@pytest.fixture
+def whole_run(run_directory: Scored, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a run directory with predictions, human captions, images and a loadable recipe."""
+
+    def make(name: str, share: float) -> Path:
+        images = tmp_path / "images"
+        data = {"source": "coco_json", "captions": str(tmp_path / "all.json"), "images": str(images)}
+        model: dict[str, Any] = {"captioner": "blip", "model": {"pretrained": "x"}, "train": {"max_steps": 1}}
+        run = run_directory(name, share, FEW, data=data, **model)
+        predictions = read_json(tmp_path / "sources" / "p.json", "p")
+        human = read_json(tmp_path / "sources" / "r.json", "r")
+        rows = [
+            {"image_id": key, "file_name": f"{key}.png", "caption": caption} for key, caption in predictions.items()
+        ]
+        for folder in (run / "predictions", run / "references", images):
+            folder.mkdir(exist_ok=True)
+        (run / "predictions" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        coco = {
+            "images": [{"id": key, "file_name": f"{key}.png", "split": "test"} for key in human],
+            "annotations": [{"image_id": key, "caption": text} for key, group in human.items() for text in group],
+        }
+        for path in (run / "references" / "test.json", tmp_path / "all.json"):
+            path.write_text(json.dumps(coco))
+        for row in rows:
+            (images / row["file_name"]).write_bytes(encoded("PNG"))
+        return run
 
     return make

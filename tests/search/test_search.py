@@ -188,6 +188,10 @@ def test_files(tmp_path: Path) -> None:
     bare = dataclasses.replace(bare, caption="", record=dataclasses.replace(bare.record, file_name='"><b>.jpg'))
     write_hits([bare], "x", tmp_path / "hits.html")
     assert 'alt="&#34;&gt;&lt;b&gt;.jpg"' in (tmp_path / "hits.html").read_text()
+    write_hits([bare] * 50, "x", tmp_path / "hits.html")
+    page = (tmp_path / "hits.html").read_text()
+    assert page.count("<li>") == 50 and page.count("<details>") == 2  # not one endless page
+    assert "25 to 48" in page and "49 to 50" in page and 'start="49"' in page
     with pytest.raises(UserError, match=r"ends in \.csv or \.jsonl or \.html"):
         write_hits(hits, "x", tmp_path / "hits.txt")
 
