@@ -194,7 +194,23 @@ def test_cut_inside_a_character(
     assert [row["image_id"] for row in _rows(path)] == [record.image_id for record in records]
 
 
-@pytest.mark.parametrize("change", ["options", "prompt", "weights", "seed"])
+@pytest.mark.parametrize(
+    "line", ['{"image_id": "id 9"}\n{"image_id": "id 10"}', '{"image_id": 9, "caption": "x"}', '["id 9"]', "9"]
+)
+def test_a_line_that_is_no_prediction_does_not_count_as_done(
+    captioner: Captioner, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """Valid JSON, as a disk that lost its middle may leave behind."""
+    path, job = tmp_path / "test.jsonl", _job(captioner, records, BEAMS)
+    _interrupted(captioner, job, path, 1, monkeypatch)
+    [part] = _parts(path)
+    part.write_text(part.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    write_predictions(captioner, job, path, Process())
+    assert list(read_captions(path)) == [record.image_id for record in records]
+    assert all(len(row["candidates"]) == 2 for row in _rows(path))
+
+
+@pytest.mark.parametrize("change", ["options", "prompt", "weights", "seed", "images"])
 def test_leftovers_of_another_job_are_not_used(
     captioner: Captioner,
     records: list[CaptionedImage],
@@ -205,8 +221,11 @@ def test_leftovers_of_another_job_are_not_used(
     """A run that is changed and started again must not mix captions of both."""
     path = tmp_path / "test.jsonl"
     _interrupted(captioner, _job(captioner, records, SAMPLES), path, 2, monkeypatch)
-    other, changes, options = captioner, {}, SAMPLES
-    if change == "options":
+    other, changes, options, images = captioner, {}, SAMPLES, records
+    if change == "images":
+        # The same ids in another order: samples are seeded by an image's place among all.
+        images = records[::-1]
+    elif change == "options":
         options = BEAMS
     elif change == "seed":
         options = SAMPLES.model_copy(update={"seed": 6})
@@ -214,9 +233,9 @@ def test_leftovers_of_another_job_are_not_used(
         changes = {"prompt": PROMPT}
     else:
         other = build("vit_gpt2", seed=1)
-    write_predictions(other, _job(other, records, options, **changes), path, Process())
+    write_predictions(other, _job(other, images, options, **changes), path, Process())
     clean = tmp_path / "clean.jsonl"
-    write_predictions(other, _job(other, records, options, **changes), clean, Process())
+    write_predictions(other, _job(other, images, options, **changes), clean, Process())
     assert path.read_text() == clean.read_text()
     assert not _parts(path)
 
@@ -292,6 +311,13 @@ def test_prompt_of_the_job_replaces_the_captioner_s(captioner: Captioner, record
     )
     assert without != with_prompt
     assert not any(caption.startswith(PROMPT) for caption in with_prompt)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_bytes(b'{"image_id": "1", "caption": "a"}\n\xff\n')
+    with pytest.raises(UserError, match=r"test\.jsonl: predictions, line 2, is not UTF-8 text"):
+        read_captions(path)
 
 
 @pytest.mark.parametrize("line", ['{"caption": "x"}', '{"image_id": 3, "caption": "x"}', '{"image_id": "3"}'])

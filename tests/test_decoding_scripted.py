@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hfcap.captioners.base import GeneratedCaption
 from hfcap.data.images import FileImage
 from hfcap.data.loading import BlankInputs
 from hfcap.decoding import DecodingJob, caption_batches, job_fingerprint, read_captions, write_predictions
+from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
 from tests.test_decoding import BEAMS, SAMPLES, Process, StoredStates, _parts, _rows
@@ -107,6 +110,58 @@ def test_captions_keep_their_letters(tmp_path: Path) -> None:
     write_predictions(captioner, job, path, Process())
     assert read_captions(path) == {f"id {number}": "zwölf Gäste" for number in range(8)}
     assert [part.name for part in _parts(path)] == ["other.jsonl.part-x-0"], "parts of other files are left alone"
+
+
+class Bar:
+    """Stands for the progress bar."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def add_task(self, description: str, **values: Any) -> int:
+        self.seen.append((description, values))
+        return 7
+
+    def advance(self, task: int, by: int) -> None:
+        assert task == 7
+        self.seen.append(by)
+
+
+def test_progress_counts_this_process_s_images_and_is_shown_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Bar] = []
+
+    @contextmanager
+    def progress_bar() -> Iterator[Bar]:
+        bars.append(Bar())
+        yield bars[-1]
+
+    monkeypatch.setattr("hfcap.decoding.progress_bar", progress_bar)
+    captioner, job = _scripted(BEAMS)
+    path = tmp_path / "test.jsonl"
+    write_predictions(captioner, job, path, Process(1, 2))
+    [part] = _parts(path)
+    lines = part.read_bytes().splitlines(keepends=True)
+    # As a stopped single process leaves it: two of the three batches are done.
+    part.rename(part.with_name(part.name[:-1] + "0"))
+    whole = [f'{{"image_id": "id {number}", "caption": "x"}}\n'.encode() for number in range(3)]
+    part.with_name(part.name[:-1] + "0").write_bytes(b"".join([*whole, *lines]))
+    write_predictions(captioner, job, path, Process())
+    assert [bar.seen for bar in bars] == [
+        [("Captioning", {"total": 3, "completed": 0, "visible": False}), 3],
+        [("Captioning", {"total": 8, "completed": 6, "visible": True}), 2],
+    ]
+
+
+def test_parts_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    captioner, job = _scripted(BEAMS)
+    path = tmp_path / "test.jsonl"
+    write_predictions(captioner, job, path, Process(1, 2))
+    [part] = _parts(path)
+    part.write_bytes(part.read_bytes() + b"\xff\n")
+    with pytest.raises(UserError, match="unfinished predictions, line 4, is not UTF-8 text"):
+        write_predictions(captioner, job, path, Process(0, 2))
 
 
 def test_a_image_without_a_caption_is_a_bug_and_nothing_is_written(tmp_path: Path) -> None:

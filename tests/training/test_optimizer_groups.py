@@ -63,6 +63,8 @@ def test_adamw_as_the_recipe_says() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [2e-3] * 4
     for group in optimizer.param_groups:
         assert (group["betas"], group["eps"], group["fused"]) == ((0.8, 0.98), 1e-5, True)
+    captioner.device = torch.device("cuda")
+    assert build_optimizer(captioner, given).param_groups[0]["fused"] is True
     captioner.device = torch.device("meta")
     assert build_optimizer(captioner, given).param_groups[0]["fused"] is False
 
