@@ -8,7 +8,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hfcap.errors import UserError
@@ -103,8 +103,11 @@ class JoinedLines:
         if len([line for line in re.split(r"[\r\n]+", cell) if line.strip()]) > 1:
             self.of_lines.append(cell)
 
-    def refuse(self, where: str) -> None:
+    def refuse(self, where: str, remedy: str = "") -> None:
         """Refuse a table that has several lines in at least half of its captions.
+
+        Args:
+            remedy: what else helps where this table is read.
 
         Raises:
             UserError: says how many, and shows one.
@@ -113,18 +116,23 @@ class JoinedLines:
             raise UserError(
                 f"{where}: {len(self.of_lines):,} of {self.cells:,} captions have several lines, for example "
                 f"{_shortened(self.of_lines[0])}; where each line is a caption, give a list of texts, else put one "
-                "space for the line ends"
+                f"space for the line ends{remedy}"
             )
 
 
-def csv_rows(path: Path, what: str) -> Iterator[tuple[int, dict[str | None, str | list[str] | None]]]:
-    """Yield (line number, cells by column) of a CSV file with a header; cells too many are under None.
+def csv_rows(
+    path: Path, what: str, delimiter: str = "", columns: Sequence[str] = (), quoted: bool = True
+) -> Iterator[tuple[int, dict[str | None, str | list[str] | None]]]:
+    """Yield (line number, cells by column) of a CSV file; cells too many are under None.
 
-    The header tells the separator: semicolons (spreadsheets in much of Europe) and tabs do as well as commas. A first
-    line `sep=;` is what Excel understands, and no row.
+    The header tells the separator: semicolons (spreadsheets in much of Europe), tabs and bars do as well as commas. A
+    first line `sep=;` is what Excel understands, and no row.
 
     Args:
         what: names the kind of file in the error.
+        delimiter: between cells; empty = as the header tells.
+        columns: names of the columns of a file that has no header.
+        quoted: a quotation mark at the beginning of a cell encloses it; otherwise it is a character like others.
 
     Raises:
         UserError: it is no text, or a quotation mark is not closed.
@@ -135,9 +143,15 @@ def csv_rows(path: Path, what: str) -> Iterator[tuple[int, dict[str | None, str 
     if first.strip().strip('"').lower().startswith("sep=") and len(first.strip().strip('"')) <= len("sep=;"):
         text, skipped = rest, 1
         first = rest.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    begins = 2 + skipped
+    separator = delimiter or max(",;\t|", key=first.count)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        fieldnames=columns or None,
+        delimiter=separator,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
+    begins = (1 if columns else 2) + skipped
     try:
         for row in reader:
             yield reader.line_num + skipped, row

@@ -41,12 +41,14 @@ class CaptionedImage:
         file_name: name relative to the image folder, with forward slashes.
         captions: human captions, at least one, none empty (empty only where a user captions images without text).
         image: where the encoded bytes come from.
+        group: what the dataset tells images apart by (nocaps: in-domain, near-domain, out-domain); empty = nothing.
     """
 
     image_id: str
     file_name: str
     captions: tuple[str, ...]
     image: ImageBytes
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 from hfcap.card.example_images import read_record
 from hfcap.card.run_facts import read_card_input
 from hfcap.comparison.systems import read_system
-from hfcap.data.sources import coco, coco_json, folder
+from hfcap.data.sources import coco, coco_json
 from hfcap.errors import UserError
 from hfcap.files import MAX_LINE_BYTES, parse_json, read_json, read_json_lines, read_json_object, read_text
 from hfcap.metrics.chair import Chair, ChairOptions
@@ -28,7 +28,7 @@ from hfcap.search.fusion import fuse_predictions
 from hfcap.training.objectives.synonyms import synonym_table
 from tests.cli.command_line import Hfcap
 from tests.cli.conftest import hfcap as hfcap
-from tests.data.sample_images import write_jpeg
+from tests.data.sample_images import metadata_entries, write_jpeg
 from tests.publishing.run_builder import build_run
 
 BAD_TEXTS = {
@@ -141,7 +141,7 @@ def test_readers_of_json_say_what_is_wrong(kind: str, tmp_path: Path) -> None:
 LINES: dict[str, tuple[Callable[[Path], Any], Any]] = {
     "predictions": (read_predictions, {"image_id": "1", "caption": "a dog", "candidates": ["a dog", "dogs"]}),
     "references": (read_references, {"image_id": "1", "captions": ["a dog"]}),
-    "metadata": (folder.parse_metadata, {"file_name": "a.jpg", "captions": ["a dog"], "split": "train"}),
+    "metadata": (metadata_entries, {"file_name": "a.jpg", "captions": ["a dog"], "split": "train"}),
     "candidates": (
         lambda path: fuse_predictions([path, path], path.parent / "out.jsonl"),
         {"image_id": "1", "file_name": "a", "caption": "a dog", "candidates": ["a dog", "dogs"]},

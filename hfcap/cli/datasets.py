@@ -32,6 +32,17 @@ def data_coco(
     say(f"COCO {year}: {root}")
 
 
+@data_app.command("inspect")
+def data_inspect(
+    data: Annotated[str, typer.Argument(help="folder, table or dataset of the Hub", show_default=False)],
+    layout: Annotated[str | None, typer.Option(help="read a folder as this ('hfcap list layouts')")] = None,
+) -> None:
+    """Say what a folder, table or dataset is, show examples, and print the data block of a recipe that reads it."""
+    from hfcap.data.inspection import inspect_data, report
+
+    say(report(inspect_data(data, layout)))
+
+
 @features_app.command("list")
 def features_list(folder: StoreFolder = None) -> None:
     """List feature stores and image caches: encoder, images, size, last use."""

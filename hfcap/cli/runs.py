@@ -80,11 +80,12 @@ def doctor(
 @app.command("list")
 def list_entries(
     kind: Annotated[
-        Literal["captioners", "recipes", "metrics", "sources"] | None, typer.Argument(help="default: all")
+        Literal["captioners", "recipes", "metrics", "sources", "layouts"] | None,
+        typer.Argument(help="default: all but layouts"),
     ] = None,
     folder: Annotated[bool, typer.Option("--folder", help="only say where the recipes lie, to copy one")] = False,
 ) -> None:
-    """List captioners, recipes, metrics or data sources."""
+    """List captioners, recipes, metrics, data sources, or the layouts of source folder."""
     from hfcap.recipe.shipped import SHIPPED, shipped_recipes
     from hfcap.registry import names
 
@@ -92,6 +93,12 @@ def list_entries(
         if kind != "recipes":
             raise UserError("--folder: only recipes are files to copy; write 'hfcap list recipes --folder'")
         say(str(SHIPPED.resolve()))
+        return
+    if kind == "layouts":
+        from hfcap.data.tables.layouts import LAYOUTS
+
+        for layout in LAYOUTS:
+            say(f"{layout.name}: {layout.title}")
         return
     for one in [kind] if kind else ["captioners", "sources", "metrics", "recipes"]:
         entries = list(shipped_recipes()) if one == "recipes" else names(one)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -73,23 +74,36 @@ def folder_images(folder: Path) -> FolderImages:
 def meant_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return name -> the one file in `folder` that is meant by it, for names that are no file but nearly one.
 
-    A name may differ in upper and lower case, in its ending, in the form of its accents (Unicode NFC, NFD), or be
-    written as in a web address (`%20`). Names that several files could be meant by are left out.
+    A name may differ in upper and lower case, in its ending, in the form of its accents (Unicode NFC, NFD), be written
+    as in a web address (`%20`), or leave out or differ in the folders above the file. Names that several files could
+    be meant by are left out, as are files that another name means.
     """
-    missing = [name for name in names if not (folder / name).exists()]
+    wanted = list(names)
+    missing = [name for name in wanted if not (folder / name).is_file()]
     if not missing:
         return {}
     by_name: dict[str, list[str]] = {}
+    by_last_part: dict[str, list[str]] = {}
     for path in folder_images(folder).found:
         name = path.relative_to(folder).as_posix()
-        for key in (_key(name), _key(name.rpartition(".")[0])):
+        for key in {_key(name), _key(_without_ending(name))}:
             by_name.setdefault(key, []).append(name)
-    meant = {}
-    for name in missing:
-        found = by_name.get(_key(name)) or by_name.get(_key(os.path.splitext(name)[0])) or []  # noqa: PTH122 "/" stays
-        if len(found) == 1:
-            meant[name] = found[0]
-    return meant
+        for key in {_key(path.name), _key(_without_ending(path.name))}:
+            by_last_part.setdefault(key, []).append(name)
+    meant = {name: file for name in missing if (file := _only(by_name, name))}
+    taken = {*meant.values(), *(set(wanted) - set(missing))}
+    elsewhere = {name: _only(by_last_part, name.rpartition("/")[2]) for name in missing if name not in meant}
+    twice = {file for file, count in Counter(elsewhere.values()).items() if count > 1}
+    return meant | {name: file for name, file in elsewhere.items() if file and file not in taken | twice}
+
+
+def _only(files: Mapping[str, list[str]], name: str) -> str | None:
+    found = files.get(_key(name)) or files.get(_key(_without_ending(name))) or []
+    return found[0] if len(found) == 1 else None
+
+
+def _without_ending(name: str) -> str:
+    return os.path.splitext(name)[0]  # noqa: PTH122 "/" stays
 
 
 def _key(name: str) -> str:

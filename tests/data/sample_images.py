@@ -9,6 +9,11 @@ from typing import Any
 
 from PIL import Image
 
+from hfcap.data.sources.folder import FolderOptions
+from hfcap.data.tables.entries import Entry, EntryReader
+from hfcap.data.tables.layout import TableFile
+from hfcap.data.tables.layouts import BY_NAME
+
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
     """Encode an image in memory."""
@@ -42,3 +47,9 @@ def write_coco_json(
     path = folder / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations} | changes), encoding="utf-8")
     return path
+
+
+def metadata_entries(path: Path, caption_columns: list[str] | None = None) -> list[Entry]:
+    """Read a metadata file without looking at its images."""
+    options = FolderOptions(root=str(path.parent), caption_columns=caption_columns)
+    return list(EntryReader(BY_NAME["metadata"], options, False, "metadata file").entries(TableFile(path)))

@@ -26,8 +26,8 @@ def test_every_source_file_registers_itself_under_its_name(name: str) -> None:
     assert source.description and "\n" not in source.description
 
 
-def test_the_five_sources_are_there() -> None:
-    assert {"coco", "coco_json", "folder", "hub", "scenes"} <= set(registry.names("sources"))
+def test_the_six_sources_are_there() -> None:
+    assert {"coco", "coco_json", "folder", "hub", "scenes", "table"} <= set(registry.names("sources"))
 
 
 def test_split_roles_map_to_the_sources_own_names(tmp_path: Path) -> None:

@@ -53,9 +53,12 @@ def test_one_file_and_folder_per_split(tmp_path: Path) -> None:
         load(options(train, captions=mapped.captions, images={"train": str(tmp_path)}), "validation")
 
 
-def test_single_file_without_splits_asks_for_a_mapping(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no 'split' key.*data\.captions: \{train"):
-        load(options(write_coco_json(tmp_path, splits=())), "train")
+def test_splits_of_a_single_file_without_them_are_drawn(tmp_path: Path) -> None:
+    path = write_coco_json(tmp_path, n_images=12, splits=())
+    parts = [{record.image_id for record in load(options(path), name)} for name in ("train", "val", "test")]
+    assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) == 12
+    with pytest.raises(UserError, match=r"no images in split 'restval' \(splits that exist: 'test', 'train', 'valid"):
+        load(options(path), "restval")
 
 
 def test_missing_file_and_folder_name_their_keys(tmp_path: Path) -> None:

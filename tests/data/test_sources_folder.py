@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from hfcap.cells import stands_for_nothing
 from hfcap.data.source import load_split
-from hfcap.data.sources.folder import FolderOptions, load, parse_metadata
+from hfcap.data.sources.folder import FolderOptions, load
 from hfcap.errors import UserError
-from tests.data.sample_images import write_jpeg
+from tests.data.sample_images import metadata_entries, write_jpeg
 
 
 def write_jsonl(folder: Path, rows: list[Any], images: bool = True) -> Path:
@@ -85,8 +85,8 @@ def test_csv_forms(tmp_path: Path, text: str, captions: tuple[str, ...]) -> None
 def test_numbered_columns_are_in_numeric_order_and_named_columns_win(tmp_path: Path) -> None:
     row = {"file_name": "a.jpg", "caption_10": "eleventh", "caption_2": "third", "alt": "other"}
     path = write_jsonl(tmp_path, [row])
-    assert parse_metadata(path)[0].captions == ("third", "eleventh")
-    assert parse_metadata(path, ["alt"])[0].captions == ("other",)
+    assert metadata_entries(path)[0].captions == ("third", "eleventh")
+    assert metadata_entries(path, ["alt"])[0].captions == ("other",)
 
 
 def test_split_subfolders_with_own_metadata(tmp_path: Path) -> None:
@@ -179,13 +179,13 @@ def test_shares_that_leave_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"filename": "a.jpg", "caption": "x"}, "has no text under 'file_name'; did you mean 'filename'"),
+        ({"fle_name": "a.jpg", "caption": "x"}, "has no text under 'file_name'; did you mean 'fle_name'"),
         ({"file_name": "a.jpg", "title": "x"}, r"\(a\.jpg\) has no captions .*data\.caption_columns"),
         ({"file_name": "a.jpg", "captions": []}, "the list of captions is empty"),
         ({"file_name": "a.jpg", "captions": ["x", " "]}, "empty caption in captions"),
         ({"file_name": "a.jpg", "caption": ""}, "empty caption in caption"),
-        ({"file_name": "a.jpg", "caption": None}, "caption is NoneType, not text"),
-        ({"file_name": "a.jpg", "captions": [3]}, "captions is int, not text"),
+        ({"file_name": "a.jpg", "caption": None}, "the list of captions is empty"),
+        ({"file_name": "a.jpg", "captions": [3]}, "captions holds int, not a caption"),
         ({"file_name": "a.jpg", "caption": "x", "split": 3}, "split is int"),
         ({"file_name": "../a.jpg", "caption": "x"}, r"file name '\.\./a\.jpg' contains '\.\.'"),
         ({"file_name": "/etc/hostname", "caption": "x"}, "is absolute"),
@@ -211,7 +211,7 @@ def test_wrong_rows_name_file_and_line(tmp_path: Path, row: Any, message: str) -
 )
 def test_wrong_csv(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"metadata\.csv: {message}"):
-        parse_metadata(write_csv(tmp_path, text))
+        metadata_entries(write_csv(tmp_path, text))
 
 
 def test_one_image_in_two_splits(tmp_path: Path) -> None:
@@ -245,10 +245,10 @@ def test_captions_without_image_are_named(tmp_path: Path) -> None:
 def test_folders_without_metadata_or_with_two(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"folder not found.*data\.root"):
         load(options(tmp_path / "absent"), "train")
-    with pytest.raises(UserError, match=r"no metadata\.jsonl or metadata\.csv"):
+    with pytest.raises(UserError, match=r"no captions in a layout that hfcap knows; .*hfcap data inspect"):
         load(options(tmp_path), "train")
     write_jsonl(tmp_path, [])
-    with pytest.raises(UserError, match="has no rows"):
+    with pytest.raises(UserError, match="there are no rows with captions"):
         load(options(tmp_path), "train")
     write_csv(tmp_path, "file_name,caption\n")
     with pytest.raises(UserError, match=r"metadata\.jsonl and metadata\.csv; keep one"):
@@ -272,13 +272,13 @@ def test_metadata_comes_back_as_written(rows: list[tuple[str, list[str]]]) -> No
             "".join(json.dumps({"file_name": n, "captions": c}, ensure_ascii=False) + "\n" for n, c in rows),
             encoding="utf-8",
         )
-        assert [(row.file_name, row.captions) for row in parse_metadata(lines)] == expected
+        assert [(row.image, row.captions) for row in metadata_entries(lines)] == expected
         table = Path(folder) / "metadata.csv"
         with table.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle)
             writer.writerow(["file_name", "caption_0", "caption_1", "caption_2"])
             writer.writerows([name, *captions, *[""] * (3 - len(captions))] for name, captions in rows)
-        assert [(row.file_name, row.captions) for row in parse_metadata(table)] == expected
+        assert [(row.image, row.captions) for row in metadata_entries(table)] == expected
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=120), st.sampled_from(["metadata.jsonl", "metadata.csv"]))
@@ -287,20 +287,20 @@ def test_any_text_is_parsed_or_refused_politely(text: str, name: str) -> None:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8", newline="")
         try:
-            rows = parse_metadata(path)
+            rows = metadata_entries(path)
         except UserError as error:
             assert name in str(error)
         else:
-            assert all(row.file_name and row.captions and all(row.captions) for row in rows)
+            assert all(row.image and row.captions and all(row.captions) for row in rows)
 
 
 def test_lists_written_as_text(tmp_path: Path) -> None:
     write_csv(tmp_path, "file_name,caption\na.jpg,\"['a dog', 'b dog']\"\n")
-    assert [row.captions for row in parse_metadata(tmp_path / "metadata.csv")] == [("a dog", "b dog")]
+    assert [row.captions for row in metadata_entries(tmp_path / "metadata.csv")] == [("a dog", "b dog")]
     with pytest.raises(UserError, match=r"metadata\.csv: line 2 \(a\.jpg\): caption: the caption is 'nan'"):
-        parse_metadata(write_csv(tmp_path, "file_name,caption\na.jpg,nan\n"))
+        metadata_entries(write_csv(tmp_path, "file_name,caption\na.jpg,nan\n"))
     with pytest.raises(UserError, match=r"metadata\.csv: 1 of 1 captions have several lines"):
-        parse_metadata(write_csv(tmp_path, 'file_name,caption\na.jpg,"a dog\nb dog"\n'))
+        metadata_entries(write_csv(tmp_path, 'file_name,caption\na.jpg,"a dog\nb dog"\n'))
 
 
 def test_one_row_per_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,5 +324,5 @@ def test_one_row_per_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 )
 def test_csv_as_spreadsheets_write_it(text: str, encoding: str, tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
-    (row,) = parse_metadata(tmp_path / "metadata.csv")
-    assert (row.file_name, row.captions) == ("a.jpg", ("a dog, red",))
+    (row,) = metadata_entries(tmp_path / "metadata.csv")
+    assert (row.image, row.captions) == ("a.jpg", ("a dog, red",))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +12,20 @@ from hfcap.cells import JoinedLines, captions_of_cell
 from hfcap.data.checks import clean_caption, listed
 from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.data.splits import SplitShares, canonical, drawn_splits
+from hfcap.data.tables.coco_format import coco_entries, distinct_ids, refuse_orphans
 from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.places import LocalPath
-from hfcap.recipe.blocks import DataOptions
-from hfcap.registry import did_you_mean
 from hfcap.schema import CaptionedImage
 
 
-class CocoJsonOptions(DataOptions):
+class CocoJsonOptions(SplitShares):
     """Keys of `data` for source coco_json."""
 
     source: Literal["coco_json"] = "coco_json"
     captions: LocalPath | dict[str, LocalPath] = Field(
-        description="COCO-format file whose images carry a `split` key, or a mapping from split name to file"
+        description="COCO-format file, or a mapping from split name to file; without `split` keys splits are drawn"
     )
     images: LocalPath | dict[str, LocalPath] | None = Field(
         None, description="image folder, or a mapping from split name to folder; default: 'images' next to the file"
@@ -45,11 +44,11 @@ def load(options: CocoJsonOptions, split_name: str) -> list[CaptionedImage]:
     """
     path = _captions_path(options, split_name)
     content = read_json(path, "COCO caption file (data.captions)")
-    images = _entries(path, content, "images", ("id", "file_name"))
-    annotations = _entries(path, content, "annotations", ("image_id", "caption"))
+    images = coco_entries(path, content, "images", ("id", "file_name"))
+    annotations = coco_entries(path, content, "annotations", ("image_id", "caption"))
     captions = _captions_by_image(path, images, annotations)
     if not isinstance(options.captions, dict):
-        images = _images_of_split(path, images, split_name)
+        images = _images_of_split(path, images, split_name, options)
     folder = _image_folder(options, split_name, path)
     records, without = [], []
     for image in images:
@@ -73,11 +72,12 @@ def list_images(path: Path, images: str | None, split_name: str | None) -> list[
         NoSuchSplitError: no image has this split.
         UserError: the file is not in COCO format, an id occurs twice, or the image folder is not there.
     """
-    entries = _entries(path, read_json(path, "COCO file"), "images", ("id", "file_name"))
-    _require_distinct(path, entries)
+    entries = coco_entries(path, read_json(path, "COCO file"), "images", ("id", "file_name"))
+    distinct_ids(path, entries)
+    options = CocoJsonOptions(captions=str(path), images=images)
     if split_name is not None:
-        entries = _images_of_split(path, entries, split_name)
-    folder = _image_folder(CocoJsonOptions(captions=str(path), images=images), "", path)
+        entries = _images_of_split(path, entries, split_name, options)
+    folder = _image_folder(options, "", path)
     return [_record(path, folder, entry, ()) for entry in entries]
 
 
@@ -112,33 +112,17 @@ def _image_folder(options: CocoJsonOptions, split_name: str, captions_path: Path
     return folder
 
 
-def _entries(path: Path, content: Any, key: str, required: tuple[str, ...]) -> list[dict[str, Any]]:
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: not a COCO caption file: no list under {key!r} at the top")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: {key}[{number}] is not an object")
-        for name in required:
-            if name not in entry:
-                raise UserError(f"{path}: {key}[{number}] has no key {name!r}{did_you_mean(name, entry)}")
-            numbers_too = (str, int) if name.endswith("id") else str
-            if not isinstance(entry[name], numbers_too) or isinstance(entry[name], bool):
-                raise UserError(f"{path}: {key}[{number}].{name} is {type(entry[name]).__name__}, not text")
-    return entries
-
-
 def _captions_by_image(
     path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
 ) -> dict[str, list[str]]:
-    counts = _require_distinct(path, images)
+    known = set(distinct_ids(path, images))
     captions: dict[str, list[str]] = {}
     orphans, empty = [], []
     joined = JoinedLines()
     for number, annotation in enumerate(annotations):
         image_id = str(annotation["image_id"])
         where = f"annotations[{number}] (image_id {image_id})"
-        if image_id not in counts:
+        if image_id not in known:
             orphans.append(where)
             continue
         for caption in captions_of_cell(annotation["caption"], f"{path}: {where}"):
@@ -148,29 +132,22 @@ def _captions_by_image(
             else:
                 empty.append(where)
     joined.refuse(str(path))
-    if orphans:
-        raise UserError(f"{path}: {len(orphans):,} captions without image, that is not in 'images': {listed(orphans)}")
+    refuse_orphans(path, orphans)
     if empty:
         raise UserError(f"{path}: {len(empty):,} empty captions: {listed(empty)}; remove or correct them")
     return captions
 
 
-def _require_distinct(path: Path, images: list[dict[str, Any]]) -> Counter[str]:
-    counts = Counter(str(image["id"]) for image in images)
-    twice = [image_id for image_id, count in counts.items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: {len(twice):,} image ids occur more than once in 'images': {listed(twice)}")
-    return counts
-
-
-def _images_of_split(path: Path, images: list[dict[str, Any]], split_name: str) -> list[dict[str, Any]]:
+def _images_of_split(
+    path: Path, images: list[dict[str, Any]], split_name: str, options: CocoJsonOptions
+) -> list[dict[str, Any]]:
     existing = sorted({str(image["split"]) for image in images if "split" in image})
-    if not existing:
-        raise UserError(
-            f"{path}: the images have no 'split' key; add one, or give one file per split: "
-            "data.captions: {train: ..., validation: ..., test: ...}"
-        )
-    chosen = [image for image in images if image.get("split") == split_name]
+    if existing:
+        chosen = [image for image in images if image.get("split") == split_name]
+    else:
+        drawn = drawn_splits((str(image["id"]) for image in images), options)
+        chosen = [image for image in images if drawn[str(image["id"])] == canonical(split_name)]
+        existing = sorted(set(drawn.values()))
     if not chosen:
         raise NoSuchSplitError(str(path), split_name, existing)
     return chosen

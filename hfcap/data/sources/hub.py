@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from hfcap.cells import JoinedLines
 from hfcap.data.checks import clean_caption
 from hfcap.data.source import NoSuchSplitError, Source
-from hfcap.data.web.hub_columns import Columns, captions_in, find_columns
+from hfcap.data.tables.columns import captions_in
+from hfcap.data.web.hub_columns import Columns, find_columns
 from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError
@@ -104,8 +105,8 @@ def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage
     if not limits or None in limits:
         keys = " and ".join(f"data.max_{role}_images" for role in roles) or "its max_<split>_images"
         raise UserError(f"streaming split {split_name!r} of {options.dataset} needs {keys}")
-    identity, row_fields = _streamed_identity(options, split_name), partial(_row_fields, options)
-    rows = stream_to_cache(identity, max(limits), open_split, row_fields, partial(_commit_of, options))
+    identity, fields = _streamed_identity(options, split_name), partial(row_fields, options)
+    rows = stream_to_cache(identity, max(limits), open_split, fields, partial(_commit_of, options))
     records = [CaptionedImage(row["image_id"], row["image_id"], tuple(row["captions"]), image) for row, image in rows]
     if not records:
         raise NoSuchSplitError(f"dataset {options.dataset}", split_name, [])
@@ -144,7 +145,7 @@ def _pinned(options: HubOptions, commit: str | None) -> HubOptions:
     return options if commit is None else options.model_copy(update={"revision": commit})
 
 
-def _row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
+def row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
     """Return id and captions of one row."""
     where = f"dataset {options.dataset}, split {split}, row {number}"
     captions = [clean_caption(caption) for name in columns.captions for caption in captions_in(row[name], name, where)]
@@ -162,7 +163,7 @@ def _row_fields(options: HubOptions, columns: Columns, split: str, number: int, 
 def _record(
     options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any], image: ImageBytes
 ) -> CaptionedImage:
-    fields = _row_fields(options, columns, split, number, row)
+    fields = row_fields(options, columns, split, number, row)
     return CaptionedImage(fields["image_id"], fields["image_id"], tuple(fields["captions"]), image)
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hfcap.cells import captions_of_cell
+from hfcap.data.tables.columns import CAPTION_NAME, TEXT_KEYS, numbered_alike
 from hfcap.errors import UserError
 from hfcap.registry import did_you_mean
-
-_CAPTION_NAME = re.compile(r"(caption|sentence|description)s?(_?\d+|_raw|_text)?|text|answer|raw", re.IGNORECASE)
-_TEXT_KEYS = ("raw", "caption", "text", "sentence")
-"""Keys under which datasets of dictionaries, such as COCO's sentences, keep the caption."""
 
 
 class ColumnOptions(Protocol):
@@ -79,23 +74,6 @@ def find_image_column(
     raise UserError(f"dataset {dataset} has {which} among {', '.join(features)}; name one with {key}")
 
 
-def captions_in(value: Any, column: str, where: str) -> list[str]:
-    """Return the captions in one cell: a text, a list of texts, a dictionary with a text, or a list of those.
-
-    Raises:
-        UserError: the cell holds something else.
-    """
-    if isinstance(value, str):
-        return captions_of_cell(value, f"{where}: {column}")
-    if isinstance(value, list):
-        return [caption for item in value for caption in captions_in(item, column, where)]
-    if isinstance(value, dict):
-        for key in _TEXT_KEYS:
-            if key in value:
-                return captions_in(value[key], column, where)
-    raise UserError(f"{where}: {column} holds {type(value).__name__}, not a caption (data.caption_columns)")
-
-
 def _require(dataset: str, key: str, name: str | None, features: Mapping[str, Any]) -> None:
     if name is not None and name not in features:
         raise UserError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
@@ -123,7 +101,7 @@ def _kind(feature: Any) -> str:
         # Parquet files written without `datasets` store images as {bytes, path}.
         if set(feature) == {"bytes", "path"}:
             return "image"
-        return "text" if any(key in feature and _kind(feature[key]) == "text" for key in _TEXT_KEYS) else "other"
+        return "text" if any(key in feature and _kind(feature[key]) == "text" for key in TEXT_KEYS) else "other"
     return "other"
 
 
@@ -133,11 +111,9 @@ def _caption_columns(options: ColumnOptions, features: Mapping[str, Any], image:
         for name, kind in features.items()
         if _kind(kind) == "text" and name not in (image, options.image_id_column)
     ]
-    named = [name for name in texts if _CAPTION_NAME.fullmatch(name)]
-    numbered = [name for name in named if re.fullmatch(r".*?_?\d+", name)]
-    stems = {re.sub(r"_?\d+$", "", name) for name in numbered}
-    if numbered and len(stems) == 1 and len(numbered) == len(named):
-        return sorted(numbered, key=lambda name: int(re.search(r"\d+$", name)[0]))  # type: ignore[index]
+    named = [name for name in texts if CAPTION_NAME.fullmatch(name)]
+    if len(numbered := numbered_alike(named)) == len(named) > 0:
+        return numbered
     if len(named) == 1:
         return named
     if not named and len(texts) == 1:

@@ -39,25 +39,31 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
 
 
+class RefusedByServerError(UnreadableImageError):
+    """The server answered, and does not give the image out; asking again at once would not help."""
+
+
 @dataclass(frozen=True, slots=True)
 class WebImage:
-    """An image at a web address; `web_image` makes it."""
+    """An image at a web address; `web_image` makes it, and says what `local` is."""
 
     url: str
+    local: bool = True
 
     def read(self) -> bytes:
         """Fetch the encoded image.
 
         Raises:
-            UnreadableImageError: the server does not give it out or cannot be reached, or the image is too large.
+            RefusedByServerError: the server does not give it out.
+            UnreadableImageError: it cannot be reached, or the image is too large.
         """
         ends = time.monotonic() + TOTAL_SECONDS
         try:
             try:
-                return _fetch(self.url, ends)
+                return _fetch(self.url, ends, self.local)
             except (OSError, http.client.HTTPException):
                 time.sleep(PAUSE_SECONDS)
-                return _fetch(self.url, ends)
+                return _fetch(self.url, ends, self.local)
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > ends:
                 raise _late(self.url) from None
@@ -69,8 +75,11 @@ class WebImage:
         return self.url
 
 
-def web_image(url: str) -> WebImage:
+def web_image(url: str, local: bool = True) -> WebImage:
     """Return the image at a web address, without fetching it.
+
+    Args:
+        local: it may be in this machine's own network; not so where a stranger names it.
 
     Raises:
         UserError: the address is not one of http or https, has no host, or holds a password.
@@ -80,7 +89,7 @@ def web_image(url: str) -> WebImage:
         # The part before '@' may be a secret, which errors must not repeat.
         shown = f"{url.partition('://')[0]}://...@{url.rpartition('@')[2]}" if "@" in url else url
         raise UserError(f"{shown}: {problem}")
-    return WebImage(url)
+    return WebImage(url, local)
 
 
 def _address_problem(url: str) -> str | None:
@@ -113,15 +122,18 @@ def _ascii(url: str) -> str:
 class _Way:
     """Where one fetch has been, over all its redirects: once in the internet, it never enters the local network.
 
+    Args:
+        local: it may begin in the local network.
+
     Attributes:
         host: of the address that is asked now.
         outside: whether a server of the internet has been asked.
         socket: of the connection that is open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, local: bool) -> None:
         self.host = ""
-        self.outside = False
+        self.outside = not local
         self.socket: Any = None
 
     def enter(self, connection: http.client.HTTPConnection) -> None:
@@ -134,7 +146,9 @@ class _Way:
         proxied = connection.host.lower() != self.host
         reached = _addresses(self.host) if proxied else {str(connection.sock.getpeername()[0])}
         if self.outside and any(map(_is_local, reached)):
-            raise UnreadableImageError(f"{self.host}: local, and no server of the internet may lead there")
+            raise UnreadableImageError(
+                f"{self.host}: local, and no server of the internet, and no table, may lead there"
+            )
         self.outside = self.outside or not reached or not all(map(_is_local, reached))
 
     def cut(self) -> None:
@@ -211,9 +225,9 @@ def _until(ends: float, way: _Way) -> Iterator[None]:
         timer.cancel()
 
 
-def _fetch(url: str, ends: float) -> bytes:
+def _fetch(url: str, ends: float, local: bool) -> bytes:
     """Fetch once, following redirects; OSError and HTTPException where another try may help."""
-    way, address = _Way(), _ascii(url)
+    way, address = _Way(local), _ascii(url)
     opener = _opener(way)
     with _until(ends, way):
         for _ in range(MAX_REDIRECTS + 1):
@@ -240,7 +254,7 @@ def _target(url: str, error: urllib.error.HTTPError) -> str:
         raise OSError(said) from None
     target = error.headers.get("Location") if error.code in _REDIRECTS else None
     if target is None:
-        raise UnreadableImageError(f"{url}: {said}") from None
+        raise RefusedByServerError(f"{url}: {said}") from None
     # http.client takes headers for Latin-1; servers that do not encode their addresses send UTF-8.
     return target.encode("latin-1", "replace").decode("utf-8", "replace")
 

@@ -1,0 +1,70 @@
+"""Tables of captions in any of the usual files, with columns that are named or found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.data.tables.entries import EntryReader
+from hfcap.data.tables.grouping import Group
+from hfcap.data.tables.layout import TableFile
+from hfcap.data.tables.layouts import COLUMNS_ONLY
+from hfcap.data.tables.loading import groups_of, records_of
+from hfcap.data.tables.options import TableOptions
+from hfcap.errors import UserError
+from hfcap.places import LocalPath
+from hfcap.schema import CaptionedImage
+
+
+class TableSourceOptions(TableOptions):
+    """Keys of `data` for source table."""
+
+    source: Literal["table"] = "table"
+    table: LocalPath | dict[str, LocalPath] = Field(
+        description="file of CSV with any separator, JSON, JSON lines or parquet; or a mapping from split name to file"
+    )
+    images: LocalPath | None = Field(None, description="folder of images; default: the table's")
+    delimiter: str = Field("", max_length=1, description="between the cells of CSV; default: the one of its header")
+    uncaptioned_images: Literal["error", "ignore"] = Field(
+        "error", description="what to do with rows that have no caption"
+    )
+
+
+def load(options: TableSourceOptions, split_name: str) -> list[CaptionedImage]:
+    """Return the records of one split, in the order of their first rows.
+
+    Raises:
+        NoSuchSplitError: no image is in this split.
+        UserError: the table is not there, not understood, or names images outside of the folder.
+    """
+    if isinstance(options.table, dict):
+        if split_name not in options.table:
+            raise NoSuchSplitError("data.table", split_name, options.table)
+        options = options.model_copy(update={"table": options.table[split_name]})
+        return [group.record for group in all_groups(options)[0]]
+    return records_of(all_groups(options)[0], options, split_name, options.table)
+
+
+def all_groups(options: TableSourceOptions) -> tuple[list[Group], EntryReader]:
+    """Return every image of a single table with its captions, and what read them.
+
+    Raises:
+        UserError: as `load`.
+    """
+    assert isinstance(options.table, str)
+    path = Path(options.table).expanduser()
+    folder = path.parent if options.images is None else Path(options.images).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: image folder not found; the recipe's key data.images names it")
+    reader = EntryReader(COLUMNS_ONLY, options, options.uncaptioned_images == "ignore", delimiter=options.delimiter)
+    return groups_of([TableFile(path)], reader, options, folder, str(path)), reader
+
+
+REGISTERED = Source(
+    options=TableSourceOptions,
+    load=load,
+    description="a table of file names or addresses and captions: CSV, TSV, JSON, JSON lines, parquet",
+)

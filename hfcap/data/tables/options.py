@@ -1,0 +1,47 @@
+"""Keys of `data` that say where in a table the images, captions and splits stand."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hfcap.data.splits import SplitShares
+
+CellValue = str | int | float | bool
+
+
+class TableOptions(SplitShares):
+    """Keys of every source that reads rows. Names of columns may be places in a cell, such as `sentences[].raw`."""
+
+    image_column: str | None = Field(
+        None, description="column of file names, addresses or images; default: found by type or name"
+    )
+    caption_columns: list[str] | None = Field(
+        None, description="columns that hold captions; default: found by name, if unambiguous"
+    )
+    image_id_column: str | None = Field(
+        None, description="rows with the same id are captions of one image; the id names it in predictions"
+    )
+    split_column: str | None = Field(
+        None, description="column with each row's split; default: 'split', if there is one"
+    )
+    prompt_column: str | None = Field(
+        None, description="column with the prompt that a caption answers; a caption that begins with it loses it"
+    )
+    filter: dict[str, CellValue | list[CellValue]] = Field(
+        default_factory=dict, description="only rows whose column has the value, or one of the values: {lang: en}"
+    )
+    caption_separator: str | None = Field(
+        None,
+        description='text between captions in one cell, such as "\\n"; "" = a cell of several lines is one caption',
+    )
+    group_by: Literal["auto", "content", "row"] = Field(
+        "auto",
+        description="which rows are captions of one image: auto = the same id or file name; content = also the same "
+        "bytes; row = as auto, and rows that repeat an image are accepted as images of their own",
+    )
+    allow_local_addresses: bool = Field(
+        False,
+        description="fetch images from addresses in this machine's own network, which a stranger's table may name",
+    )
