@@ -74,7 +74,7 @@ def test_a_table_in_a_folder_and_by_its_name(name: str, encoding: str, folder: P
 
 
 def test_named_columns_reach_into_cells(folder: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"meta": {"pic": "a.jpg"}, "texts": [{"lang": "en", "t": "a red rose"}, {"lang": "de", "t": "eine Rose"}]},
         {"meta": {"pic": "b.jpg"}, "texts": [{"lang": "en", "t": "a white tulip"}]},
         {"meta": {"pic": "absent.jpg"}, "texts": [{"lang": "en", "t": "spam"}], "bad": True},
