@@ -101,9 +101,9 @@ def test_objects_that_a_program_wrote_as_text(folder: Path) -> None:
 def test_splits_ids_and_rows_of_one_image(folder: Path) -> None:
     write_jpeg(folder / "c.jpg", "blue")
     (folder / "t.csv").write_text(
-        "file,caption,part,nr\na.jpg,one,tr,1\na.jpg,two,tr,1\nb.jpg,three,va,2\nc.jpg,four,te,3\n"
+        "file,caption,part,nr\na.jpg,one,tr,1\na.jpg,two,tr,1\nb.jpg,three,va,2\nc.jpg,four,ts,3\n"
     )
-    names = {"train_split": "tr", "validation_split": "va", "test_split": "te"}
+    names = {"train_split": "tr", "validation_split": "va", "test_split": "ts"}
     options = in_table(folder / "t.csv", split_column="part", image_id_column="nr", **names)
     (train,) = load_split(options, "train")
     assert (train.image_id, train.file_name, train.captions) == ("1", "a.jpg", ("one", "two"))
