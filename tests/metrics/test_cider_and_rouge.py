@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,7 +109,7 @@ def test_rewards_by_hand() -> None:
         reward.scores(["1", "2"], [["a"], ["a", "b"]])
 
 
-def test_rewards_with_frequencies_from_elsewhere(tmp_path: object) -> None:
+def test_rewards_with_frequencies_from_elsewhere(tmp_path: Path) -> None:
     """Of a corpus, of a larger one, and from the names that recipes know; the end word counts in the larger one too."""
     _, everything = random_captions(30, 1)
     part = {key: everything[key] for key in list(everything)[:5]}
@@ -117,6 +119,10 @@ def test_rewards_with_frequencies_from_elsewhere(tmp_path: object) -> None:
         found = CiderReward(part, document_frequencies=frequencies, end_word=end_word).scores(list(part), candidates)
         whole = CiderReward(everything, end_word=end_word).scores(list(part), candidates)
         np.testing.assert_allclose(found, whole, rtol=1e-12)
+        path = tmp_path / "all.json"
+        path.write_text(json.dumps(everything))
+        named = CiderReward(part, document_frequencies=str(path), end_word=end_word).scores(list(part), candidates)
+        np.testing.assert_allclose(named, whole, rtol=1e-12)
         alone = CiderReward(part, end_word=end_word).scores(list(part), candidates)
         assert not np.allclose(alone, whole)
     assert CiderReward(part)._scorer._end_word, (
@@ -128,6 +134,8 @@ def test_tokenised_captions_are_split_at_blanks_only() -> None:
     raw = CiderReward({"1": ["A dog!"], "2": ["x"]}, end_word=False).scores(["1"], [["a dog"]])
     split = CiderReward({"1": ["A dog!"], "2": ["x"]}, end_word=False, tokenized=True).scores(["1"], [["a dog"]])
     assert raw[0, 0] == pytest.approx(5.0) and split[0, 0] == 0.0  # two of four orders
+    alike = CiderReward({"1": ["A dog!"], "2": ["x"]}, end_word=False, tokenized=True).scores(["1"], [["A dog!"]])
+    assert alike[0, 0] == pytest.approx(5.0)
 
 
 def test_rouge_by_hand() -> None:

@@ -45,14 +45,22 @@ def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
     assert (loaded.source, loaded.n_images, loaded.end_word) == ("test", 2, True)
 
 
-def test_a_caption_file_and_its_saved_frequencies_give_the_corpus_values(tmp_path: Path) -> None:
+def test_a_caption_file_and_its_saved_frequencies_give_the_values_of_the_corpus(tmp_path: Path) -> None:
+    """A part of the images, scored with the frequencies of all, has the values that it has among all."""
     candidates, references = random_captions(50, 40)
     (tmp_path / "references.json").write_text(json.dumps(references))
     count_document_frequencies(references, "x").save(tmp_path / "df.safetensors")
-    corpus = CaptionSuite(("cider",)).compute(candidates, references).values
+    expected = CaptionSuite(("cider",)).compute(candidates, references).per_image()["cider"][:20]
+    part = list(references)[:20]
+    theirs, ours = ({key: captions[key] for key in part} for captions in (candidates, references))
+    assert not np.allclose(CaptionSuite(("cider",)).compute(theirs, ours).per_image()["cider"], expected)
     for name in ("references.json", "df.safetensors"):
-        suite = CaptionSuite(("cider",), document_frequencies=str(tmp_path / name))
-        assert suite.compute(candidates, references).values == pytest.approx(corpus)
+        path = str(tmp_path / name)
+        for suite in (
+            CaptionSuite(("cider",), document_frequencies=path),
+            CaptionSuite(("cider",), options={"cider": {"document_frequencies": path}}),
+        ):
+            np.testing.assert_allclose(suite.compute(theirs, ours).per_image()["cider"], expected, rtol=1e-12)
 
 
 def test_signature_tells_sources_apart(tmp_path: Path) -> None:
