@@ -140,14 +140,14 @@ def test_tokenised_captions_are_split_at_blanks_only() -> None:
 
 def test_rouge_by_hand() -> None:
     """Best precision and best recall may come from different human captions."""
-    candidates = {"1": "a dog runs on the green grass", "2": "", "3": "x y", "4": "a b"}
-    references = {"1": ["a dog on grass", "the dog runs"], "2": ["a"], "3": ["a b"], "4": ["", "a b"]}
+    candidates = {"1": "a dog runs on the green grass", "2": "", "3": "x y", "4": "a b", "5": "dog"}
+    references = {"1": ["a dog on grass", "the dog runs"], "2": ["a"], "3": ["a b"], "4": ["", "a b"], "5": ["dog"]}
     statistics = RougeL().statistics(CaptionSet(candidates, ReferenceSet(references, tokenized=True)))
     precision, recall = 4 / 7, 1.0
     recall_of_second = 2 / 3
     assert recall_of_second < recall
     expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
-    assert statistics[:, 0].tolist() == pytest.approx([expected, 0.0, 0.0, 1.0], rel=1e-12)
+    assert statistics[:, 0].tolist() == pytest.approx([expected, 0.0, 0.0, 1.0, 1.0], rel=1e-12)
 
 
 @pytest.mark.parametrize("length", [8, 9, 40, 63, 64, 65, 66, 130])

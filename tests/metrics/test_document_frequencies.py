@@ -52,7 +52,7 @@ def test_a_caption_file_and_its_saved_frequencies_give_the_values_of_the_corpus(
     count_document_frequencies(references, "x").save(tmp_path / "df.safetensors")
     expected = CaptionSuite(("cider",)).compute(candidates, references).per_image()["cider"][:20]
     part = list(references)[:20]
-    theirs, ours = ({key: captions[key] for key in part} for captions in (candidates, references))
+    theirs, ours = {key: candidates[key] for key in part}, {key: references[key] for key in part}
     assert not np.allclose(CaptionSuite(("cider",)).compute(theirs, ours).per_image()["cider"], expected)
     for name in ("references.json", "df.safetensors"):
         path = str(tmp_path / name)

@@ -92,3 +92,13 @@ def test_matches_of_candidates_with_the_references_of_their_image(
     assert dict(zip(index.keys.tolist(), index.document_counts().tolist(), strict=True)) == {
         _key(ngram): count for ngram, count in documents.items()
     }
+
+
+def test_images_that_all_say_one_word() -> None:
+    """One n-gram in the whole index, so that images are numbered without any room between them."""
+    vocabulary = Vocabulary()
+    captions = encode_captions(["dog"] * 3, vocabulary)
+    index = ReferenceNgrams(captions, vocabulary, 1, np.arange(3))
+    ours, theirs = index.join(NgramTable.of(captions, vocabulary, 1), np.array([2, 0, 1]))
+    assert ours.tolist() == [0, 1, 2] and index.caption[theirs].tolist() == [2, 0, 1]
+    assert index.document_counts().tolist() == [3]

@@ -230,6 +230,21 @@ class Looking(Needy):
         self.given = (options.scale, image_source)
 
 
+class Open(Needy):
+    """Hands on whatever it is given, as subclasses in plugins do."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        assert not args and not kwargs
+
+
+@pytest.mark.parametrize("key", ["args", "kwargs"])
+def test_an_open_constructor_names_no_options(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "load", lambda kind, name: SimpleNamespace(REGISTERED=Open))
+    assert isinstance(build_metric("open"), Open)
+    with pytest.raises(UserError, match=f"metric 'open': unknown option '{key}'"):
+        build_metric("open", {key: {}})
+
+
 def test_options_and_other_inputs_reach_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "load", lambda kind, name: SimpleNamespace(REGISTERED=Looking))
     images = object()
