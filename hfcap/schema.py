@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,21 +63,56 @@ class PackedCaptions:
         position_ids: (B, P) int64, restarting at 0 for each caption.
         caption_index: (B, P) int64, 0..K-1 = which caption of the row, -1 = padding.
         labels: (B, P) int64, the token each position must predict (already shifted), IGNORED_LABEL elsewhere.
+        label_places: (N,) int64, where labels stand among all B * P positions. lengths: positions of each caption of
+            each image. Both tell the host what the tensors hold, so that no device has to be waited for; None where
+            the tensors were made on a device.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     caption_index: torch.Tensor
     labels: torch.Tensor
+    label_places: torch.Tensor | None = field(init=False, default=None)
+    lengths: list[list[int]] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.labels.device.type == "cpu":
+            places = (self.labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
+            self._note(places, _lengths(self.caption_index))
+
+    def _note(self, label_places: torch.Tensor | None, lengths: list[list[int]] | None) -> None:
+        object.__setattr__(self, "label_places", label_places)
+        object.__setattr__(self, "lengths", lengths)
+
+    @property
+    def n_labels(self) -> int:
+        """Number of positions that carry a label."""
+        if self.label_places is not None:
+            return len(self.label_places)
+        return int((self.labels != IGNORED_LABEL).sum())
+
+    def caption_lengths(self) -> list[list[int]]:
+        """Return how many positions each caption of each image has."""
+        return _lengths(self.caption_index) if self.lengths is None else self.lengths
 
     def to(self, device: torch.device) -> PackedCaptions:
         """Return a copy on `device`."""
-        return PackedCaptions(
-            self.input_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            self.caption_index.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedCaptions:
+        """Return a copy in memory that a device can copy from while the host goes on; torch's data loader calls it."""
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedCaptions:
+        moved = PackedCaptions(
+            move(self.input_ids), move(self.position_ids), move(self.caption_index), move(self.labels)
         )
+        moved._note(None if self.label_places is None else move(self.label_places), self.lengths)
+        return moved
+
+
+def _lengths(caption_index: torch.Tensor) -> list[list[int]]:
+    return [[row.count(number) for number in range(max(row) + 1)] for row in caption_index.tolist()]
 
 
 @dataclass(frozen=True, slots=True)

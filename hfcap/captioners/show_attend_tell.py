@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -164,7 +165,7 @@ def doubly_stochastic_penalty(weights: torch.Tensor, packed: PackedCaptions) -> 
     Args:
         weights: (B, P, S), attention weights at the positions of the packed rows.
     """
-    n_captions = int(packed.caption_index.max()) + 1
+    n_captions = max(map(len, packed.caption_lengths()))
     numbers = torch.arange(n_captions, device=weights.device)
     spoken = (packed.caption_index[:, None] == numbers[:, None]) & (packed.labels != IGNORED_LABEL)[:, None]
     looked = torch.matmul(spoken.float(), weights.float())
@@ -194,16 +195,17 @@ class CaptionRows:
         index, positions = packed.caption_index, packed.position_ids
         batch, length = index.shape
         inside = index >= 0
-        n_captions, n_steps = (int(values.max()) + 1 for values in (index, positions))
+        known = packed.caption_lengths()
+        n_captions, n_steps = max(map(len, known)), max(itertools.chain.from_iterable(known))
+        counts = [max(sum(n > step for n in of_image) for of_image in known) for step in range(n_steps)]
         lengths = torch.zeros(batch, n_captions, dtype=torch.long, device=index.device)
         lengths.scatter_add_(1, index.clamp_min(0), inside.long())
         order = lengths.argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(dim=1)
         steps = torch.arange(n_steps, device=index.device)
-        running = (lengths.gather(1, order)[:, None] > steps[:, None]).sum(-1).amax(0)
+        running = (lengths.gather(1, order)[:, None] > steps[:, None]).sum(-1).amax(0)  # `counts`, on the device
         first = running.cumsum(0) - running
         place = (first[positions] + rank.gather(1, index.clamp_min(0))) * inside
-        counts = running.tolist()
         from_packed = torch.zeros(batch, sum(counts) + 1, dtype=torch.long, device=index.device)
         # Padding is written to a spare last column, so that it cannot overwrite entry 0.
         target = torch.where(inside, place, sum(counts))

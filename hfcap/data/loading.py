@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -124,6 +124,10 @@ class CaptionBatch:
         """Return a copy on `device` with the images as the captioner gets them, float32."""
         images = prepared(self.images, self.plan, device)
         return CaptionBatch(images, self.encoded, self.packed.to(device), self.n_captions, self.numbers)
+
+    def pin_memory(self) -> CaptionBatch:
+        """Return a copy in memory that a device can copy from while the host goes on; torch's data loader calls it."""
+        return replace(self, images=self.images.pin_memory(), packed=self.packed.pin_memory())
 
 
 class CaptionItem(NamedTuple):

@@ -21,7 +21,7 @@ from hfcap.doctor.labels import collate_for
 from hfcap.environment import hardware
 from hfcap.recipe.blocks import Recipe
 from hfcap.training.log import peak_memory_bytes, restart_peak_memory
-from hfcap.training.objectives.cross_entropy import CrossEntropy, supervised_tokens
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import build_optimizer, frozen_modules, trained_parameters
 
 SECONDS_PER_STEP = 15.0
@@ -127,7 +127,7 @@ class StepMeasurement:
 
     def step(self, batch: CaptionBatch) -> tuple[float, float, float]:
         """Run one update; return seconds of forward and backward pass, seconds of the update, and the mean loss."""
-        tokens = supervised_tokens(batch)
+        tokens = batch.packed.n_labels
         self.clock.start()
         loss = self.objective(batch)
         self.accelerator.backward(loss / tokens)
@@ -152,7 +152,7 @@ class StepMeasurement:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self.objective(batch)
-        self.accelerator.backward(loss / supervised_tokens(batch))
+        self.accelerator.backward(loss / batch.packed.n_labels)
         missing = [name for name, weight in trained_parameters(self.captioner.model).items() if weight.grad is None]
         self.optimizer.zero_grad()
         return sum(kept.values()), missing

@@ -1,24 +1,75 @@
-"""log.jsonl, trackers and the machine's peak memory."""
+"""log.jsonl, what an update leaves for it, trackers and the machine's peak memory."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, WorkError
 from hfcap.progress import error_console
 from hfcap.training.log_file import cut_end
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 """Linux: writing 5 sets VmHWM, the peak in _STATUS, back to what is resident now."""
+
+
+class LogWindow:
+    """Sums since the last row of the log: the loss of this process, counts of all processes.
+
+    Reading a number waits for everything the device still has to do, so the loss and the norm of the gradient stay
+    there; `read` fetches them, and with them the first update whose numbers were none.
+
+    Attributes:
+        overflow_is_handled: the scaler of fp16 skips updates whose gradients overflow and tries a smaller scale.
+    """
+
+    def __init__(self, device: torch.device, loss: float = 0.0, overflow_is_handled: bool = False) -> None:
+        self.units = 0.0
+        self.images = 0.0
+        self.captions = 0.0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+        self.overflow_is_handled = overflow_is_handled
+        # Apple's devices know no float64.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._loss = torch.tensor(loss, dtype=dtype, device=device)
+        self._grad_norm = torch.zeros_like(self._loss)
+        # Step (0: none so far), loss and norm of the first bad update.
+        self._bad = torch.zeros(3, dtype=dtype, device=device)
+
+    def add_loss(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor | float | None) -> None:
+        """Take in the summed loss of an update and the norm of its gradient, without waiting for either."""
+        loss = loss.detach().to(self._loss)
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm).detach().to(self._loss, non_blocking=True)
+        good = loss.isfinite() if self.overflow_is_handled else loss.isfinite() & norm.isfinite()
+        now = torch.stack([torch.full_like(loss, step), loss, norm])
+        self._bad = torch.where(good | (self._bad[0] > 0), self._bad, now)
+        self._loss = self._loss + loss
+        self._grad_norm = norm
+
+    def read(self) -> tuple[float, float]:
+        """Return the summed loss and the last norm of the gradient.
+
+        Raises:
+            WorkError: an update since the last reading had numbers that are none.
+        """
+        loss, norm, step, *values = torch.stack([self._loss, self._grad_norm, *self._bad]).tolist()
+        if step:
+            raise WorkError(
+                f"step {step:.0f}: the summed loss is {values[0]} and the gradient norm {values[1]}; lower "
+                "train.learning_rate, or use mixed_precision: bf16 instead of fp16"
+            )
+        return loss, norm if math.isfinite(norm) else math.inf
 
 
 class TrainingLog:

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -35,7 +34,7 @@ from hfcap.training.checkpoint import (
     set_aside_if_damaged,
     set_damaged_aside,
 )
-from hfcap.training.log import TrainingLog, peak_memory_bytes
+from hfcap.training.log import LogWindow, TrainingLog, peak_memory_bytes
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import (
     MovingAverage,
@@ -46,19 +45,6 @@ from hfcap.training.optimization import (
 )
 from hfcap.training.processes import summed
 from hfcap.training.validation import Validator
-
-
-@dataclass
-class LogWindow:
-    """Sums since the last row of the log: the loss of this process, counts of all processes."""
-
-    loss: float = 0.0
-    units: float = 0.0
-    images: float = 0.0
-    captions: float = 0.0
-    waited: float = 0.0
-    grad_norm: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
 
 
 class TrainingRun:
@@ -107,7 +93,7 @@ class TrainingRun:
         decay = self.options.ema_decay
         self.average = None if decay is None else MovingAverage(self.parameters, decay)
         self.progress = Progress(processes=self.accelerator.num_processes)
-        self._since = LogWindow()
+        self._since = self._new_window()
         self._stop_requested = False
         self._stop_agreed = False
 
@@ -144,6 +130,9 @@ class TrainingRun:
             self._stop_if(summed(self.accelerator, self._stop_requested)[0] > 0)
         self._finish()
         return self.progress
+
+    def _new_window(self, loss: float = 0.0) -> LogWindow:
+        return LogWindow(self.accelerator.device, loss, overflow_is_handled=self.accelerator.scaler is not None)
 
     def _done(self) -> bool:
         return self.progress.step >= self.total_steps or self.progress.stopped_early
@@ -187,8 +176,7 @@ class TrainingRun:
                 "per_device_train_batch_size and double gradient_accumulation_steps, or set gradient_checkpointing"
             ) from error
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.options.max_grad_norm or math.inf)
-        grad_norm = 0.0 if norm is None else float(norm)
-        self._check_finite(float(loss_sum), grad_norm)
+        self._since.add_loss(self.progress.step + 1, loss_sum, norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if not self.accelerator.optimizer_step_was_skipped:
@@ -196,12 +184,10 @@ class TrainingRun:
             if self.average is not None:
                 self.average.update()
         since = self._since
-        since.loss += float(loss_sum)
         since.units += units
         since.images += images
         since.captions += captions
         since.waited += waited
-        since.grad_norm = grad_norm
         self._advance(int(images), int(captions), waited + time.perf_counter() - started)
 
     def _counts(self, window: Sequence[CaptionBatch]) -> list[float]:
@@ -215,16 +201,6 @@ class TrainingRun:
         )
         self._stop_agreed = stops > 0
         return counts
-
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
-        # The scaler of fp16 skips updates whose gradients overflow and tries a smaller scale.
-        overflow_is_handled = self.accelerator.scaler is not None
-        if math.isfinite(loss) and (math.isfinite(grad_norm) or overflow_is_handled):
-            return
-        raise WorkError(
-            f"step {self.progress.step + 1}: the summed loss is {loss} and the gradient norm {grad_norm}; lower "
-            "train.learning_rate, or use mixed_precision: bf16 instead of fp16"
-        )
 
     def _advance(self, images: int, captions: int, seconds: float) -> None:
         progress = self.progress
@@ -244,9 +220,10 @@ class TrainingRun:
     # ---- records, validation, checkpoints ----------------------------------------------------------------------
 
     def _write_log(self) -> str:
-        since, self._since = self._since, LogWindow()
+        since, self._since = self._since, self._new_window()
+        own_loss, grad_norm = since.read()
         seconds = max(time.perf_counter() - since.started, 1e-9)
-        loss, *sums = summed(self.accelerator, since.loss, *self.plain_objective.sums.values())
+        loss, *sums = summed(self.accelerator, own_loss, *self.plain_objective.sums.values())
         named_sums = dict(zip(self.plain_objective.sums, sums, strict=True))
         self.plain_objective.restart_sums({})
         row = {
@@ -254,7 +231,7 @@ class TrainingRun:
             "epoch": round(self.progress.epoch + self.progress.window / self.steps_per_epoch, 4),
             "loss": loss / since.units,
             "learning_rate": self.scheduler.get_last_lr()[0],
-            "grad_norm": since.grad_norm if math.isfinite(since.grad_norm) else None,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "images_per_second": since.images / seconds,
             "captions_per_second": since.captions / seconds,
             "data_wait_share": since.waited / seconds,
@@ -289,6 +266,7 @@ class TrainingRun:
             raise StoppedError(f"stopped at step {step} of {self.total_steps}; the same command continues there")
 
     def _validate(self) -> bool:
+        self._since.read()  # numbers that are none are the update's, not the validation's
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             values = self.validator.values(self.objective, self.collate)
         self._set_training_mode()
@@ -324,7 +302,7 @@ class TrainingRun:
         self.progress.average_updates = 0 if self.average is None else self.average.updates
         self.progress.steps_per_epoch = self.steps_per_epoch
         sums = self.plain_objective.sums
-        self.progress.unlogged_loss, *totals = summed(self.accelerator, self._since.loss, *sums.values())
+        self.progress.unlogged_loss, *totals = summed(self.accelerator, self._since.read()[0], *sums.values())
         self.progress.unlogged_sums = dict(zip(sums, totals, strict=True))
         self.progress.unlogged_units = self._since.units
         save_checkpoint(
@@ -351,7 +329,7 @@ class TrainingRun:
         )
         fit_progress(self.progress, self.run.checkpoints, self.steps_per_epoch)
         if self.accelerator.is_main_process:
-            self._since.loss = self.progress.unlogged_loss
+            self._since = self._new_window(self.progress.unlogged_loss)
             self.plain_objective.restart_sums(self.progress.unlogged_sums)
         else:
             # The same names: rows of the log add them up over the processes.

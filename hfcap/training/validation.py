@@ -11,7 +11,6 @@ from accelerate.utils import gather_object
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionDataset, Collate
 from hfcap.decoding import DecodingJob, caption_batches
-from hfcap.training.objectives.cross_entropy import supervised_tokens
 from hfcap.training.processes import summed
 
 ScoreCaptions = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], dict[str, float]]
@@ -59,7 +58,7 @@ class Validator:
             moved = batch.to(self.accelerator.device)
             with self.accelerator.autocast():
                 loss += float(module(moved))
-            tokens += supervised_tokens(moved)
+            tokens += batch.packed.n_labels
         total_loss, total_tokens = summed(self.accelerator, loss, tokens)
         return total_loss / total_tokens
 

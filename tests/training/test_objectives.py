@@ -12,7 +12,7 @@ from torch import nn
 
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
-from hfcap.training.objectives.cross_entropy import CrossEntropy, supervised_tokens
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 
 START, END, PAD, PROMPT = 1, 2, 0, 5
 VOCABULARY = 9
@@ -47,7 +47,7 @@ def by_hand(logits: torch.Tensor, smoothing: float) -> float:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_sum_over_supervised_tokens(smoothing: float) -> None:
     batch, objective, logits = batch_and_objective(smoothing)
-    assert supervised_tokens(batch) == 9
+    assert batch.packed.n_labels == 9
     assert float(objective.train()(batch)) == pytest.approx(by_hand(logits, smoothing), rel=1e-6)
     mean = nn.CrossEntropyLoss(label_smoothing=smoothing)(logits.flatten(0, 1), batch.packed.labels.flatten())
     assert float(objective(batch)) == pytest.approx(9 * float(mean), rel=1e-6)

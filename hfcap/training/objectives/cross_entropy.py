@@ -10,7 +10,6 @@ from torch import nn
 
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch
-from hfcap.schema import IGNORED_LABEL
 from hfcap.training.objectives.token_loss import supervised_loss
 
 
@@ -33,7 +32,7 @@ class CrossEntropy(nn.Module):
 
     def units(self, batch: CaptionBatch) -> int:
         """How many terms the sum of this batch has; the loop divides by those of all micro-batches and processes."""
-        return supervised_tokens(batch)
+        return batch.packed.n_labels
 
     def forward(self, batch: CaptionBatch) -> torch.Tensor:
         """Return the summed loss, a float32 scalar."""
@@ -47,6 +46,7 @@ class CrossEntropy(nn.Module):
             decoded,
             batch.packed.labels,
             label_smoothing=self.label_smoothing_factor if self.training else 0.0,
+            label_places=batch.packed.label_places,
         )
         return loss if penalty is None else loss + penalty.float()
 
@@ -71,8 +71,3 @@ class CrossEntropy(nn.Module):
 
     def check(self, row: Mapping[str, Any]) -> None:
         """Look at a row of the log (training or validation) and raise WorkError if training must not go on."""
-
-
-def supervised_tokens(batch: CaptionBatch) -> int:
-    """Number of positions that carry a label."""
-    return int((batch.packed.labels != IGNORED_LABEL).sum())

@@ -22,6 +22,7 @@ def supervised_loss(
     labels: torch.Tensor,
     label_smoothing: float = 0.0,
     weights: torch.Tensor | None = None,
+    label_places: torch.Tensor | None = None,
     positions_at_once: int = POSITIONS_AT_ONCE,
 ) -> torch.Tensor:
     """Return the sum of token cross-entropies (a float32 scalar) over the positions that carry a label.
@@ -35,10 +36,12 @@ def supervised_loss(
         labels: (B, P) int64, IGNORED_LABEL where no label is.
         label_smoothing: share of the target spread evenly over the vocabulary.
         weights: (B, P) factors of the positions' losses (advantages, for example); 1 without.
+        label_places: as in PackedCaptions; without it the device is asked, which waits for all it has to do.
     """
-    supervised = labels != IGNORED_LABEL
-    # One look at the device for all three: boolean indexing waits for the count each time.
-    chosen = supervised.flatten().nonzero().squeeze(1)
+    chosen = label_places
+    if chosen is None:
+        # One look at the device for all three: boolean indexing waits for the count each time.
+        chosen = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
     states, labels = states.flatten(0, 1)[chosen], labels.flatten()[chosen]
     chosen_weights = None if weights is None else weights.flatten()[chosen]
 
