@@ -121,7 +121,7 @@ def test_every_recipe_key_is_in_the_reference() -> None:
         text = re.split(r"^#", page.partition(f"\n{section}")[2], maxsplit=1, flags=re.MULTILINE)[0]
         assert [key for key in keys if f"| `{key}` |" not in text] == []
     assert "| `max_steps` | integer, above 0 or null | `null` | optimiser updates;" in page
-    assert '| `bias` | `none`, `all`, `lora_only` | `"none"` |  |' in page
+    assert '| `bias` | `none`, `all`, `lora_only` | `"none"` | which biases are trained' in page
 
 
 def test_every_command_is_in_the_reference() -> None:

@@ -45,14 +45,20 @@ class ClipPrefixOptions(VisionOptions):
 
     language_model: Location | None = Field(None, description="Hub id or folder of the causal language model")
     language_model_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
-    language_model_revision: str | None = None
+    language_model_revision: str | None = Field(None, description="commit, tag or branch of `language_model`")
     gguf_file: str | None = Field(None, description="name of a GGUF file inside the language_model folder")
-    vision_feature: Literal["pooled", "patches"] = "pooled"
-    mapper: Literal["mlp", "transformer", "linear"] = "mlp"
-    prefix_length: PositiveInt = 10
-    mapper_layers: PositiveInt = 8
-    mapper_heads: PositiveInt = 8
-    mapper_dropout: Share = 0.0
+    vision_feature: Literal["pooled", "patches"] = Field(
+        "pooled", description="what the mapper reads: one vector per image, or one per patch"
+    )
+    mapper: Literal["mlp", "transformer", "linear"] = Field(
+        "mlp", description="network from image to prefix: mlp (ClipCap), transformer, or linear"
+    )
+    prefix_length: PositiveInt = Field(
+        10, description="positions of the prefix; mapper: linear makes one per patch instead"
+    )
+    mapper_layers: PositiveInt = Field(8, description="layers of mapper: transformer")
+    mapper_heads: PositiveInt = Field(8, description="attention heads of mapper: transformer")
+    mapper_dropout: Share = Field(0.0, description="probability of dropout in the mapper")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

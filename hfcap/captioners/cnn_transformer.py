@@ -30,7 +30,7 @@ class CnnTransformerOptions(VisionOptions):
     )
     decoder: Location | None = Field(None, description="Hub id or folder of a causal language model (GPT-2, BERT, ...)")
     decoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
-    decoder_revision: str | None = None
+    decoder_revision: str | None = Field(None, description="commit, tag or branch of `decoder`")
     bridge_dropout: Share = Field(0.0, description="dropout on the image states that the decoder reads")
 
     @model_validator(mode="after")

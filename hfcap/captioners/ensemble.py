@@ -72,7 +72,7 @@ class EnsembleOptions(ModelOptions):
         "consensus", description="consensus: most similar to all candidates by CIDEr-D; clip: nearest to the image"
     )
     clip: Location | None = Field(None, description="choice: clip: Hub id or folder of a CLIP or SigLIP")
-    clip_revision: str | None = None
+    clip_revision: str | None = Field(None, description="commit, tag or branch of `clip`")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

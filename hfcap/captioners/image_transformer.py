@@ -25,13 +25,13 @@ class Architecture(Block):
     """Sizes of encoder and decoder."""
 
     image_size: PositiveInt = Field(224, description="images are resized to this square; a multiple of patch_size")
-    patch_size: PositiveInt = 16
-    width: PositiveInt = 512
-    heads: PositiveInt = 8
-    encoder_layers: PositiveInt = 6
-    decoder_layers: PositiveInt = 6
-    feed_forward: PositiveInt = 2048
-    dropout: Share = 0.1
+    patch_size: PositiveInt = Field(16, description="side of a patch, pixels")
+    width: PositiveInt = Field(512, description="size of the states in encoder and decoder")
+    heads: PositiveInt = Field(8, description="attention heads of each layer")
+    encoder_layers: PositiveInt = Field(6, description="layers of the encoder")
+    decoder_layers: PositiveInt = Field(6, description="layers of the decoder")
+    feed_forward: PositiveInt = Field(2048, description="width inside the feed-forward networks")
+    dropout: Share = Field(0.1, description="probability of dropout in both")
     max_positions: PositiveInt = Field(64, description="longest text: start token, prompt and caption")
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class ImageTransformerOptions(ModelOptions):
     vision: Location | None = Field(
         None, description="Hub id or folder of a ViT that the encoder starts from, with its own sizes"
     )
-    vision_revision: str | None = None
+    vision_revision: str | None = Field(None, description="commit, tag or branch of `vision`")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -30,11 +30,11 @@ from hfcap.schema import IGNORED_LABEL, PackedCaptions
 class ShowAttendTellOptions(VisionOptions):
     """Keys of `model`: `pretrained` (a saved captioner), or an image encoder in front of a new decoder."""
 
-    cell: Literal["lstm", "gru"] = "lstm"
-    hidden_size: PositiveInt = 512
-    embedding_size: PositiveInt = 512
-    attention_size: PositiveInt = 512
-    dropout: Share = 0.5
+    cell: Literal["lstm", "gru"] = Field("lstm", description="recurrent cell of the decoder")
+    hidden_size: PositiveInt = Field(512, description="size of its state")
+    embedding_size: PositiveInt = Field(512, description="size of word embeddings")
+    attention_size: PositiveInt = Field(512, description="width inside the attention network")
+    dropout: Share = Field(0.5, description="on word embeddings and before the head")
     attention_penalty: NonNegativeFloat = Field(
         1.0, description="weight of the doubly stochastic regulariser; 0 switches it off"
     )

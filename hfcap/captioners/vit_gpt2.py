@@ -52,10 +52,10 @@ class VitGpt2Options(ModelOptions):
 
     encoder: Location | None = Field(None, description="Hub id or folder of the image encoder")
     encoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
-    encoder_revision: str | None = None
+    encoder_revision: str | None = Field(None, description="commit, tag or branch of `encoder`")
     decoder: Location | None = Field(None, description="Hub id or folder of the causal language model")
     decoder_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
-    decoder_revision: str | None = None
+    decoder_revision: str | None = Field(None, description="commit, tag or branch of `decoder`")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -32,6 +32,13 @@ class SplitShares(DataOptions):
     test_share: Share = Field(0.1, description="share of images for the test, where no splits are given")
     split_seed: int = Field(0, description="another seed draws other images for validation and test")
 
+    def to_score_more(self, split: str) -> str:
+        """Say which share to raise."""
+        if split == "train":
+            return super().to_score_more(split)
+        share = self.test_share if split == "test" else self.validation_share
+        return f"raise data.{split}_share (now {share:g}), or name the split of more images {split} in the metadata"
+
 
 def canonical(split_name: str) -> str:
     """Return train, validation or test for the names that datasets use for them, other names as they are."""

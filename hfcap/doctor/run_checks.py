@@ -29,6 +29,7 @@ from hfcap.files import write_json
 from hfcap.progress import console, error_console
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
+from hfcap.scoring.verdict import few_images_problem
 from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
 from hfcap.training.assemble import tokenised, train_dataset, uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
@@ -117,6 +118,9 @@ class _Examination:
         splits = self._splits()
         train = splits["train"]
         report.data = examine_data(splits, findings)
+        split = recipe.score.split
+        if (problem := few_images_problem(len(splits[split]), split)) is not None:
+            findings.warning(f"data.{split}_split", problem, recipe.data.to_score_more(split))
         _say("Building the captioner")
         captioner = build_captioner(recipe, train)
         report.tokens = examine_tokens(recipe, captioner, train, findings)

@@ -24,8 +24,8 @@ Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 class TokenizerOptions(Block):
     """A small byte-level BPE tokenizer trained on the training captions, for captioners trained from scratch."""
 
-    vocab_size: Annotated[int, Field(ge=300)] = 4000
-    lowercase: bool = True
+    vocab_size: Annotated[int, Field(ge=300)] = Field(4000, description="entries of its vocabulary, at most")
+    lowercase: bool = Field(True, description="captions are taught and written in small letters")
 
 
 class ModelOptions(Block):
@@ -47,13 +47,15 @@ class ModelOptions(Block):
 class DataOptions(Block):
     """Keys of `data` that every source has; sources add theirs in a subclass."""
 
-    source: str
-    train_split: str = "train"
-    validation_split: str = "validation"
-    test_split: str = "test"
+    source: str = Field(description="where images and captions come from: a file name in hfcap/data/sources")
+    train_split: str = Field("train", description="the source's name of the split that is trained on")
+    validation_split: str = Field(
+        "validation", description="the source's name of the split that chooses the best checkpoint"
+    )
+    test_split: str = Field("test", description="the source's name of the split that is scored")
     max_train_images: PositiveInt | None = Field(None, description="use only the first N images of the split")
-    max_validation_images: PositiveInt | None = None
-    max_test_images: PositiveInt | None = None
+    max_validation_images: PositiveInt | None = Field(None, description="use only the first N images of the split")
+    max_test_images: PositiveInt | None = Field(None, description="use only the first N images of the split")
     max_unreadable_images: NonNegativeInt = Field(
         0, description="how many missing or corrupt images may be skipped before the run stops"
     )
@@ -81,6 +83,10 @@ class DataOptions(Block):
         """Whether the output of an encoder that is not trained is kept."""
         return self.feature_store != "off"
 
+    def to_score_more(self, split: str) -> str:
+        """Return what to change so that a split has more images; sources that can make it so say how."""
+        return f"give more images to data.{split}_split, or score another split (score.split)"
+
 
 class AugmentOptions(Block):
     """Changes to training images and captions, sampled again each epoch; never active in validation."""
@@ -90,8 +96,8 @@ class AugmentOptions(Block):
     )
     rotation: Annotated[float, Field(ge=0, le=45)] = Field(0.0, description="at most N degrees either way")
     brightness: Share = Field(0.0, description="factor between 1 - brightness and 1 + brightness; 0 = none")
-    contrast: Share = 0.0
-    saturation: Share = 0.0
+    contrast: Share = Field(0.0, description="factor between 1 - contrast and 1 + contrast; 0 = none")
+    saturation: Share = Field(0.0, description="factor between 1 - saturation and 1 + saturation; 0 = none")
     horizontal_flip: Share = Field(0.0, description="probability that an image is mirrored")
     flip_captions: Literal["swap", "skip"] = Field(
         "swap",
@@ -118,16 +124,20 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 class GenerateOptions(Block):
     """Decoding, with the names of transformers' GenerationConfig."""
 
-    num_beams: PositiveInt = 3
-    max_new_tokens: PositiveInt = 30
-    min_new_tokens: NonNegativeInt = 0
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: NonNegativeInt = 0
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    do_sample: bool = False
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_k: NonNegativeInt = 50
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    num_beams: PositiveInt = Field(3, description="beams of the search; 1 = greedy")
+    max_new_tokens: PositiveInt = Field(30, description="most tokens of a caption")
+    min_new_tokens: NonNegativeInt = Field(0, description="fewest tokens of a caption")
+    length_penalty: float = Field(1.0, description="beam search: above 1 longer captions, below 1 shorter ones")
+    no_repeat_ngram_size: NonNegativeInt = Field(0, description="no N words in a row occur twice; 0 = allowed")
+    repetition_penalty: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="above 1: tokens that were written before become less likely"
+    )
+    do_sample: bool = Field(False, description="draw captions at random instead of searching for the likeliest")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling: below 1 likelier words")
+    top_k: NonNegativeInt = Field(50, description="sampling from the N likeliest tokens; 0 = from all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sampling from the likeliest tokens that have this share of the probability"
+    )
     num_return_sequences: PositiveInt = Field(1, description="n-best list or number of samples kept as candidates")
     seed: NonNegativeInt = Field(0, description="seed of sampling")
 
@@ -148,8 +158,10 @@ class GenerateOptions(Block):
 class ScoreOptions(Block):
     """Which split is captioned and scored, and how."""
 
-    split: Literal["train", "validation", "test"] = "test"
-    metrics: list[str] = Field(default_factory=lambda: ["bleu", "rouge_l", "cider"])
+    split: Literal["train", "validation", "test"] = Field("test", description="which split is captioned and scored")
+    metrics: list[str] = Field(
+        default_factory=lambda: ["bleu", "rouge_l", "cider"], description="names of metrics; see 'hfcap list metrics'"
+    )
     document_frequencies: FrequencyFile = Field(
         "corpus",
         description="CIDEr-D: corpus (the references that are scored against), coco-train, coco-val, or a file",
@@ -158,9 +170,9 @@ class ScoreOptions(Block):
         default_factory=dict,
         description="options of metrics by metric name, e.g. clip_score: {model: ...}; 'hfcap list metrics' names them",
     )
-    confidence_level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence_level: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of the intervals")
     n_resamples: NonNegativeInt = Field(1000, description="bootstrap resamples for the intervals; 0 = no intervals")
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(0, description="of the bootstrap")
     baselines: list[Literal["most_frequent_caption", "blank_images"]] = Field(
         default_factory=list, description="also score these, to show what the images contribute"
     )
@@ -170,16 +182,16 @@ class PublishOptions(Block):
     """What goes to the Hub, where, and what the card says that the run cannot know."""
 
     repo_id: str | None = Field(None, description="namespace/name; without it only --dry-run works")
-    private: bool = False
+    private: bool = Field(False, description="a new repository is private")
     license: str | None = Field(None, description="Hub licence identifier of the published weights")
     license_name: str | None = Field(None, description="the licence's own name, where license is other")
     license_link: str | None = Field(None, description="where its text is, where license is other")
-    language: str = "en"
-    tags: list[str] = Field(default_factory=list)
+    language: str = Field("en", description="of the captions, as the Hub names it")
+    tags: list[str] = Field(default_factory=list, description="of the card, in addition to hfcap's")
     base_model: str | None = Field(None, description="Hub id of the base model, where the run used a local copy")
     dataset: str | None = Field(None, description="Hub id of the dataset, for the card")
     dataset_name: str | None = Field(None, description="the dataset's name as people know it, for the card")
-    max_shard_size: str = "5GB"
+    max_shard_size: str = Field("5GB", description="weights are split into files of at most this size")
     samples_license: str | None = Field(
         None, description="licence under which the sample images may be published; without it none is"
     )
@@ -210,7 +222,7 @@ class PublishOptions(Block):
 class ExpectOptions(Block):
     """The published score this recipe aims at, on the raw scale (CIDEr 1.333)."""
 
-    metrics: dict[str, float]
+    metrics: dict[str, float] = Field(description="metric name -> published value, raw scale")
     tolerance: Annotated[float, Field(gt=0)] = Field(
         0.01, description="relative difference still counted as reproduced"
     )
@@ -235,16 +247,18 @@ class Recipe(Block):
     )
     output_dir: str = Field("runs", description="the run directory is <output_dir>/<name>")
     captioner: str = Field(description="family: a file name in hfcap/captioners")
-    model: SerializeAsAny[ModelOptions]
-    data: SerializeAsAny[DataOptions]
-    lora: LoraOptions | None = None
-    augment: AugmentOptions | None = None
-    train: TrainOptions
-    scst: ScstOptions | None = None
-    generate: GenerateOptions = Field(default_factory=GenerateOptions)
-    score: ScoreOptions = Field(default_factory=ScoreOptions)
-    publish: PublishOptions = Field(default_factory=PublishOptions)
-    expect: ExpectOptions | None = None
+    model: SerializeAsAny[ModelOptions] = Field(
+        description="where the captioner's weights come from; keys of the family"
+    )
+    data: SerializeAsAny[DataOptions] = Field(description="images and captions; keys of the source")
+    lora: LoraOptions | None = Field(None, description="train LoRA adapters; null = all weights that are not frozen")
+    augment: AugmentOptions | None = Field(None, description="changes to training images and captions; null = none")
+    train: TrainOptions = Field(description="training")
+    scst: ScstOptions | None = Field(None, description="self-critical training in place of cross-entropy; null = no")
+    generate: GenerateOptions = Field(default_factory=GenerateOptions, description="how captions are generated")
+    score: ScoreOptions = Field(default_factory=ScoreOptions, description="what is scored and how")
+    publish: PublishOptions = Field(default_factory=PublishOptions, description="what goes to the Hub")
+    expect: ExpectOptions | None = Field(None, description="published values that the run is compared with")
 
     @field_validator("generate")
     @classmethod

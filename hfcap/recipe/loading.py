@@ -101,11 +101,13 @@ def recipe_json_schema() -> dict[str, Any]:
     references, definitions = models_json_schema([(model, "validation") for model in models])
     recipe = definitions["$defs"].pop("Recipe")
     recipe["properties"]["captioner"]["enum"] = list(families)
-    recipe["properties"]["model"] = {"type": "object"}
-    recipe["properties"]["data"] = {
+    described = {name: {"description": field.description} for name, field in Recipe.model_fields.items()}
+    about_source = {"description": DataOptions.model_fields["source"].description}
+    recipe["properties"]["model"] = {"type": "object"} | described["model"]
+    recipe["properties"]["data"] = described["data"] | {
         "type": "object",
         "required": ["source"],
-        "properties": {"source": {"enum": list(sources)}},
+        "properties": {"source": {"enum": list(sources)} | about_source},
         "allOf": [_when("source", name, references[model, "validation"]) for name, model in sources.items()],
     }
     definitions["$defs"]["ScoreOptions"]["properties"]["metric_options"] |= {

@@ -46,7 +46,7 @@ class ScstOptions(Block):
     dropout: bool = Field(
         False, description="dropout in the update; off, what is made more likely is exactly what was sampled"
     )
-    reward: RewardOptions = Field(default_factory=RewardOptions)
+    reward: RewardOptions = Field(default_factory=RewardOptions, description="what a caption is rewarded for")
     document_frequencies: FrequencyFile = Field(
         "corpus", description="CIDEr-D: corpus (the training split), coco-train, coco-val, or a file"
     )

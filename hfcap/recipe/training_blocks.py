@@ -15,9 +15,9 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 class LoraOptions(Block):
     """LoRA (Hu et al. 2021) with the names of peft's LoraConfig."""
 
-    r: PositiveInt = 16
-    lora_alpha: PositiveInt = 32
-    lora_dropout: Share = 0.05
+    r: PositiveInt = Field(16, description="rank of the adapters: more learns more and costs more")
+    lora_alpha: PositiveInt = Field(32, description="adapters are scaled by lora_alpha / r")
+    lora_dropout: Share = Field(0.05, description="probability of dropout in front of the adapters")
     target_modules: str | list[str] = Field(
         "auto",
         description="auto: the captioner family's layers, of vision-language models all linear ones of the language "
@@ -33,14 +33,20 @@ class LoraOptions(Block):
     alpha_pattern: dict[str, PositiveInt] = Field(
         default_factory=dict, description="names of layers -> another lora_alpha"
     )
-    modules_to_save: list[str] | None = None
-    bias: Literal["none", "all", "lora_only"] = "none"
-    use_dora: bool = False
-    use_rslora: bool = False
+    modules_to_save: list[str] | None = Field(
+        None, description="name endings of modules that are trained in full and saved with the adapter"
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none", description="which biases are trained: none, all, or those of adapted layers"
+    )
+    use_dora: bool = Field(False, description="DoRA: magnitude and direction of the weights apart; slower")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead")
     load_in_4bit: bool = Field(
         False, description="QLoRA: the frozen layers in 4 bits (NF4) while training (bitsandbytes; CUDA GPU or CPU)"
     )
-    init_lora_weights: bool | Literal["gaussian", "pissa", "olora", "eva", "orthogonal"] = True
+    init_lora_weights: bool | Literal["gaussian", "pissa", "olora", "eva", "orthogonal"] = Field(
+        True, description="how adapters begin; true = as no change"
+    )
 
     @field_validator("target_modules")
     @classmethod
@@ -58,12 +64,14 @@ class LoraOptions(Block):
 class TrainOptions(Block):
     """Training, with the names of transformers' TrainingArguments. Batch sizes count images, not captions."""
 
-    num_train_epochs: Annotated[float, Field(gt=0)] | None = None
+    num_train_epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="passes over the training images; give this or max_steps"
+    )
     max_steps: PositiveInt | None = Field(None, description="optimiser updates; give this or num_train_epochs")
     per_device_train_batch_size: PositiveInt = Field(16, description="images per device; each brings its captions")
-    per_device_eval_batch_size: PositiveInt = 32
-    gradient_accumulation_steps: PositiveInt = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    per_device_eval_batch_size: PositiveInt = Field(32, description="images per device in validation and captioning")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="batches whose gradients make one update")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="highest learning rate, after the warm-up")
     learning_rates: dict[str, NonNegativeFloat] = Field(
         default_factory=dict, description="learning rate per part (vision, text, mapper); others use learning_rate"
     )
@@ -73,16 +81,20 @@ class TrainOptions(Block):
         description="probability per part (vision, text, mapper) of the dropout layers that its model has switched on; "
         "others keep what the model's configuration says",
     )
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
-    warmup_ratio: Share = 0.0
-    warmup_steps: NonNegativeInt = 0
-    weight_decay: NonNegativeFloat = 0.05
-    adam_beta1: BelowOne = 0.9
-    adam_beta2: BelowOne = 0.999
-    adam_epsilon: NonNegativeFloat = 1e-8
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
+        "cosine", description="how the learning rate falls after the warm-up"
+    )
+    warmup_ratio: Share = Field(0.0, description="share of the updates in which the learning rate rises from 0")
+    warmup_steps: NonNegativeInt = Field(0, description="the same as a number of updates")
+    weight_decay: NonNegativeFloat = Field(0.05, description="AdamW's; biases and norms have none")
+    adam_beta1: BelowOne = Field(0.9, description="AdamW's decay of the mean gradient")
+    adam_beta2: BelowOne = Field(0.999, description="AdamW's decay of the squared gradient")
+    adam_epsilon: NonNegativeFloat = Field(1e-8, description="added to AdamW's denominator")
     max_grad_norm: NonNegativeFloat = Field(1.0, description="0 switches clipping off")
-    label_smoothing_factor: Share = 0.0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    label_smoothing_factor: Share = Field(0.0, description="share of a label's probability that all other tokens get")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="number type of the computation; weights stay float32"
+    )
     gradient_checkpointing: bool | list[str] = Field(
         False, description="true, or a list of parts whose activations are computed again instead of kept"
     )
@@ -94,16 +106,24 @@ class TrainOptions(Block):
     ema_decay: Share | None = Field(
         None, description="keep an exponential moving average of the weights and publish it"
     )
-    seed: NonNegativeInt = 42
-    logging_steps: PositiveInt = 10
+    seed: NonNegativeInt = Field(42, description="of new weights, dropout, order of images and choice of captions")
+    logging_steps: PositiveInt = Field(10, description="a line of log.jsonl every N updates")
     eval_steps: PositiveInt | None = Field(None, description="validate every N updates; null = each epoch")
     save_steps: PositiveInt | None = Field(None, description="checkpoint every N updates; null = as eval_steps")
-    save_total_limit: Annotated[int, Field(ge=2)] = 2
-    metric_for_best_model: Literal["loss", "cider"] = "loss"
-    load_best_model_at_end: bool = True
+    save_total_limit: Annotated[int, Field(ge=2)] = Field(
+        2, description="checkpoints that are kept: the newest and the best are among them"
+    )
+    metric_for_best_model: Literal["loss", "cider"] = Field(
+        "loss", description="what chooses the best checkpoint in validation"
+    )
+    load_best_model_at_end: bool = Field(True, description="keep the best weights; false = the last")
     early_stopping_patience: PositiveInt | None = Field(None, description="validations without improvement before stop")
-    dataloader_num_workers: NonNegativeInt = 2
-    report_to: list[Literal["tensorboard", "wandb", "trackio", "codecarbon"]] = Field(default_factory=list)
+    dataloader_num_workers: NonNegativeInt = Field(
+        2, description="processes that decode images; 0 = none but the training itself"
+    )
+    report_to: list[Literal["tensorboard", "wandb", "trackio", "codecarbon"]] = Field(
+        default_factory=list, description="trackers that also get the log; codecarbon estimates emissions"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -22,6 +22,7 @@ from hfcap.data.source import Split, load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import read_json_object, write_json, write_json_lines
+from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.progress import console
 from hfcap.publishing.push import check_may_publish, publish
 from hfcap.publishing.staging import stage_files
@@ -34,7 +35,7 @@ from hfcap.schema import CaptionedImage, Prediction, ScoreReport
 from hfcap.scoring import read_scores
 from hfcap.scoring.of_run import RunScoring
 from hfcap.scoring.score_table import metric_name, score_table, shown_score
-from hfcap.scoring.verdict import Values, baseline_problem, main_score
+from hfcap.scoring.verdict import Values, baseline_problem, few_images_problem, main_score
 from hfcap.text import printable
 from hfcap.training import emissions
 from hfcap.training.accelerator import new_accelerator
@@ -193,6 +194,10 @@ class Run:
             self.records(self.recipe.score.split)
         if last not in ("train", "caption"):
             self._scoring.check()
+            split = self.recipe.score.split
+            problem = few_images_problem(len(self.records(split)), split)
+            if problem is not None and self.accelerator.is_main_process:
+                warn_on_terminal(f"{problem}; {self.recipe.data.to_score_more(split)}")
 
     def _train(self, force: bool) -> None:
         if not force and self._is_finished("train", self._trained):

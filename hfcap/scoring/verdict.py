@@ -19,6 +19,16 @@ Values = Mapping[str, float | None]
 """Metric -> value, raw scale."""
 
 
+def few_images_problem(n_images: int, split: str) -> str | None:
+    """Return that a split is too small for its scores to say much, None where it is not."""
+    if n_images >= FEW_IMAGES:
+        return None
+    return (
+        f"only {n_images:,} images are scored (split {split}): the intervals of their scores will be wide, and "
+        "differences between captioners will hardly be more than chance"
+    )
+
+
 def main_metric(metrics: Iterable[str]) -> str | None:
     """Return the value that systems are ranked by: CIDEr-D, else BLEU-4, else the first; None of none."""
     known = list(metrics)

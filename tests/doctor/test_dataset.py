@@ -95,3 +95,11 @@ def test_markers_read_as_special_tokens(plant: Any, tmp_path: Path) -> None:
     shared = report["data"]["shared_with_train"]["validation"]
     # Names are the split's own; the four red images have the same bytes, though.
     assert shared["same_bytes"] == 1
+
+
+def test_a_small_test_split_is_warned_of_with_the_remedy(tmp_path: Path) -> None:
+    """120 images gave 8 test images, and an interval of 14 to 69 without a word."""
+    report = report_of(tiny_recipe(tmp_path, data={"n_test": 3}), healthy=True)
+    (warning,) = [one for one in report["problems"] if one["key"] == "data.test_split"]
+    assert "only 3 images are scored (split test)" in warning["message"] and warning["remedy"] == "raise data.n_test"
+    assert report_of(tiny_recipe(tmp_path), healthy=True)["problems"] == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from hfcap.card.front_matter import shown_value
 from hfcap.card.markdown_pieces import shown_number
@@ -16,15 +17,18 @@ from hfcap.card.render import write_card
 from hfcap.comparison import compare, leaderboard_markdown, write_leaderboard
 from hfcap.comparison.rendering import PrintableComparison
 from hfcap.comparison.verdict import verdict
+from hfcap.data.source import load_split
 from hfcap.files import read_json, write_json
-from hfcap.recipe.loading import load_recipe
+from hfcap.recipe.loading import load_recipe, recipe_from_mapping
+from hfcap.run import stages
 from hfcap.run.stages import print_verdict
 from hfcap.schema import ScoreReport
 from hfcap.scoring import read_scores, score_files
 from hfcap.scoring.of_run import RunScoring
 from hfcap.scoring.score_table import score_table, shown_score
-from hfcap.scoring.verdict import baseline_problem, main_score
+from hfcap.scoring.verdict import baseline_problem, few_images_problem, main_score
 from tests.publishing.run_builder import build_run
+from tests.training.harness import recipe_values
 
 
 def report(**metrics: float) -> ScoreReport:
@@ -109,3 +113,26 @@ def test_the_verdict_comes_before_tables_and_warnings(tmp_path: Path) -> None:
     for text, table in ((page[page.index("<body>") :], "<table"), (markdown, "| system"), (screen, "Leaderboard")):
         marks = [text.index(mark) for mark in ("a is first", "scored by different versions", table)]
         assert marks == sorted(marks), text[:500]
+
+
+def test_a_small_test_split_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """120 images gave 8 test images, and an interval of 14 to 69 without a word."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows = [{"file_name": f"{number}.png", "caption": f"a dog number {number}"} for number in range(40)]
+    for row in rows:
+        Image.new("RGB", (8, 8), "red").save(folder / row["file_name"])
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = recipe_values("vit_gpt2", tmp_path / "runs", "full", max_steps=1)
+    values["data"] = {"source": "folder", "root": str(folder), "test_share": 0.2}
+    monkeypatch.setattr(stages, "train_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        stages.Run(recipe_from_mapping(values, "test")).execute("publish")
+    said = " ".join(capsys.readouterr().err.split())
+    n_test = len(load_split(recipe_from_mapping(values, "test").data, "test"))
+    assert 0 < n_test < 20
+    assert f"warning: only {n_test} images are scored (split test): the intervals of their scores will be wide" in said
+    assert "raise data.test_share (now 0.2), or name the split of more images test in the metadata" in said
+    assert few_images_problem(100, "test") is None

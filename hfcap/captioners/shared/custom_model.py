@@ -40,7 +40,7 @@ class VisionOptions(ModelOptions):
         None, description="Hub id or folder of the image encoder (CLIP, SigLIP, ViT, ResNet, ...)"
     )
     vision_config: dict[str, Any] | None = Field(None, description="config with model_type, for random weights")
-    vision_revision: str | None = None
+    vision_revision: str | None = Field(None, description="commit, tag or branch of `vision`")
 
 
 class ConfigTokensMixin(Captioner):

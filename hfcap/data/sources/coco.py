@@ -24,9 +24,9 @@ KARPATHY_FILE = "dataset_coco.json"
 class CocoOptions(DataOptions):
     """Keys of `data` for source coco."""
 
-    source: Literal["coco"] = "coco"
+    source: Literal["coco"] = Field("coco", description="COCO, Flickr8k or Flickr30k with Karpathy's split")
     root: LocalPath = Field(description="folder that 'hfcap data coco --root' filled, or with the official folders")
-    validation_split: str = "val"
+    validation_split: str = Field("val", description="name in the file of the split that chooses the best checkpoint")
     year: Literal["auto", "2014", "2017"] = Field("auto", description="which photo folders; both hold the same photos")
     restval: bool = Field(True, description="Karpathy's 30,504 'restval' photos belong to train, as in published work")
 

@@ -23,7 +23,7 @@ from hfcap.schema import CaptionedImage
 class CocoJsonOptions(SplitShares):
     """Keys of `data` for source coco_json."""
 
-    source: Literal["coco_json"] = "coco_json"
+    source: Literal["coco_json"] = Field("coco_json", description="a file in COCO's caption format")
     captions: LocalPath | dict[str, LocalPath] = Field(
         description="COCO-format file, or a mapping from split name to file; without `split` keys splits are drawn"
     )

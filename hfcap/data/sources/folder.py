@@ -26,7 +26,7 @@ from hfcap.schema import CaptionedImage
 class FolderOptions(TableOptions):
     """Keys of `data` for source folder."""
 
-    source: Literal["folder"] = "folder"
+    source: Literal["folder"] = Field("folder", description="a folder of images with their captions")
     root: LocalPath = Field(description="folder of images with their captions")
     layout: str = Field("auto", description="how captions are kept: a name of 'hfcap list layouts'; auto = recognised")
     uncaptioned_images: Literal["error", "ignore"] = Field(

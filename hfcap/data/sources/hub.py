@@ -29,7 +29,7 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 class HubOptions(DataOptions):
     """Keys of `data` for source hub."""
 
-    source: Literal["hub"] = "hub"
+    source: Literal["hub"] = Field("hub", description="a dataset that `datasets` loads")
     dataset: Location = Field(description="Hub id, or a local folder (also of save_to_disk), .parquet or .arrow file")
     config_name: str | None = Field(None, description="configuration (subset) of the dataset")
     revision: str | None = Field(None, description="commit, tag or branch; a commit makes runs repeatable")

@@ -23,12 +23,16 @@ _HELD_OUT_SHARE = {"validation": 0.1, "test": 0.1}
 class ScenesOptions(DataOptions):
     """Keys of `data` for source scenes."""
 
-    source: Literal["scenes"] = "scenes"
-    n_train: NonNegativeInt = 6000
-    n_validation: NonNegativeInt = 300
-    n_test: NonNegativeInt = 500
+    source: Literal["scenes"] = Field("scenes", description="images drawn by hfcap, with captions")
+    n_train: NonNegativeInt = Field(6000, description="training images")
+    n_validation: NonNegativeInt = Field(300, description="validation images")
+    n_test: NonNegativeInt = Field(500, description="test images")
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(96, description="side of the square images, pixels")
-    seed: int = 0
+    seed: int = Field(0, description="another seed draws other images")
+
+    def to_score_more(self, split: str) -> str:
+        """Say which number to raise."""
+        return f"raise data.n_{split}"
 
 
 def load(options: ScenesOptions, split_name: str) -> list[CaptionedImage]:

@@ -22,7 +22,7 @@ from hfcap.schema import CaptionedImage
 class TableSourceOptions(TableOptions):
     """Keys of `data` for source table."""
 
-    source: Literal["table"] = "table"
+    source: Literal["table"] = Field("table", description="rows of a file, with columns that are found or named")
     table: LocalPath | dict[str, LocalPath] = Field(
         description="file of CSV with any separator, JSON, JSON lines or parquet; or a mapping from split name to file"
     )
