@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 
@@ -21,6 +21,9 @@ from hfcap.data.source import dataset_revision
 from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import image_hashes
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "hfcap",
@@ -49,6 +52,18 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def default_device() -> torch.device:
+    """Return the device that models run on unless somebody names one: the machine's accelerator, or the CPU.
+
+    Accelerate's ACCELERATE_USE_CPU, by which training leaves the accelerator alone, holds here too.
+    """
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    found = None if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.accelerator.current_accelerator()
+    return torch.device("cpu") if found is None or not torch.accelerator.is_available() else found
 
 
 def hardware() -> dict[str, Any]:

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.loading import generation_defaults, load_captioner, local_folder
+from hfcap.captioners.loading import generation_defaults, local_folder
 from hfcap.captioning import decoding_options, one_image
+from hfcap.captioning.captioner import ready_captioner
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
@@ -75,10 +76,9 @@ def explain_image(
     if output.suffix.lower() != ".png":
         raise UserError(f"{output}: give a name that ends in .png")
     record = one_image(image)
-    torch.set_flush_denormal(True)
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **(overrides or {}), "num_return_sequences": 1})
-    captioner = load_captioner(model, revision, trust_remote_code)
+    captioner = ready_captioner(model, revision, trust_remote_code)
     inputs = PixelInputs([record], captioner.image_processor)
     explanation = explain(captioner, inputs.pixel_values([0]), options, prompt)
     write_bytes(output, draw(explanation))

@@ -8,12 +8,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from hfcap.captioners.base import BaseModel
 from hfcap.data.source import load_split
 from hfcap.data.sources import hub
 from hfcap.environment import (
     dataset_fingerprint,
+    default_device,
     describe_datasets,
     describe_environment,
     git_commit,
@@ -97,3 +99,16 @@ def test_each_split_names_the_commit_it_comes_from(tmp_path: Path, monkeypatch: 
         "train": "commit of train",
         "validation": "commit of val",
     }
+
+
+def test_models_run_on_the_accelerator_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert default_device() == torch.device("mps")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert default_device() == torch.device("cpu")
+
+
+def test_without_an_accelerator_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert default_device() == torch.device("cpu")

@@ -21,6 +21,7 @@ from hfcap.captioning.options import decoding_options, with_enough_beams
 from hfcap.data.images import UnreadableImageError
 from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob
+from hfcap.environment import default_device
 from hfcap.errors import OptionError
 from hfcap.progress import progress_bar, reported
 from hfcap.recipe.blocks import GenerateOptions
@@ -47,7 +48,7 @@ def load_captioner(
         run: run directory (or what `hfcap.train` returned), folder written by hfcap or save_pretrained, or Hub id.
         revision: commit, tag or branch of a Hub id.
         trust_remote_code: run code that comes with the model; only if you trust its author.
-        device: as torch names it; default: the GPU if there is one.
+        device: as torch names it; default: the machine's accelerator (a GPU, a Mac's) if there is one.
         progress: show bars of downloads on standard error.
 
     Raises:
@@ -62,22 +63,19 @@ def ready_captioner(
     location: str, revision: str | None, trust_remote_code: bool, device: str | torch.device | None = None
 ) -> Captioner:
     """Load a captioner onto the device that it captions on; see `load_captioner`."""
-    chosen = _device(device)
+    chosen = default_device() if device is None else _device(device)
     torch.set_flush_denormal(True)
     captioner = load_family_captioner(location, revision, trust_remote_code)
-    if chosen is not None:
-        captioner.model.to(chosen)
+    captioner.model.to(chosen)
     return captioner
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
-    """Return the device to caption on; None where the model stays where it was loaded.
+def _device(device: str | torch.device) -> torch.device:
+    """Return the device that somebody named.
 
     Raises:
         OptionError: torch has no such device here.
     """
-    if device is None:
-        return torch.device("cuda") if torch.cuda.is_available() else None
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

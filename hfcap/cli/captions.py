@@ -150,9 +150,11 @@ def search(
     if model is not None:
         from hfcap.captioners.quiet import quiet_loading
         from hfcap.captioners.shared.dual_encoder import DualEncoder
+        from hfcap.environment import default_device
 
         quiet_loading()
         encoder = DualEncoder(model, "--model", revision, trust_remote_code)
+        encoder.model.to(default_device())
     hits = find(text, records, encoder=encoder, by=by, count=count, where=target)
     if not hits:
         say(f"No caption among {len(records):,} images has any of these words.")
