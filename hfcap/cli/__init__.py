@@ -11,6 +11,7 @@ from typer.models import CommandInfo, TyperInfo
 from hfcap import __version__
 from hfcap.cli import captions, datasets, publications, runs, scores  # noqa: F401  # each adds its commands to `app`
 from hfcap.cli.common import app, broken_torchvision
+from hfcap.cli.examples import epilog
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import console, error_console
 from hfcap.text import printable
@@ -40,6 +41,12 @@ def _arrange() -> None:
         for entry in entries:
             entry.rich_help_panel = panel_of[name_of(entry)]
         entries.sort(key=lambda entry: order.index(name_of(entry)))
+    for entry in app.registered_commands:
+        entry.epilog = epilog(name_of(entry))
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for entry in group.typer_instance.registered_commands:
+            entry.epilog = epilog(f"{name_of(group)} {name_of(entry)}")
 
 
 _arrange()

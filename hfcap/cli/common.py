@@ -24,7 +24,6 @@ app = typer.Typer(
     help="Compare, cheaply fine-tune and publish image captioners on the Hugging Face stack.",
     epilog="First: hfcap list recipes, then hfcap run RECIPE. Each command explains itself: hfcap run --help.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
