@@ -11,6 +11,7 @@ import torch
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.data.loading import prepared
 from hfcap.data.pixels import PixelPlan
+from hfcap.errors import library_faults, reason_of
 from hfcap.recipe.blocks import GenerateOptions
 
 _SEED_STRIDE = 1_000_003
@@ -44,6 +45,15 @@ def generate_captions(
     if options.do_sample and place is not None:
         torch.manual_seed(options.seed * _SEED_STRIDE + place)
     images = prepared(images, plan, captioner.device)
-    with torch.inference_mode():
-        states = images if encoded else captioner.encode(images)
-    return captioner.caption_states(states, options, prompt)
+
+    def message(error: Exception) -> str:
+        name = captioner.base_models[0].id if captioner.base_models else captioner.card_facts.title
+        return (
+            f"{name}: the model fails on images ({reason_of(error)}); where its files are whole and belong together, "
+            "please report this as a fault of hfcap"
+        )
+
+    with library_faults(message):
+        with torch.inference_mode():
+            states = images if encoded else captioner.encode(images)
+        return captioner.caption_states(states, options, prompt)

@@ -16,7 +16,7 @@ from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.data.loading import ImageInputs, image_loader
 from hfcap.errors import UserError
-from hfcap.files import read_json_lines, write_bytes, write_json_lines
+from hfcap.files import parse_json, read_json_lines, write_bytes, write_json_lines
 from hfcap.progress import progress_bar
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
@@ -135,8 +135,8 @@ def _finished_ids(part: Path) -> set[str]:
 
 def _finished_row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
+        row = parse_json(line.decode(), "line", finite=True) if line.endswith(b"\n") else None
+    except ValueError:
         return None
     whole = isinstance(row, dict) and isinstance(row.get("image_id"), str) and isinstance(row.get("caption"), str)
     return row if whole else None

@@ -1,6 +1,10 @@
 """Exceptions that a user can cause, and the exit code each one stands for."""
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -31,6 +35,43 @@ class MissingPackageError(UserError):
 
     def __init__(self, package: str, purpose: str, otherwise: str = "") -> None:
         super().__init__(f"{purpose} needs the package {package!r}: pip install '{requirement(package)}'{otherwise}")
+
+
+@contextlib.contextmanager
+def library_faults(message: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn what a library raises on files that strangers wrote into a UserError; hfcap's own faults stay as they are.
+
+    Args:
+        message: what to say of the error.
+
+    Raises:
+        UserError: the error comes from code that is not hfcap's, and is not that the memory of a GPU is too small.
+    """
+    try:
+        yield
+    except (UserError, WorkError, StoppedError):
+        raise
+    except Exception as error:
+        if _raised_by_library(error):
+            raise UserError(message(error)) from error
+        raise
+
+
+def _raised_by_library(error: Exception) -> bool:
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    own = Path(__file__).parent
+    inside = at is not None and Path(at.tb_frame.f_code.co_filename).is_relative_to(own)
+    torch = sys.modules.get("torch")
+    return not inside and (torch is None or not isinstance(error, torch.OutOfMemoryError))
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error, with its kind where the line alone says little."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    plain = isinstance(error, OSError | ValueError | RuntimeError) or type(error) is Exception
+    return line if plain and line else f"{type(error).__name__}: {line}"
 
 
 def requirement(package: str) -> str:

@@ -26,6 +26,12 @@ MAX_LINE_BYTES = 16 * 2**20
 """Longest line of JSON lines: what a hostile one costs in memory is some twenty times as much."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NOT_FINITE = re.compile(r"NaN|Infinity|[eE]\+?\d{3}")
+_DEEPEST = 100
+"""Levels of lists and objects in JSON; what reads them goes down by recursion."""
+_MOST_DIGITS = 308
+_MANY_DIGITS = re.compile(rf"[0-9]{{{_MOST_DIGITS + 1}}}")
+"""Whole numbers of more digits are larger than any float."""
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -99,7 +105,11 @@ def _user_errors(path: Path, what: str) -> Iterator[None]:
 
 
 def parse_json(
-    text: str, where: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None, lines: bool = False
+    text: str,
+    where: str,
+    hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    lines: bool = False,
+    finite: bool = False,
 ) -> Any:
     """Parse JSON that somebody else wrote.
 
@@ -107,14 +117,18 @@ def parse_json(
         where: file and place, for the error.
         hook: builds objects from their pairs of key and value.
         lines: the text is a file, whose lines are counted; otherwise a piece of a line.
+        finite: NaN and infinities, which JSON does not know, are refused.
 
     Raises:
-        UserError: it is not JSON (the message gives the place), is nested too deeply, holds a number of thousands of
+        UserError: it is not JSON (the message gives the place), is nested too deeply, holds a number of hundreds of
             digits, or spells half a character, which no file could hold again.
     """
     try:
         value = json.loads(text, object_pairs_hook=hook)
+        if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(value, _DEEPEST):
+            raise RecursionError
         refuse_half_characters(value, text, where)
+        _refuse_numbers(value, text, where, finite)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if lines else f"column {error.colno}"
         raise UserError(f"{where} is not valid JSON ({place}: {error.msg})") from None
@@ -127,13 +141,48 @@ def parse_json(
     return value
 
 
-def read_json(path: Path, what: str) -> Any:
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested in more than `limit` levels; level by level, as recursion has limits."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, dict | list)
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _refuse_numbers(value: Any, text: str, where: str, finite: bool) -> None:
+    if _MANY_DIGITS.search(text) and _holds_large_number(value):
+        raise UserError(f"{where} holds a number of more than {_MOST_DIGITS} digits")
+    if finite and _NOT_FINITE.search(text):
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise UserError(f"{where} holds NaN or an infinite number") from None
+
+
+def _holds_large_number(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_large_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS
+
+
+def read_json(path: Path, what: str, finite: bool = False) -> Any:
     """Read a JSON file.
+
+    Args:
+        finite: NaN and infinities are refused, as in what hfcap writes.
 
     Raises:
         UserError: the file is missing, too large, or no JSON that can be used (see `parse_json`).
     """
-    return parse_json(read_text(path, what), f"{path}: {what}", lines=True)
+    return parse_json(read_text(path, what), f"{path}: {what}", lines=True, finite=finite)
 
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:
@@ -167,8 +216,11 @@ def refuse_half_characters(value: Any, text: str, where: str) -> None:
         raise UserError(f"{where} contains an unpaired surrogate ({half}); remove it or complete the pair") from None
 
 
-def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path, what: str, finite: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) of a JSON-lines file; blank lines are skipped. Lines are read one by one.
+
+    Args:
+        finite: NaN and infinities are refused, as in what hfcap writes.
 
     Raises:
         UserError: the file is missing, a line is longer than MAX_LINE_BYTES, or is not a JSON object that can be used.
@@ -185,7 +237,7 @@ def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
-            value = parse_json(text.rstrip("\r\n"), where)
+            value = parse_json(text.rstrip("\r\n"), where, finite=finite)
             if not isinstance(value, dict):
                 raise UserError(f"{where} is not a JSON object")
             yield number, value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
+
 
 def printable(text: str, kept: str = "") -> str:
     """Replace what is no text: control characters in a file name would command the terminal.
@@ -15,3 +18,23 @@ def printable(text: str, kept: str = "") -> str:
 def inert(text: str) -> str:
     """Mark text that a spreadsheet would run, because it starts like a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
+def file_name_problem(file_name: str) -> str | None:
+    """Return what is wrong with a file name that must stay inside a folder; None where nothing is."""
+    if not file_name or not PurePosixPath(file_name).parts:
+        return "is empty"
+    if "\0" in file_name:
+        return "contains a NUL character"
+    if "\\" in file_name:
+        return "contains a backslash; write forward slashes"
+    if file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name):
+        return "is absolute; write it relative to the image folder"
+    if ".." in PurePosixPath(file_name).parts:
+        return "contains '..'; write it relative to the image folder"
+    try:
+        encoded = file_name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    too_long = len(encoded) > 4000 or max(map(len, encoded.split(b"/"))) > 255
+    return "is longer than file systems allow (255 bytes)" if too_long else None

@@ -21,10 +21,11 @@ from hfcap.captioners.adaptation.merging import (
 from hfcap.captioners.base import BaseModel, Captioner
 from hfcap.captioners.shared.metadata import read_sidecar
 from hfcap.captioners.shared.pretrained import require_no_revision_of_folder
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import UserError, WorkError, library_faults, reason_of
 from hfcap.files import folder_being_written, read_json, read_json_object
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.records import Environment, checked_record
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -47,7 +48,8 @@ def load_captioner(
     if (folder / _ADAPTER_CONFIG).is_file():
         return _with_adapter(folder, trust_remote_code, merge)
     family = _family(folder, location)
-    captioner = family.from_folder(str(folder), None, trust_remote_code)
+    with library_faults(lambda error: f"{location}: the model cannot be loaded ({reason_of(error)}); save it again"):
+        captioner = family.from_folder(str(folder), None, trust_remote_code)
     captioner.take_sidecar(read_sidecar(folder))
     captioner.base_models = [BaseModel(location, revision, "captioner")]
     captioner.model.eval()
@@ -113,11 +115,8 @@ def is_run_directory(location: str) -> bool:
 def earlier_base_models(location: str) -> list[BaseModel]:
     """Return what the captioner of a run directory was built from; the run itself where it started from nothing."""
     path = RunDirectory(Path(location)).environment
-    bases = read_json_object(path, "environment of the run").get("base_models")
-    try:
-        found = [BaseModel(base["id"], base["revision"], base["role"]) for base in bases or []]
-    except (KeyError, TypeError):
-        raise UserError(f"{path}: base_models must be a list of id, revision and role; the file is damaged") from None
+    bases = checked_record(path, "environment of the run", Environment).get("base_models")
+    found = [BaseModel(base["id"], base["revision"], base["role"]) for base in bases or []]
     return found or [BaseModel(location, None, "captioner")]
 
 

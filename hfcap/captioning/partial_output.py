@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import json
 from collections.abc import Iterator, Sequence
@@ -9,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from hfcap.errors import WorkError
-from hfcap.files import only_one
+from hfcap.files import only_one, parse_json
 from hfcap.schema import Prediction
 
 
@@ -72,9 +75,11 @@ class PartialOutput:
             with self.path.open("r+b") as handle:
                 handle.truncate(end)
         try:
-            return [_result(row) for line in content[:end].splitlines() for row in json.loads(line)]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise WorkError(f"{self.path}: damaged ({error}); delete it to begin again") from error
+            lines = content[:end].decode().split("\n")[:-1]
+            return [row for line in lines for row in _batch_of(parse_json(line, "a line", finite=True))]
+        except ValueError as error:
+            reason = " ".join(str(error).split("\n")[:2])
+            raise WorkError(f"{self.path}: damaged ({reason}); delete it to begin again") from error
 
     def add(self, batch: Sequence[Result]) -> None:
         """Append one finished batch."""
@@ -98,7 +103,10 @@ def _row(result: Result) -> dict[str, object]:
     return result.as_row()
 
 
-def _result(row: dict[str, object]) -> Result:
-    if "problem" in row:
-        return Skipped(**row)  # type: ignore[arg-type]  # our own rows
-    return Prediction(**{**row, "candidates": tuple(row["candidates"])})  # type: ignore[arg-type]
+def _batch_of(rows: object) -> list[Result]:
+    return _shape().validate_python(rows)
+
+
+@functools.cache
+def _shape() -> TypeAdapter[list[Result]]:
+    return TypeAdapter(list[Prediction | Skipped])

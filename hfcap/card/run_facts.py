@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ from hfcap.card.example_images import RECORD, SAMPLES_FOLDER, read_record
 from hfcap.card.machine_paths import is_machine_path
 from hfcap.card.requirements import needed_packages, with_bounds
 from hfcap.card.usage_code import brings_code
-from hfcap.errors import UserError
-from hfcap.files import read_json, read_json_lines, read_json_object
+from hfcap.files import read_json_lines, read_json_object
 from hfcap.metrics.shared.caption_files import read_references
 from hfcap.recipe.blocks import GenerateOptions, Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import recipe_of_run
+from hfcap.run_directory.records import Environment, Summary, checked_record
+from hfcap.run_directory.records import Sample as SampleRow
+from hfcap.scoring import read_scores
 from hfcap.training.log_file import read_log
 
 if TYPE_CHECKING:
@@ -161,13 +163,11 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     # Without a base model on the Hub only merged weights can be published; they look like the run's own base model.
     must_merge = model is None and (folder / "adapter_config.json").is_file() and run.base_model.is_dir()
     folder = run.base_model if must_merge else folder
-    environment = _object(run.environment, "environment of the run")
-    summary = _object(run.summary, "training summary")
+    environment = _record(run.environment, "environment of the run", Environment)
+    summary = _record(run.summary, "training summary", Summary)
     split = recipe.score.split
     scores = _scores(run, split)
-    baselines = {
-        name: _object(run.scores(f"{split}.{name}"), "scores of a baseline") for name in recipe.score.baselines
-    }
+    baselines = {name: _scores(run, f"{split}.{name}") for name in recipe.score.baselines}
     log = read_log(run.log) if run.log.is_file() else []
     config = _object(folder / "config.json", "configuration of the model")
     samples = _samples(run)
@@ -211,20 +211,20 @@ def _object(path: Path, what: str) -> dict[str, Any]:
     return read_json_object(path, what)
 
 
-def _scores(run: RunDirectory, split: str) -> dict[str, Any]:
-    scores = _object(run.scores(split), "scores")
-    for name, value in scores.get("metrics", {}).items():
-        if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
-            raise UserError(f"{run.scores(split)}: metrics.{name} is {value!r}, not a number; run 'hfcap score' again")
-    return scores
+def _record(path: Path, what: str, kind: Any) -> dict[str, Any]:
+    found: dict[str, Any] = checked_record(path, what, kind) if path.is_file() else {}
+    return found
+
+
+def _scores(run: RunDirectory, name: str) -> dict[str, Any]:
+    path = run.scores(name)
+    return asdict(read_scores(path)) if path.is_file() else {}
 
 
 def _samples(run: RunDirectory) -> list[Sample]:
     if not run.samples.is_file():
         return []
-    rows = read_json(run.samples, "sample captions")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "caption" in row for row in rows):
-        raise UserError(f"{run.samples}: must be a list of objects with a caption; run 'hfcap caption' again")
+    rows = checked_record(run.samples, "sample captions", list[SampleRow])
     return [
         Sample(
             file_name=str(row.get("file_name") or row.get("image_id") or ""),

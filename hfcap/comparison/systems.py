@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.errors import UserError
-from hfcap.files import read_json, read_text
+from hfcap.files import read_text
 from hfcap.metrics.base import CaptionMetric
 from hfcap.recipe import strict_yaml
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.records import read_summary
 from hfcap.schema import ScoreReport
 from hfcap.scoring import is_score_file, read_scores
 from hfcap.scoring.verdict import BASELINE_NAMES
@@ -116,14 +117,8 @@ def _published(recipe: dict[str, Any], path: Path) -> PublishedRow | None:
 def _costs(run: RunDirectory) -> dict[str, float]:
     if not run.summary.is_file():
         return {}
-    summary = read_json(run.summary, "training summary")
-    if not isinstance(summary, dict):
-        raise UserError(f"{run.summary}: expected a JSON object")
-    return {
-        key: float(summary[key])
-        for key in COSTS
-        if isinstance(summary.get(key), int | float) and not isinstance(summary.get(key), bool)
-    }
+    summary = read_summary(run.summary)
+    return {key: float(summary[key]) for key in COSTS if summary.get(key) is not None}
 
 
 def read_system(path: Path, split: str | None = None, score: ScorePredictions | None = None) -> System:

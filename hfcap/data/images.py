@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import struct
 import threading
@@ -22,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from hfcap.data.heic import heic_formats, needs_pillow_heif
 from hfcap.errors import UserError
 from hfcap.schema import IMAGE_FORMATS, ImageBytes
+from hfcap.text import file_name_problem
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".jpe", ".avif"}
@@ -353,7 +353,7 @@ def resolve_inside(root: Path, file_name: str) -> Path:
         UserError: the name is empty or absolute, contains "..", a backslash, a drive letter, NUL or a lone surrogate,
             or leads out of `root` through a link.
     """
-    problem = _name_problem(file_name)
+    problem = file_name_problem(file_name)
     if problem:
         raise UserError(f"file name {file_name!r} {problem}")
     folder = _real_folder(os.path.abspath(root))  # noqa: PTH100 as below
@@ -379,21 +379,3 @@ def _passes_link(folder: str, inside: PurePosixPath) -> bool:
         if os.path.islink(folder):  # noqa: PTH114 as above
             return True
     return False
-
-
-def _name_problem(file_name: str) -> str | None:
-    if not file_name or not PurePosixPath(file_name).parts:
-        return "is empty"
-    if "\0" in file_name:
-        return "contains a NUL character"
-    if "\\" in file_name:
-        return "contains a backslash; write forward slashes"
-    if file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name):
-        return "is absolute; write it relative to the image folder"
-    if ".." in PurePosixPath(file_name).parts:
-        return "contains '..'; write it relative to the image folder"
-    try:
-        file_name.encode("utf-8")
-    except UnicodeEncodeError:
-        return "is not valid Unicode"
-    return None

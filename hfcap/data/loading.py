@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hfcap.data.images import decode_image
 from hfcap.data.packing import pack_captions
 from hfcap.data.pixels import PixelPlan, plan_of
+from hfcap.errors import library_faults, reason_of
 from hfcap.schema import CaptionedImage, PackedCaptions
 
 GROUPING_WINDOW = 16
@@ -71,7 +72,14 @@ class PixelInputs:
         """Return what `self[index]` gives for this image."""
         if self.plan is not None:
             return self.plan.levels(image)
-        return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        with library_faults(self._no_pixels):
+            return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def _no_pixels(self, error: Exception) -> str:
+        return (
+            f"{reason_of(error)}, says {type(self.image_processor).__name__}; where it is so with every image, put the "
+            "model's preprocessor_config.json or processor_config.json back as it was"
+        )
 
 
 def prepared(images: torch.Tensor, plan: PixelPlan | None, device: torch.device) -> torch.Tensor:

@@ -158,7 +158,10 @@ def plan_of(image_processor: Any) -> PixelPlan | None:
     except ValueError:
         return None
     if key not in _PLANS:
-        plans = _candidates(image_processor)
+        try:
+            plans = _candidates(image_processor)
+        except (ValueError, TypeError, OverflowError):
+            plans = []  # its configuration holds what is no number
         _PLANS[key] = next((plan for plan in plans if _agrees(plan, image_processor)), None)
     return _PLANS[key]
 
@@ -245,8 +248,8 @@ def _agrees(plan: PixelPlan, image_processor: Any) -> bool:
     for image in _probes():
         try:
             expected = image_processor(images=image, return_tensors="pt")
-        except ValueError:
-            return False  # it refuses some shapes
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError):
+            return False  # it refuses some shapes, or its configuration is damaged
         if set(expected) != {"pixel_values"}:
             return False
         values = expected["pixel_values"]

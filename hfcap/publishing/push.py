@@ -19,7 +19,7 @@ from hfcap.card.run_facts import hub_base_models
 from hfcap.card.usage_code import brings_code
 from hfcap.data.source import load_split
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.files import parse_json, read_json, read_json_object, write_json
+from hfcap.files import parse_json, read_json, write_json
 from hfcap.publishing import hub
 from hfcap.publishing.commit import Push
 from hfcap.publishing.staging import StagedFile, stage_files, staged_files
@@ -27,6 +27,7 @@ from hfcap.publishing.verify import CaptionPair, verify, verify_folder
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import recipe_of_run
+from hfcap.run_directory.records import Environment, Sample, checked_record
 from hfcap.scoring.score_table import shown_score
 
 DEFAULT_BRANCH = "main"
@@ -191,7 +192,7 @@ def pin_base_model(run: RunDirectory, recipe: Recipe, model: Path | None) -> Non
     """
     if model is not None or not (run.model / "adapter_config.json").is_file() or not run.environment.is_file():
         return
-    environment = read_json_object(run.environment, "environment of the run")
+    environment = checked_record(run.environment, "environment of the run", Environment)
     for base in hub_base_models(recipe, environment)[:1]:
         if base["revision"] is None:
             doing = f"reading the base model {base['id']}"
@@ -204,7 +205,8 @@ def _sample_images(run: RunDirectory, recipe: Recipe, folder: Path) -> dict[Path
     """Return the run's sample images as files with their recorded captions; none where the data is not here."""
     if not run.samples.is_file():
         return {}
-    captions = {str(row["image_id"]): str(row["caption"]) for row in read_json(run.samples, "sample captions")}
+    rows = checked_record(run.samples, "sample captions", list[Sample])
+    captions = {str(row["image_id"]): str(row["caption"]) for row in rows if "image_id" in row}
     try:
         records = load_split(recipe.data, recipe.score.split, check_images=False)
     except UserError:
@@ -379,7 +381,7 @@ def _refuse_worse_scores(api: HfApi, folder: Path, repo_id: str, revision: str) 
         new = read_json(path, "scores")
         pair = [scores.get("metrics", {}).get("cider") for scores in (old, new)]
         same = old.get("n_images") == new.get("n_images")
-        if same and None not in pair and pair[0] > pair[1]:
+        if same and all(isinstance(value, int | float) for value in pair) and pair[0] > pair[1]:
             theirs, ours = (shown_score("cider", value) for value in pair)
             raise UserError(
                 f"{repo_id} at {revision} has a better CIDEr-D on {path.stem} ({theirs}) than this run ({ours}); "

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ _PATHS = re.compile(
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
 # A wheel is hfcap's own code, in which these patterns stand.
 _BINARY = {".png", ".jpg", ".model", ".whl"}
-LARGEST_HEADER = 100 * 2**20
 _FOLDER_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HFCAP_CACHE", "TORCH_HOME", "VIRTUAL_ENV")
 
 
@@ -80,7 +78,7 @@ def _text_of(path: Path) -> bytes:
         UserError: a file that is called safetensors and is none.
     """
     if path.suffix == ".safetensors":
-        return json.dumps(_header(path).get("__metadata__", {}), ensure_ascii=False).encode()
+        return json.dumps(_texts(path), ensure_ascii=False).encode()
     content = path.read_bytes()
     if path.suffix in (".json", ".jsonl") and b"\\" in content:
         # "\/home\/me" and "\u0068f_..." are the same text to whoever reads the JSON.
@@ -89,18 +87,15 @@ def _text_of(path: Path) -> bytes:
     return content
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """Return the header of safetensors, the only part with free text; the tensors after it are numbers."""
+def _texts(path: Path) -> dict[str, Any]:
+    """Return what is free text in safetensors: metadata and names of tensors; the tensors are numbers."""
+    from safetensors import SafetensorError, safe_open  # only here: what starts fast does not need it
+
     try:
-        with path.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length)) if length < LARGEST_HEADER else None
-        ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"] if header else []
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
-        header, ends = None, []
-    if not header or path.stat().st_size != 8 + length + max(ends, default=0):
-        raise UserError(f"{path.name}: is no complete safetensors file; save the model again")
-    return dict(header)
+        with safe_open(path, framework="np") as handle:
+            return {"metadata": handle.metadata() or {}, "names": sorted(handle.keys())}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path.name}: is no complete safetensors file ({error}); save the model again") from None
 
 
 def scan(folder: Path, private_folders: Iterable[Path] = ()) -> list[Finding]:

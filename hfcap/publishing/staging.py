@@ -7,6 +7,7 @@ Pickles, optimizer states, checkpoints and logs are not on the list, so they can
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -210,7 +211,10 @@ def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], kn
         target = folder / source.name
         if source.suffix == ".json" and source.name not in ("tokenizer.json", "vocab.json"):
             content = read_json(source, "file of the model")
-            write_json(target, _published_config(content, source, known))
+            # As transformers writes it: some configurations hold infinite bounds.
+            write_text(
+                target, json.dumps(_published_config(content, source, known), indent=2, ensure_ascii=False) + "\n"
+            )
         elif source.name == "model.safetensors" and source.stat().st_size > _bytes(known.recipe.publish.max_shard_size):
             _write_shards(source, folder, known.recipe.publish.max_shard_size)
         else:
@@ -273,7 +277,7 @@ def _write_results(run: RunDirectory, known: RunFacts, folder: Path) -> None:
             else:
                 write_json(target, {**scores, "signature": signature})
         if run.predictions(name).is_file():
-            rows = [row for _, row in read_json_lines(run.predictions(name), "predictions")]
+            rows = [row for _, row in read_json_lines(run.predictions(name), "predictions", finite=True)]
             for row in rows:
                 row["file_name"] = portable(one_line(str(row.get("file_name", ""))))
             write_json_lines(folder / "predictions" / f"{name}.jsonl", rows)

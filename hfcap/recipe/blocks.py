@@ -276,7 +276,8 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _scst_fits(self) -> Self:
-        if self.scst is None:
+        # With an unknown captioner its block may be anything, and is not judged.
+        if self.scst is None or not isinstance(self.model, ModelOptions):
             return self
         if self.model.pretrained is None:
             raise ValueError(

@@ -13,6 +13,8 @@ from hfcap.errors import UserError
 from hfcap.files import read_json, read_text, write_text
 from hfcap.schema import ScoreReport
 
+_MOST_IMAGES = 2**53
+
 
 def _short(value: Any) -> Any:
     return [_short(entry) for entry in value] if isinstance(value, list) else int(value) if value % 1 == 0 else value
@@ -53,7 +55,7 @@ def _numbers(value: Any, path: Path, key: str) -> dict[str, float | None]:
 def _check_table(table: Any, n_rows: int, where: str) -> None:
     try:
         shape = np.asarray(table, dtype=np.float64).shape
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where} must be rows of numbers of equal length") from None
     if len(shape) != 2 or shape[0] != n_rows:
         raise UserError(f"{where} must have one row for each image of 'per_image'")
@@ -84,7 +86,7 @@ def read_scores(path: Path) -> ScoreReport:
     Raises:
         UserError: the file is missing or not a score file; the message names the key.
     """
-    value = read_json(path, "score file")
+    value = read_json(path, "score file", finite=True)
     if not isinstance(value, dict) or "metrics" not in value:
         raise UserError(f"{path}: not a score file (no 'metrics'); 'hfcap score' makes one")
     if value.get("schema_version") != 1:
@@ -101,6 +103,8 @@ def read_scores(path: Path) -> ScoreReport:
     per_image = value["per_image"]
     if value.setdefault("n_images", len(per_image)) != len(per_image) and per_image:
         raise UserError(f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images")
+    if not isinstance(value["n_images"], int) or not 0 <= value["n_images"] < _MOST_IMAGES:
+        raise UserError(f"{path}: n_images must be a whole number, not {value['n_images']!r}")
     for name, table in value["statistics"].items():
         _check_table(table, len(per_image), f"{path}: statistics.{name}")
     return ScoreReport(

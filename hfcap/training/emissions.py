@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import read_json, write_json
+from hfcap.files import write_json
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.records import Emissions, checked_record
 
 NAME = "codecarbon"
 COUNTRY = "CODECARBON_COUNTRY_ISO_CODE"
@@ -55,7 +56,9 @@ def measured_emissions(report_to: Sequence[str], run: RunDirectory, is_main_proc
 
 
 def _entries(run: RunDirectory) -> list[dict[str, Any]]:
-    return read_json(run.emissions, "measured emissions") if run.emissions.is_file() else []
+    if not run.emissions.is_file():
+        return []
+    return list(checked_record(run.emissions, "measured emissions", list[Emissions]))
 
 
 def total_emissions(run: RunDirectory) -> dict[str, Any] | None:

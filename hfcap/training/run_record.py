@@ -18,11 +18,12 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import is_run_directory
 from hfcap.environment import describe_environment
 from hfcap.errors import UserError
-from hfcap.files import read_json, write_json
+from hfcap.files import write_json
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
 from hfcap.recipe.changes import place_keys
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.run_directory.records import Environment, checked_record
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import file_hashes
 
@@ -105,13 +106,9 @@ def read_environment(run: RunDirectory) -> dict[str, Any]:
         "and base model as they are now"
     )
     try:
-        value = read_json(run.environment, "environment of the run")
+        return dict(checked_record(run.environment, "environment of the run", Environment))
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from None
-    datasets = value.get("datasets", {}) if isinstance(value, dict) else None
-    if not isinstance(datasets, dict) or not all(isinstance(part, dict) for part in datasets.values()):
-        raise UserError(f"{run.environment}: is damaged (datasets is no JSON object); {remedy}")
-    return dict(value)
 
 
 def data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

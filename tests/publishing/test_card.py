@@ -330,11 +330,13 @@ def test_a_prompt_is_part_of_the_snippet(family: str, tmp_path: Path) -> None:
 
 def test_damaged_files_are_named(run: RunDirectory) -> None:
     rewrite(run.scores("test"), metrics={"cider": "high"})
-    with pytest.raises(UserError, match=r"scores/test\.json: metrics\.cider is 'high'"):
+    with pytest.raises(UserError, match=r"scores/test\.json: metrics\.cider must be a number or null, not 'high'"):
         render_card(run)
     run.samples.write_text('{"a": 1}')
     rewrite(run.scores("test"), metrics={"cider": 1.0})
-    with pytest.raises(UserError, match=r"samples\.json: must be a list"):
+    with pytest.raises(
+        UserError, match=r"samples\.json: sample captions is damaged \(the whole file: input should be a valid list"
+    ):
         render_card(run)
 
 

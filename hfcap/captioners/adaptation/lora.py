@@ -16,8 +16,8 @@ from hfcap.captioners.adaptation.merging import require_mergeable
 from hfcap.captioners.adaptation.quantization import quantize_linear_layers, require_bitsandbytes
 from hfcap.captioners.adaptation.targets import adapted_modules, require_parameters
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.shared.pretrained import reason_of, unreadable_files
-from hfcap.errors import UserError
+from hfcap.captioners.shared.pretrained import unreadable_files
+from hfcap.errors import UserError, reason_of
 from hfcap.recipe.blocks import LoraOptions
 
 

@@ -20,14 +20,13 @@ from hfcap.captioners.shared.pretrained import (
     load_encoder,
     load_image_processor,
     new_image_processor,
-    reason_of,
     require_positions,
     unreadable_files,
     vision_tower,
     whole_model,
 )
 from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids
-from hfcap.errors import UserError
+from hfcap.errors import UserError, reason_of
 from hfcap.generation.attention_maps import square_grid
 from hfcap.places import Location
 from hfcap.recipe.blocks import GenerateOptions, ModelOptions

@@ -19,7 +19,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, library_faults, reason_of
 from hfcap.files import write_bytes
 from hfcap.recipe.blocks import ModelOptions
 from hfcap.schema import IMAGE_BACKEND
@@ -62,23 +62,13 @@ def unreadable_files(message: Callable[[Exception], str]) -> Iterator[None]:
     Raises:
         UserError: the files cannot be used.
     """
-    try:
-        yield
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        raise UserError(message(error)) from error
-    except Exception as error:
-        if type(error) is Exception:  # the tokenizers library has no class of its own
+    with library_faults(message):
+        try:
+            yield
+        except UserError:
+            raise
+        except _UNREADABLE as error:
             raise UserError(message(error)) from error
-        raise
-
-
-def reason_of(error: Exception) -> str:
-    """Return the first line of an error, with its kind where the line alone says little."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    plain = isinstance(error, OSError | ValueError | RuntimeError) or type(error) is Exception
-    return line if plain and line else f"{type(error).__name__}: {line}"
 
 
 def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> Any:

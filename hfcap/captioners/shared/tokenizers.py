@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hfcap.captioners.shared.pretrained import reason_of, unreadable_files
-from hfcap.errors import UserError
+from hfcap.captioners.shared.pretrained import unreadable_files
+from hfcap.errors import UserError, reason_of
 from hfcap.recipe.blocks import TokenizerOptions
 
 START, END, PAD = "<start>", "<end>", "<pad>"

@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hfcap.captioners.adaptation.quantization import keep_layout
-from hfcap.captioners.shared.pretrained import load_image_processor, reason_of, whole_model
+from hfcap.captioners.shared.pretrained import load_image_processor, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer
-from hfcap.errors import MissingPackageError, UserError
+from hfcap.errors import MissingPackageError, UserError, reason_of
 
 MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
 """What transformers calls image-text-to-text, without the types that have a family of their own."""

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,16 +104,34 @@ class DocumentFrequencies:
                 metadata = handle.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise UserError(f"{path}: not a file of document frequencies; give human captions instead")
-                if metadata["tokenizer"] != TOKENIZER_VERSION:
+                if metadata.get("tokenizer") != TOKENIZER_VERSION:
                     raise UserError(
-                        f"{path}: counted with tokeniser {metadata['tokenizer']}, not {TOKENIZER_VERSION}; make it "
+                        f"{path}: counted with tokeniser {metadata.get('tokenizer')}, not {TOKENIZER_VERSION}; make it "
                         "again"
                     )
                 keys = tuple(handle.get_tensor(f"keys_{order}") for order in ORDERS)
                 counts = tuple(handle.get_tensor(f"counts_{order}") for order in ORDERS)
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as document frequencies ({error})") from None
-        return cls(metadata["source"], int(metadata["n_images"]), keys, counts, metadata["end_word"] == "True")
+            raise UserError(
+                f"{path}: cannot be read as document frequencies ({error}); give the human captions instead"
+            ) from None
+        number = metadata.get("n_images", "")
+        if not re.fullmatch(r"\d{1,15}", number, re.ASCII) or not _are_counts(keys, counts, int(number)):
+            raise UserError(f"{path}: its frequencies are damaged; give the human captions instead, or make it again")
+        return cls(metadata.get("source", path.name), int(number), keys, counts, metadata.get("end_word") == "True")
+
+
+def _are_counts(keys: Sequence[NDArray[Any]], counts: Sequence[NDArray[Any]], n_images: int) -> bool:
+    """Whether arrays of a file are sorted keys with counts of 1 to `n_images`, for every order."""
+    return all(
+        key.dtype == np.uint64
+        and count.dtype == np.int64
+        and key.ndim == 1
+        and key.shape == count.shape
+        and bool((key[1:] > key[:-1]).all())
+        and bool(((count >= 1) & (count <= n_images)).all())
+        for key, count in zip(keys, counts, strict=True)
+    )
 
 
 def count_document_frequencies(
