@@ -158,5 +158,10 @@ def csv_rows(
             begins = reader.line_num + skipped + 1
     except csv.Error as error:
         if "unexpected end of data" in str(error):
-            raise UserError(f'{path}: line {begins}: a quotation mark (") is opened and never closed') from None
-        raise UserError(f"{path}: line {reader.line_num + skipped} is not valid CSV ({error})") from None
+            raise UserError(
+                f'{path}: line {begins}: a quotation mark (") is opened and never closed; close it, or write '
+                "two of them for one in the text"
+            ) from None
+        raise UserError(
+            f"{path}: line {reader.line_num + skipped} is not valid CSV ({error}); save the table again"
+        ) from None

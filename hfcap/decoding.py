@@ -161,6 +161,6 @@ def read_captions(path: Path) -> dict[str, str]:
     captions: dict[str, str] = {}
     for number, row in read_json_lines(path, "predictions"):
         if not isinstance(row.get("image_id"), str) or not isinstance(row.get("caption"), str):
-            raise UserError(f"{path}: line {number} lacks image_id or caption")
+            raise UserError(f"{path}: line {number} lacks image_id or caption; caption again")
         captions[row["image_id"]] = row["caption"]
     return captions

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Wrong input (recipe, file, argument); the message names the file, the key and the remedy.
+    """Wrong input (recipe, file, argument); the message says where, what, and what to do (tests/test_messages.py).
 
     The command line prints the message without a traceback and exits with code 2.
     """

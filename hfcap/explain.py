@@ -107,7 +107,9 @@ def explain(
         spoken = spoken[: spoken.index(captioner.end_token_id)]
     words = words_of_tokens(captioner.tokenizer, spoken)
     if not words:
-        raise UserError("the generated caption is empty, so there is nothing to explain")
+        raise UserError(
+            "explain: the generated caption is empty, so there is nothing to explain; choose another image or model"
+        )
     ids = torch.tensor([[*start, *spoken]], device=captioner.device)
     maps = captioner.word_attention(states, ids)[len(start) - 1 :].float().cpu().numpy()
     found = [WordMap(word, maps[numbers].mean(axis=0)) for word, numbers in words]

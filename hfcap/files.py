@@ -82,7 +82,10 @@ def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
         with path.open("rb") as handle:
             content = handle.read(limit + 1)
         if len(content) > limit:
-            raise UserError(f"{path}: {what} has more than {limit:,} bytes, the limit for such a file")
+            raise UserError(
+                f"{path}: {what} has more than {limit:,} bytes, the limit for such a file; check that it is the "
+                "right one"
+            )
         # Spreadsheets save "Unicode text" as UTF-16 with a byte order mark.
         utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
@@ -95,9 +98,9 @@ def _user_errors(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: {what} not found") from None
+        raise UserError(f"{path}: {what} not found; check the path") from None
     except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path}: {what} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: {what} cannot be read ({error.strerror}); give a file that you may read") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: {what} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
@@ -131,13 +134,17 @@ def parse_json(
         _refuse_numbers(value, text, where, finite)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if lines else f"column {error.colno}"
-        raise UserError(f"{where} is not valid JSON ({place}: {error.msg})") from None
+        raise UserError(
+            f"{where} is not valid JSON ({place}: {error.msg}); correct the file, or write it again"
+        ) from None
     except RecursionError:
-        raise UserError(f"{where} is nested too deeply to be read") from None
+        raise UserError(f"{where} is nested too deeply to be read; check that it is the right file") from None
     except UserError:
         raise
     except ValueError:
-        raise UserError(f"{where} holds a number of more than {sys.get_int_max_str_digits():,} digits") from None
+        raise UserError(
+            f"{where} holds a number of more than {sys.get_int_max_str_digits():,} digits; correct it"
+        ) from None
     return value
 
 
@@ -159,12 +166,14 @@ def _is_deeper(value: Any, limit: int) -> bool:
 
 def _refuse_numbers(value: Any, text: str, where: str, finite: bool) -> None:
     if _MANY_DIGITS.search(text) and _holds_large_number(value):
-        raise UserError(f"{where} holds a number of more than {_MOST_DIGITS} digits")
+        raise UserError(f"{where} holds a number of more than {_MOST_DIGITS} digits; correct it")
     if finite and _NOT_FINITE.search(text):
         try:
             json.dumps(value, allow_nan=False)
         except ValueError:
-            raise UserError(f"{where} holds NaN or an infinite number") from None
+            raise UserError(
+                f"{where} holds NaN or an infinite number, which JSON does not know; write null instead"
+            ) from None
 
 
 def _holds_large_number(value: Any) -> bool:
@@ -239,7 +248,7 @@ def read_json_lines(path: Path, what: str, finite: bool = False) -> Iterator[tup
                 continue
             value = parse_json(text.rstrip("\r\n"), where, finite=finite)
             if not isinstance(value, dict):
-                raise UserError(f"{where} is not a JSON object")
+                raise UserError(f"{where} must be a JSON object")
             yield number, value
 
 
@@ -323,7 +332,7 @@ def folder_being_written(target: Path) -> Iterator[Path]:
         from safetensors import SafetensorError  # only here: what starts fast does not need it
 
         if isinstance(error, SafetensorError):  # its way to say that the disk is full
-            raise WorkError(f"{target}: cannot be written ({error})") from error
+            raise WorkError(f"{target}: cannot be written ({error}); make room, or give another place") from error
         raise
 
 

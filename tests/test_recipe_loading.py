@@ -165,7 +165,7 @@ def test_a_rule_about_a_key_that_is_already_wrong_is_not_repeated(tmp_path: Path
         (
             "name: trial",
             "generate: {min_new_tokens: 9, max_new_tokens: 8}\nname: trial",
-            "trial.yaml:1: generate: min_new_tokens=9 is more than max_new_tokens=8",
+            "trial.yaml:1: generate: min_new_tokens=9 must not be more than max_new_tokens=8",
         ),
         ("name: trial", "name: ../trial", 'trial.yaml:1: name: "../trial" is not allowed (name of the run directory; '),
         ("name: trial", "name: a\nname: b", "trial.yaml:2: name: given twice, on line 1 and on line 2; delete one"),

@@ -63,7 +63,7 @@ def shown_names(locations: Sequence[str]) -> list[str]:
         names = ["/".join(of_one[-length:]) for of_one in parts]
         if len(set(names)) == len(names):
             return names
-    raise UserError("a model is given twice; name each model once")
+    raise UserError("MODEL: one is given twice; name each model once")
 
 
 def read_demo_accounts(path: Path) -> list[tuple[str, str]]:
@@ -80,7 +80,7 @@ def read_demo_accounts(path: Path) -> list[tuple[str, str]]:
         if len(password.strip()) < 8:
             raise UserError(f"{path}: line {number}: write: name password, the password of 8 characters at least")
         if name in accounts:
-            raise UserError(f"{path}: line {number}: {name} has a line already")
+            raise UserError(f"{path}: line {number}: {name} has a line already; remove one of them")
         accounts[name] = password.strip()
     if not accounts:
         raise UserError(f"{path}: holds no account; write lines of: name password")

@@ -35,9 +35,9 @@ def open_image(path: str) -> Image.Image:
             upright = ImageOps.exif_transpose(opened).convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     except UnidentifiedImageError:
-        raise ValueError("this is not an image that can be read") from None
+        raise ValueError("this is not an image that can be read; give a JPEG or PNG") from None
     except (OSError, SyntaxError, Image.DecompressionBombError):
-        raise ValueError("the image is damaged or too large") from None
+        raise ValueError("the image is damaged or too large; save it again, and smaller") from None
 
 
 def decoding_of(

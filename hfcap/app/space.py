@@ -45,7 +45,7 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
     """
     refuse_other_folder(folder)
     if len(set(model_ids)) < len(model_ids):
-        raise UserError("a model is given twice; name each model once")
+        raise UserError("MODEL: one is given twice; name each model once")
     for model_id in model_ids:
         hub.check_repo_id(model_id, "the model")
     with tempfile.TemporaryDirectory(prefix="hfcap-space-") as temporary:
@@ -54,7 +54,10 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
         ]
         for model in models:
             if not any(name.endswith(".safetensors") for name in model.names):
-                raise UserError(f"{model.location}: has no weights as safetensors; the Space would load a pickle")
+                raise UserError(
+                    f"{model.location}: has no weights as safetensors, and the Space would load a pickle; save "
+                    "the model with safetensors"
+                )
             if model.brings_code and not trust_remote_code:
                 raise UserError(
                     f"{model.location}: brings its own modelling code, which the Space would run; read it, then give "

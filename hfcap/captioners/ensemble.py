@@ -233,7 +233,7 @@ class Ensemble(NonparametricCaptioner, ConfigTokensMixin):
             UserError: a prompt is given.
         """
         if prompt is not None and prompt.strip():
-            raise UserError("prompt: an ensemble takes none; its members have their own prompts")
+            raise UserError("prompt: an ensemble takes none, because its members have their own; leave it out")
         config = self.model.config
         for_members = _for_members(options, config.candidates, config.beam_candidates)
         proposals: list[list[list[list[str]]]] = [[[] for _ in for_members] for _ in range(len(image_states))]

@@ -37,9 +37,9 @@ class Architecture(Block):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         return self
 
     def vision_config(self) -> dict[str, Any]:

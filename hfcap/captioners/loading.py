@@ -82,7 +82,7 @@ def local_folder(location: str, revision: str | None) -> Path:
             )
         )
     except HFValidationError as error:
-        raise UserError(f"{location}: neither a folder nor a Hub id ({error})") from error
+        raise UserError(f"{location}: neither a folder nor a Hub id ({error}); check the name") from error
     except HfHubHTTPError as error:
         raise UserError(
             f"{location}: access denied by the Hub (HTTP {error.response.status_code}); check the name, and sign "
@@ -125,7 +125,9 @@ def _family(folder: Path, location: str) -> type[Captioner]:
     if named is not None:
         return registry.load("captioners", named).REGISTERED
     if not (folder / "config.json").is_file():
-        raise UserError(f"{location}: holds neither a model (config.json) nor an adapter (adapter_config.json)")
+        raise UserError(
+            f"{location}: holds neither a model (config.json) nor an adapter (adapter_config.json); give another folder"
+        )
     model_type = read_json_object(folder / "config.json", "configuration of the model").get("model_type")
     for name in registry.names("captioners"):
         family: type[Captioner] = registry.load("captioners", name).REGISTERED
@@ -145,7 +147,9 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
         # Found by place, not by the recorded path: a run directory may have been moved.
         base = str(sibling)
     if not isinstance(base, str) or not base:
-        raise UserError(f"{folder / _ADAPTER_CONFIG}: base_model_name_or_path is missing; the adapter fits no model")
+        raise UserError(
+            f"{folder / _ADAPTER_CONFIG}: base_model_name_or_path is missing; write there which model was adapted"
+        )
     # peft records a revision for folders too, where it says nothing.
     revision = None if Path(base).is_dir() else config.get("revision")
     try:
@@ -200,7 +204,10 @@ def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> 
     """
     folder = local_folder(adapter, None)
     if not (folder / _ADAPTER_CONFIG).is_file():
-        raise UserError(f"{adapter}: is not a LoRA adapter (no adapter_config.json); there is nothing to merge")
+        raise UserError(
+            f"{adapter}: is not a LoRA adapter (no adapter_config.json); use the model as it is, there is "
+            "nothing to merge"
+        )
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; choose a new folder")
     try:

@@ -162,7 +162,9 @@ class Retrieval(NonparametricCaptioner, CustomModelCaptioner):
             UserError: a prompt is given.
         """
         if prompt is not None and prompt.strip():
-            raise UserError("prompt: a retrieval captioner returns whole captions and cannot continue a text")
+            raise UserError(
+                "prompt: a retrieval captioner returns whole captions and cannot continue a text; leave it out"
+            )
         return [self.start_token_id]
 
     def part_modules(self) -> dict[str, list[nn.Module]]:

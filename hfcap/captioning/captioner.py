@@ -79,9 +79,9 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise OptionError(f"device: {error}") from None
+        raise OptionError(f"device: {error}; give cpu, cuda or cuda:0") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"device: {chosen}: torch finds no CUDA GPU here")
+        raise OptionError(f"device: {chosen}: torch finds no CUDA GPU here; leave it out to caption on the CPU")
     return chosen
 
 
@@ -127,7 +127,7 @@ class ImageCaptioner:
         """
         options = decoding_options({**self.defaults, **with_enough_beams(generation)})
         if idle := options.without_effect(generation):
-            raise OptionError(f"{idle[0]}: has no effect without do_sample=True")
+            raise OptionError(f"{idle[0]}: has no effect without do_sample=True; set it, or leave {idle[0]} out")
         return options
 
     @overload
@@ -186,7 +186,7 @@ class ImageCaptioner:
         if unreadable not in ("raise", "skip"):
             raise OptionError(f"unreadable: choose 'raise' or 'skip', not {unreadable!r}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size: at least 1, not {batch_size!r}")
+            raise OptionError(f"batch_size: must be at least 1, not {batch_size!r}")
         pixels = PixelInputs([], self.captioner.image_processor)
         job = DecodingJob([], pixels, self.options(**generation), batch_size, 0, prompt)
         records = image_records([images] if one else images)  # type: ignore[list-item,arg-type]  # one image, or not

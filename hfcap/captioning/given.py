@@ -90,5 +90,5 @@ def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
             raise UserError(f"{name}: floats of an image lie from 0 to 1; scale them, or give levels as uint8")
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise UserError(f"{name}: levels of an image are uint8 (0 to 255) or floats (0 to 1), not {array.dtype}")
+        raise UserError(f"{name}: levels of an image must be uint8 (0 to 255) or floats (0 to 1), not {array.dtype}")
     return Image.fromarray(np.ascontiguousarray(array))

@@ -79,7 +79,7 @@ def caption_images(
 def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
     """Refuse options of sampling where nothing is sampled: they would be ignored."""
     if idle := options.without_effect(given):
-        raise UserError(f"--{idle[0].replace('_', '-')}: has no effect without --sample")
+        raise UserError(f"--{idle[0].replace('_', '-')}: has no effect without --sample; give it, or leave this out")
 
 
 def _fingerprint(captioner: Captioner, job: DecodingJob, images: ImageStream) -> str:
@@ -141,7 +141,11 @@ class _Captioning:
         if not self.predictions:
             if self.unfinished is not None:
                 self.unfinished.remove()
-            raise UserError(nothing_readable(self.problems) if self.problems else "there is no image in it")
+            raise UserError(
+                nothing_readable(self.problems)
+                if self.problems
+                else "the inputs: there is no image in them; give others"
+            )
         return self.predictions
 
     def _caption(self) -> None:

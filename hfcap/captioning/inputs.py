@@ -190,7 +190,9 @@ def require_one_readable(records: list[CaptionedImage]) -> None:
 
 def nothing_readable(problems: Sequence[str]) -> str:
     """Return the message for images of which none can be read."""
-    return problems[0] if len(problems) == 1 else "no image can be read:\n" + "\n".join(problems[:_LISTED])
+    if len(problems) == 1:
+        return problems[0]
+    return "no image can be read:\n" + "\n".join(problems[:_LISTED]) + "\ngive other images"
 
 
 def one_image(text: str) -> CaptionedImage:

@@ -75,7 +75,7 @@ def _relative_imports(path: Path) -> list[str]:
     try:
         tree = ast.parse(read_text(path, "modelling code that the configuration names"))
     except SyntaxError as error:
-        raise UserError(f"{path}: line {error.lineno}: not Python ({error.msg})") from None
+        raise UserError(f"{path}: line {error.lineno}: not Python ({error.msg}); correct the file") from None
     modules = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 1:

@@ -124,7 +124,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     if not path.is_file():
-        raise UserError(f"{path}: no recorded captions")
+        raise UserError(f"{path}: no recorded captions; publish the run again, or verify another repository")
     record = read_json(path, "recorded captions")
     captions = record.get("captions") if isinstance(record, dict) else None
     if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
@@ -132,7 +132,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     for name in captions:
         inside = (folder / name).resolve().is_relative_to(folder.resolve())
         if not inside or not (folder / name).is_file():
-            raise UserError(f"{path}: {name!r} is no image of this folder")
+            raise UserError(
+                f"{path}: {name!r} is no image of this folder; put it back, or delete the file, which is then "
+                "made again"
+            )
     versions, also_needed = record.get("versions", {}), record.get("also_needed", [])
     if not isinstance(versions, dict) or not isinstance(also_needed, list):
         raise UserError(f"{path}: versions must map packages to versions, and also_needed must be a list")

@@ -143,7 +143,9 @@ def _short(package: str, version: str) -> str:
     try:
         return re.sub(r"^(\d+\.\d+)(\.0)+$", r"\1", Version(version).public)
     except InvalidVersion:
-        raise UserError(f"versions of the run: {package} has {version[:80]!r}, which is no version") from None
+        raise UserError(
+            f"versions of the run: {package} has {version[:80]!r}, which is no version; correct environment.json"
+        ) from None
 
 
 def install_command(requirements: Iterable[str]) -> str:
@@ -155,7 +157,7 @@ def install_command(requirements: Iterable[str]) -> str:
     quoted = []
     for requirement in requirements:
         if not _REQUIREMENT.fullmatch(requirement):
-            raise UserError(f"{requirement[:80]!r} is no package with a lower bound")
+            raise UserError(f"{requirement[:80]!r} is no package with a lower bound; write NAME>=VERSION")
         quoted.append(f'"{requirement}"' if ">" in requirement else requirement)
     return "pip install " + " ".join(quoted)
 

@@ -152,7 +152,7 @@ def compare(
     if source is not None and output is None:
         raise UserError("--show-images and --images: the images are in leaderboard.html; give its folder with -o")
     if images is not None and not images.is_dir():
-        raise UserError(f"--images: {images}: folder not found")
+        raise UserError(f"--images: {images}: folder not found; give the folder of the images")
     if references is None:
         refuse_idle(
             "runs and score files are compared by the scores they have; give --references to score prediction files",

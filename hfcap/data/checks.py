@@ -112,7 +112,7 @@ def check_images_decode(
     error_console.print(f"warning: {message}. Skipped, as data.max_unreadable_images allows", markup=False)
     readable = [record for index, record in enumerate(records) if index not in problems]
     if not readable:
-        raise UserError(f"{message}. No readable image is left")
+        raise UserError(f"{message}. No readable image is left: give others")
     return readable
 
 

@@ -355,7 +355,7 @@ def resolve_inside(root: Path, file_name: str) -> Path:
     """
     problem = file_name_problem(file_name)
     if problem:
-        raise UserError(f"file name {file_name!r} {problem}")
+        raise UserError(f"file name {file_name!r} {problem}; correct the metadata")
     folder = _real_folder(os.path.abspath(root))  # noqa: PTH100 as below
     path = os.path.join(folder, PurePosixPath(file_name))  # noqa: PTH118 pathlib is several times slower here
     if _passes_link(folder, PurePosixPath(file_name)):

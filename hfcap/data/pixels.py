@@ -148,7 +148,9 @@ def identity_of(image_processor: Any) -> str:
             f"{type(image_processor).__qualname__} {json.dumps(image_processor.to_dict(), sort_keys=True, default=str)}"
         )
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{type(image_processor).__name__} cannot say its configuration ({error})") from error
+        raise ValueError(
+            f"{type(image_processor).__name__} cannot say its configuration ({error}); use another image processor"
+        ) from error
 
 
 def plan_of(image_processor: Any) -> PixelPlan | None:

@@ -69,7 +69,7 @@ def load_split(options: DataOptions, split: Split, check_images: bool = True) ->
     try:
         records = source.load(options, split_name)
     except NoSuchSplitError as error:
-        raise UserError(f"{error}; the recipe's key data.{split}_split chooses the split") from None
+        raise UserError(f"{error}; choose one with the recipe's key data.{split}_split") from None
     if not records:
         raise UserError(f"source {options.source!r}: no images in split {split_name!r}; change data.{split}_split")
     where = f"source {options.source!r}, split {split_name!r}"

@@ -60,7 +60,7 @@ def grid_maps(weights: torch.Tensor, grid: Sequence[int] | None, title: str) -> 
     if grid is None:
         raise UserError(
             f"the image states of this {title} are no grid of places in the image (a pooled vector, or an image "
-            "that is not square); there is nothing to draw"
+            "that is not square), so that there is nothing to draw; use another captioner"
         )
     height, width = grid
     return weights[:, -height * width :].unflatten(1, (height, width))

@@ -35,10 +35,13 @@ def read_instances(paths: Sequence[Path]) -> dict[str, frozenset[str]]:
             for annotation in content["annotations"]:
                 found.setdefault(str(annotation["image_id"]), set()).add(names[annotation["category_id"]])
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: no COCO instance annotations ({type(error).__name__}: {error})") from None
+            raise UserError(
+                f"{path}: no COCO instance annotations ({type(error).__name__}: {error}); give "
+                "instances_val2014.json or the like"
+            ) from None
         unknown = sorted(set(names.values()) - set(CATEGORIES))
         if unknown:
-            raise UserError(f"{path}: CHAIR knows COCO's 80 categories only, not {unknown[0]!r}")
+            raise UserError(f"{path}: CHAIR knows COCO's 80 categories only, not {unknown[0]!r}; give COCO's own file")
     return {image_id: frozenset(categories) for image_id, categories in found.items()}
 
 

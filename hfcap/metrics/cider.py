@@ -193,7 +193,7 @@ class CiderReward:
         try:
             images = np.repeat([self._position[image_id] for image_id in image_ids], n_candidates).astype(np.int64)
         except KeyError as error:
-            raise UserError(f"no reference captions for image {error.args[0]!r}") from None
+            raise UserError(f"no reference captions for image {error.args[0]!r}; add some") from None
         flat = [caption for group in candidates for caption in group]
         tokens = encode_captions(flat, self._scorer.references.vocabulary, tokenized=self._tokenized)
         flat_ended = None if ended is None else np.asarray(ended, dtype=bool).reshape(-1)

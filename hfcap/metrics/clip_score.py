@@ -61,9 +61,14 @@ class ClipEncoder:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
             self._image_processor: Any = AutoImageProcessor.from_pretrained(model, backend=IMAGE_BACKEND)
         except (OSError, ValueError) as error:
-            raise UserError(f"{model}: the CLIP model of metric 'clip_score' cannot be loaded ({error})") from None
+            raise UserError(
+                f"{model}: the CLIP model of metric 'clip_score' cannot be loaded ({error}); choose another"
+            ) from None
         if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
-            raise UserError(f"{model}: not a CLIP model ({type(loaded).__name__} has no image and text encoder)")
+            raise UserError(
+                f"{model}: not a CLIP model ({type(loaded).__name__} has no image and text encoder); choose a "
+                "CLIP or SigLIP"
+            )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = loaded.to(self.device).eval()
         self._batch_size = batch_size

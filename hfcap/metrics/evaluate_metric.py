@@ -79,7 +79,7 @@ class CaptionEvaluation(evaluate.Metric):
 
     def _numbered(self, n_rows: int) -> list[str]:
         if self.num_process > 1:
-            raise UserError("image_ids are required when several processes compute a metric together")
+            raise UserError("image_ids: give them when several processes compute a metric together")
         first, self._n_numbered = self._n_numbered, self._n_numbered + n_rows
         return [f"row {number}" for number in range(first, first + n_rows)]
 
@@ -119,11 +119,11 @@ class CaptionEvaluation(evaluate.Metric):
         for image_id, caption, group in zip(image_ids, predictions, references, strict=True):
             human_captions = (group,) if isinstance(group, str) else tuple(group)
             if not human_captions:
-                raise UserError(f"references: image {image_id} has no human caption")
+                raise UserError(f"references: image {image_id} has no human caption; add one")
             if captions.setdefault(image_id, caption) != caption or human.setdefault(image_id, human_captions) != (
                 human_captions
             ):
-                raise UserError(f"image {image_id} was added twice with different captions")
+                raise UserError(f"image {image_id} was added twice with different captions; add it once")
         # Processes arrive interleaved; the order of images must not change the last bits of a sum.
         ordered = sorted(captions)
         suite = CaptionSuite(self._names, options=self._options_of_metrics({**self._options, **options}))

@@ -32,8 +32,9 @@ _OPENED_PACKAGES = (
 
 _MODELS = "lib/stanford-corenlp-3.6.0-models.jar"
 _HOW = (
-    "its option jar or the environment variable HFCAP_SPICE_JAR names spice-1.0.jar (pycocoevalcap brings it); next to "
-    "it in lib/ must lie stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar from Stanford CoreNLP 3.6.0"
+    "name spice-1.0.jar (pycocoevalcap brings it) with its option jar or the environment variable HFCAP_SPICE_JAR; "
+    "next to it in lib/ must lie stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar from Stanford "
+    "CoreNLP 3.6.0"
 )
 _LINES_OF_JAVA_SHOWN = 5
 
@@ -60,10 +61,13 @@ def parse_spice(path: Path, image_ids: tuple[str, ...]) -> NDArray[np.float64]:
     try:
         found = {str(row["image_id"]): float(row["scores"]["All"]["f"]) for row in read_json(path, "result of SPICE")}
     except (UserError, KeyError, TypeError, ValueError) as error:
-        raise WorkError(f"{path}: SPICE's result cannot be read ({error})") from None
+        raise WorkError(f"{path}: SPICE's result cannot be read ({error}); try again, or leave spice out") from None
     missing = [image_id for image_id in image_ids if image_id not in found]
     if missing:
-        raise WorkError(f"{path}: SPICE gave no score for {len(missing):,} images, for example {missing[0]!r}")
+        raise WorkError(
+            f"{path}: SPICE gave no score for {len(missing):,} images, for example {missing[0]!r}; try again, "
+            "or leave spice out"
+        )
     # The program writes NaN where neither side has a proposition; pycocoevalcap counts that as 0 in the mean.
     return np.asarray([0.0 if math.isnan(found[image_id]) else found[image_id] for image_id in image_ids])
 
@@ -134,10 +138,15 @@ class Spice(CaptionMetric):
         try:
             done = run_program(command, folder=self._jar.parent, timeout=self._options.timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise WorkError(f"SPICE was not done after {self._options.timeout_seconds:g} seconds") from None
+            raise WorkError(
+                f"SPICE was not done after {self._options.timeout_seconds:g} seconds; raise its timeout_seconds"
+            ) from None
         if done.returncode:
             last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_LINES_OF_JAVA_SHOWN:])
-            raise WorkError(f"SPICE's Java program failed (exit code {done.returncode}):\n{last}")
+            raise WorkError(
+                f"SPICE's Java program failed (exit code {done.returncode}); check Java and the memory, or "
+                f"leave spice out:\n{last}"
+            )
 
     def signature(self) -> dict[str, Any]:
         """Return which program did it."""

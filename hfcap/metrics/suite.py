@@ -120,7 +120,7 @@ def checked_metric_names(names: Sequence[str]) -> tuple[str, ...]:
 
 def _check_captions(predictions: Mapping[str, str], references: ReferenceSet) -> None:
     if not predictions:
-        raise UserError("no captions to score")
+        raise UserError("predictions: no captions to score; give some")
     for image_id, caption in predictions.items():
         if not isinstance(caption, str):
             raise UserError(f"the caption of image {image_id!r} must be text, not {caption!r}")
@@ -190,7 +190,8 @@ class CaptionSuite:
         if len(predictions) != len(references) or any(key not in predictions for key in references.image_ids):
             only_one = set(predictions) ^ set(references.image_ids)
             raise UserError(
-                f"predictions and references differ in {len(only_one):,} images, for example {sorted(only_one)[0]!r}"
+                f"predictions and references differ in {len(only_one):,} images, for example "
+                f"{sorted(only_one)[0]!r}; give both for the same images"
             )
         captions = CaptionSet({image_id: predictions[image_id] for image_id in references.image_ids}, references)
         values: dict[str, float | None] = {}

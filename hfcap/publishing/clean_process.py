@@ -138,10 +138,15 @@ def run_clean(
                 environment=_environment(Path(temporary) / "cache", token),
             )
         except subprocess.TimeoutExpired:
-            raise WorkError(f"the clean process did not end within {TIMEOUT_SECONDS} s") from None
+            raise WorkError(
+                f"the clean process did not end within {TIMEOUT_SECONDS} s; try again on a faster machine"
+            ) from None
         results = read_json(work / "results.json", "results") if (work / "results.json").is_file() else {}
     if set(results) != set(jobs):
-        raise WorkError(f"the clean process ended with code {done.returncode}: {_last_lines(done.stderr)}")
+        raise WorkError(
+            f"the clean process ended with code {done.returncode}; check memory and installed packages: "
+            f"{_last_lines(done.stderr)}"
+        )
     shown = set(metadata.packages_distributions()) - {"hfcap"} if allowed is None else set(allowed["modules"])
     return {name: _result(value, shown) for name, value in results.items()}
 

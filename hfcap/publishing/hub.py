@@ -133,7 +133,7 @@ def check_repo_id(repo_id: str, what: str = "--repo-id") -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{what}: {error}") from None
+        raise UserError(f"{what}: {error}; write namespace/name") from None
     if "/" not in repo_id:
         raise UserError(f"{what}: {repo_id!r} lacks the namespace; write your-name/{repo_id}")
 

@@ -169,7 +169,7 @@ def _check_weights(known: RunFacts) -> None:
         raise UserError(f"{folder}: no trained model; run 'hfcap train' first")
     note = folder / "hfcap.json"
     if note.is_file() and (reason := read_json_object(note, "hfcap's note next to the weights").get("unpublishable")):
-        raise UserError(f"{folder}: cannot be published: {reason}")
+        raise UserError(f"{folder}: cannot be published: {reason}; train from another base")
     names = [path.name for path in folder.iterdir()]
     wanted = ADAPTER_WEIGHTS if known.is_adapter else FULL_WEIGHTS
     if not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in wanted):

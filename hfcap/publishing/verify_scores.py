@@ -138,7 +138,7 @@ def _check_card(folder: Path, report: ScoreReport) -> tuple[list[str], str]:
     try:
         values = yaml.safe_load(front)
     except (yaml.YAMLError, RecursionError):
-        raise UserError("README.md: its metadata is no YAML") from None
+        raise UserError("README.md: its metadata is no YAML; correct the card") from None
     known = {name: value for name, value in report.metrics.items() if value is not None}
     shown = dict(_model_index(values))
     wrong = [

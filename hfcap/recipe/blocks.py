@@ -270,7 +270,7 @@ class Recipe(Block):
             raise ValueError(f"{' and '.join(idle)}: no effect without sampling; set do_sample: true, or leave out")
         if options.min_new_tokens > options.max_new_tokens:
             raise ValueError(
-                f"min_new_tokens={options.min_new_tokens} is more than max_new_tokens={options.max_new_tokens}"
+                f"min_new_tokens={options.min_new_tokens} must not be more than max_new_tokens={options.max_new_tokens}"
             )
         return options
 

@@ -352,7 +352,9 @@ def merged_model(directory: RunDirectory, wanted: bool, trust_remote_code: bool 
     """
     if not (directory.model / "adapter_config.json").is_file():
         if wanted:
-            raise UserError(f"{directory.path}: --merged is for LoRA runs; this run trained all weights")
+            raise UserError(
+                f"{directory.path}: --merged is for LoRA runs, and this run trained all weights; leave it out"
+            )
         return None
     if not wanted and not directory.base_model.is_dir():
         return None

@@ -102,7 +102,9 @@ def read_scores(path: Path) -> ScoreReport:
         raise UserError(f"{path}: predictions_sha256 must be text, not {value['predictions_sha256']!r}")
     per_image = value["per_image"]
     if value.setdefault("n_images", len(per_image)) != len(per_image) and per_image:
-        raise UserError(f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images")
+        raise UserError(
+            f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images; score again"
+        )
     if not isinstance(value["n_images"], int) or not 0 <= value["n_images"] < _MOST_IMAGES:
         raise UserError(f"{path}: n_images must be a whole number, not {value['n_images']!r}")
     for name, table in value["statistics"].items():

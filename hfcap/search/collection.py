@@ -40,7 +40,9 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
         if _has_metadata(path):
             return _folder(path, split)
         if split is not None:
-            raise UserError(f"{target}: --split: a folder without metadata.jsonl or metadata.csv has no splits")
+            raise UserError(
+                f"{target}: --split: a folder without metadata.jsonl or metadata.csv has no splits; leave it out"
+            )
         return find_images([target])
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml"):
         run = run_directory_at(path) if path.exists() else None
@@ -56,7 +58,9 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
     if not path.exists() and not has_magic(target):
         raise UserError(f"{target}: no such folder, file, recipe or run directory (a Hub dataset is namespace/name)")
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise UserError(f"{target}: neither an image, nor a COCO .json file, nor a recipe")
+        raise UserError(
+            f"{target}: neither an image, nor a COCO .json file, nor a recipe; give a folder or one of these"
+        )
     return find_images([target])
 
 

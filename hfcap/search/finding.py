@@ -64,9 +64,9 @@ def find(
         UserError: the text is empty, or there is nothing to search by.
     """
     if not query.strip():
-        raise UserError("the text to search for is empty")
+        raise UserError("QUERY: the text to search for is empty; write one")
     if not records:
-        raise UserError(f"{where}: no images")
+        raise UserError(f"{where}: no images; give another place")
     by_images, by_captions = _ways(records, encoder, by, where)
     cosines = words = None
     if by_images:

@@ -123,7 +123,7 @@ def read_candidates(path: Path, warn: Warn = warn_on_terminal) -> dict[str, Cand
             raise UserError(f"{where}: image {image_id} is there twice; keep one line per image")
         found[image_id] = Candidates(str(row.get("file_name") or ""), tuple(texts))
     if not found:
-        raise UserError(f"{path}: no captions in this prediction file")
+        raise UserError(f"{path}: no captions in this prediction file; give another")
     return found
 
 

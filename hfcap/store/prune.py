@@ -21,7 +21,7 @@ def kept_stores(folder: Path | None = None) -> list[StoreInfo]:
         UserError: there is no such folder.
     """
     if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; check the path")
     roots = [cache_folder() / "features", cache_folder() / "images"] if folder is None else [folder]
     folders = [path for root in roots if root.is_dir() for path in root.iterdir() if _is_store(path)]
     return sorted((RowStore(path).info() for path in folders), key=lambda info: -info.last_used)
@@ -47,7 +47,7 @@ def chosen_stores(
         raise UserError("say what to delete: --older-than DAYS, --encoder NAME (or both), or --all alone")
     if encoder is not None and stores and not any(_is_of(store, encoder) for store in stores):
         there = "\n".join(f"  {store.folder.name[:12]}  {store.encoder}" for store in stores)
-        raise UserError(f"--encoder {encoder!r}: nothing here was made by such an encoder; there are:\n{there}")
+        raise UserError(f"--encoder {encoder!r}: nothing here was made by such an encoder; choose one of:\n{there}")
     latest = time.time() - (older_than_days or 0.0) * _SECONDS_PER_DAY
     return [
         store

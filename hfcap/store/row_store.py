@@ -199,7 +199,9 @@ class RowStore:
         try:
             write_bytes(path, save({_TENSOR: rows.contiguous()}, metadata={"rows": listed}))
         except OSError as error:
-            raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise WorkError(
+                f"{path}: cannot be written ({error.strerror or error}); make room, or set data.feature_store_folder"
+            ) from error
 
 
 class ShardWriter:

@@ -61,11 +61,16 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
             raise PrecisionError("fp16 needs a GPU, and training runs on the CPU", "set it to no or bf16 here")
         accelerator = Accelerator(mixed_precision=mixed_precision, **arguments)
     except ImportError as error:
-        raise UserError(f"the accelerate configuration needs a package that is not installed: {error}") from error
+        raise UserError(
+            f"the accelerate configuration needs a package that is not installed: {error}; install it, or "
+            "run accelerate config"
+        ) from error
     except (ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"accelerate refuses its configuration, or train.mixed_precision: {error}") from error
+        raise UserError(
+            f"accelerate refuses its configuration, or train.mixed_precision: {error}; change them"
+        ) from error
     _require_plain(accelerator)
     used = autocast_type(accelerator)
     if used != _AUTOCAST[mixed_precision]:

@@ -54,7 +54,9 @@ def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) ->
     captioner = load_captioner(location, trust_remote_code=recipe.model.trust_remote_code)
     require_merged(captioner, location)
     if type(captioner) is not family:
-        raise UserError(f"captioner: {location} holds a {captioner.family}, not a {recipe.captioner}")
+        raise UserError(
+            f"captioner: {location} holds a {captioner.family}, not a {recipe.captioner}; change one of them"
+        )
     if captioner.prompt.strip() != recipe.model.prompt.strip():
         raise UserError(
             f"model.prompt: the captioner in {location} was trained with prompt {captioner.prompt!r}, not "

@@ -176,10 +176,12 @@ def read_progress(path: Path) -> Progress:
         known = {entry.name for entry in fields(Progress)}
         progress = TypeAdapter(Progress).validate_python({key: values[key] for key in known & values.keys()})
         if not all(isinstance(progress.scheduler.get(key), int) for key in _SCHEDULE):
-            raise WorkError(f"{path / 'state.json'}: damaged checkpoint (no place in the schedule)")
+            raise WorkError(f"{path / 'state.json'}: damaged checkpoint (no place in the schedule); delete the folder")
         return progress
     except (UserError, AttributeError, ValidationError) as error:
-        raise WorkError(f"{path / 'state.json'}: damaged checkpoint ({str(error).splitlines()[0]})") from error
+        raise WorkError(
+            f"{path / 'state.json'}: damaged checkpoint ({str(error).splitlines()[0]}); delete the folder"
+        ) from error
 
 
 def damage_of(path: Path) -> str | None:
@@ -207,7 +209,7 @@ def _checksums(path: Path) -> dict[str, str]:
     values = read_json(path / CHECKSUMS, "checksums of a checkpoint")
     good = isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
     if not good or not all(Path(name).name == name for name in values):
-        raise WorkError(f"{path / CHECKSUMS}: damaged checkpoint (no JSON object of checksums)")
+        raise WorkError(f"{path / CHECKSUMS}: damaged checkpoint (no JSON object of checksums); delete the folder")
     return dict(values)
 
 

@@ -76,7 +76,9 @@ class TrainingRun:
         self.lengths = [sum(map(len, captions)) for captions in dataset.tokens]
         self.steps_per_epoch = math.ceil(len(self._micro_batches(0)) / self.options.gradient_accumulation_steps)
         if self.steps_per_epoch == 0:
-            raise UserError(f"data: {len(self.lengths)} training images are fewer than the processes that train")
+            raise UserError(
+                f"data: {len(self.lengths)} training images are fewer than the processes that train; start fewer"
+            )
         self.total_steps = self.options.max_steps or round((self.options.num_train_epochs or 0) * self.steps_per_epoch)
         if self.total_steps == 0:
             raise UserError(f"train.num_train_epochs: {self.options.num_train_epochs} is less than one update")

@@ -106,8 +106,8 @@ def test_image_transformer_may_start_from_a_pretrained_encoder(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"width": 50, "heads": 4}, "width 50 is not a multiple of heads 4"),
-        ({"image_size": 100}, "image_size 100 is not a multiple of patch_size 16"),
+        ({"width": 50, "heads": 4}, "width 50 must be a multiple of heads 4"),
+        ({"image_size": 100}, "image_size 100 must be a multiple of patch_size 16"),
         ({"widht": 64}, "Extra inputs are not permitted"),
     ],
 )

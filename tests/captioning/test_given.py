@@ -73,7 +73,7 @@ def test_images_that_were_opened_are_seen_as_in_files(tmp_path: Path) -> None:
         ({"a": 1}, "not dict"),
         ([3], "image 0: is int; give a path"),
         (np.zeros((3, 8, 8), np.uint8), r"image 0: an array of shape \(3, 8, 8\) is no image"),
-        (np.zeros((8, 8, 3), np.int64), "levels of an image are uint8"),
+        (np.zeros((8, 8, 3), np.int64), "levels of an image must be uint8"),
         (np.full((8, 8, 3), 200.0), "floats of an image lie from 0 to 1"),
         (np.full((8, 8), np.nan), "floats of an image lie from 0 to 1"),
         (np.zeros((0, 8, 3), np.uint8), "is no image"),

@@ -75,7 +75,7 @@ def test_missing_file_and_folder_name_their_keys(tmp_path: Path) -> None:
         ("[]", "no list under 'images'"),
         ('{"images": {}}', "no list under 'images'"),
         ('{"images": []}', "no list under 'annotations'"),
-        ('{"images": [3], "annotations": []}', r"images\[0\] is not an object"),
+        ('{"images": [3], "annotations": []}', r"images\[0\] must be an object"),
         (
             '{"images": [{"id": 1, "filename": "a.jpg"}], "annotations": []}',
             "no key 'file_name'; did you mean 'filename'",
@@ -83,7 +83,7 @@ def test_missing_file_and_folder_name_their_keys(tmp_path: Path) -> None:
         ('{"images": [{"id": 1.5, "file_name": "a.jpg"}], "annotations": []}', r"images\[0\]\.id is float"),
         (
             '{"images": [{"id": 1, "file_name": null}], "annotations": []}',
-            r"images\[0\]\.file_name is NoneType, not text",
+            r"images\[0\]\.file_name must be text, not NoneType",
         ),
         ('{"images": [], "annotations": [{"image_id": 1, "caption": ["a"]}]}', r"annotations\[0\]\.caption is list"),
         ('{"images": [], "annotations": [}', r"not valid JSON \(line 1, column 32"),

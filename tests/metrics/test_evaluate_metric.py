@@ -127,7 +127,7 @@ def test_two_processes_give_the_values_of_one(tmp_path: Path) -> None:
 
 def test_several_processes_need_image_ids(tmp_path: Path) -> None:
     metric = _load("bleu", tmp_path, num_process=2, process_id=0)
-    with pytest.raises(UserError, match="image_ids are required"):
+    with pytest.raises(UserError, match="image_ids: give them"):
         metric.add_batch(predictions=["a"], references=[["a"]])
 
 

@@ -123,7 +123,7 @@ def test_split_of_a_file_without_labels_is_only_a_label(tmp_path: Path) -> None:
         ([{"image_id": True, "caption": "a"}], "must be a number or a non-empty string"),
         ([{"image_id": 1.5, "caption": "a"}], "must be a number or a non-empty string"),
         ([{"image_id": "", "caption": "a"}], "must be a number or a non-empty string"),
-        ([{"image_id": 1, "text": "a"}], "no 'caption'; found the keys 'image_id', 'text'"),
+        ([{"image_id": 1, "text": "a"}], "no 'caption'; add it .found the keys 'image_id', 'text'"),
         ([{"caption": "a"}], "no 'image_id'"),
         (["a dog"], "expected an object"),
         ([], "no captions"),

@@ -384,7 +384,7 @@ class EnsembleProcessor:
     def __call__(self, images: Any = None, text: Any = None, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
         """Return pixel_values (B, P); an ensemble takes no text, its members have their own prompts."""
         if text:
-            raise ValueError("an ensemble takes no prompt: its members have their own")
+            raise ValueError("an ensemble takes no prompt, because its members have their own; leave it out")
         return self.image_processor(images, return_tensors)
 
     def decode(self, *args: Any, **kwargs: Any) -> str:

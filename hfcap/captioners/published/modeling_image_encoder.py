@@ -52,7 +52,7 @@ def encoder_from_config(config: Any) -> Any:
         is_model = isinstance(value, type) and issubclass(value, PreTrainedModel) and name.endswith("Model")
         if is_model and value.config_class is type(config):
             return value(config)
-    raise ValueError(f"transformers has no image encoder for model_type {config.model_type!r}")
+    raise ValueError(f"transformers has no image encoder for model_type {config.model_type!r}; check config.json")
 
 
 def without_parts(vision_model: Any, names: list[str]) -> Any:
@@ -185,7 +185,10 @@ class ImageCaptioner(PreTrainedModel, GenerationMixin):
             self.vision_model(pixel_values=pixel_values), config.vision_feature, config.vision_layout
         )
         if states.shape[-1] != config.vision_width:
-            raise ValueError(f"the image encoder gives states of width {states.shape[-1]}, not {config.vision_width}")
+            raise ValueError(
+                f"the image encoder gives states of width {states.shape[-1]}, not {config.vision_width}; check "
+                "config.json"
+            )
         return states
 
     def states_and_text(

@@ -31,7 +31,7 @@ def choose_attention(captioner: Captioner, choice: str | Mapping[str, str]) -> N
     parts = captioner.part_modules()
     for part, kernel in choice.items():
         if part not in parts:
-            raise UserError(f"{_KEY}: {title} has no part {part!r}; its parts are {', '.join(parts)}")
+            raise UserError(f"{_KEY}: {title} has no part {part!r}; choose one of {', '.join(parts)}")
         _require_masks(captioner, kernel, part)
         models = [model for module in parts[part] for model in _outermost(module)]
         if not models:

@@ -112,7 +112,7 @@ def build_vision(options: VisionOptions, base_models: list[BaseModel]) -> tuple[
         try:
             model = encoder_from_config(config)
         except (ImportError, ValueError) as error:  # timm's networks, for example
-            raise UserError(f"model.vision_config: {' '.join(str(error).split())}") from error
+            raise UserError(f"model.vision_config: {' '.join(str(error).split())}; correct it") from error
         return model, new_image_processor(getattr(config, "image_size", None) or _image_size_of(model))
     revision, trust = options.vision_revision, options.trust_remote_code
     model = load_encoder(options.vision, "model.vision", revision, trust)
@@ -191,7 +191,7 @@ def load_as_decoder(location: str, key: str, revision: str | None, trust_remote_
             add_cross_attention=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {location}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}: {location}: {str(error).splitlines()[0]}; choose another model") from error
     decoder = from_pretrained(AutoModelForCausalLM, location, key, config=config, revision=revision)
     return require_cross_attention(decoder, key)
 

@@ -139,7 +139,7 @@ def load_image_processor(location: str, key: str, revision: str | None, trust_re
     def message(error: Exception) -> str:
         if isinstance(error, ImportError):
             return f"{key}: {location}: {missing_package(error)}"
-        return f"{key}: no image processor in {location}: {reason_of(error)}"
+        return f"{key}: no image processor in {location}: {reason_of(error)}; save it there"
 
     with unreadable_files(message):
         processor = AutoImageProcessor.from_pretrained(
@@ -219,7 +219,7 @@ def whole_model(
     if missing:
         raise UserError(
             f"{key}: {location} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
-            "it is a different kind of model, or its file is incomplete"
+            "it is a different kind of model, or its file is incomplete: check the captioner key, or save it again"
         )
     return model
 
@@ -241,11 +241,11 @@ def config_from_mapping(values: dict[str, Any], key: str) -> Any:
     remaining = dict(values)
     model_type = remaining.pop("model_type", None)
     if model_type is None:
-        raise UserError(f"{key}: model_type is missing (for example vit, gpt2)")
+        raise UserError(f"{key}: model_type is missing; add it (for example vit, gpt2)")
     try:
         return AutoConfig.for_model(model_type, **remaining)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}: {str(error).splitlines()[0]}; correct it") from error
 
 
 def vision_tower(model: Any) -> Any:

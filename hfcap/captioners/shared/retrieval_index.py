@@ -27,7 +27,7 @@ def read_corpus(path: Path) -> list[tuple[str, ...]]:
         return list(read_references(path).values())
     lines = [line for line in read_text(path, "caption corpus").split("\n") if line.strip()]
     if not lines:
-        raise UserError(f"{path}: no caption in this file (model.corpus)")
+        raise UserError(f"{path}: no caption in this file; name another one in model.corpus")
     return [(line,) for line in lines]
 
 

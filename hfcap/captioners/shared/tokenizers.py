@@ -29,7 +29,9 @@ def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_c
         )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # Where the files are missing, transformers makes a tokenizer of the model's kind that knows no words.
-        raise UserError(f"{key}: no tokenizer in {location}: its files are missing or hold no words")
+        raise UserError(
+            f"{key}: no tokenizer in {location}: its files are missing or hold no words; save it there again"
+        )
     # How the tokenizer was found says nothing about it, and would be published with it.
     for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
@@ -37,7 +39,10 @@ def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_c
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token or tokenizer.eos_token
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
     if tokenizer.eos_token is None:
-        raise UserError(f"{key}: the tokenizer of {location} has no end token; captions could never stop")
+        raise UserError(
+            f"{key}: the tokenizer of {location} has no end token, so that captions could never stop; choose "
+            "another tokenizer"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

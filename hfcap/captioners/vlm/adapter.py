@@ -179,7 +179,10 @@ class VlmAdapter(ABC):
             end = getattr(holder, "eos_token_id", None)
             if end is not None:
                 return int(end[0] if isinstance(end, (list, tuple)) else end)
-        raise UserError("model.pretrained: neither model nor tokenizer names an end token; captions could never stop")
+        raise UserError(
+            "model.pretrained: neither model nor tokenizer names an end token, so that captions could never "
+            "stop; choose another model"
+        )
 
     def generating_models(self) -> list[Any]:
         """Return the models whose generation_config counts when plain transformers generates."""

@@ -135,7 +135,7 @@ class Generic(Rows):
             if len(axes) != 1 or apart:
                 raise UserError(
                     f"model.pretrained: what the processor of {type(self.model).__name__} makes of two images "
-                    f"({', '.join(apart) or 'pixel_values'}) is not twice what it makes of one; "
+                    f"({', '.join(apart) or 'pixel_values'}) is not twice what it makes of one; choose another: "
                     "docs/image_text_to_text.md lists the models that work"
                 )
             self._pixel_axis = axes[0]
@@ -211,7 +211,8 @@ class Generic(Rows):
         if ran:
             raise UserError(
                 f"model.pretrained: {type(self.model).__name__} reads images with {ran[0]}, which hfcap does not "
-                "know as a part of its image encoder; docs/image_text_to_text.md lists the models that work"
+                "know as a part of its image encoder; choose another: docs/image_text_to_text.md lists the "
+                "models that work"
             )
 
     def _reader(self) -> Any:

@@ -84,9 +84,9 @@ def load_processor(location: str, revision: str | None, trust_remote_code: bool)
             "(SmolVLM and Qwen-VL also take films: pip install torchvision num2words)"
         ) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{KEY}: no processor in {location}: {reason_of(error)}") from error
+        raise UserError(f"{KEY}: no processor in {location}: {reason_of(error)}; save it there again") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise UserError(f"{KEY}: the processor of {location} lacks an image processor or a tokenizer")
+        raise UserError(f"{KEY}: the processor of {location} lacks an image processor or a tokenizer; save it again")
     processor.image_processor = image_processor
     tokenizer = processor.tokenizer
     for name in ("is_local", "local_files_only"):

@@ -113,7 +113,7 @@ def _parse_karpathy(path: Path, _mtime: int, _size: int) -> tuple[KarpathyImage,
     content = read_json(path, "Karpathy split file")
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
-        raise UserError(f"{path}: not the Karpathy split: no list under 'images' at the top")
+        raise UserError(f"{path}: not the Karpathy split: no list under 'images' at the top; fetch the file again")
     entries = tuple(_karpathy_image(f"{path}: images[{number}]", image) for number, image in enumerate(images))
     counts = Counter(entry.coco_id for entry in entries)
     twice = [str(coco_id) for coco_id, count in counts.items() if count > 1]

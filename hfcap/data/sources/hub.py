@@ -156,7 +156,9 @@ def row_fields(options: HubOptions, columns: Columns, split: str, number: int, r
         )
     image_id = f"{split}-{number}" if columns.image_id is None else row[columns.image_id]
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
-        raise UserError(f"{where}: {columns.image_id} is {image_id!r}, no usable id (data.image_id_column)")
+        raise UserError(
+            f"{where}: {columns.image_id} is {image_id!r}, no usable id; choose another data.image_id_column"
+        )
     return {"image_id": str(image_id), "captions": captions}
 
 
@@ -198,12 +200,12 @@ def open_splits(
             return _from_disk(path, streaming)
         if path.suffix.lower() in TABLE_SUFFIXES:
             if not path.is_file():
-                raise UserError(f"{path}: file not found; the recipe's key data.dataset names it")
+                raise UserError(f"{path}: file not found; name it with the recipe's key data.dataset")
             return datasets.load_dataset(path.suffix.lower()[1:], data_files={"train": str(path)}, streaming=streaming)
         if path.is_dir():
             return datasets.load_dataset(str(path), name=options.config_name, streaming=streaming)
         if options.dataset.startswith((".", "/", "~")):
-            raise UserError(f"{path}: folder not found; the recipe's key data.dataset names it")
+            raise UserError(f"{path}: folder not found; name it with the recipe's key data.dataset")
         return datasets.load_dataset(
             options.dataset, name=options.config_name, revision=options.revision, streaming=streaming
         )

@@ -156,7 +156,7 @@ def _remote_of(headers: Any) -> _Remote:
 def _open(request: urllib.request.Request, pause: float) -> Any:
     """Open a URL; network errors and overloaded servers are tried again."""
     if not request.full_url.startswith(("http://", "https://")):
-        raise UserError(f"{request.full_url}: only http and https are fetched")
+        raise UserError(f"{request.full_url}: only http and https are fetched; download it yourself, and give the file")
     for attempt in range(_FRUITLESS_ATTEMPTS):
         try:
             return urllib.request.urlopen(request, timeout=_TIMEOUT)
@@ -311,16 +311,19 @@ def _require_harmless(archive: Archive, path: Path, root: Path, members: list[zi
         raise zipfile.BadZipFile(f"{len(members):,} files under {archive.member_prefix!r}, not {archive.n_files:,}")
     for member in members:
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise WorkError(f"{path}: refused, because {member.filename!r} is a symbolic link")
+            raise WorkError(f"{path}: refused, because {member.filename!r} is a symbolic link; extract it yourself")
         if member.flag_bits & 1:
-            raise WorkError(f"{path}: refused, because {member.filename!r} is encrypted")
+            raise WorkError(f"{path}: refused, because {member.filename!r} is encrypted; extract it yourself")
         try:
             resolve_inside(root, member.filename)
         except UserError as error:
-            raise WorkError(f"{path}: refused, because {error}") from None
+            raise WorkError(f"{path}: refused, because {error}; extract it yourself") from None
     size = sum(member.file_size for member in members)
     if size > 4 * archive.expansion * path.stat().st_size + 2**20:
-        raise WorkError(f"{path}: refused, because it would extract to {size / 1e9:.1f} GB (zip bomb?)")
+        raise WorkError(
+            f"{path}: refused, because it would extract to {size / 1e9:.1f} GB (zip bomb?); check the file, and "
+            "extract it yourself"
+        )
     missing = sum(member.file_size for member in members if _size_of(root / member.filename) != member.file_size)
     free = shutil.disk_usage(root).free
     if missing > free:

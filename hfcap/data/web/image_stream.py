@@ -116,7 +116,10 @@ def _rows(
             yield CaptionedImage(image_id, image_id, (), image)
             number += 1
     except breaks as error:
-        raise WorkError(f"dataset {dataset}, {split}: reading stopped at row {number} ({error})") from error
+        raise WorkError(
+            f"dataset {dataset}, {split}: reading stopped at row {number} ({error}); the same command goes on "
+            "there: give it again"
+        ) from error
 
 
 def _commit(dataset: str) -> str | None:
@@ -130,7 +133,7 @@ def _commit(dataset: str) -> str | None:
     try:
         return HfApi().dataset_info(dataset).sha
     except HFValidationError:
-        raise UserError(f"{here} not a valid Hub dataset id") from None
+        raise UserError(f"{here} not a valid Hub dataset id; write namespace/name") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status >= 500:

@@ -122,7 +122,8 @@ def _table_pieces(path: Path) -> Iterator[NDArray[np.uint8]]:
             rest = text[cut:]
             if len(rest) > LARGEST_CHUNK // 2:
                 raise WorkError(
-                    f"{path}: a line is longer than {LARGEST_CHUNK // 2} bytes; this is no paraphrase table"
+                    f"{path}: a line is longer than {LARGEST_CHUNK // 2} bytes; this is no paraphrase table: "
+                    "reinstall pycocoevalcap"
                 )
             yield np.frombuffer(text[:cut], dtype=np.uint8)
     if rest:
@@ -224,6 +225,6 @@ def open_index(resources: MeteorResources | None = None, cache: Path | None = No
                 build_index(resources, folder)
     except (OSError, EOFError) as error:
         raise WorkError(
-            f"{folder}: METEOR's index cannot be built ({error}); HFCAP_CACHE names another folder"
+            f"{folder}: METEOR's index cannot be built ({error}); name another folder with HFCAP_CACHE"
         ) from error
     return load_index(folder)

@@ -84,7 +84,7 @@ def _field(row: Any, names: tuple[str, ...], where: str) -> Any:
     for name in names:
         if name in row:
             return row[name]
-    raise UserError(f"{where}: no {names[0]!r}; found the keys {', '.join(map(repr, row))}")
+    raise UserError(f"{where}: no {names[0]!r}; add it (found the keys {', '.join(map(repr, row))})")
 
 
 def _rows_of_objects(rows: Iterator[tuple[str, Any]], caption_keys: tuple[str, ...]) -> Iterator[_Row]:
@@ -171,7 +171,7 @@ def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, 
         if not caption.strip():
             empty.append(image_id)
     if not captions:
-        raise UserError(f"{path}: no captions in this prediction file")
+        raise UserError(f"{path}: no captions in this prediction file; give another")
     if repeated:
         warn(f"{path}: {len(repeated):,} repeated lines counted once (images {_listed(repeated)})")
     if odd:
@@ -213,7 +213,7 @@ def _images_of_split(path: Path, images: list[Any], split: str) -> list[dict[str
     # Karpathy's "restval" belongs to training.
     names = {spelled(split), "restval"} if split == "train" else {spelled(split)}
     if not names & known:
-        raise UserError(f"{path}: no image of split {split!r}; the file has {', '.join(sorted(known))}")
+        raise UserError(f"{path}: no image of split {split!r}; choose one of {', '.join(sorted(known))}")
     return [row for row in rows if spelled(row.get("split")) in names]
 
 
@@ -267,7 +267,7 @@ def read_references(
                 else:
                     empty.append(image_id)
     if not references:
-        raise UserError(f"{path}: no captions in this reference file")
+        raise UserError(f"{path}: no captions in this reference file; give another")
     joined.refuse(str(path))
     if empty:
         warn(f"{path}: {len(empty):,} empty human captions ignored (images {_listed(empty)})")

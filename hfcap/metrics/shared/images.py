@@ -105,7 +105,7 @@ class DecodedImages:
         except UserError:
             raise
         except (OSError, ValueError) as error:
-            raise UserError(f"{image.describe()}: this image cannot be read ({error})") from None
+            raise UserError(f"{image.describe()}: this image cannot be read ({error}); replace it") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def image_files(folder: Path, image_ids: Sequence[str], file_names: Mapping[str,
         UserError: there is no such folder, or an image has no image in it, or several.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of images")
+        raise UserError(f"{folder}: no such folder of images; check the path")
     by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if (mimetypes.guess_type(path.name)[0] or "").startswith("image/") and path.is_file():
@@ -146,7 +146,7 @@ def image_files(folder: Path, image_ids: Sequence[str], file_names: Mapping[str,
     for image_id in image_ids:
         paths = by_name.get((file_names or {}).get(image_id, image_id), [])
         if len(paths) > 1:
-            raise UserError(f"{folder}: several files for image {image_id!r}: {paths[0]} and {paths[1]}")
+            raise UserError(f"{folder}: several files for image {image_id!r}: {paths[0]} and {paths[1]}; remove one")
         if paths:
             found[image_id] = paths[0]
     missing = [image_id for image_id in image_ids if image_id not in found]
