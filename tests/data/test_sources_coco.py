@@ -99,7 +99,7 @@ def test_missing_photo_is_named(tmp_path: Path) -> None:
 def test_unknown_split_lists_karpathys(tmp_path: Path) -> None:
     options = write_root(tmp_path).model_copy(update={"validation_split": "validation"})
     with pytest.raises(
-        UserError, match=r"'restval', 'test', 'train', 'val'\); the recipe's key data\.validation_split"
+        UserError, match=r"'restval', 'test', 'train', 'val'\); choose one with the recipe's key data\.validation_split"
     ):
         load_split(options, "validation")
 

@@ -124,7 +124,9 @@ def test_adding_and_reordering_images_moves_no_image(tmp_path: Path) -> None:
 
 def test_too_few_images_for_a_drawn_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path, numbered(2))
-    with pytest.raises(UserError, match=r"raise data\.validation_share or data\.test_share; the recipe's key"):
+    with pytest.raises(
+        UserError, match=r"raise data\.validation_share or data\.test_share; choose one with the recipe's key"
+    ):
         load_split(options(tmp_path, test_share=0.0), "test")
 
 

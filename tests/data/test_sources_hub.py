@@ -217,7 +217,7 @@ def test_local_imagefolder_may_name_its_own_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./absent", "absent.parquet"])
 def test_absent_local_dataset(name: str) -> None:
-    with pytest.raises(UserError, match=r"not found; the recipe's key data\.dataset"):
+    with pytest.raises(UserError, match=r"not found; name it with the recipe's key data\.dataset"):
         load(HubOptions(dataset=name), "train")
 
 

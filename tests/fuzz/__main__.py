@@ -116,7 +116,12 @@ def _one_process(work: Path, after: str | None, seconds: float | None) -> tuple[
     command = [sys.executable, "-m", "tests.fuzz", *sys.argv[1:], "--work", str(work)]
     command += [] if after is None else ["--after", after]
     command += [] if seconds is None else ["--seconds", str(seconds)]
-    own = {"HF_HUB_OFFLINE": "1", "HFCAP_CACHE": str(work / "cache"), "TOKENIZERS_PARALLELISM": "false"}
+    own = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(work / "datasets"),
+        "HFCAP_CACHE": str(work / "cache"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     # Decoders in C write what they think of an image to standard error.
     with (work / "stderr").open("w") as stderr:
         process = subprocess.Popen(command, env=os.environ | own, stderr=stderr)

@@ -21,9 +21,10 @@ def chosen_targets(names: Sequence[str] | None, group: str | None) -> list[Targe
 
         known |= {target.name: target for target in FILES}
     if group == "runs" or (group is None and not set(names or ("",)) <= known.keys()):
+        from tests.fuzz.kept_targets import TARGETS as KEPT
         from tests.fuzz.run_targets import TARGETS as RUNS
 
-        known |= {target.name: target for target in RUNS}
+        known |= {target.name: target for target in (*RUNS, *KEPT)}
     if unknown := [name for name in names or [] if name not in known]:
         raise SystemExit(f"no target {unknown[0]!r}; there are: {', '.join(known)}")
     return [known[name] for name in names or known]

@@ -272,7 +272,10 @@ def test_messages_name_what_is_wrong() -> None:
     with pytest.raises(UserError, match=r"no metrics: choose some of .*bleu, .*cider"):
         checked_metric_names([])
     candidates, references = random_captions(3, 24)
-    with pytest.raises(UserError, match=r"^predictions and references differ in 1 images, for example '2'$"):
+    with pytest.raises(
+        UserError,
+        match=r"^predictions and references differ in 1 images, for example '2'; give both for the same images$",
+    ):
         CaptionSuite().compute({k: v for k, v in candidates.items() if k != "2"}, references)
     with pytest.raises(UserError, match="the caption of image '1' must be text, not 7"):
         CaptionSuite().compute(cast("dict[str, str]", {**candidates, "1": 7}), references)
