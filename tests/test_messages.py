@@ -29,7 +29,8 @@ SAID_ELSEWHERE = {
 
 WHOLE_MESSAGES = re.compile(
     r"""^\{(?:
-        message\(error\) | problems\[0\] | str\(busy\) | str\(error\) | nothing_readable\(.*\) | problems
+        message\(error\) | problems\[0\] | str\(busy\) | str\(error\) | (?:nothing_readable|_not_understood)\(.*\)
+        | problems
         | \[f'\{path\}:\ \{error\}'\]
         | '\\n'\.join\(.*\)
     )\}$""",
@@ -53,7 +54,7 @@ REMEDY = re.compile(
     (?:^|[\n(]|[;:.,]\s+|\b(?:or|and|or\ else|and\ then|otherwise|then|instead|first|please|,)\ )
         (?:first\ |else\ |then\ )?(?:'?(?:hfcap|pip|hf|git)\ |(?:{VERBS})\b)
     | \bdid\ you\ mean | \bmust\b | \bneeds?\b | \binstead\b | \bexpected\b
-    | \{{[^{{}}]*(?:remedy|hint|advice|meant|did_you_mean|known|_HOW)[^{{}}]*\}}
+    | \{{[^{{}}]*(?:remedy|hint|advice|meant|did_you_mean|known|_HOW|_suggestion)[^{{}}]*\}}
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -104,7 +105,12 @@ def raised(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
             name = ast.unparse(node.exc.func).rpartition(".")[2]
             for text in texts_of(node.exc.args[0]) if node.exc.args else [""]:
                 yield node.lineno, name, text
-        elif isinstance(node, ast.FunctionDef) and node.name in ("message", "_no_pixels", "nothing_readable"):
+        elif isinstance(node, ast.FunctionDef) and node.name in (
+            "message",
+            "_no_pixels",
+            "nothing_readable",
+            "_not_understood",
+        ):
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Return) and inner.value is not None:
                     yield from ((inner.lineno, "message", text) for text in texts_of(inner.value))

@@ -275,7 +275,7 @@ def _inspect_file(text: str, path: Path) -> Inspection:
     block = {"source": "table", "table": text}
     rows = [row.cells for _, row in zip(range(_ROWS_LOOKED_AT), read_rows(path, TableForm()), strict=False)]
     if not rows:
-        raise UserError(f"{text}: the table has no rows")
+        raise UserError(f"{text}: the table has no rows; give another")
     block.update(_guessed_columns(text, rows))
     if not folder_images(path.parent).found and folder_images(path.parent.parent).found:
         block["images"] = str(path.parent.parent)

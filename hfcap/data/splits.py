@@ -63,7 +63,10 @@ def splits_of(given: Mapping[str, str | None], options: SplitShares, where: str)
     if not without:
         return {name: split or "" for name, split in given.items()}
     if len(without) < len(given):
-        raise UserError(f"{where}: {len(without):,} images without a split, while others have one: {listed(without)}")
+        raise UserError(
+            f"{where}: {len(without):,} images without a split, while others have one: {listed(without)}; give "
+            "all of them one"
+        )
     return drawn_splits(given, options)
 
 

@@ -188,7 +188,7 @@ def test_shares_that_leave_nothing(tmp_path: Path) -> None:
         ({"file_name": "a.jpg", "caption": ""}, "empty caption in caption"),
         ({"file_name": "a.jpg", "caption": None}, "the list of captions is empty"),
         ({"file_name": "a.jpg", "captions": [3]}, "captions holds int, not a caption"),
-        ({"file_name": "a.jpg", "caption": "x", "split": 3}, "split is int"),
+        ({"file_name": "a.jpg", "caption": "x", "split": 3}, "split must be text, not int"),
         ({"file_name": "../a.jpg", "caption": "x"}, r"file name '\.\./a\.jpg' contains '\.\.'"),
         ({"file_name": "/etc/hostname", "caption": "x"}, "is absolute"),
         ("just text", "is not a JSON object"),

@@ -54,7 +54,9 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
         warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage")
         peft_model = get_peft_model(captioner.model, config)
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"lora: peft refuses these options: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(
+            f"lora: peft refuses these options: {' '.join(str(error).split())[:300]}; change them"
+        ) from error
     _require_apart(captioner, options)
     return peft_model
 

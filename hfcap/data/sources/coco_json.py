@@ -107,7 +107,7 @@ def _image_folder(options: CocoJsonOptions, split_name: str, captions_path: Path
         folder = captions_path.parent / "images" if options.images is None else Path(options.images).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: image folder not found; the recipe's key data.images names it (on the command line --images)"
+            f"{folder}: image folder not found; give the recipe's key data.images (on the command line --images)"
         )
     return folder
 

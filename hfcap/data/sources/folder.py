@@ -70,7 +70,7 @@ def found_layout(options: FolderOptions) -> tuple[Layout, list[TableFile]]:
     """
     root = Path(options.root).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root}: folder not found; the recipe's key data.root names it")
+        raise UserError(f"{root}: folder not found; name it with the recipe's key data.root")
     if options.layout != "auto":
         if options.layout not in BY_NAME:
             raise UserError(f"unknown layout {options.layout!r} (data.layout){did_you_mean(options.layout, BY_NAME)}")

@@ -58,7 +58,7 @@ def all_groups(options: TableSourceOptions) -> tuple[list[Group], EntryReader]:
     path = Path(options.table).expanduser()
     folder = path.parent if options.images is None else Path(options.images).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder}: image folder not found; the recipe's key data.images names it")
+        raise UserError(f"{folder}: image folder not found; name it with the recipe's key data.images")
     reader = EntryReader(COLUMNS_ONLY, options, options.uncaptioned_images == "ignore", delimiter=options.delimiter)
     return groups_of([TableFile(path)], reader, options, folder, str(path)), reader
 

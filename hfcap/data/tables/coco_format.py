@@ -46,16 +46,16 @@ def coco_entries(path: Path, content: Any, key: str, required: tuple[str, ...]) 
     """
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise UserError(f"{path}: not a COCO caption file: no list under {key!r} at the top")
+        raise UserError(f"{path}: not a COCO caption file: no list under {key!r} at the top; give one")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: {key}[{number}] is not an object")
+            raise UserError(f"{path}: {key}[{number}] must be an object")
         for name in required:
             if name not in entry:
                 raise UserError(f"{path}: {key}[{number}] has no key {name!r}{did_you_mean(name, entry)}")
-            numbers_too = (str, int) if name.endswith("id") else str
-            if not isinstance(entry[name], numbers_too) or isinstance(entry[name], bool):
-                raise UserError(f"{path}: {key}[{number}].{name} is {type(entry[name]).__name__}, not text")
+            kinds, said = ((str, int), "text or a whole number") if name.endswith("id") else (str, "text")
+            if not isinstance(entry[name], kinds) or isinstance(entry[name], bool):
+                raise UserError(f"{path}: {key}[{number}].{name} must be {said}, not {type(entry[name]).__name__}")
     return entries
 
 
@@ -68,7 +68,9 @@ def distinct_ids(path: Path, images: list[dict[str, Any]]) -> list[str]:
     counts = Counter(str(image["id"]) for image in images)
     twice = [image_id for image_id, count in counts.items() if count > 1]
     if twice:
-        raise UserError(f"{path}: {len(twice):,} image ids occur more than once in 'images': {listed(twice)}")
+        raise UserError(
+            f"{path}: {len(twice):,} image ids occur more than once in 'images': {listed(twice)}; remove one of each"
+        )
     return list(counts)
 
 
@@ -79,4 +81,7 @@ def refuse_orphans(path: Path, orphans: list[str]) -> None:
         UserError: there are some.
     """
     if orphans:
-        raise UserError(f"{path}: {len(orphans):,} captions without image, that is not in 'images': {listed(orphans)}")
+        raise UserError(
+            f"{path}: {len(orphans):,} captions without image, that is not in 'images': {listed(orphans)}; add "
+            "the images"
+        )

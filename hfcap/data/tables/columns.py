@@ -92,4 +92,6 @@ def captions_in(value: Any, column: str, where: str, separator: str | None = Non
         for key in TEXT_KEYS:
             if key in value:
                 return captions_in(value[key], column, where, separator)
-    raise UserError(f"{where}: {column} holds {type(value).__name__}, not a caption (data.caption_columns)")
+    raise UserError(
+        f"{where}: {column} holds {type(value).__name__}, not a caption; choose others with data.caption_columns"
+    )

@@ -151,13 +151,13 @@ class EntryReader:
                     continue
                 for caption in captions_in(value, column, row.where, self.options.caption_separator):
                     if not caption.strip():
-                        raise UserError(f"{row.where}: empty caption in {column}")
+                        raise UserError(f"{row.where}: empty caption in {column}; write one, or leave it out")
                     if self.options.caption_separator is None:
                         joined.add(caption)
                     found.append(clean_caption(caption))
         if not found and not self.lenient:
             if seen:
-                raise UserError(f"{row.where}: the list of captions is empty")
+                raise UserError(f"{row.where}: the list of captions is empty; add one, or remove the row")
             wanted = ", ".join(columns) or "caption, captions, caption_0 or text"
             raise UserError(
                 f"{row.where} has no captions (columns {wanted}); "
@@ -173,7 +173,7 @@ class EntryReader:
         if not values and self.options.split_column:
             raise UserError(f"{where} has no {place!r} (data.split_column){did_you_mean(place, map(str, row.cells))}")
         if values and not isinstance(values[0], str):
-            raise UserError(f"{where}: {place} is {type(values[0]).__name__}, not text")
+            raise UserError(f"{where}: {place} must be text, not {type(values[0]).__name__}")
         return values[0] if values else None
 
 

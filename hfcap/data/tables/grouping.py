@@ -55,7 +55,8 @@ def _join(groups: dict[str, Group], key: str, group: Group) -> None:
     if canonical(first.split or "") != canonical(group.split or ""):
         raise UserError(
             f"{group.where} puts {group.record.image_id} into split {group.split!r}, {_place(first.where)} "
-            f"{'' if first.record.image_id == group.record.image_id else 'the same image '}into {first.split!r}"
+            f"{'' if first.record.image_id == group.record.image_id else 'the same image '}into "
+            f"{first.split!r}; choose one"
         )
     captions = first.record.captions + group.record.captions
     groups[key] = replace(first, record=replace(first.record, captions=captions))

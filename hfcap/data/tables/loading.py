@@ -32,7 +32,7 @@ def groups_of(
     entries = [entry for table in tables for entry in reader.entries(table)]
     if not entries:
         left_out = f" (left out: {reader.left_out})" if reader.left_out.counts else ""
-        raise UserError(f"{where}: there are no rows with captions{left_out}")
+        raise UserError(f"{where}: there are no rows with captions{left_out}; add some")
     entries = _with_given_splits(entries, reader.layout, tables[0].path, folder)
     images = located(entries, folder, options.allow_local_addresses)
     return grouped(entries, images, options.group_by == "content")

@@ -91,7 +91,7 @@ def _json_rows(path: Path, form: TableForm, what: str) -> Iterator[Row]:
     for number, cells in enumerate(found):
         where = f"{path}: row {number}"
         if not isinstance(cells, Mapping):
-            raise UserError(f"{where} is {type(cells).__name__}, not an object")
+            raise UserError(f"{where} must be an object, not {type(cells).__name__}")
         yield Row(where, dict(cells))
 
 
@@ -118,14 +118,14 @@ def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
     import pyarrow  # type: ignore[import-untyped]
 
     if not path.is_file():
-        raise UserError(f"{path}: {what} not found")
+        raise UserError(f"{path}: {what} not found; check the path")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset("parquet", data_files={"train": str(path)})["train"]
     except (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: {what} is not valid parquet ({first_line})") from error
+        raise UserError(f"{path}: {what} is not valid parquet ({first_line}); write it again") from error
     of_bytes = [name for name, feature in table.features.items() if _holds_bytes(feature)]
     images = {name: table.select_columns([name]).cast_column(name, datasets.Image(decode=False)) for name in of_bytes}
     others = table.remove_columns(of_bytes)

@@ -65,7 +65,9 @@ def find_image_column(
     _require(dataset, key, named, features)
     if named is not None:
         if not _may_hold_images(features[named]):
-            raise UserError(f"dataset {dataset}: column {named!r} ({key}) holds no images, but {features[named]}")
+            raise UserError(
+                f"dataset {dataset}: column {named!r} ({key}) holds no images, but {features[named]}; choose another"
+            )
         return named
     found = [name for name, feature in features.items() if _kind(feature) == "image"]
     if len(found) == 1:
