@@ -20,6 +20,7 @@ SAID_ELSEWHERE = {
     "MissingPackageError": "its constructor says what to install",
     "NoSuchSplitError": "its constructor names the splits that exist",
     "PrecisionError": "its constructor takes a problem and a remedy",
+    "RefusedByServerError": "an UnreadableImageError",
     "StoppedError": "nothing is wrong; it says how to go on",
     "UnreadableImageError": "says where and what; who collects them (data/checks.py, hfcap caption) says what to do",
     "YamlProblem": "becomes part of a RecipeError, with file and line",

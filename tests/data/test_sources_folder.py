@@ -191,7 +191,7 @@ def test_shares_that_leave_nothing(tmp_path: Path) -> None:
         ({"file_name": "a.jpg", "caption": "x", "split": 3}, "split must be text, not int"),
         ({"file_name": "../a.jpg", "caption": "x"}, r"file name '\.\./a\.jpg' contains '\.\.'"),
         ({"file_name": "/etc/hostname", "caption": "x"}, "is absolute"),
-        ("just text", "is not a JSON object"),
+        ("just text", "must be a JSON object"),
     ],
 )
 def test_wrong_rows_name_file_and_line(tmp_path: Path, row: Any, message: str) -> None:
