@@ -11,6 +11,8 @@ from hfcap.files import cache_folder
 from hfcap.progress import error_console
 
 _AT_A_TIME = 512
+_DAMAGED = (sqlite3.Error, UnicodeDecodeError)
+"""The second is raised where the name of a table is damaged, which the message would hold."""
 _CREATE = "CREATE TABLE IF NOT EXISTS facts (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
@@ -32,7 +34,7 @@ class SqliteCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self._path, timeout=30)
             self._database.execute(_CREATE)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *_DAMAGED) as error:
             self._go_without(error)
 
     def _go_without(self, error: Exception) -> None:
@@ -51,7 +53,7 @@ class SqliteCache:
             marks = ",".join("?" * len(batch))
             try:
                 found.update(self._database.execute(f"SELECT key, value FROM facts WHERE key IN ({marks})", batch))
-            except sqlite3.Error as error:  # a damaged page shows only when it is read
+            except _DAMAGED as error:  # a damaged page shows only when it is read
                 self._go_without(error)
         return found
 
@@ -61,7 +63,7 @@ class SqliteCache:
         try:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             error_console.print(f"warning: nothing can be remembered about images ({error})", markup=False)
 
     def __enter__(self) -> Self:

@@ -96,7 +96,9 @@ def test_a_vocabulary_of_other_captions_is_refused_whatever_is_accepted(photos: 
     assert execute(values, force=True).summary["steps"] == 4
 
 
-def test_captions_and_scores_belong_to_the_data_they_were_made_of(photos: Path, tmp_path: Path) -> None:
+def test_captions_and_scores_belong_to_the_data_they_were_made_of(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = values_of(tmp_path / "runs", photos)
     result = execute(values, "caption")
     edit_metadata(photos, lambda rows: rows[-1].update(captions=["nothing like it"]))
@@ -107,9 +109,37 @@ def test_captions_and_scores_belong_to_the_data_they_were_made_of(photos: Path, 
     references = result.run.references("test").read_text()
     assert "nothing like it" in references
     assert execute(values, "score").run.scores("test").is_file()
-    # Of a finished run nothing is compared: nothing would be mixed.
+    # Of a finished run nothing is refused, as nothing would be mixed; it is said.
     edit_metadata(photos, lambda rows: rows[-1].update(captions=["again"]))
+    capsys.readouterr()
     execute(values, "score")
+    said = capsys.readouterr().err
+    assert "Nothing was done again" in said and "train, caption, score" in said
+    assert "has changed since:\n  split test: captions" in said and "hfcap train" in said and "--force" in said
+
+
+def test_a_finished_run_says_what_changed_since(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once: exit code 0 and the old scores, without a word."""
+    values = values_of(tmp_path / "runs", photos)
+    result = execute(values, "score")
+    assert "has changed since" not in capsys.readouterr().err
+    execute(values, "score")
+    said = capsys.readouterr().err
+    assert "Nothing was done again" in said and "has changed since" not in said
+    other_pixels(photos)
+    for change in ({}, {"generate": {"num_beams": 1}}):  # the second captions again, with the old model
+        execute(values | change, "score")
+        said = capsys.readouterr().err
+        assert "split train: content of images" in said and "begin another run" in said
+    (photos / "metadata.jsonl").write_text("no JSON\n")
+    execute(values, "train")
+    assert "the data cannot be read any more" in capsys.readouterr().err
+    shutil.rmtree(photos)  # a run that was carried elsewhere
+    execute(values, "train")
+    assert "has changed since" not in capsys.readouterr().err
+    assert result.run.model.is_dir()
 
 
 def test_images_that_were_only_copied_are_the_same(photos: Path, tmp_path: Path) -> None:

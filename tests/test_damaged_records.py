@@ -26,6 +26,7 @@ from hfcap.publishing.staging import stage_files
 from hfcap.recipe.loading import RecipeError, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import read_scores
+from hfcap.sqlite_cache import SqliteCache
 from hfcap.training.run_record import read_environment
 from tests.data.sample_images import write_jpeg
 from tests.publishing.run_builder import build_run
@@ -230,6 +231,20 @@ def test_unfinished_predictions_without_a_number_are_made_again(tmp_path: Path) 
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert _finished_ids(part) == {"1", "3"}
     assert len(part.read_text().splitlines()) == 2
+
+
+def test_remembered_facts_whose_table_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFCAP_CACHE", str(tmp_path))
+    with SqliteCache("facts", "it takes longer") as cache:
+        cache.remember({b"key": b"value"})
+    path = tmp_path / "facts.sqlite"
+    content = path.read_bytes()
+    assert content.count(b"facts (key") == 1
+    path.write_bytes(content.replace(b"facts (key", b"\xff\xffcts (key"))
+    with SqliteCache("facts", "it takes longer") as cache:
+        assert cache.known([b"key"]) == {}
+        cache.remember({b"key": b"other"})
+        assert cache.known([b"key"]) == {b"key": b"other"}
 
 
 # ---- models --------------------------------------------------------------------------------------------------------

@@ -175,6 +175,7 @@ class Run:
             self.accelerator.wait_for_everyone()
             for name in STAGES[: STAGES.index(last) + 1]:
                 getattr(self, f"_{name}")(force and name == last)
+            self.watch.say_skipped(last)
 
     def records(self, split: Split) -> list[CaptionedImage]:
         """Checked records of one split."""
@@ -201,7 +202,7 @@ class Run:
 
     def _train(self, force: bool) -> None:
         if not force and self._is_finished("train", self._trained):
-            return
+            return self.watch.skip("train")
         self._begin("train", force)
         splits = {name: self.records(name) for name in ("train", "validation")}
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
@@ -216,7 +217,7 @@ class Run:
         names = self._scored_names()
         outputs = [self.directory.predictions(name) for name in names]
         if not force and self._is_finished("caption", outputs):
-            return
+            return self.watch.skip("caption")
         self.watch.require_whole_model()
         begun = self.record.earlier("caption") is not None and not self.record.changed("caption")
         read: list[Split] = [split] if begun and not force else []
@@ -270,7 +271,7 @@ class Run:
     def _score(self, force: bool) -> None:
         names = self._scored_names()
         if not force and self._is_finished("score", [self.directory.scores(name) for name in names]):
-            return
+            return self.watch.skip("score")
         self.watch.require_same_data("score", self.recipe.score.split, *self._scoring.other_splits)
         self._begin("score", force)
         if self.accelerator.is_main_process:

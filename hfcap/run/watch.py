@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hfcap import registry
@@ -13,18 +14,20 @@ from hfcap.errors import UserError
 from hfcap.files import write_json, write_text
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
-from hfcap.recipe.changes import Effect, KeyChange, key_changes
+from hfcap.recipe.changes import Effect, KeyChange, key_changes, place_keys
 from hfcap.recipe.loading import dump_recipe
 from hfcap.run_directory.paths import RunDirectory
-from hfcap.run_directory.stage_record import StageRecord
+from hfcap.run_directory.stage_record import DEPENDS_ON, StageRecord
 from hfcap.schema import CaptionedImage
 from hfcap.training.run_record import (
     changed_weights,
     content_of,
     data_changes,
     note_changes,
+    place_contents,
     read_environment,
     refuse_changes,
+    start_changes,
     weight_hashes,
 )
 
@@ -56,6 +59,7 @@ class Watch:
         self.records = records
         self.accept_changes = accept_changes
         self._is_main = is_main_process
+        self._skipped: list[str] = []
 
     # ---- the recipe ----------------------------------------------------------------------------------------------
 
@@ -136,6 +140,57 @@ class Watch:
             return all(split in recorded for split in now) and not data_changes(recorded, now)
         content = None if text is None else content_of(text)
         return content is not None and content == environment.get("places", {}).get(key)
+
+    # ---- stages that were finished before --------------------------------------------------------------------------
+
+    def skip(self, stage: str) -> None:
+        """Note that a stage was finished before, and is left as it is."""
+        self._skipped.append(stage)
+
+    def say_skipped(self, last: str) -> None:
+        """Say that nothing was done, and what is no longer as it was when the skipped stages were done.
+
+        Nothing is mixed, so that nothing is refused; data that are not on this machine any more are not compared.
+        """
+        if not self._skipped or not self._is_main:
+            return
+        stages = list(DEPENDS_ON)
+        if self._skipped == stages[: stages.index(last) + 1 if last in stages else None]:
+            done = ", ".join(self._skipped)
+            error_console.print(
+                f"Nothing was done again, because it was finished before: {done} ('hfcap {self._skipped[-1]}' with "
+                "--force does it again)",
+                markup=False,
+                soft_wrap=True,
+            )
+        lines = self._changed_since()
+        if lines:
+            found = "".join(f"\n  {line}" for line in lines)
+            error_console.print(
+                f"warning: {self.run.path}: what this run was made from has changed since:{found}\n"
+                "Its model, captions and scores are of before. For what is there now, train again (hfcap train "
+                f"{self.run.path} --force) or begin another run (name=...); for the test split alone, hfcap caption "
+                f"{self.run.path} --force",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def _changed_since(self) -> list[str]:
+        try:
+            noted = read_environment(self.run)
+        except UserError:
+            return []  # damaged: whoever needs it says so
+        places = place_keys(self.recipe)
+        recorded = noted.get("datasets", {})
+        lines: list[str] = []
+        if any(Path(text).exists() for key, text in places.items() if key.startswith("data.")):
+            try:
+                now = describe_datasets(self.recipe.data, {split: self.records(split) for split in recorded})
+                lines += data_changes(recorded, now)
+            except UserError as error:
+                lines.append(f"the data cannot be read any more: {error}")
+        contents = {"places": place_contents(self.recipe)}
+        return lines + start_changes({"places": noted.get("places")}, contents)
 
     # ---- data and model --------------------------------------------------------------------------------------------
 
