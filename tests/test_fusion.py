@@ -148,3 +148,13 @@ def test_what_came_from_which_file_is_counted(tmp_path: Path) -> None:
     fusion = fuse_predictions(files, tmp_path / "out.jsonl", warn=lambda text: None)
     of_first = sum(prediction.caption in members[0][prediction.image_id] for prediction in fusion.predictions)
     assert fusion.origins == (of_first, 40 - of_first) and 0 < of_first < 40
+
+
+def test_white_space_does_not_tell_captions_apart(tmp_path: Path) -> None:
+    """Once a StopIteration: the fused caption has single spaces, and was looked for among the captions of the files."""
+    files = [
+        write(tmp_path / f"{name}.jsonl", rows_of({"1": captions}))
+        for name, captions in (("a", ["a  dog on\tgrass", "a cat"]), ("b", ["a dog on grass", "a bird "]))
+    ]
+    fused = fuse_predictions(files, tmp_path / "out.jsonl", warn=lambda _: None)
+    assert fused.predictions[0].caption == "a dog on grass" and fused.origins == (1, 0)

@@ -63,6 +63,26 @@ class Environment(TypedDict, total=False):
 
 
 @with_config(_AS_WRITTEN)
+class _Bootstrap(TypedDict, total=False):
+    confidence_level: Annotated[float, Field(gt=0, lt=1)]
+    n_resamples: Count
+    seed: int
+
+
+@with_config(_AS_WRITTEN)
+class Signature(TypedDict, total=False):
+    """The conditions in a score file."""
+
+    tokenizer: str
+    split: str
+    references_per_image: Annotated[list[int], Field(min_length=2, max_length=2)]
+    unspaced_language: str | None
+    metrics: dict[str, dict[str, Any]]
+    bootstrap: _Bootstrap
+    run: dict[str, Any]
+
+
+@with_config(_AS_WRITTEN)
 class Emissions(TypedDict):
     """One entry of the measured emissions."""
 
@@ -131,14 +151,26 @@ def checked_record(path: Path, what: str, kind: Any) -> Any:
         UserError: missing, no JSON, or a key holds something that no run writes.
     """
     value = read_json(path, what, finite=True)
+    check_shape(value, f"{path}: {what}", kind)
+    return value
+
+
+def check_shape(value: Any, where: str, kind: Any) -> None:
+    """Check the keys that hfcap uses of something that a run wrote.
+
+    Args:
+        where: file and part of it, for the error.
+
+    Raises:
+        UserError: names the first key that holds something else.
+    """
     try:
         _shape_of(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole file"
         said = first["msg"][:1].lower() + first["msg"][1:]
-        raise UserError(f"{path}: {what} is damaged ({key}: {said}); put it back as the run wrote it") from None
-    return value
+        raise UserError(f"{where} is damaged ({key}: {said}); put it back as the run wrote it") from None
 
 
 def read_summary(path: Path) -> dict[str, Any]:

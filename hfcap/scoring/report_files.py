@@ -11,6 +11,7 @@ import numpy as np
 
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text, write_text
+from hfcap.run_directory.records import Signature, check_shape
 from hfcap.schema import ScoreReport
 
 _MOST_IMAGES = 2**53
@@ -94,6 +95,7 @@ def read_scores(path: Path) -> ScoreReport:
     for key in ("per_image", "intervals", "statistics", "signature"):
         if not isinstance(value.setdefault(key, {}), dict):
             raise UserError(f"{path}: {key!r} must be an object, not {value[key]!r}")
+    check_shape(value["signature"], f"{path}: signature", Signature)
     for name, bounds in value["intervals"].items():
         if not isinstance(bounds, list) or len(bounds) != 2 or None in bounds:
             raise UserError(f"{path}: intervals.{name} must be [lower, upper], not {bounds!r}")

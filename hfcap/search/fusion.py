@@ -96,8 +96,9 @@ def fuse_predictions(
 def _origins(fused: Sequence[Prediction], members: Sequence[dict[str, Candidates]]) -> tuple[int, ...]:
     origins = [0] * len(members)
     for prediction in fused:
-        having = (prediction.caption in member[prediction.image_id].captions for member in members)
-        origins[next(number for number, has_it in enumerate(having) if has_it)] += 1
+        # As in the pools, white space does not tell captions apart.
+        proposed = ([" ".join(text.split()) for text in member[prediction.image_id].captions] for member in members)
+        origins[next(number for number, texts in enumerate(proposed) if prediction.caption in texts)] += 1
     return tuple(origins)
 
 

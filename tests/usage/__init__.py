@@ -1,0 +1,1 @@
+"""Days of people who use hfcap: what is on their screen, and what is on their disk."""

@@ -1,0 +1,71 @@
+"""A day of sharing: publish to a Hub, let others verify it and caption from there, be told when something is off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from tests.cli.command_line import Hfcap
+from tests.hub_server import Hub
+from tests.usage.album import contents, leftovers, write_album, write_recipe
+
+PUBLISH = {"repo_id": "alice/walls", "license": "apache-2.0", "dataset_name": "Walls", "samples_license": "cc-by-4.0"}
+
+
+def test_publish_verify_and_caption_from_the_hub(
+    hub: Hub, hfcap: Hfcap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    album = write_album(tmp_path / "album")
+    recipe, run = write_recipe(tmp_path, album, publish=PUBLISH), tmp_path / "runs" / "tiny"
+    dry = hfcap("publish", run, "--dry-run")
+    assert dry.code == 2 and "run" in dry.err, "nothing was trained yet"
+    assert hfcap("run", recipe, "publish.repo_id=null").code == 0
+    monkeypatch.delenv("HF_TOKEN")
+    refused = hfcap("publish", run, "--repo-id", "alice/walls")
+    assert refused.code == 2 and "hf auth login" in refused.err, refused
+    monkeypatch.setenv("HF_TOKEN", hub.mallory)
+    refused = hfcap("publish", run, "--repo-id", "alice/walls")
+    assert refused.code == 2 and "alice" in refused.err and "Traceback" not in refused.err, refused
+    monkeypatch.setenv("HF_TOKEN", hub.alice)
+    before = contents(run)
+    published = hfcap("publish", run, "--repo-id", "alice/walls", "--skip-verification")  # that is what `verify` does
+    assert published.code == 0, published
+    assert "alice/walls" in published.out
+    assert set(before) <= set(contents(run)) and leftovers(tmp_path) == []
+
+    # Somebody else, with nothing but the name.
+    monkeypatch.setenv("HF_TOKEN", hub.mallory)
+    verified = hfcap("verify", "alice/walls")
+    assert verified.code == 0, verified
+    captioned = hfcap("caption", "alice/walls", album / "teal.jpg", "-o", tmp_path / "theirs.jsonl")
+    assert captioned.code == 0, captioned
+    (theirs,) = map(json.loads, (tmp_path / "theirs.jsonl").read_text().splitlines())
+    (ours,) = [
+        row
+        for row in map(json.loads, (run / "predictions/test.jsonl").read_text().splitlines())
+        if row["image_id"] == "teal.jpg"
+    ]
+    assert theirs["caption"] == ours["caption"]
+    missing = hfcap("caption", "alice/wals", album / "teal.jpg")
+    assert missing.code in (1, 2) and "alice/wals" in missing.err and "Traceback" not in missing.err
+    tokens = [hub.alice, hub.mallory]
+    assert not [
+        path for path in run.rglob("*") if path.is_file() for token in tokens if token.encode() in path.read_bytes()
+    ]
+
+
+def test_what_must_stay_private_does_not_go_up(hub: Hub, hfcap: Hfcap, tmp_path: Path) -> None:
+    album = write_album(tmp_path / "album")
+    recipe, run = write_recipe(tmp_path, album, publish=PUBLISH), tmp_path / "runs" / "tiny"
+    assert hfcap("run", recipe, "publish.repo_id=null").code == 0
+    rows = [json.loads(line) for line in (run / "predictions/test.jsonl").read_text().splitlines()]
+    rows[0]["caption"] = f"my token is {hub.alice}"
+    (run / "predictions/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = hfcap("publish", run, "--repo-id", "alice/walls")
+    assert refused.code == 2, refused
+    assert "predictions/test.jsonl, line 1" in refused.err and "remove it from the run" in refused.err
+    assert hub.alice not in refused.err + refused.out
+    assert not HfApi().repo_exists("alice/walls")
