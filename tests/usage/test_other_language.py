@@ -15,7 +15,7 @@ CHINESE = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "black"
 
 def test_german_captions_with_a_card_in_german(hfcap: Hfcap, tmp_path: Path) -> None:
     album = write_album(
-        tmp_path / "album", lambda colour: [f"eine Wand, für {colour} gestrichen", f"{colour} ist schön"]
+        tmp_path / "album", lambda colour: [f"eine Wand, für {colour} gestrichen", f"{colour}, wie schön"]
     )
     recipe = write_recipe(tmp_path, album, publish={"language": "de"})
     outcome = hfcap("run", recipe)
