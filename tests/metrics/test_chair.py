@@ -78,6 +78,9 @@ def test_reads_instances(tmp_path: Path) -> None:
     path = _instances(tmp_path / "instances.json", {18: "dog", 15: "bench"})
     assert read_instances([path]) == {"1": frozenset({"dog", "bench"}), "2": frozenset()}
     assert _chair(str(path)).signature()["annotated_images"] == 2
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": []}))
+    assert read_instances([path]) == {"1": frozenset({"dog", "bench"})}, "an annotation tells of its image too"
 
 
 @pytest.mark.parametrize("content", ["[]", '{"images": [], "annotations": []}', '{"categories": 3}'])
@@ -94,7 +97,9 @@ def test_other_categories_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_instances_and_images() -> None:
-    with pytest.raises(UserError, match="instances"):
+    with pytest.raises(
+        UserError, match=r"'chair' needs to know which objects .*; give its option instances, COCO's inst"
+    ):
         Chair()
     with pytest.raises(
         UserError, match=r"'chair': 2 images, for example '2', are not .*; give the file of their split"

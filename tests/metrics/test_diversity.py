@@ -62,6 +62,9 @@ def test_mutual_bleu_extremes() -> None:
     assert set(mutual) == {"same", "different"}
     assert mutual["same"] == pytest.approx(1.0)
     assert mutual["different"] < 1e-3
+    written = [same, "A dog runs on the grass."]
+    assert mutual_bleu({"1": written})["1"] == pytest.approx(1.0), "captions are tokenised first"
+    assert mutual_bleu({"1": written}, tokenized=True)["1"] < 1.0
 
 
 def test_mutual_bleu_is_bleu_of_each_against_the_others() -> None:

@@ -80,6 +80,7 @@ def test_stored_states_are_not_encoded_again() -> None:
     captioner.encode = lambda images: images + 1
 
     def noted(states: torch.Tensor, packed: Any) -> torch.Tensor:
+        assert packed is batch.packed
         seen.append(states)
         return logits
 
