@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from PIL import Image
 
@@ -17,6 +18,7 @@ from hfcap.data.source import load_split
 from hfcap.recipe.loading import RecipeError, load_recipe
 from hfcap.recipe.scst import ScstOptions
 from hfcap.registry import names
+from hfcap.training.optimization import require_optimization
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -97,7 +99,7 @@ def test_the_recipe_of_the_documentation_loads(tmp_path: Path) -> None:
 
 
 def test_the_recipes_about_training_load(tmp_path: Path) -> None:
-    self_critical, augmentation, more = code_blocks(ROOT / "docs/training.md", "yaml")
+    arguments, self_critical, augmentation, more = code_blocks(ROOT / "docs/training.md", "yaml")
     path = tmp_path / "example.yaml"
     path.write_text(self_critical, encoding="utf-8")
     recipe = load_recipe(path)
@@ -108,6 +110,10 @@ def test_the_recipes_about_training_load(tmp_path: Path) -> None:
     assert augment is not None and augment.changes_images and augment.word_dropout == 0.1
     path.write_text(self_critical.split("train:")[0] + more, encoding="utf-8")
     recipe = load_recipe(path, ["train.num_train_epochs=1"])
+    path.write_text(self_critical.split("train:")[0] + arguments, encoding="utf-8")
+    chosen = load_recipe(path, ["train.num_train_epochs=1"]).train
+    assert (chosen.mixed_precision, chosen.warmup_steps) == ("bf16", 0.05)
+    require_optimization(chosen, torch.device("cpu"))
     assert recipe.train.report_to == ["tensorboard"] and recipe.lora is not None and recipe.lora.use_dora
 
 

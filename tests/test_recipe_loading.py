@@ -97,8 +97,9 @@ expect: {metrics: {cider: x}}
         "trial.yaml:10: train.freeze.0: this captioner has no part 'visoin'; did you mean 'vision'?",
         "trial.yaml:11: train.learning_rates.txt: this captioner has no part 'txt'; did you mean 'text'?",
         "trial.yaml:12: train.seed: must be a whole number, not true",
-        "trial.yaml:13: train.lr_scheduler_type: must be 'constant', 'constant_with_warmup', 'linear' or 'cosine', "
-        "not \"cosinus\"; did you mean 'cosine'?",
+        "trial.yaml:13: train.lr_scheduler_type: must be 'constant', 'constant_with_warmup', 'linear', 'cosine', "
+        "'cosine_with_restarts', 'cosine_with_min_lr', 'cosine_warmup_with_min_lr', 'polynomial', 'inverse_sqrt' "
+        "or 'warmup_stable_decay', not \"cosinus\"; did you mean 'cosine'?",
         "trial.yaml:14: train.learning_rte: unknown key; did you mean 'train.learning_rate' or 'train.learning_rates'?",
         "trial.yaml:15: generate: num_return_sequences=3 needs num_beams of at least that many, not 2, "
         "or do_sample: true",

@@ -90,11 +90,11 @@ def plan_schedule(recipe: Recipe, lengths: list[int], findings: Findings) -> Sch
             f"{options.num_train_epochs} epochs of {per_epoch} updates are less than one update",
             "raise it, or give train.max_steps",
         )
-    elif options.warmup_steps >= updates:
+    elif options.warmup_steps >= max(updates, 1):
         findings.warning(
             "train.warmup_steps",
-            f"the warm-up of {options.warmup_steps:,} updates never ends: training has {updates:,}",
-            "lower it, or use train.warmup_ratio",
+            f"the warm-up of {int(options.warmup_steps):,} updates never ends: training has {updates:,}",
+            "lower it, or give a share of all updates, such as 0.05",
         )
     return Schedule(steps, per_epoch, updates, math.ceil(updates / every))
 

@@ -140,7 +140,7 @@ def _effect_of(key: str, before: Any, now: Any, recipe: Recipe, schedule: Any, s
     train = recipe.train
     if key in _LENGTHS and isinstance(before, int | float) and isinstance(now, int | float) and now > before:
         steady = train.lr_scheduler_type in _CONSTANT and schedule == train.lr_scheduler_type
-        return Effect.LONGER if steady and not train.warmup_ratio else effect
+        return Effect.LONGER if steady and not train.warmup_ratio and not 0 < train.warmup_steps < 1 else effect
     if key == "train.ema_decay" and (before is None or now is None):
         return Effect.ANEW
     return effect

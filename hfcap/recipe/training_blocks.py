@@ -3,11 +3,75 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from hfcap.recipe.block_base import Block, NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+"""transformers' names. Those that look at a metric (reduce_lr_on_plateau, greedy) would not resume to the bit."""
+
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adamw_anyprecision",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "adagrad",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "apollo_adamw",
+    "galore_adafactor",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "grokadamw",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "sgd",
+    "stable_adamw",
+]
+"""transformers' names, without those that step inside the backward pass or keep weights of their own."""
+
+Tracker = Literal[
+    "aim",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dvclive",
+    "mlflow",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -81,12 +145,15 @@ class TrainOptions(Block):
         description="probability per part (vision, text, mapper) of the dropout layers that its model has switched on; "
         "others keep what the model's configuration says",
     )
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
-        "cosine", description="how the learning rate falls after the warm-up"
+    lr_scheduler_type: Schedule = Field("cosine", description="how the learning rate falls after the warm-up")
+    lr_scheduler_kwargs: dict[str, int | float | str] = Field(
+        default_factory=dict, description="what the schedule takes besides: {min_lr_rate: 0.1} of cosine_with_min_lr"
     )
-    warmup_ratio: Share = Field(0.0, description="share of the updates in which the learning rate rises from 0")
-    warmup_steps: NonNegativeInt = Field(0, description="the same as a number of updates")
-    weight_decay: NonNegativeFloat = Field(0.05, description="AdamW's; biases and norms have none")
+    warmup_ratio: Share = Field(0.0, description="the old name of warmup_steps below 1")
+    warmup_steps: NonNegativeInt | NonNegativeFloat = Field(
+        0, description="updates in which the learning rate rises from 0; below 1 their share of all updates"
+    )
+    weight_decay: NonNegativeFloat = Field(0.05, description="the optimiser's; biases and norms have none")
     adam_beta1: BelowOne = Field(0.9, description="AdamW's decay of the mean gradient")
     adam_beta2: BelowOne = Field(0.999, description="AdamW's decay of the squared gradient")
     adam_epsilon: NonNegativeFloat = Field(1e-8, description="added to AdamW's denominator")
@@ -99,9 +166,14 @@ class TrainOptions(Block):
         False, description="true, or a list of parts whose activations are computed again instead of kept"
     )
     torch_compile: bool = Field(False, description="compile the model's layers; the first steps take minutes")
-    optim: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = Field(
+    optim: Optimizer = Field(
         "adamw_torch",
-        description="the 8-bit ones keep a quarter of the optimiser's memory (bitsandbytes; CUDA GPU or CPU)",
+        description="as in TrainingArguments; the 8-bit ones keep a quarter of the optimiser's memory (bitsandbytes; "
+        "CUDA GPU or CPU)",
+    )
+    optim_args: str | None = Field(None, description="what the optimiser takes besides: momentum=0.9,nesterov=true")
+    optim_target_modules: str | list[str] | None = Field(
+        None, description="layers whose gradients GaLore and APOLLO project; all-linear, or names"
     )
     ema_decay: Share | None = Field(
         None, description="keep an exponential moving average of the weights and publish it"
@@ -121,12 +193,33 @@ class TrainOptions(Block):
     dataloader_num_workers: NonNegativeInt = Field(
         2, description="processes that decode images; 0 = none but the training itself"
     )
-    report_to: list[Literal["tensorboard", "wandb", "trackio", "codecarbon"]] = Field(
-        default_factory=list, description="trackers that also get the log; codecarbon estimates emissions"
+    report_to: list[Tracker] = Field(
+        default_factory=list, description="trackers of Accelerate, and codecarbon; none, or one name, as well"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_training_arguments(cls, values: Any) -> Any:
+        """Take `bf16: true` and `fp16: true` for `mixed_precision`, and a tracker alone for a list of it."""
+        if not isinstance(values, Mapping):
+            return values
+        given = dict(values)
+        flags = {name: given.pop(name) for name in ("bf16", "fp16") if isinstance(given.get(name), bool)}
+        chosen = [name for name, on in flags.items() if on]
+        if len(chosen) > 1 or (chosen and given.get("mixed_precision", chosen[0]) != chosen[0]):
+            raise ValueError("give one of bf16: true, fp16: true and mixed_precision")
+        if chosen:
+            given["mixed_precision"] = chosen[0]
+        if isinstance(given.get("report_to"), str):
+            given["report_to"] = [] if given["report_to"] == "none" else [given["report_to"]]
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps} is neither a share below 1 nor a whole number of updates"
+            )
         if (self.num_train_epochs is None) == (self.max_steps is None):
             raise ValueError("give exactly one of num_train_epochs and max_steps (set the other to null)")
         if self.warmup_ratio and self.warmup_steps:

@@ -339,8 +339,9 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     tensors = {}
     for name, parameter in trained_parameters(model).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            # bitsandbytes counts steps in plain integers, torch in float32 tensors.
-            tensors[f"{name}|{key}"] = torch.tensor(value) if isinstance(value, int) else value
+            # bitsandbytes and Adafactor count steps in plain integers, torch in float32 tensors.
+            kind = {int: torch.int64, float: torch.float64}.get(type(value))
+            tensors[f"{name}|{key}"] = value if kind is None else torch.tensor(value, dtype=kind)
     return tensors
 
 
@@ -349,9 +350,9 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     for key, value in _read_tensors(path).items():
         name, entry = key.rsplit("|", 1)
         parameter = parameters[name]
-        is_integer = value.ndim == 0 and value.dtype == torch.int64
+        is_number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
         # Step counters of the fused optimiser live on the parameter's device too.
-        optimizer.state[parameter][entry] = int(value) if is_integer else value.to(parameter.device)
+        optimizer.state[parameter][entry] = value.item() if is_number else value.to(parameter.device)
 
 
 def _save_random_state(path: Path) -> None:

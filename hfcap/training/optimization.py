@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import get_scheduler
+from transformers import Trainer, get_scheduler
+from transformers.training_args import OptimizerNames
 
 from hfcap.captioners.adaptation.quantization import require_bitsandbytes
 from hfcap.captioners.base import Captioner
 from hfcap.errors import UserError
+from hfcap.progress import error_console
 from hfcap.recipe.blocks import TrainOptions
 
 
@@ -139,35 +143,109 @@ def parameter_groups(captioner: Captioner, options: TrainOptions) -> list[dict[s
     ]
 
 
+_OWN_STEPS = {
+    "layerwise": "it steps inside the backward pass, weight by weight",
+    "lomo": "it steps inside the backward pass",
+    "schedule_free": "it keeps weights apart from those that it trains, outside what checkpoints hold",
+}
+"""Part of an optimiser's name -> why hfcap's loop cannot use it."""
+
+
 def build_optimizer(captioner: Captioner, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) over the trained weights; 8-bit states (Dettmers et al. 2022) if asked for.
+    """Return the optimiser over the trained weights that transformers' Trainer would take for `train.optim`.
 
     Raises:
-        UserError: 8-bit states need bitsandbytes.
+        UserError: it needs a package, a device or options that are not there.
     """
-    if options.optim != "adamw_torch":
-        bitsandbytes = require_bitsandbytes("train.optim", options.optim, "adamw_torch", captioner.device)
-        name = {"adamw_bnb_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[options.optim]
-        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(
-            parameter_groups(captioner, options),
-            lr=options.learning_rate,
-            betas=(options.adam_beta1, options.adam_beta2),
-            eps=options.adam_epsilon,
+    made, arguments = _optimizer_class(options, captioner.model, captioner.device)
+    groups = parameter_groups(captioner, options)
+    if "params" in arguments:
+        groups = _with_low_ranks(groups, arguments.pop("params"))
+    if options.optim == "adamw_torch":
+        arguments["fused"] = captioner.device.type in ("cpu", "cuda")
+    optimizer: torch.optim.Optimizer = made(groups, **arguments)
+    return optimizer
+
+
+def _optimizer_class(options: TrainOptions, model: Any, device: torch.device) -> tuple[Any, dict[str, Any]]:
+    for part, reason in _OWN_STEPS.items():
+        if part in options.optim:
+            raise UserError(f"train.optim: hfcap cannot train with {options.optim}: {reason}; choose another")
+    of_bitsandbytes = any(part in options.optim for part in ("bnb", "8bit", "paged", "lion", "ademamix"))
+    if of_bitsandbytes and not options.optim.startswith(("adamw_torch", "galore")):
+        require_bitsandbytes("train.optim", options.optim, "adamw_torch", device)
+    try:
+        # Not TrainingArguments themselves: making them resets the state of a run's Accelerator.
+        arguments: Any = SimpleNamespace(
+            optim=OptimizerNames(options.optim),
+            optim_args=options.optim_args,
+            optim_target_modules=options.optim_target_modules,
+            learning_rate=options.learning_rate,
+            adam_beta1=options.adam_beta1,
+            adam_beta2=options.adam_beta2,
+            adam_epsilon=options.adam_epsilon,
         )
-        return optimizer
-    return torch.optim.AdamW(
-        parameter_groups(captioner, options),
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-        fused=captioner.device.type in ("cpu", "cuda"),
-    )
+        found: tuple[Any, dict[str, Any]] = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ImportError, ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"train.optim: transformers cannot make {options.optim} here: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return found
+
+
+def _with_low_ranks(groups: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Split groups by what the factory says of some of their weights (ranks of GaLore and APOLLO)."""
+    said = {id(weight): values for values in given for weight in values["params"]}
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        kinds: dict[int, list[nn.Parameter]] = {}
+        for weight in group["params"]:
+            kinds.setdefault(id(said[id(weight)]), []).append(weight)
+        for weights in kinds.values():
+            split.append({**said[id(weights[0])], **group, "params": weights})
+    return split
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, options: TrainOptions, total_steps: int) -> Any:
-    """Learning-rate schedule over optimiser updates."""
-    warmup = options.warmup_steps or round(options.warmup_ratio * total_steps)
-    return get_scheduler(options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+    """Return the learning-rate schedule over optimiser updates, as transformers makes it.
+
+    Raises:
+        UserError: `lr_scheduler_kwargs` are not those of this schedule.
+    """
+    try:
+        return get_scheduler(
+            options.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=warmup_updates(options, total_steps),
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=dict(options.lr_scheduler_kwargs),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"train.lr_scheduler_kwargs: not what {options.lr_scheduler_type} takes: {str(error)[:200]}"
+        ) from error
+
+
+def warmup_updates(options: TrainOptions, total_steps: int) -> int:
+    """Return how many updates the warm-up has; below 1, `warmup_steps` is a share, as in TrainingArguments."""
+    if options.warmup_steps < 1:
+        return math.ceil(options.warmup_steps * total_steps) or round(options.warmup_ratio * total_steps)
+    return int(options.warmup_steps)
+
+
+def require_optimization(options: TrainOptions, device: torch.device) -> None:
+    """Refuse an optimiser or schedule that cannot be made, before anything is computed; say where a name is old.
+
+    Raises:
+        UserError: names the key.
+    """
+    weight = nn.Linear(1, 1)
+    if options.optim_target_modules is None:
+        _optimizer_class(options, weight, device)
+    build_scheduler(torch.optim.SGD(weight.parameters(), lr=options.learning_rate), options, 10)
+    if options.warmup_ratio:
+        said = f"note: train.warmup_ratio is called warmup_steps: {options.warmup_ratio:g} since transformers 5"
+        error_console.print(said, markup=False, soft_wrap=True)
 
 
 class MovingAverage:

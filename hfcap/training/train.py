@@ -27,7 +27,7 @@ from hfcap.training.checkpoint import Progress, checkpoint_steps
 from hfcap.training.emissions import measured_emissions, total_emissions
 from hfcap.training.log import peak_memory_bytes, restart_peak_memory
 from hfcap.training.loop import TrainingRun
-from hfcap.training.optimization import encoder_is_frozen
+from hfcap.training.optimization import encoder_is_frozen, require_optimization
 from hfcap.training.run_record import (
     describe_run,
     note_changes,
@@ -92,6 +92,7 @@ def train_stage(
         UserError: they are not, and nobody accepted it.
     """
     restart_peak_memory(accelerator.device)
+    require_optimization(recipe.train, accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe)
     require_number_types(captioner, accelerator.device)

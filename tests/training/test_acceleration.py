@@ -105,16 +105,27 @@ def test_eight_bit_optimisers_ask_for_bitsandbytes(monkeypatch: pytest.MonkeyPat
         build_optimizer(build("blip"), TrainOptions(max_steps=1, optim="adamw_bnb_8bit"))
 
 
-@pytest.mark.parametrize(("optim", "name"), [("adamw_bnb_8bit", "AdamW8bit"), ("paged_adamw_8bit", "PagedAdamW8bit")])
-def test_eight_bit_optimisers_get_the_recipes_groups(optim: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class _FewBits(torch.optim.AdamW):
+    def __init__(self, groups: Any, optim_bits: int, is_paged: bool, **values: Any) -> None:
+        super().__init__(groups, **values)
+        self.kind = (optim_bits, is_paged)
+
+
+@pytest.mark.parametrize(("optim", "kind"), [("adamw_bnb_8bit", (8, False)), ("paged_adamw_8bit", (8, True))])
+def test_eight_bit_optimisers_get_the_recipes_groups(
+    optim: Any, kind: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With torch's AdamW in the place of bitsandbytes'; test_quantization.py has the real one."""
     monkeypatch.setattr(Captioner, "device", torch.device("cuda"))
-    monkeypatch.setitem(
-        sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(**{name: torch.optim.AdamW}))
-    )
+    inside = SimpleNamespace(AdamW=_FewBits, Lion=None, RMSprop=None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=inside))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", inside)
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: True)
     numbers = {"adam_beta1": 0.8, "adam_beta2": 0.98, "adam_epsilon": 1e-5}
     options = TrainOptions(max_steps=1, optim=optim, learning_rate=1e-3, learning_rates={"vision": 1e-5}, **numbers)
-    groups = build_optimizer(build("blip"), options).param_groups
+    optimizer: Any = build_optimizer(build("blip"), options)
+    assert optimizer.kind == kind
+    groups = optimizer.param_groups
     assert {group["part"]: group["lr"] for group in groups} == {"vision": 1e-5, "text": 1e-3}
     assert {(group["betas"], group["eps"]) for group in groups} == {((0.8, 0.98), 1e-5)}
 
