@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hfcap.errors import UserError, WorkError
 
@@ -24,6 +24,9 @@ MAX_TEXT_BYTES = 512 * 2**20
 """Largest text or JSON file that is read as a whole: a little more than COCO's annotations of objects."""
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line of JSON lines: what a hostile one costs in memory is some twenty times as much."""
+
+_NAME_KEPT = 50
+"""Characters of a file's name that its temporary name begins with."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NOT_FINITE = re.compile(r"NaN|Infinity|[eE]\+?\d{3}")
@@ -42,14 +45,16 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically: temporary name in the same folder, flush, rename."""
+@contextlib.contextmanager
+def file_being_written(path: Path) -> Iterator[BinaryIO]:
+    """Give an open file that becomes `path` when the block ends without an exception: flushed, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.unfinished-")
+    # A name may have 255 bytes, with what is added too.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_NAME_KEPT]}.unfinished-")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         temporary.chmod(0o644)
@@ -57,6 +62,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically: temporary name in the same folder, flush, rename."""
+    with file_being_written(path) as handle:
+        handle.write(content)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -122,6 +122,7 @@ class Prediction:
     Attributes:
         score: sequence log-probability that the decoder ranked by; None for greedy decoding and sampling.
         candidates: all returned captions, best first (n-best or samples); the first is `caption`.
+        review: why a person should look at it, empty where nothing speaks against it; None = it was not examined.
     """
 
     image_id: str
@@ -129,16 +130,18 @@ class Prediction:
     caption: str
     score: float | None = None
     candidates: tuple[str, ...] = ()
+    review: str | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """Return the JSON object of this prediction."""
-        return {
+        """Return the JSON object of this prediction; `review` only where it was examined."""
+        row = {
             "image_id": self.image_id,
             "file_name": self.file_name,
             "caption": self.caption,
             "score": self.score,
             "candidates": list(self.candidates),
         }
+        return row if self.review is None else {**row, "review": self.review}
 
 
 @dataclass(frozen=True, slots=True)

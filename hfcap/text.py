@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PurePosixPath
 
 
@@ -13,6 +14,11 @@ def printable(text: str, kept: str = "") -> str:
         kept: characters that stay although they are no text, such as line feeds.
     """
     return "".join(one if one.isprintable() or one in kept else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text holds control characters, line ends and tabs included; invisible letters of scripts are none."""
+    return any(unicodedata.category(one) == "Cc" for one in text)
 
 
 def inert(text: str) -> str:

@@ -37,6 +37,7 @@ ORDER = [
     "decoding",
     "captioning",
     "pages",
+    "review",
     "explain",
     "scoring",
     "search",

@@ -45,6 +45,7 @@ def may_generate_fast(
         "early_stopping": trial.early_stopping,
         "logits": bool(trial.output_logits),
         "repetitions": penalises_repetition(trial),
+        **({"bad_words": True} if trial.bad_words_ids else {}),
     }
 
     def check() -> bool | None:

@@ -1,16 +1,27 @@
 """Caption a person's own images, from the command line (captions in a file or table) and from Python (objects)."""
 
+from hfcap.captioning.alt_text import AltText
 from hfcap.captioning.captioner import ImageCaptioner, load_captioner
-from hfcap.captioning.images import caption_images
+from hfcap.captioning.forbidden import forbidden_words
+from hfcap.captioning.gate import QualityGate
+from hfcap.captioning.images import Finishing, caption_images
 from hfcap.captioning.inputs import DatasetChoice, find_images, images_of, one_image
 from hfcap.captioning.options import decoding_options, with_enough_beams
+from hfcap.captioning.sidecar_output import SidecarOutput
+from hfcap.captioning.wording import Wording
 
 __all__ = [
+    "AltText",
     "DatasetChoice",
+    "Finishing",
     "ImageCaptioner",
+    "QualityGate",
+    "SidecarOutput",
+    "Wording",
     "caption_images",
     "decoding_options",
     "find_images",
+    "forbidden_words",
     "images_of",
     "load_captioner",
     "one_image",

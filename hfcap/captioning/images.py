@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
-from hfcap.captioning.batches import caption_records
+from hfcap.captioning.alt_text import AltText
+from hfcap.captioning.batches import CaptionedRecord, caption_records
 from hfcap.captioning.captioner import ready_captioner
+from hfcap.captioning.forbidden import bad_words_ids
+from hfcap.captioning.gate import QualityGate
 from hfcap.captioning.inputs import DatasetChoice, images_of, nothing_readable, require_one_readable
 from hfcap.captioning.options import decoding_options
-from hfcap.captioning.output import OUTPUT_SUFFIXES, caption_table, write_captions
+from hfcap.captioning.output import caption_table, check_output, write_captions
 from hfcap.captioning.partial_output import PartialOutput, Result, Skipped, only_writer
+from hfcap.captioning.sidecar_output import SidecarOutput
+from hfcap.captioning.wording import Wording
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import identity_of
 from hfcap.data.web.image_stream import ImageStream
@@ -24,9 +31,45 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
 
 
+@dataclass(frozen=True)
+class Finishing:
+    """What happens to captions between the captioner and the file, and where they go besides a file.
+
+    Attributes:
+        wording: text around them. gate: what is marked for review. sidecars: None = no sidecar is written.
+        page: whose copy gets them as alternative texts; None = no page.
+        shown: print a table where nothing is written.
+    """
+
+    wording: Wording = field(default_factory=Wording)
+    gate: QualityGate = field(default_factory=QualityGate)
+    sidecars: SidecarOutput | None = None
+    page: AltText | None = field(default=None, repr=False)
+    shown: bool = True
+
+    def finished(self, batch: Sequence[CaptionedRecord]) -> list[Result]:
+        """Return the results of one batch, in order."""
+        results: list[Result] = [_result(record, found) for record, found in batch]
+        captioned = [number for number, result in enumerate(results) if isinstance(result, Prediction)]
+        records = [batch[number][0] for number in captioned]
+        examined = self.gate.examined(records, [r for r in results if isinstance(r, Prediction)])
+        for number, prediction in zip(captioned, self.wording.around(examined), strict=True):
+            results[number] = prediction
+        return results
+
+    def deliver(self, predictions: Sequence[Prediction], images: ImageStream, output: Path | None) -> None:
+        """Write what is written at the end, or print a table where nothing is written at all."""
+        if self.page is not None and output is not None:
+            self.page.write(output, {one.image_id: one.caption for one in predictions})
+        elif output is not None:
+            write_captions(predictions, output, images)
+        elif self.sidecars is None and self.shown:
+            console.print(caption_table(predictions))
+
+
 def caption_images(
     model: str,
-    inputs: list[str],
+    inputs: list[str] | ImageStream,
     output: Path | None = None,
     *,
     overrides: dict[str, Any] | None = None,
@@ -36,44 +79,68 @@ def caption_images(
     trust_remote_code: bool = False,
     dataset: DatasetChoice | None = None,
     again: bool = False,
+    finishing: Finishing | None = None,
 ) -> list[Prediction]:
-    """Caption images with a run directory, a model folder or a Hub model; print a table or write `output`.
+    """Caption images with a run directory, a model folder or a Hub model; print a table, or write files.
 
     Images that cannot be read are named on standard error and left out.
 
     Args:
-        inputs: files, folders, patterns, web addresses; or one dataset.
-        output: .jsonl (rows as in predictions/<split>.jsonl) or .csv; without it a table is printed.
+        inputs: files, folders, patterns, web addresses; or one dataset; or what `images_of` made of them.
+        output: file, in the form that its name's ending asks for (`captioning.output.OUTPUT_FORMS`); without it and
+            without sidecars a table is printed.
         overrides: decoding options that replace the ones saved with the model.
         prompt: text every caption starts with; None = the model's own.
         dataset: which images of a dataset.
         again: forget what a stopped captioning into `output` has done.
+        finishing: words around captions, marks for review, sidecars.
 
     Raises:
         UserError: wrong inputs or options, no image can be read, or another captioning writes `output`.
         StoppedError: Ctrl-C; what is finished is kept beside `output`.
         WorkError: the Hub cannot be reached, or a dataset's stream breaks.
     """
-    if output is not None and output.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise UserError(f"{output}: give a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
-    images = images_of(inputs, dataset)
+    finishing = finishing or Finishing()
+    if output is not None and finishing.page is None:
+        check_output(output)
+    images = inputs if isinstance(inputs, ImageStream) else images_of(inputs, dataset)
+    kept = output
+    if finishing.sidecars is not None:
+        images = finishing.sidecars.wanted(images)
+        kept = finishing.sidecars.journal(images)
+        if images.total == 0:
+            return []
     if images.listed is not None:
         # Better known before the model is fetched.
         require_one_readable(images.listed)
-    options = decoding_options({**generation_defaults(local_folder(model, revision)), **(overrides or {})})
-    _require_effect(overrides or {}, options)
-    captioner = ready_captioner(model, revision, trust_remote_code)
-    job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0, prompt)
-    unfinished = None if output is None else PartialOutput(output, _fingerprint(captioner, job, images))
-    with only_writer(output):
-        predictions = _Captioning(captioner, job, images, unfinished, again).finish()
-        if output is None:
-            console.print(caption_table(predictions))
-        else:
-            write_captions(predictions, output)
+    forbidden = finishing.gate.forbidden
+    captioner, job = _job(model, prompt, batch_size, revision, trust_remote_code, overrides or {}, forbidden)
+    finishing.gate.require_scores(job.options)
+    unfinished = None if kept is None else PartialOutput(kept, _fingerprint(captioner, job, images, finishing))
+    with only_writer(kept):
+        predictions = _Captioning(captioner, job, images, unfinished, again, finishing).finish()
+        finishing.deliver(predictions, images, output)
         if unfinished is not None:
             unfinished.remove()
     return predictions
+
+
+def _job(
+    model: str,
+    prompt: str | None,
+    batch_size: int,
+    revision: str | None,
+    trust_remote_code: bool,
+    overrides: dict[str, Any],
+    forbidden: Sequence[str],
+) -> tuple[Captioner, DecodingJob]:
+    options = decoding_options({**generation_defaults(local_folder(model, revision)), **overrides})
+    _require_effect(overrides, options)
+    captioner = ready_captioner(model, revision, trust_remote_code)
+    if forbidden:
+        ids = [*(options.bad_words_ids or []), *bad_words_ids(captioner, forbidden)]
+        options = options.model_copy(update={"bad_words_ids": ids})
+    return captioner, DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0, prompt)
 
 
 def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
@@ -82,10 +149,10 @@ def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
         raise UserError(f"--{idle[0].replace('_', '-')}: has no effect without --sample; give it, or leave this out")
 
 
-def _fingerprint(captioner: Captioner, job: DecodingJob, images: ImageStream) -> str:
+def _fingerprint(captioner: Captioner, job: DecodingJob, images: ImageStream, finishing: Finishing) -> str:
     # Unlike in a run directory, models with the same weights may see images in different ways.
     processor = identity_of(captioner.image_processor)
-    return job_fingerprint(captioner, job, [type(captioner).__name__, processor, images.identity])
+    return job_fingerprint(captioner, job, [type(captioner).__name__, processor, images.identity, repr(finishing)])
 
 
 class _Captioning:
@@ -97,9 +164,16 @@ class _Captioning:
     """
 
     def __init__(
-        self, captioner: Captioner, job: DecodingJob, images: ImageStream, unfinished: PartialOutput | None, again: bool
+        self,
+        captioner: Captioner,
+        job: DecodingJob,
+        images: ImageStream,
+        unfinished: PartialOutput | None,
+        again: bool,
+        finishing: Finishing,
     ) -> None:
         self.captioner, self.job, self.images, self.unfinished = captioner, job, images, unfinished
+        self.finishing, self.sidecars = finishing, finishing.sidecars
         self.predictions: list[Prediction] = []
         self.problems: list[str] = []
         self.last: str | None = None
@@ -121,6 +195,9 @@ class _Captioning:
             begun = "what was begun there had another model, other options or other images"
             error_console.print(f"{unfinished.output}: begins again, because {begun}", style="yellow", markup=False)
         self._take(done)
+        if self.sidecars is not None:
+            # A batch may have been noted and its sidecars not yet written.
+            self.sidecars.write(zip(self.images.listed or [], done, strict=False))
 
     def _take(self, results: list[Result]) -> None:
         for result in results:
@@ -136,7 +213,8 @@ class _Captioning:
         try:
             self._caption()
         except KeyboardInterrupt:
-            kept = "the same command continues there" if self.unfinished else "only with -o FILE would that be kept"
+            lasting = self.unfinished is not None or self.sidecars is not None
+            kept = "the same command continues there" if lasting else "only with -o FILE would that be kept"
             raise StoppedError(f"stopped after {self.done:,} images; {kept}") from None
         if not self.predictions:
             if self.unfinished is not None:
@@ -154,9 +232,11 @@ class _Captioning:
         with closing(captioned) as batches, progress_bar() as progress:
             task = progress.add_task("Captioning", total=self.images.total, completed=self.done)
             for batch in batches:
-                results = [_result(record, found) for record, found in batch]
+                results = self.finishing.finished(batch)
                 if self.unfinished is not None:
                     self.unfinished.add(results)
+                if self.sidecars is not None:
+                    self.sidecars.write(zip((record for record, _ in batch), results, strict=True))
                 self._take(results)
                 progress.advance(task, len(batch))
 

@@ -170,7 +170,7 @@ def _expand(text: str) -> Iterable[Path]:
 
 
 def require_one_readable(records: list[CaptionedImage]) -> None:
-    """Look for the first image that can be decoded; its bytes are kept in the record, to be fetched only once.
+    """Look for the first image that can be decoded; what was fetched is kept in the record, to be fetched only once.
 
     Raises:
         UserError: there is none; up to ten are named with the reason.
@@ -183,7 +183,8 @@ def require_one_readable(records: list[CaptionedImage]) -> None:
         except UnreadableImageError as error:
             problems.append(printable(str(error)))
         else:
-            records[number] = replace(record, image=image)
+            if not isinstance(record.image, FileImage):
+                records[number] = replace(record, image=image)
             return
     raise UserError(nothing_readable(problems))
 

@@ -9,7 +9,7 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from hfcap import __version__
-from hfcap.cli import captions, datasets, publications, runs, scores  # noqa: F401  # each adds its commands to `app`
+from hfcap.cli import caption, captions, datasets, publications, runs, scores  # noqa: F401  # each adds its commands to `app`
 from hfcap.cli.common import app, broken_torchvision
 from hfcap.cli.examples import epilog
 from hfcap.errors import StoppedError, UserError, WorkError
@@ -22,7 +22,7 @@ _STOPPED = 130
 
 PANELS = {
     "Runs": ("run", "doctor", "train", "card", "list", "recipe-schema"),
-    "Captions": ("caption", "explain", "demo", "ensemble", "search"),
+    "Captions": ("caption", "review", "explain", "demo", "ensemble", "search"),
     "Scores": ("score", "compare"),
     "The Hub": ("publish", "verify", "merge", "publish-space", "publish-metric"),
     "Data": ("data", "features"),

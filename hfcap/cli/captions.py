@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from hfcap.cli.common import AcceptChanges, Force, TrustRemoteCode, app, execute, output_file, refuse_idle, say
+from hfcap.cli.common import TrustRemoteCode, app, given_options, output_file, say
 from hfcap.errors import UserError
 
-Inputs = Annotated[
-    list[str] | None,
-    typer.Argument(help="files, folders, patterns, web addresses; or one dataset: Hub id, parquet, COCO JSON"),
-]
-_INPUTS_NEEDED = (
-    "give images or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
-    "score.split, train.per_device_eval_batch_size)"
-)
 NumBeams = Annotated[
     int | None, typer.Option(min=1, help="beams of the search, 1 = greedy; default: as the model was saved with")
 ]
@@ -28,72 +20,6 @@ MaxNewTokens = Annotated[
 Prompt = Annotated[
     str | None, typer.Option(help="what the captioner is told, or goes on from; it is not part of the caption")
 ]
-
-
-@app.command()
-def caption(
-    model: Annotated[str, typer.Argument(help="run directory, model folder, Hub id, or a recipe file")],
-    inputs: Inputs = None,
-    output: Annotated[Path | None, output_file("FILE.jsonl or FILE.csv")] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="what the captioner is told, or goes on from; not part of captions")
-    ] = None,
-    num_beams: NumBeams = None,
-    max_new_tokens: MaxNewTokens = None,
-    num_return_sequences: Annotated[int | None, typer.Option(min=1, help="captions per image")] = None,
-    do_sample: Annotated[bool | None, typer.Option("--sample", help="sample captions instead of beam search")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="random seed; only with --sample")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="images at a time; default: 16")] = None,
-    split: Annotated[str | None, typer.Option(help="of a dataset; default: all")] = None,
-    config_name: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
-    image_column: Annotated[str | None, typer.Option(help="of a dataset with several columns of images")] = None,
-    images: Annotated[str | None, typer.Option(help="image folder of a COCO file, if not 'images' next to it")] = None,
-    revision: Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")] = None,
-    accept_changes: AcceptChanges = False,
-    trust_remote_code: TrustRemoteCode = False,
-    force: Force = False,
-) -> None:
-    """Caption images with a trained captioner; without images, the scored split of a run.
-
-    With -o, a stopped captioning goes on where it was.
-    """
-    options = _given(num_beams=num_beams, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences)
-    options |= _given(temperature=temperature, top_p=top_p, seed=seed)
-    dataset = _given(split=split, config_name=config_name, image_column=image_column, images=images)
-    if not inputs:
-        refuse_idle(
-            _INPUTS_NEEDED,
-            **(dataset | options),
-            **_given(output=output, revision=revision, prompt=prompt, sample=do_sample, batch_size=batch_size),
-        )
-        done = execute(model, None, "caption", force, trust_remote_code, accept_changes)
-        if done.accelerator.is_main_process:
-            say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
-        return
-    from hfcap.captioners.quiet import quiet_loading
-    from hfcap.captioning import DatasetChoice, caption_images, with_enough_beams
-
-    quiet_loading()
-    caption_images(
-        model,
-        inputs,
-        output,
-        overrides=with_enough_beams(options | _given(do_sample=do_sample)),
-        prompt=prompt,
-        batch_size=batch_size or 16,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dataset=DatasetChoice(**dataset),
-        again=force,
-    )
-    if output is not None:
-        say(f"Captions: {output}")
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()
@@ -187,10 +113,28 @@ def explain(
         model,
         image,
         output,
-        overrides=_given(num_beams=num_beams, max_new_tokens=max_new_tokens),
+        overrides=given_options(num_beams=num_beams, max_new_tokens=max_new_tokens),
         prompt=prompt,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
     say(found.caption)
     say(f"Heat maps: {output}")
+
+
+@app.command()
+def review(
+    folder: Annotated[Path, typer.Argument(help="folder of images with captions in sidecars")],
+    sidecar: Annotated[
+        Literal["txt", "json"] | None, typer.Option(help="form of the sidecars; default: the one that is there")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="default: any free one")] = None,
+) -> None:
+    """Open a page to read, correct and accept captions in sidecars; only this machine can reach it."""
+    from hfcap.pages.local_server import serving_locally
+    from hfcap.review import ReviewFolder, ReviewPage
+
+    page = ReviewPage(ReviewFolder(folder, sidecar))
+    with serving_locally(page, port) as server:
+        say(f"{len(page.folder.images):,} images; open this address, Ctrl-C ends: {server.address}")
+        server.wait()

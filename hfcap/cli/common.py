@@ -80,6 +80,11 @@ def refuse_idle(reason: str, **options: object) -> None:
         raise UserError(f"{', '.join(given)}: {reason}")
 
 
+def given_options(**options: Any) -> dict[str, Any]:
+    """Return the options that somebody gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def recipe_of(target: str, overrides: list[str] | None, trust_remote_code: bool) -> tuple[Recipe, RunDirectory]:
     """Load a recipe file, or the recipe of a run directory, and say where its run is; see hfcap/api/runs.py."""
     from hfcap.api import runs

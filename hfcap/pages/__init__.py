@@ -1,4 +1,4 @@
-"""Pages that hfcap writes: one HTML file each, without scripts and without a look into the network."""
+"""Pages that hfcap writes: one HTML file each, without scripts and without a look into the network; or serves here."""
 
 from hfcap.pages.rendering import data_block, render_page, thumbnail
 

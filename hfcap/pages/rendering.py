@@ -49,8 +49,7 @@ def render_page(template: str, script: str | None = None, **values: Any) -> str:
         script: a script inside the package, e.g. `comparison/leaderboard.js`: the only one that the browser may run,
             by its hash, whatever a caption smuggles in.
     """
-    source = "" if script is None else files("hfcap").joinpath(script).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
+    source, digest = ("", "") if script is None else _script(script)
     environment = Environment(
         loader=PackageLoader("hfcap", "."),
         undefined=StrictUndefined,
@@ -60,8 +59,18 @@ def render_page(template: str, script: str | None = None, **values: Any) -> str:
         keep_trailing_newline=True,
         autoescape=True,
     )
-    scripts = {"script": Markup(source), "script_hash": f"sha256-{digest}"}  # the package's own file
+    scripts = {"script": Markup(source), "script_hash": digest}  # the package's own file
     return environment.get_template(template).render(scripts | values)
+
+
+def script_hash(script: str) -> str:
+    """Return by what a Content-Security-Policy lets in a script inside the package, e.g. `review/review.js`."""
+    return _script(script)[1]
+
+
+def _script(script: str) -> tuple[str, str]:
+    source = files("hfcap").joinpath(script).read_text(encoding="utf-8")
+    return source, "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
 
 
 def thumbnail(image: ImageBytes) -> str:

@@ -40,7 +40,7 @@ class Push:
     """One staging folder on its way to one revision of one repository.
 
     Args:
-        kind: "model" or "space".
+        kind: "model", "space" or "dataset".
         card: README.md, in place of the folder's.
     """
 
@@ -70,8 +70,8 @@ class Push:
         return sorted(path for path, ids in self.ids.items() if remote.files.get(path) not in ids)
 
     def stale(self, remote: Remote) -> list[str]:
-        """Return model files on the Hub that this model does not have; a loader would pick them up. Others stay."""
-        patterns = MODEL_PATTERNS if self.kind == "model" else ()
+        """Return model files, or images, on the Hub that are not staged; a loader would pick them up. Others stay."""
+        patterns = {"model": MODEL_PATTERNS, "dataset": ("images/*",)}.get(self.kind, ())
         others = [path for path in remote.files if path not in self.ids]
         return sorted(path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in patterns))
 

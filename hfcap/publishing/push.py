@@ -257,7 +257,7 @@ def push_folder(
     """Push a staging folder: create the repository if needed, commit what differs, check what the Hub then holds.
 
     Args:
-        kind: "model" or "space".
+        kind: "model", "space" or "dataset".
 
     Raises:
         UserError, WorkError: as `publish`.
@@ -300,7 +300,7 @@ def _push(
             f"publishing {repo_id}: the Hub holds other content than was sent in {', '.join(different[:5])}; "
             "somebody else commits at the same time, or the upload was damaged: run the command again"
         )
-    url = f"{api.endpoint}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+    url = f"{api.endpoint}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
     if target.startswith("refs/pr/"):
         url += f"/discussions/{target.removeprefix('refs/pr/')}"
     return PublishResult(

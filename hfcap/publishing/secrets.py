@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.children import TOKENS, names_secret
+from hfcap.data.images import IMAGE_SUFFIXES
 from hfcap.errors import UserError
 
 _PATTERNS = {
@@ -36,7 +37,7 @@ _PATHS = re.compile(
 # A vocabulary holds fragments of any text; there only secrets that this machine really has are looked for.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
 # A wheel is hfcap's own code, in which these patterns stand.
-_BINARY = {".png", ".jpg", ".model", ".whl"}
+_BINARY = {".png", ".jpg", ".model", ".whl"} | IMAGE_SUFFIXES
 _FOLDER_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HFCAP_CACHE", "TORCH_HOME", "VIRTUAL_ENV")
 
 

@@ -132,6 +132,9 @@ class GenerateOptions(Block):
     repetition_penalty: Annotated[float, Field(gt=0)] = Field(
         1.0, description="above 1: tokens that were written before become less likely"
     )
+    bad_words_ids: list[Annotated[list[NonNegativeInt], Field(min_length=1)]] | None = Field(
+        None, description="token ids of words that are never generated, as transformers has them"
+    )
     do_sample: bool = Field(False, description="draw captions at random instead of searching for the likeliest")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling: below 1 likelier words")
     top_k: NonNegativeInt = Field(50, description="sampling from the N likeliest tokens; 0 = from all")

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from hfcap.captioning import caption_images, find_images, one_image
 from hfcap.captioning.reading import batched, read_images
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
+from hfcap.metrics.shared.caption_files import read_predictions
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import PROMPT, write_image
 from tests.captioning.conftest import OPTIONS
@@ -191,8 +193,33 @@ def test_a_shape_that_the_image_processor_refuses_is_skipped(tmp_path: Path) -> 
 
 
 def test_unknown_output_is_refused_before_any_work(images: Path) -> None:
-    with pytest.raises(UserError, match=r"captions\.xlsx: give a name that ends in \.jsonl or \.csv"):
-        caption_images("no/model/at/all", [str(images)], Path("captions.xlsx"))
+    for name in ("captions.xlsx", "captions"):
+        with pytest.raises(UserError, match=rf"{name}: give a name that ends in \.jsonl, \.json, \.csv"):
+            caption_images("no/model/at/all", [str(images)], Path(name))
+
+
+def test_other_forms(model: tuple[Captioner, str], images: Path, tmp_path: Path) -> None:
+    """Every form says the same; `hfcap score` reads JSON, `datasets` reads parquet."""
+    wide = {"num_beams": 2, "num_return_sequences": 2}
+    write_image(images / 'tab\tquote" ümlaut.png')
+    found, *others = [
+        caption_images(model[1], [str(images)], tmp_path / f"x.{ending}", overrides=wide)
+        for ending in ("json", "tsv", "txt", "parquet")
+    ]
+    assert others == [found] * 3
+    rows = [one.as_row() for one in found]
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == rows
+    pairs = [(row["image_id"], row["caption"]) for row in rows]
+    assert list(read_predictions(tmp_path / "x.json").items()) == pairs
+    assert (tmp_path / "x.txt").read_text(encoding="utf-8") == "".join(f"{one.caption}\n" for one in found)
+    with (tmp_path / "x.tsv").open(encoding="utf-8", newline="") as handle:
+        table = list(csv.DictReader(handle, delimiter="\t"))
+    assert [(row["file_name"], row["caption"], row["caption_2"]) for row in table] == [
+        (one.file_name, *one.candidates) for one in found
+    ]
+    parquet = datasets.Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert parquet.to_list() == rows
+    assert sorted(path.name for path in tmp_path.glob("x.*")) == ["x.json", "x.parquet", "x.tsv", "x.txt"]
 
 
 def test_table_shows_markup_as_text(

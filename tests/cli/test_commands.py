@@ -148,8 +148,8 @@ def test_caption_without_a_image(finished: RunDirectory, tmp_path: Path, hfcap: 
         assert_refused(hfcap("caption", finished.path, wrong), str(wrong))
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     assert_refused(hfcap("caption", finished.path, tmp_path / "broken.jpg"), "broken.jpg")
-    assert_refused(hfcap("caption", finished.path, tmp_path, "-o", tmp_path / "out.txt"), "out.txt", ".jsonl")
-    assert not (tmp_path / "out.txt").exists()
+    assert_refused(hfcap("caption", finished.path, tmp_path, "-o", tmp_path / "out.doc"), "out.doc", ".jsonl")
+    assert not (tmp_path / "out.doc").exists()
 
 
 def test_caption_with_impossible_options(finished: RunDirectory, images: Path, hfcap: Hfcap) -> None:

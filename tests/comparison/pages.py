@@ -8,18 +8,16 @@ import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from hfcap.comparison import compare, write_leaderboard
+from tests.browser import chromium
 
 Scored = Callable[..., Path]
 FEW = ("rouge_l", "cider")
@@ -77,9 +75,6 @@ def in_browser(page: str, script: str, folder: Path, *, dark: bool = False, poli
     The page's own policy stays: the script is let in by its hash, next to the page's. Without `policy` every script
     may run, so that one hidden in a caption would.
     """
-    chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("needs Chromium or Chrome")
     ours = f"let found;{script};parent.document.body.dataset.found = JSON.stringify(found);"
     digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
     if policy:
@@ -91,13 +86,5 @@ def in_browser(page: str, script: str, folder: Path, *, dark: bool = False, poli
     shown = html.escape(page.replace("</body>", f"<script>{ours}</script></body>"))
     frame = f'<!doctype html><meta charset="utf-8"><iframe width="390" height="900" style="border:0" srcdoc="{shown}">'
     (folder / "shown.html").write_text(frame + "</iframe>", encoding="utf-8")
-    colours = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", colours]
-    dumped = subprocess.run(
-        [chromium, *switches, "--dump-dom", (folder / "shown.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=True,
-    )
-    return json.loads(dict(Outline(dumped.stdout).tags)["body"]["data-found"] or "")
+    dumped = chromium((folder / "shown.html").as_uri(), folder, dark=dark)
+    return json.loads(dict(Outline(dumped).tags)["body"]["data-found"] or "")

@@ -115,7 +115,7 @@ def _rows_in(content: Any) -> list[Any] | None:
 
 def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
     import datasets
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     if not path.is_file():
         raise UserError(f"{path}: {what} not found; check the path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +19,7 @@ _NUMBER_AFTER = re.compile(r"([\s_-]*\(\d+\)|[\s_-]+\d+)$")
 def sidecar_of(image: Path, suffix: str) -> Path | None:
     """Return the file next to an image that has its name and this ending: `001.txt`, or `001.png.txt`."""
     for path in (image.with_suffix(suffix), image.with_name(image.name + suffix)):
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 pathlib raises where a name with both endings is too long to exist
             return path
     return None
 

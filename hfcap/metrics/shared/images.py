@@ -76,10 +76,12 @@ class DecodedImages:
     Attributes:
         images: image id -> image.
         decode: turns an image's record into an RGB image.
+        bar: whether a progress bar shows how far it is.
     """
 
     images: Mapping[str, ImageBytes]
     decode: Decode = plain_decode
+    bar: bool = True
 
     def embeddings(
         self, name: str, model: Any, image_processor: Any, image_ids: Sequence[str], batch_size: int
@@ -90,7 +92,8 @@ class DecodedImages:
         check_present(image_ids, self.images)
         device = next(model.parameters()).device
         found: list[NDArray[np.float32]] = []
-        for start in track(range(0, len(image_ids), batch_size), f"{name}: images"):
+        starts = range(0, len(image_ids), batch_size)
+        for start in track(starts, f"{name}: images") if self.bar else starts:
             images = [self._decoded(image_id) for image_id in image_ids[start : start + batch_size]]
             pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
             with torch.inference_mode():

@@ -1,0 +1,217 @@
+"""The command `hfcap caption`: what is captioned, with which words, and in which form it is written."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hfcap.cli.captions import MaxNewTokens, NumBeams
+from hfcap.cli.common import (
+    AcceptChanges,
+    Force,
+    TrustRemoteCode,
+    app,
+    execute,
+    given_options,
+    output_file,
+    refuse_idle,
+    say,
+)
+from hfcap.errors import UserError
+
+if TYPE_CHECKING:
+    from hfcap.captioning import Finishing
+    from hfcap.data.web.image_stream import ImageStream
+    from hfcap.schema import Prediction
+
+_INPUTS_NEEDED = (
+    "give images or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
+    "score.split, train.per_device_eval_batch_size)"
+)
+_FORMS = "FILE.jsonl, .json, .csv, .tsv, .parquet, .txt (captions alone), .tar (WebDataset)"
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="files, folders, patterns, web addresses; or one dataset: Hub id, parquet, COCO JSON"),
+]
+Sidecar = Annotated[Literal["txt", "json"] | None, typer.Option(help="write next to each image: 001.txt for 001.png")]
+Existing = Annotated[
+    Literal["skip", "overwrite", "append"] | None,
+    typer.Option(help="with --sidecar: images that have one; default: skip"),
+]
+AltTextPage = Annotated[
+    Path | None, typer.Option(help="HTML or Markdown page: -o gets a copy whose images have alternative texts")
+]
+PushToHub = Annotated[
+    str | None, typer.Option(help="namespace/name: publish images and captions as a dataset, private unless --public")
+]
+Public = Annotated[bool, typer.Option("--public", help="with --push-to-hub: who may see a new dataset: everybody")]
+Prefix = Annotated[str | None, typer.Option(help="text in front of captions, e.g. a trigger word")]
+Suffix = Annotated[str | None, typer.Option(help="text after captions")]
+ReviewBelowScore = Annotated[float | None, typer.Option(help="mark captions of a lower log-probability for review")]
+ReviewBelowClipScore = Annotated[
+    float | None, typer.Option(min=0, max=2.5, help="mark captions of a lower CLIPScore for review")
+]
+ClipModel = Annotated[str | None, typer.Option(help="with --review-below-clip-score: folder or Hub id")]
+ForbidWords = Annotated[str | None, typer.Option(help="words that captions do not hold, joined by commas")]
+PromptOption = Annotated[
+    str | None, typer.Option(help="what the captioner is told, or goes on from; not part of captions")
+]
+NumReturnSequences = Annotated[int | None, typer.Option(min=1, help="captions per image")]
+DoSample = Annotated[bool | None, typer.Option("--sample", help="sample captions instead of beam search")]
+Temperature = Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")]
+TopP = Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")]
+Seed = Annotated[int | None, typer.Option(min=0, help="random seed; only with --sample")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="images at a time; default: 16")]
+Split = Annotated[str | None, typer.Option(help="of a dataset; default: all")]
+ConfigName = Annotated[str | None, typer.Option(help="configuration of a Hub dataset")]
+ImageColumn = Annotated[str | None, typer.Option(help="of a dataset with several columns of images")]
+ImageFolder = Annotated[str | None, typer.Option(help="image folder of a COCO file, if not 'images' next to it")]
+Revision = Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")]
+
+
+@app.command()
+def caption(
+    model: Annotated[str, typer.Argument(help="run directory, model folder, Hub id, or a recipe file")],
+    inputs: Inputs = None,
+    output: Annotated[Path | None, output_file(_FORMS)] = None,
+    sidecar: Sidecar = None,
+    existing: Existing = None,
+    alt_text: AltTextPage = None,
+    push_to_hub: PushToHub = None,
+    public: Public = False,
+    prefix: Prefix = None,
+    suffix: Suffix = None,
+    review_below_score: ReviewBelowScore = None,
+    review_below_clip_score: ReviewBelowClipScore = None,
+    clip_model: ClipModel = None,
+    forbid_words: ForbidWords = None,
+    prompt: PromptOption = None,
+    num_beams: NumBeams = None,
+    max_new_tokens: MaxNewTokens = None,
+    num_return_sequences: NumReturnSequences = None,
+    do_sample: DoSample = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    batch_size: BatchSize = None,
+    split: Split = None,
+    config_name: ConfigName = None,
+    image_column: ImageColumn = None,
+    images: ImageFolder = None,
+    revision: Revision = None,
+    accept_changes: AcceptChanges = False,
+    trust_remote_code: TrustRemoteCode = False,
+    force: Force = False,
+) -> None:
+    """Caption images with a trained captioner; without images, the scored split of a run.
+
+    With -o or --sidecar, a stopped captioning goes on where it was.
+    """
+    if push_to_hub is None:
+        refuse_idle("has an effect only with --push-to-hub", public=public)
+    given = given_options(**{name: value for name, value in locals().items() if name not in _NOT_OPTIONS})
+    if inputs or alt_text is not None:
+        _caption_images(model, inputs, output, given | {"public": public}, force, trust_remote_code)
+        return
+    refuse_idle(_INPUTS_NEEDED, output=output, sample=given.pop("do_sample", None), **given)
+    done = execute(model, None, "caption", force, trust_remote_code, accept_changes)
+    if done.accelerator.is_main_process:
+        say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
+
+
+_NOT_OPTIONS = ("model", "inputs", "output", "public", "accept_changes", "trust_remote_code", "force")
+_GENERATION = (*("num_beams", "max_new_tokens", "num_return_sequences", "do_sample", "temperature", "top_p", "seed"),)
+_DATASET = ("split", "config_name", "image_column", "images")
+
+
+def _caption_images(
+    model: str,
+    inputs: list[str] | None,
+    output: Path | None,
+    given: dict[str, Any],
+    force: bool,
+    trust_remote_code: bool,
+) -> None:
+    from hfcap.captioners.quiet import quiet_loading
+    from hfcap.captioning import DatasetChoice, caption_images, images_of, with_enough_beams
+
+    finishing = _finishing(given, output, inputs)
+    quiet_loading()
+    if finishing.page is not None and output is not None and finishing.page.images.total == 0:
+        finishing.page.write(output, {})
+        say(f"Every image of the page has an alternative text, or is no file: {output}")
+        return
+    choice = DatasetChoice(**_of(given, _DATASET))
+    images = images_of(inputs or [], choice) if finishing.page is None else finishing.page.images
+    found = caption_images(
+        model,
+        images,
+        output,
+        overrides=with_enough_beams(_of(given, _GENERATION)),
+        prompt=given.get("prompt"),
+        batch_size=given.get("batch_size", 16),
+        revision=given.get("revision"),
+        trust_remote_code=trust_remote_code,
+        again=force,
+        finishing=finishing,
+    )
+    if marked := sum(bool(prediction.review) for prediction in found):
+        say(f"{marked:,} of {len(found):,} captions are marked for review")
+    if finishing.sidecars is not None:
+        say(f"Captions: {len(found):,} sidecars" if found else "Nothing to do: every image has a sidecar")
+    if output is not None:
+        say(f"Captions: {output}")
+    if "push_to_hub" in given:
+        _push(model, images, found, given["push_to_hub"], private=not given["public"])
+
+
+def _push(model: str, images: ImageStream, found: list[Prediction], repo_id: str, private: bool) -> None:
+    from hfcap.publishing.caption_dataset import push_caption_dataset, shown_model, stage_caption_dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        stage_caption_dataset(images.open(0, None), found, Path(folder), shown_model(model))
+        result = push_caption_dataset(Path(folder), repo_id, private)
+    done = f"Published {len(result.uploaded)} files" if result.uploaded else "Nothing to publish"
+    say(f"{done}: {result.url}")
+
+
+def _of(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: given[name] for name in names if name in given}
+
+
+def _finishing(given: dict[str, Any], output: Path | None, inputs: list[str] | None) -> Finishing:
+    from hfcap.captioning import AltText, Finishing, QualityGate, SidecarOutput, Wording, forbidden_words
+
+    page, sidecars = None, None
+    if "alt_text" in given:
+        if inputs:
+            raise UserError("--alt-text: captions the images of the page; leave the others out")
+        refuse_idle("has no effect with --alt-text", **_of(given, ("sidecar", *_DATASET)))
+        page = AltText(given["alt_text"])
+        page.check_output(output, given["alt_text"])
+    if "sidecar" not in given:
+        refuse_idle("has an effect only with --sidecar", existing=given.get("existing"))
+    elif output is not None:
+        raise UserError("-o, --sidecar: give one of them")
+    else:
+        sidecars = SidecarOutput(given["sidecar"], given.get("existing", "skip"))
+    if "push_to_hub" in given:
+        from hfcap.publishing.push import check_may_publish
+
+        refuse_idle("does not go with --push-to-hub", **_of(given, ("sidecar", "alt_text")))
+        check_may_publish(given["push_to_hub"])
+    if "review_below_clip_score" not in given:
+        refuse_idle("has an effect only with --review-below-clip-score", clip_model=given.get("clip_model"))
+    gate = QualityGate(
+        given.get("review_below_score"),
+        given.get("review_below_clip_score"),
+        forbidden=forbidden_words(given["forbid_words"]) if "forbid_words" in given else (),
+        **_of(given, ("clip_model",)),
+    )
+    return Finishing(
+        Wording(**_of(given, ("prefix", "suffix"))), gate, sidecars, page, shown="push_to_hub" not in given
+    )
