@@ -17,6 +17,7 @@ FILES = sorted((ROOT / "hfcap").rglob("*.py"))
 
 KINDS = {"UserError", "WorkError", "OptionError", "RecipeError", "ValueError"}
 SAID_ELSEWHERE = {
+    "ChangedError": "the review page says it (review/page.py)",
     "MissingPackageError": "its constructor says what to install",
     "NoSuchSplitError": "its constructor names the splits that exist",
     "PrecisionError": "its constructor takes a problem and a remedy",

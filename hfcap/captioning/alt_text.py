@@ -63,7 +63,7 @@ class AltText:
         try:
             content = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError):
-            raise UserError(f"{path}: page not found") from None
+            raise UserError(f"{path}: page not found; check the name") from None
         if content.startswith(_UTF16) or len(content) > MAX_LINE_BYTES:
             raise UserError(f"{path}: is UTF-16, or has more than {MAX_LINE_BYTES:,} bytes; save it as UTF-8")
         self._text = content.decode("latin-1")
@@ -138,6 +138,7 @@ class _Images(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note an image without `alt`."""
         names = {name: value for name, value in reversed(attrs)}
         source = names.get("src")
         if tag != "img" or "alt" in names or not source:

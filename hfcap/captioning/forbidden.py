@@ -18,7 +18,7 @@ def forbidden_words(text: str) -> tuple[str, ...]:
     """
     words = tuple(dict.fromkeys(" ".join(word.split()) for word in text.split(",") if word.strip()))
     if not words:
-        raise UserError(f"--forbid-words {text!r}: give words joined by commas, e.g. 'photo,picture of'")
+        raise UserError(f"--forbid-words {text!r}: give words joined by commas, e.g. 'photo,image of'")
     return words
 
 
@@ -31,7 +31,9 @@ def bad_words_ids(captioner: Captioner, words: Sequence[str]) -> list[list[int]]
         UserError: the captioner's captions are not generated word by word, or its tokenizer does not know a word.
     """
     if not captioner.trains_by_gradients:
-        raise UserError(f"--forbid-words: {captioner.card_facts.title} does not write captions word by word")
+        raise UserError(
+            f"--forbid-words: {captioner.card_facts.title} does not write captions word by word; leave it out"
+        )
     tokenizer = captioner.tokenizer
     found: dict[tuple[int, ...], None] = {}
     for word in words:

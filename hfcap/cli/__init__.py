@@ -9,7 +9,7 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from hfcap import __version__
-from hfcap.cli import caption, captions, datasets, publications, runs, scores  # noqa: F401  # each adds its commands to `app`
+from hfcap.cli import caption, captions, datasets, publications, runs, scores, watching  # noqa: F401  # each adds its commands to `app`
 from hfcap.cli.common import app, broken_torchvision
 from hfcap.cli.examples import epilog
 from hfcap.errors import StoppedError, UserError, WorkError
@@ -21,7 +21,7 @@ __all__ = ["app", "main"]
 _STOPPED = 130
 
 PANELS = {
-    "Runs": ("run", "doctor", "train", "card", "list", "recipe-schema"),
+    "Runs": ("run", "doctor", "train", "status", "plot", "watch", "card", "list", "recipe-schema"),
     "Captions": ("caption", "review", "explain", "demo", "ensemble", "search"),
     "Scores": ("score", "compare"),
     "The Hub": ("publish", "verify", "merge", "publish-space", "publish-metric"),

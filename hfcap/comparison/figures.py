@@ -9,7 +9,8 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from markupsafe import Markup
@@ -30,6 +31,7 @@ _VARIABLES = {
 WIDTH = 3.7
 """Inches: the width of a telephone's screen at 96 pixels per inch."""
 
+_DPI = 150
 _LABEL = 24
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -61,21 +63,43 @@ def shortened(name: str) -> str:
 
 def draw(height: float, paint: Callable[[Any], None]) -> str:
     """Return the SVG text of a figure of WIDTH x `height` inches; `paint` draws on its matplotlib axes."""
-    import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # A name may be in a script that matplotlib's own font lacks; the reader's browser has it.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
+    with _our_settings():
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue().decode("utf-8")
+
+
+def draw_png(height: float, paints: Sequence[Callable[[Any], None]]) -> bytes:
+    """Return a PNG of plots below each other, each of 2 WIDTH x `height` inches; see `draw`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _our_settings():
+        figure = Figure(figsize=(2 * WIDTH, height * len(paints)), layout="constrained")
+        FigureCanvasAgg(figure)
+        for paint, axes in zip(paints, figure.subplots(len(paints), squeeze=False)[:, 0], strict=True):
+            paint(axes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@contextmanager
+def _our_settings() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A name may be in a script that matplotlib's own font lacks; the reader's browser has it.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
 
 
 def inline(svg: str, prefix: str, description: str) -> Markup:

@@ -45,7 +45,7 @@ def marks_of(folder: Path) -> dict[str, Mark]:
     for number, row in read_json_lines(path, "marks for review"):
         name, reason = row.get("file_name"), row.get("review")
         if not isinstance(name, str) or not isinstance(reason, str):
-            raise UserError(f"{path}: line {number} lacks file_name or review")
+            raise UserError(f"{path}: line {number} lacks file_name or review; delete the line")
         marks[name] = Mark(reason, row.get("accepted") is True)
     return marks
 

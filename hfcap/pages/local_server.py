@@ -121,7 +121,7 @@ def serving_locally(page: LocalPage, port: int | None = None) -> Iterator[LocalS
 def _object(body: bytes) -> dict[str, Any]:
     value = parse_json(body.decode("utf-8", "replace"), "request")
     if not isinstance(value, dict):
-        raise UserError("request: is no JSON object")
+        raise UserError("request: must be a JSON object")
     return value
 
 
@@ -131,11 +131,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        """Answer with what the page has."""
         path = self._path()
         if path is not None:
             self._answer(lambda: self.page.get(path))
 
     def do_POST(self) -> None:
+        """Let the page do something, where its own script asks."""
         path = self._path()
         if path is None:
             return

@@ -8,7 +8,6 @@ from typing import Any
 
 import hfcap
 from hfcap.captioning.shards import captioned_files
-from hfcap.errors import UserError
 from hfcap.files import write_bytes, write_json_lines, write_text
 from hfcap.pages.markdown import code, escape
 from hfcap.publishing.push import PublishResult, push_folder
@@ -87,8 +86,6 @@ def push_caption_dataset(folder: Path, repo_id: str, private: bool) -> PublishRe
     Raises:
         UserError, WorkError: as `publishing.push.push_folder`.
     """
-    if not (folder / "metadata.jsonl").is_file():
-        raise UserError(f"{folder}: is no staged dataset")
     return push_folder(folder, repo_id, private, kind="dataset")
 
 

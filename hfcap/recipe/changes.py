@@ -28,6 +28,7 @@ class Effect(Enum):
 _TABLE: tuple[tuple[str, Effect, str], ...] = (
     ("train.dataloader_num_workers", Effect.FREE, "how images are read, not which"),
     ("train.logging_steps", Effect.FREE, "what is written down"),
+    ("train.sample_captions", Effect.FREE, "what is written down"),
     ("train.report_to", Effect.FREE, "where it is written down"),
     ("train.save_steps", Effect.FREE, "how often a checkpoint is written"),
     ("train.save_total_limit", Effect.FREE, "how many checkpoints are kept"),

@@ -190,6 +190,9 @@ class TrainOptions(Block):
     )
     load_best_model_at_end: bool = Field(True, description="keep the best weights; false = the last")
     early_stopping_patience: PositiveInt | None = Field(None, description="validations without improvement before stop")
+    sample_captions: NonNegativeInt = Field(
+        3, description="validation images whose captions are shown and logged at every validation; 0 = none"
+    )
     dataloader_num_workers: NonNegativeInt = Field(
         2, description="processes that decode images; 0 = none but the training itself"
     )

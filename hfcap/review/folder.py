@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,13 @@ class ReviewFolder:
 
     def __init__(self, folder: Path, kind: SidecarKind | None = None) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: folder not found")
+            raise UserError(f"{folder}: folder not found; check the name")
         self.folder = folder
         found = folder_images(folder)
         self.images = found.found
         if not self.images:
             left_out = found.left_out()
-            raise UserError(f"{folder}: no image there{f' ({left_out})' if left_out else ''}")
+            raise UserError(f"{folder}: no image there{f' ({left_out})' if left_out else ''}; give a folder of images")
         self.kind = kind or _more_frequent(self.images)
         self._given = kind is not None
         self._lock = threading.Lock()
@@ -106,7 +107,7 @@ class ReviewFolder:
         """Write what a person made of the captions of an image, and note that they accept them.
 
         A sidecar whose captions did not change keeps its bytes. What did is also added to `edits.jsonl` as a pair,
-        `chosen` and `rejected`, where there was a caption before and is one now.
+        `chosen` and `rejected`, where a caption took the place of another.
 
         Args:
             version: of the item that was edited.
@@ -125,9 +126,8 @@ class ReviewFolder:
             if captions != before:
                 facts = {"review": None} if sidecar.path.suffix == ".json" else {}
                 write_bytes(sidecar.path, sidecar.with_captions(captions, facts))
-                if before and captions:
-                    pair = {"file_name": name, "chosen": "\n".join(captions), "rejected": "\n".join(before)}
-                    append_lines(self.folder / PAIRS_FILE, [pair])
+                pairs = [{"file_name": name, "chosen": new, "rejected": old} for old, new in _edits(before, captions)]
+                append_lines(self.folder / PAIRS_FILE, pairs)
             add_marks(image.parent, {image_name(image): Mark(accepted=bool(captions))})
             return self.item(number)
 
@@ -137,6 +137,13 @@ def _captions(text: str) -> tuple[str, ...]:
     if wrong := next(filter(has_controls, captions), None):
         raise UserError(f"the caption {wrong!r} holds control characters; delete them")
     return tuple(filter(None, captions))
+
+
+def _edits(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each caption that took the place of another one; captions that came or went are no preference."""
+    for kind, i, j, k, m in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind == "replace":
+            yield from zip(before[i:j], after[k:m], strict=False)
 
 
 def _version(sidecar: Sidecar) -> str:

@@ -54,7 +54,7 @@ class ReviewPage:
         if path != "save":
             return None
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.folder.images):
-            raise UserError("request: no such image")
+            raise UserError("request: number must be that of an image")
         if not isinstance(text, str) or not isinstance(version, str):
             raise UserError("request: text and version must be texts")
         try:

@@ -45,6 +45,11 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
+    def stop_request(self) -> Path:
+        """There while somebody asks the training to stop after its next update."""
+        return self.path / ".stop"
+
+    @property
     def environment(self) -> Path:
         """Versions, hardware, git commit, seeds, dataset and base-model revisions."""
         return self.path / "environment.json"

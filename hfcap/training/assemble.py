@@ -202,6 +202,7 @@ def training_run(
     )
     scores = _caption_values if options.metric_for_best_model == "cider" else None
     validator = Validator(captioner, validation, job, scores, accelerator, options.per_device_eval_batch_size)
+    validator.n_samples = options.sample_captions
     captioner.model.to(accelerator.device)
     if trainable.peft_model is not None and recipe.lora is not None and recipe.lora.init_lora_weights == "eva":
         begin_with_data(trainable.peft_model, captioner, train, options.per_device_train_batch_size, options.seed)

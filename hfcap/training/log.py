@@ -94,14 +94,15 @@ class TrainingLog:
                 error_console.print(said, markup=False, soft_wrap=True)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row."""
+        """Append one row; trackers get its numbers, and its sample captions as texts."""
         if not self.accelerator.is_main_process:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
-        numbers = {name: value for name, value in row.items() if name != "step" and value is not None}
-        self.accelerator.log(numbers, step=row["step"])
+        values = {name: value for name, value in row.items() if name not in ("step", "samples") and value is not None}
+        texts = {f"sample/{sample['image_id']}": sample["caption"] for sample in row.get("samples", [])}
+        self.accelerator.log({**values, **texts}, step=row["step"])
 
 
 def restart_peak_memory(device: torch.device) -> None:

@@ -199,7 +199,7 @@ class TrainingRun:
             sum(self.plain_objective.units(batch) for batch in window),
             sum(len(batch.images) for batch in window),
             sum(batch.n_captions for batch in window),
-            self._stop_requested,
+            self._stop_requested or self.run.stop_request.exists(),
         )
         self._stop_agreed = stops > 0
         return counts
@@ -277,8 +277,9 @@ class TrainingRun:
                 f"step {self.progress.step}: validation gives {values}; lower train.learning_rate, or use "
                 "mixed_precision: bf16 instead of fp16"
             )
-        row = {"step": self.progress.step, **{f"validation_{name}": v for name, v in values.items()}}
-        self.log.write(row)
+        row: dict[str, Any] = {"step": self.progress.step}
+        row |= {f"validation_{name}": value for name, value in values.items()}
+        self.log.write(row | ({"samples": self.validator.samples} if self.validator.samples else {}))
         self.plain_objective.check(row)
         name = self.options.metric_for_best_model
         value, best = values[name], self.progress.best_value
@@ -290,9 +291,7 @@ class TrainingRun:
             self.progress.bad_validations += 1
             patience = self.options.early_stopping_patience
             self.progress.stopped_early = patience is not None and self.progress.bad_validations >= patience
-        if self.accelerator.is_main_process:
-            shown = ", ".join(f"{key} {number:.4f}" for key, number in values.items())
-            error_console.print(f"Step {self.progress.step}: validation {shown}{' (best so far)' if improved else ''}")
+        self.validator.say(self.progress.step, values, improved)
         return improved
 
     def _save(self) -> None:
@@ -315,6 +314,7 @@ class TrainingRun:
 
     def _resume(self) -> None:
         if self.accelerator.is_main_process:
+            self.run.stop_request.unlink(missing_ok=True)
             remove_unfinished(self.run.checkpoints)
             set_damaged_aside(self.run.checkpoints)
         self.accelerator.wait_for_everyone()

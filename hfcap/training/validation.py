@@ -11,13 +11,20 @@ from accelerate.utils import gather_object
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionDataset, Collate
 from hfcap.decoding import DecodingJob, caption_batches
+from hfcap.progress import error_console
+from hfcap.text import printable
 from hfcap.training.processes import summed
 
 ScoreCaptions = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], dict[str, float]]
 
 
 class Validator:
-    """Computes the values that choose the best checkpoint; no augmentation, every caption of every image."""
+    """Computes the values that choose the best checkpoint; no augmentation, every caption of every image.
+
+    Attributes:
+        n_samples: of so many images, always the first ones, captions are shown and logged.
+        samples: image_id and caption of each, as of the last validation; of the main process.
+    """
 
     def __init__(
         self,
@@ -33,6 +40,8 @@ class Validator:
         self.decoding = decoding
         self.scores = scores
         self.accelerator = accelerator
+        self.n_samples = 0
+        self.samples: list[dict[str, str]] = []
         numbers = sorted(range(len(dataset)), key=lambda number: sum(map(len, dataset.tokens[number])))
         batches = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
         self.batches = batches[accelerator.process_index :: accelerator.num_processes]
@@ -47,7 +56,24 @@ class Validator:
             values = {"loss": self._loss(objective, collate)}
             if self.scores is not None:
                 values |= self._caption_values(self.scores)
+            elif self.n_samples and self.accelerator.is_main_process:
+                numbers = range(min(self.n_samples, len(self.decoding.records)))
+                batches = caption_batches(self.captioner, self.decoding, numbers)
+                self._note_samples({row.image_id: row.caption for batch in batches for row in batch})
         return values
+
+    def _note_samples(self, captions: Mapping[str, str]) -> None:
+        shown = self.decoding.records[: self.n_samples]
+        self.samples = [{"image_id": one.image_id, "caption": captions[one.image_id]} for one in shown]
+
+    def say(self, step: int, values: Mapping[str, float], improved: bool) -> None:
+        """Show values and samples on the screen of the main process."""
+        if self.accelerator.is_main_process:
+            shown = ", ".join(f"{key} {number:.4f}" for key, number in values.items())
+            error_console.print(f"Step {step}: validation {shown}{' (best so far)' if improved else ''}")
+            for one in self.samples:
+                line = printable(f"{one['image_id']}: {one['caption']}")
+                error_console.print(f"  {line}", markup=False, soft_wrap=True)
 
     @torch.no_grad()
     def _loss(self, objective: torch.nn.Module, collate: Collate) -> float:
@@ -68,5 +94,6 @@ class Validator:
         batches = caption_batches(self.captioner, self.decoding, mine)
         pairs = [(prediction.image_id, prediction.caption) for batch in batches for prediction in batch]
         captions = dict(gather_object(pairs))
+        self._note_samples(captions)
         references = {record.image_id: record.captions for record in self.decoding.records}
         return score(captions, references)

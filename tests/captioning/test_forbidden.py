@@ -13,9 +13,10 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import Finishing, QualityGate, caption_images, forbidden_words
+from hfcap.captioning import Finishing, QualityGate, caption_images, find_images, forbidden_words
 from hfcap.captioning import images as images_module
 from hfcap.captioning.forbidden import bad_words_ids, held_words
+from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import Prediction
@@ -25,15 +26,15 @@ from tests.training.harness import FAMILIES
 
 
 def generated_ids(
-    captioner: Captioner, n_images: int, options: GenerateOptions, plain: bool = False
+    captioner: Captioner, pixels: torch.Tensor, options: GenerateOptions, plain: bool = False
 ) -> list[list[int]]:
     """The tokens of each caption, without what comes after its end."""
-    start = torch.tensor([[captioner.start_token_id]] * n_images)
+    start = torch.tensor([[captioner.start_token_id]] * len(pixels))
     config = captioner.generation_config(options)
     config.return_dict_in_generate = True
     way = captioner.plain_generate if plain else captioner.generate
     with torch.inference_mode():
-        output = way(captioner.encode(pixel_values(captioner, n_images)), start, config)
+        output = way(captioner.encode(pixels), start, config)
     rows = output.sequences[:, 1:].tolist()
     end = captioner.end_token_id
     return [row[: row.index(end)] if end in row else row for row in rows]
@@ -43,12 +44,12 @@ def generated_ids(
 @pytest.mark.parametrize("beams", [1, 3])
 def test_no_caption_holds_one(family: str, beams: int) -> None:
     captioner = build(family)
-    options = GenerateOptions(num_beams=beams, max_new_tokens=8)
-    forbidden = next(token for row in generated_ids(captioner, 3, options) for token in row)
+    options, pixels = GenerateOptions(num_beams=beams, max_new_tokens=8), pixel_values(captioner, 3)
+    forbidden = next(token for row in generated_ids(captioner, pixels, options) for token in row)
     without = options.model_copy(update={"bad_words_ids": [[forbidden]]})
-    found = generated_ids(captioner, 3, without)
+    found = generated_ids(captioner, pixels, without)
     assert all(forbidden not in row for row in found) and any(found)
-    assert found == generated_ids(captioner, 3, without, plain=True)
+    assert found == generated_ids(captioner, pixels, without, plain=True)
 
 
 def test_it_reaches_the_captions_and_what_is_saved(
@@ -56,7 +57,8 @@ def test_it_reaches_the_captions_and_what_is_saved(
 ) -> None:
     image, asked = write_image(tmp_path / "a.png"), []
     [before] = caption_images(model[1], [str(image)])
-    ids = model[0].caption_token_ids([before.caption], 1)[0]
+    pixels = PixelInputs(find_images([str(image)]), model[0].image_processor).pixel_values([0])
+    ids = generated_ids(model[0], pixels, OPTIONS)[0][:1]
 
     def token_of_the_caption(captioner: Captioner, words: Sequence[str]) -> list[list[int]]:
         asked.append(words)
@@ -90,13 +92,13 @@ def test_ids_of_all_spellings() -> None:
 
 
 def test_which_words_are_held() -> None:
-    words = ("photo", "picture of", "c++")
+    words = ("photo", "image of", "c++")
     assert held_words("A PHOTO of a photographer", words) == ["photo"]
     assert held_words("photography", words) == []
-    assert held_words("a picture of c++", words) == ["picture of", "c++"]
+    assert held_words("an image of c++", words) == ["image of", "c++"]
 
 
 def test_lists_of_words() -> None:
-    assert forbidden_words(" photo, picture  of,,photo") == ("photo", "picture of")
+    assert forbidden_words(" photo, image  of,,photo") == ("photo", "image of")
     with pytest.raises(UserError, match="--forbid-words"):
         forbidden_words(" , ")

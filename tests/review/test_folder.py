@@ -53,9 +53,10 @@ def test_edits(folder: Path) -> None:
     assert (folder / "b.txt").read_text() == "new\n"
     page.save(b.number, "newer", new.version)
     assert page.save(c.number, "", c.version).accepted is False and (folder / "deeper/c.txt").read_text() == ""
+    page.save(b.number, "first\nnewer", page.item(b.number).version)  # one more is no preference
     pairs = [row for _, row in read_json_lines(folder / PAIRS_FILE, "pairs")]
     assert pairs == [
-        {"file_name": "a.jpg", "chosen": "a dog\ntwo dogs\u200d", "rejected": "a dog\na brown dog"},
+        {"file_name": "a.jpg", "chosen": "two dogs\u200d", "rejected": "a brown dog"},
         {"file_name": "b.jpg", "chosen": "newer", "rejected": "new"},
     ]
 

@@ -87,6 +87,7 @@ def recipe_values(
             "learning_rate": 1e-2,
             "logging_steps": 1,
             "dataloader_num_workers": 0,
+            "sample_captions": 0,
             **train,
         },
         "generate": {"num_beams": 2, "max_new_tokens": 6},
