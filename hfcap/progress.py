@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
@@ -74,6 +74,18 @@ class _Progress(Progress):
         self._logged_at = time.monotonic()
         self._finished: set[TaskID] = set()
 
+    def add_task(
+        self,
+        description: str,
+        start: bool = True,
+        total: float | None = 100.0,
+        completed: int = 0,
+        visible: bool = True,
+        **fields: Any,
+    ) -> TaskID:
+        """Begin a task; one with nothing to do has no bar, which would stand at 0/0 for good."""
+        return super().add_task(description, start, total, completed, visible and total != 0, **fields)
+
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         """Count on."""
         super().advance(task_id, advance)
@@ -130,5 +142,7 @@ def progress_bar(*extra_columns: str) -> Progress:
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Iterate over `items` while a progress bar counts them."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     with progress_bar() as progress:
         yield from progress.track(items, description=description, total=total)

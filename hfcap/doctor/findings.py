@@ -6,6 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
+def not_yours(captioner: object, what: str) -> str:
+    """Return the remedy of a fault that no recipe can mend, with the place for who maintains the captioner family."""
+    return (
+        "this is no fault of the recipe: start from another base model, or take another captioner, and report it with "
+        f"doctor.json (for the maintainers: {what} of {type(captioner).__module__})"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One problem; an error makes the training wrong or impossible, a warning makes it doubtful."""

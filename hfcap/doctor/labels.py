@@ -15,7 +15,7 @@ import torch
 
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, ImageInputs, epoch_batches
-from hfcap.doctor.findings import Findings
+from hfcap.doctor.findings import Findings, not_yours
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives.cross_entropy import CrossEntropy
@@ -268,7 +268,6 @@ def token_text(tokenizer: Any, token_id: int) -> str:
 
 
 def _report(facts: LabelFacts, captioner: Captioner, findings: Findings) -> None:
-    family = f"a fault of the captioner family or of packing ({type(captioner).__module__}, hfcap/data/packing.py)"
     for what, counts in (("batches", facts.counted), ("loss", facts.measured)):
         wrong = {
             "padding positions are in the loss: the captioner learns to write padding": counts.padding_in_loss,
@@ -282,7 +281,9 @@ def _report(facts: LabelFacts, captioner: Captioner, findings: Findings) -> None
         }
         for message, count in wrong.items():
             if count:
-                findings.error("captioner", f"{count:,} {message} (seen in the {what})", f"correct it: {family}")
+                findings.error(
+                    "captioner", f"{count:,} {message} (seen in the {what})", not_yours(captioner, "labels and packing")
+                )
     if facts.loss is None:
         findings.error("train", "the loss is not a number before training", "check the base model's weights and dtype")
         return
@@ -299,7 +300,7 @@ def _report(facts: LabelFacts, captioner: Captioner, findings: Findings) -> None
         findings.error(
             "captioner",
             f"random weights reach a loss of {facts.loss:.2f} (guessing: {facts.uniform:.2f}): they see the answer",
-            f"correct the attention mask: {family}",
+            not_yours(captioner, "attention mask"),
         )
 
 

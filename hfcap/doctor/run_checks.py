@@ -17,6 +17,7 @@ from hfcap.data.source import Split, load_split
 from hfcap.doctor.console_report import print_report
 from hfcap.doctor.cost import Memory, estimate_cost, gigabytes, plan_schedule, report_memory
 from hfcap.doctor.dataset import examine_data
+from hfcap.doctor.findings import not_yours
 from hfcap.doctor.labels import examine_labels, example_batch, shown_images
 from hfcap.doctor.measurement import measure, memory_of
 from hfcap.doctor.pixels import examine_pixels, show_augmented
@@ -205,7 +206,7 @@ def _report_untrained(names: Sequence[str], captioner: Captioner, findings: Any)
         findings.warning(
             "train",
             f"{lost / sum(sizes.values()):.0%} of the trained weights get no gradient (first: {names[0]})",
-            f"check logits of {type(captioner).__module__}, or freeze that part",
+            f"freeze that part (train.freeze); if it should learn, {not_yours(captioner, 'logits')}",
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
-from hfcap.doctor.findings import Findings
+from hfcap.doctor.findings import Findings, not_yours
 from hfcap.doctor.labels import token_text
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import PackedCaptions
@@ -147,25 +147,24 @@ def _image_effect(
 def _report_start(captioner: Captioner, starts: tuple[int, int, int | None], findings: Findings) -> None:
     training, generation, plain = starts
     texts = [None if token is None else token_text(captioner.tokenizer, token) for token in starts]
-    family = type(captioner).__module__
     if generation != training:
         findings.error(
             "captioner",
             f"training starts from {texts[0]!r} (token {training}) but generation from {texts[1]!r} "
             f"(token {generation})",
-            f"correct start_token_id or generate of {family}",
+            not_yours(captioner, "start_token_id or generate"),
         )
     if plain not in (None, training):
         findings.error(
             "captioner",
             f"training starts from {texts[0]!r} (token {training}) but model.generate of plain transformers, as "
             f"users of the published model call it, from {texts[2]!r} (token {plain})",
-            f"correct start_token_id of {family} or the model's configuration",
+            "set decoder_start_token_id in the base model's configuration; where it is right, "
+            + not_yours(captioner, "start_token_id"),
         )
 
 
 def _report(facts: AgreementFacts, captioner: Captioner, findings: Findings) -> None:
-    family = type(captioner).__module__
     dtype = next(captioner.model.parameters()).dtype
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     if facts.prediction_difference is not None and not facts.prediction_difference <= tolerance:
@@ -173,18 +172,18 @@ def _report(facts: AgreementFacts, captioner: Captioner, findings: Findings) -> 
             "captioner",
             f"for the same words, training and generation predict differently (by {facts.prediction_difference:.1%} of "
             "the largest logit): masks, positions or prompt differ",
-            f"correct logits or generate of {family}",
+            not_yours(captioner, "logits or generate"),
         )
     if facts.leak is not None and not facts.leak <= tolerance:
         findings.error(
             "captioner",
             f"predictions depend on later words or on other captions of the image (by {facts.leak:.1%}): the "
             "captioner can copy the answer",
-            f"correct the attention mask in logits of {family}",
+            not_yours(captioner, "attention mask in logits"),
         )
     # A path that starts with a zero gate may be closed; that is worth knowing, not wrong.
     if facts.image_effect is not None and facts.image_effect < _ROUNDING:
-        remedy = f"check encode and logits of {family}, and the contact sheet"
+        remedy = f"look at the contact sheet; where it shows the images, {not_yours(captioner, 'encode and logits')}"
         if captioner.assembled:
             # transformers' BLIP, for one, starts its vision model from 1e-10.
             remedy += "; random weights may start too small: see initializer_range in the model's configuration"

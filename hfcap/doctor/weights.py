@@ -11,7 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from hfcap.captioners.adaptation.targets import Coverage, lora_coverage
 from hfcap.captioners.base import Captioner
-from hfcap.doctor.findings import Findings
+from hfcap.doctor.findings import Findings, not_yours
 from hfcap.recipe.blocks import Recipe
 
 
@@ -107,7 +107,7 @@ def _report(recipe: Recipe, captioner: Captioner, facts: WeightFacts, findings: 
         findings.error(
             "captioner",
             f"{everything - covered:,} parameters belong to no part, so they get no learning rate",
-            f"add their modules to part_modules of {type(captioner).__module__}",
+            not_yours(captioner, "part_modules"),
         )
     trained = {parameter.dtype for parameter in captioner.model.parameters() if parameter.requires_grad}
     half = sorted(str(dtype).removeprefix("torch.") for dtype in trained - {torch.float32, torch.float64})

@@ -378,3 +378,22 @@ def test_streaming_needs_limits(tmp_path: Path) -> None:
         load_split(streaming(tmp_path), "validation")
     with pytest.raises(UserError, match=r"split 'train\[:50%\]'.*streaming knows no slices"):
         load_split(streaming(tmp_path, train_split="train[:50%]"), "train")
+
+
+def test_rows_without_a_caption_are_left_out_where_asked_for_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One null stopped the source, with no way round it."""
+    made = table(caption=["a red image", None, "", "a white image", "a black image"])
+    with pytest.raises(UserError, match=r"row 1: no captions in caption .* data\.uncaptioned_images: ignore"):
+        load_split(parquet(tmp_path, made), "train")
+    records = load_split(parquet(tmp_path, made, uncaptioned_images="ignore"), "train")
+    assert [record.image_id for record in records] == ["train-0", "train-3", "train-4"]
+    assert decode_image(records[1].image).getpixel((0, 0)) == (255, 255, 255)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: 2 rows without a caption are left out, the first: " in said and "row 1" in said
+    some = table(captions=[["a", None], ["", "b"], ["c"], ["d"], ["e"]])
+    records = load_split(parquet(tmp_path, some, "some.parquet", uncaptioned_images="ignore"), "train")
+    assert [record.captions for record in records] == [("a",), ("b",), ("c",), ("d",), ("e",)]
+    with pytest.raises(ValidationError, match="does not go with streaming"):
+        HubOptions(dataset="x", streaming=True, max_train_images=5, uncaptioned_images="ignore")

@@ -19,6 +19,7 @@ from hfcap.data.web.hub_columns import Columns, find_columns
 from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError
+from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.places import Location
 from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage, ImageBytes
@@ -38,6 +39,9 @@ class HubOptions(DataOptions):
     image_id_column: str | None = Field(
         None, description="rows with the same id are captions of one image; default: each row is an image of its own"
     )
+    uncaptioned_images: Literal["error", "ignore"] = Field(
+        "error", description="what to do with rows whose caption is missing or empty; those left out are counted"
+    )
     streaming: bool = Field(
         False, description="fetch only the first max_<split>_images rows and keep their images in the cache folder"
     )
@@ -46,6 +50,8 @@ class HubOptions(DataOptions):
     def _limits_when_streaming(self) -> Self:
         if self.streaming and self.max_train_images is None:
             raise ValueError("streaming: true needs max_train_images (and the maximum of every other split it uses)")
+        if self.streaming and self.uncaptioned_images == "ignore":
+            raise ValueError("uncaptioned_images: ignore does not go with streaming: true; fetch the whole dataset")
         return self
 
 
@@ -73,6 +79,7 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
     folder = local if local.is_dir() else None
     records: list[CaptionedImage] = []
     joined = JoinedLines()
+    left_out: list[str] = []
     for part in parts:
         whole = splits[part.splitname]
         columns = find_columns(options, whole.features)
@@ -81,11 +88,16 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
         start, end = part.from_ or 0, len(whole) if part.to is None else part.to
         for number, row in enumerate(others.select(range(start, end)), start=start):
             name = f"{options.dataset}, {part.splitname}, row {number}"
+            if options.uncaptioned_images == "ignore" and not any(_captions(columns, row, name)):
+                left_out.append(name)
+                continue
             image = RowImage(images, columns.image, number, name, folder)
             records.append(_record(options, columns, part.splitname, number, row, image))
             for cell in (row[column] for column in columns.captions):
                 joined.add(cell if isinstance(cell, str) else "")
     joined.refuse(f"dataset {options.dataset}, split {split_name}")
+    if left_out:
+        warn_on_terminal(f"{len(left_out):,} rows without a caption are left out, the first: {left_out[0]}")
     if not records:
         raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits)
     return _merged(records) if options.image_id_column else records
@@ -145,15 +157,26 @@ def _pinned(options: HubOptions, commit: str | None) -> HubOptions:
     return options if commit is None else options.model_copy(update={"revision": commit})
 
 
+def _captions(columns: Columns, row: dict[str, Any], where: str) -> list[str]:
+    """Return what the caption columns of a row hold; empty captions stay, cells without a value hold none."""
+    cells = [(name, [cell for cell in _listed(row[name]) if cell is not None]) for name in columns.captions]
+    return [clean_caption(caption) for name, cell in cells for caption in captions_in(cell, name, where)]
+
+
+def _listed(cell: Any) -> list[Any]:
+    return cell if isinstance(cell, list) else [cell]
+
+
 def row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
     """Return id and captions of one row."""
     where = f"dataset {options.dataset}, split {split}, row {number}"
-    captions = [clean_caption(caption) for name in columns.captions for caption in captions_in(row[name], name, where)]
+    captions = _captions(columns, row, where)
+    if options.uncaptioned_images == "ignore":
+        captions = [caption for caption in captions if caption]
     if not captions or not all(captions):
         problem = "an empty caption" if captions else "no captions"
-        raise UserError(
-            f"{where}: {problem} in {', '.join(columns.captions)} (data.caption_columns); correct the dataset"
-        )
+        remedy = "correct the dataset" + ("" if options.streaming else ", or set data.uncaptioned_images: ignore")
+        raise UserError(f"{where}: {problem} in {', '.join(columns.captions)} (data.caption_columns); {remedy}")
     image_id = f"{split}-{number}" if columns.image_id is None else row[columns.image_id]
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise UserError(
