@@ -232,7 +232,7 @@ class Captioner(ABC):
         Training computes the head only where labels are. Where captions cannot be packed, these are the logits of one
         row per caption, put back to where they are packed, and the head leaves them as they are.
         """
-        self._packed = self.packs_captions and may_pack(self, image_states)
+        self._packed = self.packs_captions and may_pack(self, image_states, packed.input_ids.shape[1])
         if self._packed:
             return self.packed_states(image_states, packed)
         rows = as_rows(packed)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _GENERATION, _PLAIN_GENERATION = "faster generation", "plain generate"
 _STEPS, _QUESTIONS = 5, 6
+_TINY_ROW, _MOST_CAPTIONS = 16, 8
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 5e-2
 """Largest difference of a logit or score, in spreads (standard deviations) of the logits: rounding alone."""
@@ -76,20 +77,33 @@ def generated(
         return output
 
 
-def may_pack(captioner: Captioner, image_states: torch.Tensor) -> bool:
+def may_pack(captioner: Captioner, image_states: torch.Tensor, length: int) -> bool:
     """Return whether `packed_states` and `packed_head` give the logits of the model's own forward.
+
+    Asked with tiny rows, and again with rows of about the length that is needed: a language model whose attention
+    reaches back a limited way (Mistral, Gemma, Qwen) packs rightly until a caption is longer than that.
 
     Args:
         image_states: (B, S, D) that captions are about to be packed behind.
+        length: P of the rows.
     """
 
-    def check() -> bool:
+    def agrees(rows: PackedCaptions) -> bool:
         device = image_states.device
         autocast = torch.autocast(device.type, enabled=False)
+        states = _three(image_states.to(captioner.states_dtype))[: len(rows.input_ids)]
         with _evaluating(captioner.model), _own_randomness(device), torch.no_grad(), autocast:
-            return _packs_alike(captioner, _three(image_states.to(captioner.states_dtype))[:2])
+            return _packs_alike(captioner, states, rows.to(device))
 
-    return _decided(captioner, "packing of captions", {}, check, "one row for each caption")
+    plain = "one row for each caption"
+    if not _decided(captioner, "packing of captions", {}, lambda: agrees(_two_rows(captioner)), plain):
+        return False
+    if length <= _TINY_ROW:
+        return True
+    # Powers of two: a handful of checks whatever lengths come, and the same answer for a batch in every process.
+    longest = 1 << (length - 1).bit_length()
+    what = f"packing of captions into rows of {longest} tokens"
+    return _decided(captioner, what, {"row": longest}, lambda: agrees(_long_row(captioner, longest)), plain)
 
 
 def penalises_repetition(config: GenerationConfig) -> bool:
@@ -257,7 +271,7 @@ def _same(plain: Any, fast: Any, first: int, trial: GenerationConfig, allowed: f
     ours, theirs = ([_up_to_end(row, ends) for row in output.sequences[:, first:].tolist()] for output in (fast, plain))
     steps = plain.scores
     finite = torch.cat([step[step.isfinite()] for step in steps])
-    tolerance = allowed * float(finite.float().std())
+    tolerance = allowed * float(finite.float().std(correction=0))
     if trial.num_beams > 1:
         difference = (fast.sequences_scores.float() - plain.sequences_scores.float()).abs()
         # Different words with the same score are a tie.
@@ -292,10 +306,25 @@ def _allowed(captioner: Captioner) -> float:
 # ---- packed captions -------------------------------------------------------------------------------------------
 
 
-def _packs_alike(captioner: Captioner, states: torch.Tensor) -> bool:
-    start = captioner.start_token_ids()
+def _two_rows(captioner: Captioner) -> PackedCaptions:
     words = _ordinary_tokens(captioner, 6)
-    packed = _tiny_rows(start, [[words[:3], words[3:5]], [words[2:6]]], captioner.pad_token_id).to(states.device)
+    captions = [[words[:3], words[3:5]], [words[2:6]]]
+    return _tiny_rows(captioner.start_token_ids(), captions, captioner.pad_token_id)
+
+
+def _long_row(captioner: Captioner, length: int) -> PackedCaptions:
+    """Return a row of one image: a caption as long as row and text model allow, and what else fits after it."""
+    start, words = captioner.start_token_ids(), _ordinary_tokens(captioner, 6)
+    most = min(length - len(start) - 3, captioner.max_text_tokens or length)
+    first = [words[number % 6] for number in range(max(1, most - len(start)))]
+    captions, room = [first], length - len(first) - 2 * len(start)
+    while room > 0 and len(captions) < _MOST_CAPTIONS:
+        captions.append(first[1 : 1 + room] or words[:1])
+        room -= len(captions[-1]) + len(start)
+    return _tiny_rows(start, [captions], captioner.pad_token_id)
+
+
+def _packs_alike(captioner: Captioner, states: torch.Tensor, packed: PackedCaptions) -> bool:
     inside = packed.caption_index >= 0
     found = captioner.packed_head(captioner.packed_states(states, packed))[inside].float()
     rows = as_rows(packed)

@@ -7,11 +7,19 @@ tensor (880 supervised positions of BLIP's vocabulary are 107 MB in float32, sev
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+
+@dataclass
+class _Output(BaseModelOutputWithPastAndCrossAttentions):
+    """What heads read of a body's output; those of mixtures of experts ask for the routers' logits as well."""
+
+    router_logits: Any = None
 
 
 class _GivenStates(nn.Module):
@@ -24,7 +32,7 @@ class _GivenStates(nn.Module):
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         """Return the output of a body whose last states are `inputs_embeds`."""
-        output: Any = BaseModelOutputWithPastAndCrossAttentions
+        output: Any = _Output
         return output(last_hidden_state=inputs_embeds)
 
 
