@@ -18,6 +18,7 @@ from hfcap.files import read_json
 from hfcap.recipe.block_base import Block
 from hfcap.recipe.blocks import AugmentOptions, DataOptions, LoraOptions, ModelOptions, TrainOptions
 from hfcap.recipe.changes import _TABLE, Effect, changed_values, key_changes
+from hfcap.recipe.dpo import DpoOptions
 from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.recipe.scst import ScstOptions
 from hfcap.run_directory.stage_record import part_of
@@ -145,9 +146,10 @@ def test_the_table_has_no_dead_line_and_knows_every_key(photos: Path, tmp_path: 
         "lora": LoraOptions,
         "augment": AugmentOptions,
         "scst": ScstOptions,
+        "dpo": DpoOptions,
     }
     keys = [f"{name}.{key}" for name, block in blocks.items() for key in block.model_fields]
-    keys += [*(f"data.{key}" for key in HubOptions.model_fields), "captioner", "augment", "lora", "scst"]
+    keys += [*(f"data.{key}" for key in HubOptions.model_fields), "captioner", "augment", "lora", "scst", "dpo"]
     first = {next(pattern for pattern, _, _ in _TABLE if fnmatch.fnmatchcase(key, pattern)) for key in keys}
     assert first == {pattern for pattern, _, _ in _TABLE}
     assert all(reason for _, _, reason in _TABLE)

@@ -103,12 +103,15 @@ def test_the_recipe_of_the_documentation_loads(tmp_path: Path) -> None:
 
 
 def test_the_recipes_about_training_load(tmp_path: Path) -> None:
-    arguments, self_critical, augmentation, more = code_blocks(ROOT / "docs/training.md", "yaml")
+    arguments, self_critical, preferred, augmentation, more = code_blocks(ROOT / "docs/training.md", "yaml")
     path = tmp_path / "example.yaml"
     path.write_text(self_critical, encoding="utf-8")
     recipe = load_recipe(path)
     # The page spells the defaults out.
     assert recipe.scst == ScstOptions() and recipe.model.pretrained == "runs/my_images"
+    path.write_text(preferred, encoding="utf-8")
+    dpo = load_recipe(path).dpo
+    assert dpo is not None and dpo.beta == 0.1 and dpo.pairs.endswith("images/edits.jsonl")
     path.write_text(self_critical.split("scst:")[0] + augmentation, encoding="utf-8")
     augment = load_recipe(path).augment
     assert augment is not None and augment.changes_images and augment.word_dropout == 0.1

@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from hfcap.places import FrequencyFile, LocalPath, Location, Place
 from hfcap.recipe.block_base import Block, NonNegativeInt, PositiveInt, Share
+from hfcap.recipe.dpo import DpoOptions
 from hfcap.recipe.scst import ScstOptions
 from hfcap.recipe.training_blocks import LoraOptions as LoraOptions
 from hfcap.recipe.training_blocks import TrainOptions as TrainOptions
@@ -258,6 +259,7 @@ class Recipe(Block):
     augment: AugmentOptions | None = Field(None, description="changes to training images and captions; null = none")
     train: TrainOptions = Field(description="training")
     scst: ScstOptions | None = Field(None, description="self-critical training in place of cross-entropy; null = no")
+    dpo: DpoOptions | None = Field(None, description="training on preferred captions instead; null = no")
     generate: GenerateOptions = Field(default_factory=GenerateOptions, description="how captions are generated")
     score: ScoreOptions = Field(default_factory=ScoreOptions, description="what is scored and how")
     publish: PublishOptions = Field(default_factory=PublishOptions, description="what goes to the Hub")
@@ -278,38 +280,47 @@ class Recipe(Block):
         return options
 
     @model_validator(mode="after")
-    def _scst_fits(self) -> Self:
-        # With an unknown captioner its block may be anything, and is not judged.
-        if self.scst is None or not isinstance(self.model, ModelOptions):
-            return self
+    def _objective_fits(self) -> Self:
+        if self.scst is not None and self.dpo is not None:
+            raise ValueError(
+                "scst and dpo: are two ways to train; remove one of the blocks, and run the other after it"
+            )
+        for name, block, told_by in (("scst", self.scst, "rewards come from"), ("dpo", self.dpo, "pairs are about")):
+            if block is not None:
+                self._goes_on_well(name, block.dropout, told_by)
+        return self
+
+    def _goes_on_well(self, name: str, dropout: bool, told_by: str) -> None:
         if self.model.pretrained is None:
             raise ValueError(
-                "scst: sharpens a captioner that was trained before; name its run directory (or a model folder or Hub "
-                "id) in model.pretrained"
+                f"{name}: sharpens a captioner that was trained before; name its run directory (or a model folder or "
+                "Hub id) in model.pretrained"
             )
         if self.train.metric_for_best_model == "loss" and self.train.load_best_model_at_end:
             raise ValueError(
-                "scst: makes captions better and the loss worse; set train.metric_for_best_model: cider, or "
+                f"{name}: makes captions better and the loss worse; set train.metric_for_best_model: cider, or "
                 "train.load_best_model_at_end: false"
             )
         if self.train.label_smoothing_factor:
-            raise ValueError("scst: has no labels to smooth; leave train.label_smoothing_factor out")
-        if self.train.gradient_checkpointing and not self.scst.dropout:
+            raise ValueError(f"{name}: has no labels to smooth; leave train.label_smoothing_factor out")
+        if self.train.gradient_checkpointing and not dropout:
             raise ValueError(
-                "scst: without dropout layers are in evaluation mode, in which they keep everything; set scst.dropout: "
-                "true, or train.gradient_checkpointing: false"
+                f"{name}: without dropout layers are in evaluation mode, in which they keep everything; set "
+                f"{name}.dropout: true, or train.gradient_checkpointing: false"
             )
-        if self.train.dropout and not self.scst.dropout:
-            raise ValueError("scst: has no dropout in its updates; set scst.dropout: true, or leave train.dropout out")
+        if self.train.dropout and not dropout:
+            raise ValueError(
+                f"{name}: has no dropout in its updates; set {name}.dropout: true, or leave train.dropout out"
+            )
         augment = self.augment
         if augment is None:
-            return self
+            return
         if augment.horizontal_flip and augment.flip_captions == "swap":
             raise ValueError(
-                "scst: rewards come from the captions of the unmirrored images; set augment.flip_captions: skip"
+                f"{name}: {told_by} the captions of the unmirrored images; set augment.flip_captions: skip"
             )
         if augment.word_dropout or augment.synonym_replacement:
+            trained = "sampled captions" if name == "scst" else "pairs of captions"
             raise ValueError(
-                "scst: trains on sampled captions; leave augment.word_dropout and augment.synonym_replacement out"
+                f"{name}: trains on {trained}; leave augment.word_dropout and augment.synonym_replacement out"
             )
-        return self

@@ -48,6 +48,7 @@ _TABLE: tuple[tuple[str, Effect, str], ...] = (
     ("data.*", Effect.ASK, "other images or captions from here on"),
     ("augment*", Effect.ASK, "images and captions change in another way from here on"),
     ("scst.*", Effect.ASK, "other rewards from here on"),
+    ("dpo.*", Effect.ASK, "other pairs, or another pull, from here on"),
     ("lora.lora_dropout", Effect.ASK, "dropout from here on"),
     ("*", Effect.ANEW, "another model"),
 )
@@ -109,9 +110,9 @@ def changed_values(
 
 
 def place_keys(recipe: Recipe) -> dict[str, str]:
-    """Return full key -> text of everything in `model`, `data`, `augment` and `scst` that names a file or folder."""
+    """Return full key -> text of everything in `model`, `data`, `augment`, `scst`, `dpo` that names a place."""
     found: dict[str, str] = {}
-    for name in ("model", "data", "augment", "scst"):
+    for name in ("model", "data", "augment", "scst", "dpo"):
         block = getattr(recipe, name)
         if block is None:
             continue

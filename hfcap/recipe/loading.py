@@ -216,7 +216,7 @@ def _check_parts(train: Any, parts: tuple[str, ...], findings: RecipeProblems) -
 
 
 def _check_method(values: dict[str, Any], family: Any, findings: RecipeProblems) -> None:
-    for block in ("lora", "scst", "augment"):
+    for block in ("lora", "scst", "dpo", "augment"):
         if not family.trains_by_gradients and values.get(block) is not None:
             problem = f"captioner {values['captioner']} trains no weights; remove this block ({block}: null)"
             findings.add((block,), problem)

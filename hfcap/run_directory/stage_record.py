@@ -17,7 +17,7 @@ from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import options_without_programs, place_of_work, recipe_of_run
 
 DEPENDS_ON: dict[str, tuple[str, ...]] = {
-    "train": ("captioner", "model", "data", "lora", "augment", "train", "scst"),
+    "train": ("captioner", "model", "data", "lora", "augment", "train", "scst", "dpo"),
     "caption": ("generate", "score.split", "score.baselines", "data.test_split", "data.max_test_images"),
     "score": ("score", "publish.samples_license"),
 }

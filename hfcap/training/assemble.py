@@ -16,6 +16,7 @@ from hfcap.errors import UserError
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.dpo import DpoOptions
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.store.features import FeatureStore, captioner_encoder
@@ -25,6 +26,7 @@ from hfcap.training.build import TrainableCaptioner
 from hfcap.training.loop import TrainingRun
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.objectives.eva import begin_with_data
+from hfcap.training.objectives.preference import Preference, pairs_of_records, read_pairs
 from hfcap.training.objectives.reward import RewardImages
 from hfcap.training.objectives.self_critical import SelfCritical
 from hfcap.training.objectives.synonyms import synonym_table
@@ -168,10 +170,36 @@ def _caption_values(candidates: Mapping[str, str], references: Mapping[str, Sequ
 def _objective(
     recipe: Recipe, captioner: Captioner, train_records: Sequence[CaptionedImage], accelerator: Any
 ) -> CrossEntropy:
+    if recipe.dpo is not None:
+        return _preference(recipe.dpo, captioner, train_records, recipe.data.max_caption_tokens)
     if recipe.scst is None:
         return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
     image_source = RewardImages(train_records, recipe, accelerator)
     return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, image_source)
+
+
+def _preference(
+    options: DpoOptions, captioner: Captioner, records: Sequence[CaptionedImage], max_tokens: int
+) -> Preference:
+    known = pairs_of_records(records, read_pairs(Path(options.pairs).expanduser()), f"dpo.pairs: {options.pairs}")
+    flat = [caption for _, pairs in known for pair in pairs for caption in pair]
+    remaining = iter(captioner.caption_token_ids(flat, max_tokens + 1))
+    tokens = [[(next(remaining), next(remaining)) for _ in pairs] for _, pairs in known]
+    return Preference(captioner, options, tokens, max_tokens)
+
+
+def _with_pairs(recipe: Recipe, splits: Mapping[str, Any], accelerator: Any) -> Mapping[str, Any]:
+    """Leave out the training images that no pair is about."""
+    if recipe.dpo is None:
+        return splits
+    pairs = read_pairs(Path(recipe.dpo.pairs).expanduser())
+    known = pairs_of_records(splits["train"], pairs, f"dpo.pairs: {recipe.dpo.pairs}")
+    if accelerator.is_main_process:
+        n_pairs, n_all = sum(len(of_record) for _, of_record in known), sum(map(len, pairs.values()))
+        said = f"Training on {n_pairs:,} pairs of captions of {len(known):,} images"
+        others = f"; {n_all - n_pairs:,} pairs are about images of other splits" if n_pairs < n_all else ""
+        error_console.print(said + others, markup=False, soft_wrap=True)
+    return {**splits, "train": [record for record, _ in known]}
 
 
 def training_run(
@@ -184,6 +212,7 @@ def training_run(
 ) -> TrainingRun:
     """Put together data, validation and loop for a captioner that is ready to train."""
     captioner, options = trainable.captioner, recipe.train
+    splits = _with_pairs(recipe, splits, accelerator)
     stored = uses_feature_store(captioner, recipe)
     inputs = {name: image_inputs(captioner, splits[name], recipe, stored, accelerator) for name in _TRAINED_ON}
     tokens = {name: tokenised(captioner, splits[name], recipe.data.max_caption_tokens) for name in _TRAINED_ON}

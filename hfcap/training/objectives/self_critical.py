@@ -6,9 +6,8 @@ Shape letters: B images, K samples of an image, L generated tokens, P positions 
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,7 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives.cross_entropy import CrossEntropy
+from hfcap.training.objectives.frozen import evaluating, frozen_copy
 from hfcap.training.objectives.reward import CaptionReward
 
 
@@ -87,7 +87,7 @@ class SelfCritical(CrossEntropy):
         )
         self.greedy = GenerateOptions(num_beams=1, max_new_tokens=max_new_tokens)
         # Outside the module tree, like the captioner: its weights are neither trained nor saved.
-        object.__setattr__(self, "start", _frozen_copy(captioner) if options.kl_weight else None)
+        object.__setattr__(self, "start", frozen_copy(captioner) if options.kl_weight else None)
 
     start: Captioner | None
 
@@ -108,7 +108,7 @@ class SelfCritical(CrossEntropy):
             self.captioner.pad_token_id,
             samples.ended.tolist(),
         ).to(states.device)
-        with contextlib.nullcontext() if self.options.dropout else _evaluating(self.model):
+        with contextlib.nullcontext() if self.options.dropout else evaluating(self.model):
             # The logits of the distribution that was sampled from.
             logits = self.captioner.logits(states, packed) / self.options.temperature
         surprise = nn.functional.cross_entropy(
@@ -128,7 +128,7 @@ class SelfCritical(CrossEntropy):
     def _judged(self, batch: CaptionBatch, states: torch.Tensor) -> tuple[SampledCaptions, NDArray[np.float64]]:
         """Sample K captions of each image; return them with their advantages, (B, K)."""
         began = time.perf_counter()
-        with _evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
             samples = self._generated(states, self.sampling)
             greedy = self._generated(states, self.greedy) if self.options.baseline == "greedy" else None
         # What autocast has cast without gradients would be used again in the pass that needs them.
@@ -227,22 +227,3 @@ def leave_one_out_means(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return for each of K rewards of an image the mean of the other K - 1: (B, K) -> (B, K)."""
     n_samples = rewards.shape[1]
     return (rewards.sum(axis=1, keepdims=True) - rewards) / (n_samples - 1)
-
-
-def _frozen_copy(captioner: Captioner) -> Captioner:
-    """The captioner as it is now, without dropout and gradients."""
-    kept = copy.copy(captioner)
-    kept.model = copy.deepcopy(captioner.model).eval().requires_grad_(False)
-    return kept
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of the block; afterwards every module is as it was (frozen parts differ)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
