@@ -22,6 +22,8 @@ from tests.fuzz.targets import GROUPS
 
 SILENCE = 120
 """Seconds without a new input after which the working process is ended: library code outside Python may hang."""
+_MEMORY = "/dev/shm"
+"""Linux: a folder in memory, where the thousands of small files cost a tenth of the time."""
 _CURRENT, _RESULTS = "current.json", "results.jsonl"
 
 
@@ -48,7 +50,9 @@ def main() -> int:
     if options.work is not None:
         _work(options)
         return 0
-    with tempfile.TemporaryDirectory(prefix="hfcap-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="hfcap-fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None
+    ) as folder:
         results = _watched(options, Path(folder))
     return _report(results, options)
 
