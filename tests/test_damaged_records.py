@@ -282,6 +282,19 @@ def test_models_with_a_damaged_configuration(
         hfcap.load_captioner(model).caption(image)
 
 
+def test_what_lies_next_to_a_model_is_named(built: RunDirectory, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(built.model, model)
+    image = write_jpeg(tmp_path / "one.jpg")
+    change(model / "generation_config.json", num_beams="many")
+    with pytest.raises(UserError, match=r"generation_config\.json: num_beams: .*; correct it"):
+        hfcap.load_captioner(model).caption(image)
+    change(model / "generation_config.json", num_beams=1)
+    change(model / "hfcap.json", captioner="blop")
+    with pytest.raises(UserError, match=r"hfcap\.json: unknown captioner 'blop'; did you mean 'blip'"):
+        hfcap.load_captioner(model)
+
+
 def test_faults_of_libraries_are_told_from_our_own() -> None:
     def fail(kind: type[Exception]) -> None:
         raise kind("here")

@@ -19,7 +19,7 @@ from hfcap.captioners.adaptation.merging import (
     require_same_logits,
 )
 from hfcap.captioners.base import BaseModel, Captioner
-from hfcap.captioners.shared.metadata import read_sidecar
+from hfcap.captioners.shared.metadata import SIDECAR, read_sidecar
 from hfcap.captioners.shared.pretrained import require_no_revision_of_folder
 from hfcap.errors import UserError, WorkError, library_faults, reason_of
 from hfcap.files import folder_being_written, read_json, read_json_object
@@ -123,7 +123,10 @@ def earlier_base_models(location: str) -> list[BaseModel]:
 def _family(folder: Path, location: str) -> type[Captioner]:
     named = read_sidecar(folder).get("captioner")
     if named is not None:
-        return registry.load("captioners", named).REGISTERED
+        try:
+            return registry.load("captioners", named).REGISTERED
+        except UserError as error:
+            raise UserError(f"{folder / SIDECAR}: {error}") from None
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{location}: holds neither a model (config.json) nor an adapter (adapter_config.json); give another folder"
@@ -190,8 +193,16 @@ def generation_defaults(folder: Path) -> dict[str, Any]:
     values = read_json(path, "decoding defaults of the model")
     if not isinstance(values, dict):
         raise UserError(f"{path}: decoding defaults must be a JSON object")
-    known = set(GenerateOptions.model_fields)
-    return {name: value for name, value in values.items() if name in known and value is not None}
+    known = {name: values[name] for name in GenerateOptions.model_fields if values.get(name) is not None}
+    for name, value in known.items():
+        try:
+            GenerateOptions(**{name: value})
+        except ValidationError as error:
+            # Of what does not go together, options that the user gives may replace a part.
+            own = [one["msg"] for one in error.errors() if one["loc"] == (name,)]
+            if own:
+                raise UserError(f"{path}: {name}: {own[0]}; correct it, or delete the file") from None
+    return known
 
 
 def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> None:

@@ -263,7 +263,7 @@ _CSV = (
 
 TARGETS = (
     Target("recipes", _make_recipes, _use_recipes, share=0.3),
-    Target("overrides", _make_overrides, _use_overrides, ("overrides.json",), share=0.3),
+    Target("overrides", _make_overrides, _use_overrides, ("overrides.json",), share=0.3, names_file=False),
     _folder_target("metadata.jsonl", "metadata.jsonl", _lines(_ROWS)),
     _folder_target("metadata.csv", "metadata.csv", _CSV),
     Target("COCO JSON", _make_coco, _load_coco, ("captions.json",)),

@@ -22,6 +22,7 @@ class Target:
             refused where it raises an error with a message.
         damaged: patterns of the files that are damaged, relative to the folder.
         writes: `use` changes the folder, which is made again for each input.
+        names_file: what is refused must be so by the name of a damaged file, or of the folder.
         share: how many inputs it gets in relation to others, where inputs are counted; slow ones get fewer.
         seconds_share: how much time it gets in relation to others, where time is.
     """
@@ -33,6 +34,7 @@ class Target:
     writes: bool = False
     share: float = 1.0
     seconds_share: float = 1.0
+    names_file: bool = True
 
 
 class Example:

@@ -71,6 +71,14 @@ def test_a_message_must_say_something(tmp_path: Path) -> None:
     assert outcome_of(say_nothing, tmp_path).tracebacks == 30
 
 
+def test_a_message_must_name_a_file(tmp_path: Path) -> None:
+    def refuse_something(_folder: Path) -> None:
+        raise UserError("something is damaged; write it again")
+
+    (failure,) = outcome_of(refuse_something, tmp_path).failures.values()
+    assert failure.kind == "a message that names no file" and failure.count == 30
+
+
 def test_a_traceback_keeps_its_smallest_input(tmp_path: Path) -> None:
     sizes: list[int] = []
 

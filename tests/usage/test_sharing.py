@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
 
 from tests.cli.command_line import Hfcap
 from tests.hub_server import Hub
@@ -55,6 +56,21 @@ def test_publish_verify_and_caption_from_the_hub(
     assert not [
         path for path in run.rglob("*") if path.is_file() for token in tokens if token.encode() in path.read_bytes()
     ]
+
+
+def test_ten_changed_weights_are_noticed(hub: Hub, hfcap: Hfcap, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path, write_album(tmp_path / "album"), publish=PUBLISH), tmp_path / "runs" / "tiny"
+    assert hfcap("run", recipe, "publish.repo_id=null").code == 0
+    assert hfcap("publish", run, "--repo-id", "alice/walls", "--skip-verification").code == 0
+    tensors = load_file(run / "model" / "model.safetensors")
+    tensors[max(tensors)].view(-1)[:10] += 1e-3
+    save_file(tensors, tmp_path / "changed.safetensors", {"format": "pt"})
+    HfApi(token=hub.alice).upload_file(
+        path_or_fileobj=tmp_path / "changed.safetensors", path_in_repo="model.safetensors", repo_id="alice/walls"
+    )
+    verified = hfcap("verify", "alice/walls")
+    assert verified.code == 1 and "Traceback" not in verified.err, verified
+    assert "model.safetensors is not the file that was published with the others" in verified.out + verified.err
 
 
 def test_what_must_stay_private_does_not_go_up(hub: Hub, hfcap: Hfcap, tmp_path: Path) -> None:
