@@ -27,6 +27,7 @@ from hfcap.recipe.loading import RecipeError, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import read_scores
 from hfcap.sqlite_cache import SqliteCache
+from hfcap.training.log_file import read_log
 from hfcap.training.run_record import read_environment
 from tests.data.sample_images import write_jpeg
 from tests.publishing.run_builder import build_run
@@ -206,6 +207,15 @@ def test_infinite_bounds_in_a_models_configuration_are_published_as_they_are(run
     assert json.loads((stage_files(run) / "config.json").read_text())["time_step_limit"] == [0.0, float("inf")]
 
 
+@pytest.mark.parametrize("loss", ['"{{x}}"', "[1]", "NaN", "1" + "0" * 400, "true1"])
+def test_rows_of_a_log_hold_numbers(loss: str, run: RunDirectory) -> None:
+    n_rows = sum("loss" in row for row in read_log(run.log))
+    with run.log.open("a") as log:
+        log.write(f'{{"step": 41, "loss": {loss}}}\n')
+    assert sum("loss" in row for row in read_log(run.log)) == n_rows
+    render_card(run)
+
+
 # ---- unfinished output ---------------------------------------------------------------------------------------------
 
 ROW = {"image_id": "1", "file_name": "a.jpg", "caption": "a dog", "score": -1.0, "candidates": ["a dog"]}
@@ -289,7 +299,13 @@ def test_what_lies_next_to_a_model_is_named(built: RunDirectory, tmp_path: Path)
     change(model / "generation_config.json", num_beams="many")
     with pytest.raises(UserError, match=r"generation_config\.json: num_beams: .*; correct it"):
         hfcap.load_captioner(model).caption(image)
-    change(model / "generation_config.json", num_beams=1)
+    change(model / "generation_config.json", num_beams=10**9)  # took all memory
+    with pytest.raises(UserError, match=r"num_beams: .*less than or equal to 1000"):
+        hfcap.load_captioner(model).caption(image)
+    change(model / "generation_config.json", num_beams=1, max_new_tokens=3 * 10**9)  # never ended
+    with pytest.raises(UserError, match=r"max_new_tokens: .*less than or equal to 10000"):
+        hfcap.load_captioner(model).caption(image)
+    change(model / "generation_config.json", max_new_tokens=3)
     change(model / "hfcap.json", captioner="blop")
     with pytest.raises(UserError, match=r"hfcap\.json: unknown captioner 'blop'; did you mean 'blip'"):
         hfcap.load_captioner(model)

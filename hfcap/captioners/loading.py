@@ -167,7 +167,8 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
 
     adapted = load_adapter(captioner, folder)
     if merge and not is_quantized(captioner.model):
-        merge_adapter(captioner, adapted)
+        with library_faults(lambda error: f"{base}: the base model fails ({reason_of(error)}); save it again"):
+            merge_adapter(captioner, adapted)
     captioner.model.eval()
     return captioner
 

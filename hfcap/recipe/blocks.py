@@ -125,8 +125,8 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 class GenerateOptions(Block):
     """Decoding, with the names of transformers' GenerationConfig."""
 
-    num_beams: PositiveInt = Field(3, description="beams of the search; 1 = greedy")
-    max_new_tokens: PositiveInt = Field(30, description="most tokens of a caption")
+    num_beams: PositiveInt = Field(3, le=1000, description="beams of the search; 1 = greedy")
+    max_new_tokens: PositiveInt = Field(30, le=10_000, description="most tokens of a caption")
     min_new_tokens: NonNegativeInt = Field(0, description="fewest tokens of a caption")
     length_penalty: float = Field(1.0, description="beam search: above 1 longer captions, below 1 shorter ones")
     no_repeat_ngram_size: NonNegativeInt = Field(0, description="no N words in a row occur twice; 0 = allowed")
@@ -142,7 +142,9 @@ class GenerateOptions(Block):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="sampling from the likeliest tokens that have this share of the probability"
     )
-    num_return_sequences: PositiveInt = Field(1, description="n-best list or number of samples kept as candidates")
+    num_return_sequences: PositiveInt = Field(
+        1, le=1000, description="n-best list or number of samples kept as candidates"
+    )
     seed: NonNegativeInt = Field(0, description="seed of sampling")
 
     @model_validator(mode="after")

@@ -220,9 +220,7 @@ class TrainOptions(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise ValueError(
-                f"warmup_steps: {self.warmup_steps} is neither a share below 1 nor a whole number of updates"
-            )
+            raise ValueError(f"warmup_steps: {self.warmup_steps} must be a share below 1, or a whole number of updates")
         if (self.num_train_epochs is None) == (self.max_steps is None):
             raise ValueError("give exactly one of num_train_epochs and max_steps (set the other to null)")
         if self.warmup_ratio and self.warmup_steps:

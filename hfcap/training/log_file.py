@@ -12,6 +12,7 @@ from hfcap.progress import error_console
 _LONGEST_LINE = 1_000_000
 """Bytes of a row; ours have hundreds."""
 _MOST_ROWS = 100_000
+_LARGEST = 1e300
 _BLOCK = 4096
 
 
@@ -44,8 +45,14 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    good = isinstance(row, dict) and isinstance(row.get("step"), int)
-    return row if good else None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not _is_number(row["step"]):
+        return None
+    # A value that is no number (a flipped bit, a later version) is left out alone.
+    return {key: value for key, value in row.items() if key == "samples" or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and abs(value) <= _LARGEST)  # NaN is not
 
 
 def cut_end(path: Path, step: int) -> int:

@@ -25,7 +25,9 @@ from hfcap.publishing.secrets import refuse_secrets
 from hfcap.publishing.staging import stage_files
 from hfcap.publishing.verify_scores import check_numbers
 from hfcap.recipe.blocks import Recipe
+from hfcap.run.curves import write_curves
 from hfcap.run.stages import make_accelerator
+from hfcap.run.status import runs_status
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.assemble import training_run
 from hfcap.training.build import build_captioner, make_trainable
@@ -73,6 +75,13 @@ def _card(place: Path, _names: Sequence[str]) -> None:
     run = RunDirectory(place / "run")
     missing_facts(run)
     write_card(run)
+
+
+def _status(place: Path, _names: Sequence[str]) -> None:
+    runs = runs_status([place / "run"])
+    for run in runs:
+        list(run.lines())
+    write_curves(runs, place / "curves.html")
 
 
 def _stage(place: Path, _names: Sequence[str]) -> None:
@@ -198,6 +207,7 @@ _MODEL_FILES = ("model/*.json", "model/*.txt", "model/*.safetensors")
 TARGETS = (
     Target("compare", _make_two_runs, _compare, _RUN_FILES, writes=True, share=0.1, seconds_share=2),
     Target("card", _make_run, _card, _RUN_FILES, writes=True, share=0.3),
+    Target("status", _make_run, _status, _RUN_FILES, writes=True, share=0.3),
     Target("staging", _make_run, _stage, (*_RUN_FILES, "run/model/*"), writes=True, share=0.1),
     Target(
         "published files",

@@ -74,7 +74,7 @@ def test_warm_up_is_a_share_below_one(steps: float, total: int) -> None:
 
 
 def test_a_broken_number_of_updates_is_refused() -> None:
-    with pytest.raises(UserError, match=r"warmup_steps: 2\.5 is neither a share below 1 nor a whole number"):
+    with pytest.raises(UserError, match=r"warmup_steps: 2\.5 must be a share below 1, or a whole number"):
         recipe_from_mapping(recipe_values("blip", Path("runs"), warmup_steps=2.5), "test")
 
 

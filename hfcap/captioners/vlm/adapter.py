@@ -177,8 +177,11 @@ class VlmAdapter(ABC):
         model = self.model
         for holder in (model.generation_config, model.config.get_text_config(decoder=True), tokenizer):
             end = getattr(holder, "eos_token_id", None)
+            end = end[0] if isinstance(end, (list, tuple)) and end else end
+            if isinstance(end, int):
+                return end
             if end is not None:
-                return int(end[0] if isinstance(end, (list, tuple)) else end)
+                raise UserError(f"model.pretrained: eos_token_id must be the number of a token, not {end!r}")
         raise UserError(
             "model.pretrained: neither model nor tokenizer names an end token, so that captions could never "
             "stop; choose another model"
