@@ -32,6 +32,7 @@ def score(
     metrics: Sequence[str] | str = DEFAULT_METRICS,
     document_frequencies: str = "corpus",
     metric_options: Mapping[str, Mapping[str, Any]] | None = None,
+    language: str | None = None,
     split: str | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -48,6 +49,7 @@ def score(
         metrics: names; `hfcap list metrics` describes them.
         document_frequencies: CIDEr-D's n-gram weights: "corpus", "coco-train", "coco-val" or a file.
         metric_options: metric name -> its options.
+        language: of the captions, an ISO 639 code; None = English, or found where words have no spaces between them.
         split: which images of a reference file with splits.
         n_resamples: bootstrap resamples of the intervals; 0 = none. seed: of the bootstrap.
         allow_missing: score only the images with a prediction.
@@ -67,6 +69,7 @@ def score(
             metrics=_names(metrics),
             document_frequencies=document_frequencies,
             metric_options=metric_options,
+            language=language,
             split=split,
             n_resamples=n_resamples,
             seed=seed,
@@ -82,6 +85,7 @@ def compare(
     metrics: Sequence[str] | str = DEFAULT_METRICS,
     document_frequencies: str = "corpus",
     metric_options: Mapping[str, Mapping[str, Any]] | None = None,
+    language: str | None = None,
     split: str | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
@@ -99,7 +103,7 @@ def compare(
         systems: run directories, score files or, with `references`, prediction files; or name -> one of these, the
             report of `score`, or captions as `score` takes them. A run is what `hfcap.train` returned, or its folder.
         references: human captions, to score predictions.
-        metrics, document_frequencies, metric_options, allow_missing: of that scoring; see `score`.
+        metrics, document_frequencies, metric_options, language, allow_missing: of that scoring; see `score`.
         split: which split of runs and of the human captions.
         n_resamples: of the bootstrap and the permutation test, at least 100. seed: of both.
         output: folder for leaderboard.md, .json and .html.
@@ -114,7 +118,12 @@ def compare(
     from hfcap.comparison import compare as compare_paths
     from hfcap.comparison.rendering import PrintableComparison
 
-    options = {"metrics": metrics, "document_frequencies": document_frequencies, "metric_options": metric_options}
+    options = {
+        "metrics": metrics,
+        "document_frequencies": document_frequencies,
+        "metric_options": metric_options,
+        "language": language,
+    }
     score_one = None if references is None else _scorer(references, split, allow_missing, options)
     with reported(progress):
         if isinstance(systems, Mapping):

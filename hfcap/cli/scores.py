@@ -33,6 +33,10 @@ DocumentFrequencies = Annotated[
 MetricOption = Annotated[
     list[str] | None, typer.Option(help="metric.option=value, e.g. clip_score.images=FOLDER; may be repeated")
 ]
+Language = Annotated[
+    str | None,
+    typer.Option(help="of the captions (ISO 639: de, zh, ...), which says how they are split into words; default: en"),
+]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="score only the images with a prediction")]
 
 
@@ -56,7 +60,7 @@ def _refuse_options_of_files(run: Path, of_output: dict[str, object], **of_scori
     """
     refuse_idle(
         "a run is scored as its recipe says: change score.metrics, score.document_frequencies, "
-        "score.metric_options, score.split, score.n_resamples or score.seed, as in: "
+        "score.metric_options, score.language, score.split, score.n_resamples or score.seed, as in: "
         f"hfcap run {run} score.n_resamples=500",
         **of_scoring,
     )
@@ -74,6 +78,7 @@ def score(
     metrics: Metrics = None,
     document_frequencies: DocumentFrequencies = None,
     option: MetricOption = None,
+    language: Language = None,
     output: Annotated[Path | None, output_file("score file to write")] = None,
     split: Annotated[str | None, typer.Option(help="which images of a reference file with splits")] = None,
     n_resamples: Annotated[
@@ -95,6 +100,7 @@ def score(
             metrics=metrics,
             document_frequencies=document_frequencies,
             option=option,
+            language=language,
             split=split,
             n_resamples=n_resamples,
             seed=seed,
@@ -111,6 +117,7 @@ def score(
         predictions,
         references,
         **_scoring(metrics, document_frequencies, option),
+        language=language,
         output=output,
         progress=True,
         split=split,
@@ -133,6 +140,7 @@ def compare(
     metrics: Metrics = None,
     document_frequencies: DocumentFrequencies = None,
     option: MetricOption = None,
+    language: Language = None,
     output: Annotated[Path | None, output_folder("folder for the leaderboard")] = None,
     split: Annotated[str | None, typer.Option(help="which split of runs and of the human captions")] = None,
     n_resamples: Annotated[int, typer.Option(min=100, help="of the bootstrap and the permutation test")] = 10_000,
@@ -159,12 +167,14 @@ def compare(
             metrics=metrics,
             document_frequencies=document_frequencies,
             option=option,
+            language=language,
             allow_missing=allow_missing,
         )
     comparison = hfcap.compare(
         systems,
         references=references,
         **_scoring(metrics, document_frequencies, option),
+        language=language,
         split=split,
         n_resamples=n_resamples,
         seed=seed,

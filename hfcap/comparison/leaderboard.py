@@ -18,6 +18,7 @@ from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.shared.scripts import unspaced_problem
+from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
 from hfcap.metrics.suite import metric_for_statistics
 from hfcap.scoring.verdict import MAIN_METRICS
 
@@ -164,7 +165,8 @@ def _unequal_conditions(systems: Sequence[System]) -> list[str]:
     versions = {str(system.report.signature.get("hfcap")) for system in systems}
     if len(versions) > 1:
         found.append(f"scored by different versions of hfcap ({', '.join(sorted(versions))})")
-    languages = {system.report.signature.get("unspaced_language"): None for system in systems}
+    by_spaces = [one.report.signature for one in systems if one.report.signature.get("tokenizer") == TOKENIZER_VERSION]
+    languages = {signature.get("unspaced_language"): None for signature in by_spaces}
     found += [f"the human captions are {unspaced_problem(str(name))}" for name in languages if name is not None]
     for system in systems:
         if not system.report.per_image and len(systems) > 1:

@@ -9,7 +9,8 @@ from statistics import median
 
 from hfcap.data.images import CheckableImage
 from hfcap.doctor.findings import Findings
-from hfcap.metrics.shared.scripts import unspaced_language, unspaced_problem
+from hfcap.metrics.shared.languages import CODES
+from hfcap.metrics.shared.scripts import unspaced_language
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import image_hashes
 
@@ -71,8 +72,10 @@ class DataFacts:
     unspaced_language: str | None
 
 
-def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> DataFacts:
-    """Count what the splits hold; `splits` has at least "train"."""
+def examine_data(
+    splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings, language: str | None = None
+) -> DataFacts:
+    """Count what the splits hold; `splits` has at least "train", `language` is the one that the recipe names."""
     train = splits["train"]
     counts = Counter(" ".join(text.lower().split()) for record in train for text in record.captions)
     hashes = _hashes(splits)
@@ -84,6 +87,13 @@ def examine_data(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findi
         None if hashes is None else len(hashes["train"]),
         unspaced_language(text for record in train for text in record.captions),
     )
+    if facts.unspaced_language is not None and language is None:
+        findings.warning(
+            "score.language",
+            f"the captions look {facts.unspaced_language}, and nothing says so; that is found out again at every "
+            "scoring, and rewards and validation take them for English",
+            f"set score.language: {CODES[facts.unspaced_language]}",
+        )
     _report(facts, findings)
     _report_selection(splits, findings)
     return facts
@@ -167,13 +177,7 @@ def _report(facts: DataFacts, findings: Findings) -> None:
             "to say just that",
             "remove placeholder captions from the dataset",
         )
-    if facts.unspaced_language is not None:
-        findings.warning(
-            "data.source",
-            f"the captions are {unspaced_problem(facts.unspaced_language)}",
-            "put spaces between the words of all captions, with a segmenter of the language",
-        )
-    elif train.one_word_captions > _SHARE_OF_REPETITION * train.n_captions:
+    if facts.unspaced_language is None and train.one_word_captions > _SHARE_OF_REPETITION * train.n_captions:
         findings.warning(
             "data.source",
             f"{train.one_word_captions:,} of {train.n_captions:,} training captions are a single word",

@@ -118,7 +118,7 @@ class _Examination:
         _say("Reading the dataset")
         splits = self._splits()
         train = splits["train"]
-        report.data = examine_data(splits, findings)
+        report.data = examine_data(splits, findings, self.recipe.caption_language)
         split = recipe.score.split
         if (problem := few_images_problem(len(splits[split]), split)) is not None:
             findings.warning(f"data.{split}_split", problem, recipe.data.to_score_more(split))

@@ -9,7 +9,7 @@ and permutation tests (weighted sums), for means and for corpus-level metrics su
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -29,18 +29,26 @@ class ReferenceSet:
         image_ids: R ids as strings.
         captions: R tuples of raw captions, none empty.
         is_tokenized: the captions are words joined by blanks already and are only split.
+        words: caption -> its words joined by one space, for languages other than English; None = COCO's tokeniser.
 
     Raises:
         UserError: an image has a text in place of a list of captions.
     """
 
-    def __init__(self, references: Mapping[str, Sequence[str]], *, tokenized: bool = False) -> None:
+    def __init__(
+        self,
+        references: Mapping[str, Sequence[str]],
+        *,
+        tokenized: bool = False,
+        words: Callable[[str], str] | None = None,
+    ) -> None:
         for image_id, group in references.items():
             if isinstance(group, str):
                 raise UserError(f"references of image {image_id!r} are one text; give a list of human captions")
         self.image_ids: tuple[str, ...] = tuple(references)
         self.captions: tuple[tuple[str, ...], ...] = tuple(tuple(references[image_id]) for image_id in references)
-        self.is_tokenized = tokenized
+        self.is_tokenized = tokenized or words is not None
+        self.words = words
         self.vocabulary = Vocabulary()
         self._ngrams: dict[int, ReferenceNgrams] = {}
 
@@ -61,7 +69,12 @@ class ReferenceSet:
     def tokens(self) -> TokenSequences:
         """Token numbers of the M reference captions, image after image."""
         captions = [caption for group in self.captions for caption in group]
-        return encode_captions(captions, self.vocabulary, tokenized=self.is_tokenized)
+        return self.encoded(captions)
+
+    def encoded(self, captions: Sequence[str]) -> TokenSequences:
+        """Tokenise captions as the human ones are."""
+        split = captions if self.words is None else list(map(self.words, captions))
+        return encode_captions(split, self.vocabulary, tokenized=self.is_tokenized)
 
     @cached_property
     def tokenized(self) -> list[list[str]]:
@@ -110,7 +123,7 @@ class CaptionSet:
     @cached_property
     def candidate_tokens(self) -> TokenSequences:
         """Token numbers of the N candidates."""
-        return encode_captions(self.candidates, self.vocabulary, tokenized=self.reference_set.is_tokenized)
+        return self.reference_set.encoded(self.candidates)
 
     @cached_property
     def tokenized_candidates(self) -> list[str]:

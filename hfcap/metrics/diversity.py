@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hfcap.files import read_json_lines
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions, ReferenceSet
 from hfcap.metrics.bleu import Bleu
 from hfcap.metrics.shared.caption_files import normalised_image_id, read_references
-from hfcap.metrics.shared.tokenizer import TokenSequences, Vocabulary, encode_captions
+from hfcap.metrics.shared.tokenizer import TokenSequences
 from hfcap.places import LocalPath
 
 _NOVEL, _MUTUAL_BLEU = 0, 1
@@ -35,13 +35,11 @@ def _distinct_share(tokens: TokenSequences, n_words: int, order: int) -> float:
     return (int(codes.max()) + 1) / len(positions)
 
 
-def _normal_forms(captions: Sequence[str]) -> list[str]:
-    """Captions as their tokens, so that neither case nor a final dot makes a caption new."""
-    vocabulary = Vocabulary()
-    return encode_captions(captions, vocabulary, tokenized=False).as_strings(vocabulary)
-
-
-def mutual_bleu(candidates: Mapping[str, Sequence[str]], tokenized: bool = False) -> dict[str, float]:
+def mutual_bleu(
+    candidates: Mapping[str, Sequence[str]],
+    tokenized: bool = False,
+    words: Callable[[str], str] | None = None,
+) -> dict[str, float]:
     """Return for each image the mean BLEU-4 of each of its captions against its others; low = diverse.
 
     Images with fewer than two captions are left out. Source: Shetty et al. (2017), Wang and Chan (2019).
@@ -57,7 +55,8 @@ def mutual_bleu(candidates: Mapping[str, Sequence[str]], tokenized: bool = False
     if not single:
         return {}
     bleu = Bleu()
-    scores = bleu.per_image(bleu.statistics(CaptionSet(single, ReferenceSet(others, tokenized=tokenized))))["bleu_4"]
+    references = ReferenceSet(others, tokenized=tokenized, words=words)
+    scores = bleu.per_image(bleu.statistics(CaptionSet(single, references)))["bleu_4"]
     counts = [len(captions) for captions in several.values()]
     owner = np.repeat(np.arange(len(counts)), counts)
     means = np.bincount(owner, weights=scores) / np.asarray(counts)
@@ -120,15 +119,18 @@ class Diversity(CaptionMetric):
         known = options.training_captions
         if isinstance(known, str | Path):
             known = tuple(chain.from_iterable(read_references(Path(known)).values()))
-        self._known = None if known is None else frozenset(_normal_forms(known))
+        self._known = known
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return whether the caption is novel, and the mutual BLEU-4; -1 where not known, (N, 2)."""
         result = np.full((len(captions), 2), -1.0)
         if self._known is not None:
-            result[:, _NOVEL] = [line not in self._known for line in captions.tokenized_candidates]
+            # As their words, so that neither case nor a final dot makes a caption new.
+            seen = frozenset(ReferenceSet({"": self._known}, words=captions.reference_set.words).tokenized[0])
+            result[:, _NOVEL] = [line not in seen for line in captions.tokenized_candidates]
         if self._candidates is not None:
-            mutual = mutual_bleu({key: self._candidates[key] for key in captions.image_ids if key in self._candidates})
+            several = {key: self._candidates[key] for key in captions.image_ids if key in self._candidates}
+            mutual = mutual_bleu(several, words=captions.reference_set.words)
             result[:, _MUTUAL_BLEU] = [mutual.get(image_id, -1.0) for image_id in captions.image_ids]
         return result
 

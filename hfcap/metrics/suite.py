@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hfcap import registry
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
-from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
+from hfcap.metrics.shared.languages import tokenizer_of
 
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider")
 
@@ -136,10 +136,11 @@ class CaptionSuite:
         metrics: names of files in hfcap/metrics.
         document_frequencies: CIDEr-D's n-gram weights: "corpus", "coco-train", "coco-val" or a file.
         options: metric name -> its options (see `build_metric`).
+        language: of the captions, an ISO 639 code; it chooses the tokeniser.
 
     Raises:
-        UserError: unknown metric or option, options of a metric that is not computed, or a metric's resources are
-            missing.
+        UserError: unknown metric or option, options of a metric that is not computed, a metric's resources are
+            missing, or it knows English only and the language is another.
     """
 
     def __init__(
@@ -147,7 +148,9 @@ class CaptionSuite:
         metrics: Sequence[str] = DEFAULT_METRICS,
         document_frequencies: str = "corpus",
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        language: str = "en",
     ) -> None:
+        self.tokenizer = tokenizer_of(language)
         names = checked_metric_names(metrics)
         given = {name: dict((options or {}).get(name, {})) for name in names}
         for name in options or {}:
@@ -157,7 +160,23 @@ class CaptionSuite:
             named = given["cider"].setdefault("document_frequencies", document_frequencies)
             if document_frequencies not in (named, "corpus"):
                 raise UserError(f"document frequencies of CIDEr-D are {document_frequencies!r} and {named!r}; give one")
+        if not self.tokenizer.is_english:
+            self._require_any_language(names, given.get("cider", {}).get("document_frequencies", "corpus"))
         self.metrics: tuple[CaptionMetric, ...] = tuple(build_metric(name, given[name]) for name in names)
+
+    def _require_any_language(self, names: Sequence[str], document_frequencies: str) -> None:
+        english = [name for name in names if metric_class(name).english_only]
+        if english:
+            raise UserError(
+                f"metrics: {', '.join(english)} knows English only, and the captions are in "
+                f"{self.tokenizer.language!r}; use bleu, rouge_l, cider, length or diversity, or with a multilingual "
+                "CLIP clip_score"
+            )
+        if document_frequencies in ("coco-train", "coco-val"):
+            raise UserError(
+                f"document frequencies {document_frequencies!r} are of English captions, and the captions are in "
+                f"{self.tokenizer.language!r}; use corpus"
+            )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -167,7 +186,7 @@ class CaptionSuite:
     def signature(self) -> dict[str, Any]:
         """Return the tokeniser and the conditions of each metric."""
         return {
-            "tokenizer": TOKENIZER_VERSION,
+            "tokenizer": self.tokenizer.name,
             "metrics": {metric.name: metric.signature() for metric in self.metrics},
         }
 
@@ -185,7 +204,7 @@ class CaptionSuite:
                 caption is not text.
         """
         if not isinstance(references, ReferenceSet):
-            references = ReferenceSet(references)
+            references = ReferenceSet(references, words=self.tokenizer.words)
         _check_captions(predictions, references)
         if len(predictions) != len(references) or any(key not in predictions for key in references.image_ids):
             only_one = set(predictions) ^ set(references.image_ids)

@@ -165,6 +165,11 @@ class ScoreOptions(Block):
     """Which split is captioned and scored, and how."""
 
     split: Literal["train", "validation", "test"] = Field("test", description="which split is captioned and scored")
+    language: str | None = Field(
+        None,
+        description="ISO 639 code of the captions, which chooses how they are split into words; default: that of "
+        "publish.language",
+    )
     metrics: list[str] = Field(
         default_factory=lambda: ["bleu", "rouge_l", "cider"], description="names of metrics; see 'hfcap list metrics'"
     )
@@ -266,6 +271,12 @@ class Recipe(Block):
     score: ScoreOptions = Field(default_factory=ScoreOptions, description="what is scored and how")
     publish: PublishOptions = Field(default_factory=PublishOptions, description="what goes to the Hub")
     expect: ExpectOptions | None = Field(None, description="published values that the run is compared with")
+
+    @property
+    def caption_language(self) -> str | None:
+        """Language that the recipe names for the captions; None = nobody said that they are not English."""
+        published = self.publish.language
+        return self.score.language or (None if published == "en" else published)
 
     @field_validator("generate")
     @classmethod

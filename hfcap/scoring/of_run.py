@@ -14,7 +14,7 @@ from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.scoring.images import images_of_records
-from hfcap.scoring.score import score_files
+from hfcap.scoring.score import found_language, score_files
 
 Records = Callable[[Literal["train", "validation", "test"]], Sequence[CaptionedImage]]
 
@@ -48,7 +48,11 @@ class RunScoring:
         options = self._metric_options()
         for name in self._looking():
             options[name]["image_source"] = self._image_source()
-        CaptionSuite(self.recipe.score.metrics, self.recipe.score.document_frequencies, options)
+        score, language = self.recipe.score, self.recipe.caption_language
+        if language is None:
+            human = {record.image_id: record.captions for record in self.records(score.split)}
+            language = found_language(human, lambda message: None)  # scoring says it
+        CaptionSuite(score.metrics, score.document_frequencies, options, language)
 
     def score(self, names: Sequence[str], signature: Mapping[str, Any]) -> None:
         """Write the score file of each prediction file.
@@ -73,6 +77,7 @@ class RunScoring:
                 self.directory.references(options.split),
                 metrics=options.metrics,
                 document_frequencies=options.document_frequencies,
+                language=self.recipe.caption_language,
                 metric_options=metric_options,
                 image_source=image_source,
                 output=self.directory.scores(name),

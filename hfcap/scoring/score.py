@@ -12,7 +12,7 @@ from typing import Any
 
 from hfcap import __version__
 from hfcap.cells import captions_of_cell
-from hfcap.errors import UserError
+from hfcap.errors import MissingPackageError, UserError
 from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import (
     Warn,
@@ -23,6 +23,7 @@ from hfcap.metrics.shared.caption_files import (
 )
 from hfcap.metrics.shared.image_ids import matched_ids
 from hfcap.metrics.shared.images import Images
+from hfcap.metrics.shared.languages import CODES, tokenizer_of
 from hfcap.metrics.shared.scripts import has_words, is_latin, unspaced_language, unspaced_problem
 from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS
 from hfcap.metrics.suite import (
@@ -109,22 +110,43 @@ def _warn_about_data(
     broken += sum(LINE_SEPARATORS.search(line.strip()) is not None for group in references.values() for line in group)
     if broken:
         warn(f"captions with line separators inside, which are read as spaces: {broken:,}")
-    _warn_about_language(predictions, references, [metric.name for metric in suite.metrics], warn)
+    _warn_about_language(predictions, references, suite, warn)
 
 
 def _warn_about_language(
-    predictions: dict[str, str], references: dict[str, tuple[str, ...]], metrics: Sequence[str], warn: Warn
+    predictions: dict[str, str], references: dict[str, tuple[str, ...]], suite: CaptionSuite, warn: Warn
 ) -> None:
     human = [line for group in references.values() for line in group]
+    spaced = suite.tokenizer.is_english
     for what, captions in (("human captions", human), ("predictions", list(predictions.values()))):
-        if language := unspaced_language(captions):
-            warn(f"the {what} are {unspaced_problem(language)}; put spaces between the words of both files")
-    english = [name for name in metrics if metric_class(name).english_only]
+        if spaced and (language := unspaced_language(captions)):
+            warn(f"the {what} are {unspaced_problem(language)}; give their language, {CODES[language]}")
+    english = [metric.name for metric in suite.metrics if metric.english_only]
     if english and not is_latin(human):
         warn(f"the human captions are not English, but {', '.join(english)} knows English only: leave it out")
     wordless = [image_id for image_id, caption in predictions.items() if caption.strip() and not has_words(caption)]
     if wordless:
         warn(f"{len(wordless):,} captions hold no letter or digit, and score 0 (image {wordless[0]})")
+
+
+def found_language(references: Mapping[str, Sequence[str]], warn: Warn) -> str:
+    """Return the code of a language without spaces between words if the human captions are in one, else English's.
+
+    The captions are split into words by the rules of that language, and a warning says so.
+    """
+    found = unspaced_language(line for group in references.values() for line in group)
+    if found is None:
+        return "en"
+    try:
+        tokenizer = tokenizer_of(CODES[found])
+    except MissingPackageError as error:
+        warn(str(error))
+        return "en"
+    warn(
+        f"the human captions look {found} and are split into words as {tokenizer.name} does; name the language "
+        f"({tokenizer.language}) to be sure of it"
+    )
+    return tokenizer.language
 
 
 def _check_bootstrap(confidence_level: float, n_resamples: int) -> None:
@@ -140,6 +162,7 @@ def score_files(
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     document_frequencies: str = "corpus",
+    language: str | None = None,
     output: Path | None = None,
     split: str | None = None,
     confidence_level: float = 0.95,
@@ -156,13 +179,13 @@ def score_files(
     Args:
         metrics: names of files in hfcap/metrics.
         document_frequencies: CIDEr-D's n-gram weights: "corpus", "coco-train", "coco-val" or a file.
+        language: of the captions, an ISO 639 code; None = see `found_language`.
         split: which images of a reference file with split labels; also the label of the report.
-        confidence_level: of the bootstrap intervals, between 0 and 1.
-        n_resamples: bootstrap resamples; 0 = no intervals.
+        confidence_level, n_resamples: of the bootstrap intervals, between 0 and 1; 0 resamples = no intervals.
         seed: of the resampling; equal seeds draw the same images for every system.
         signature: conditions only the caller knows (model, decoding), kept under "run".
         metric_options: metric name -> its options (`options_class` of the metric).
-        image_source: of the images, for metrics that look at them; in place of their option `images`.
+        image_source: for metrics that look at images; in place of their option `images`.
         allow_missing: score only the predicted images where others have no prediction.
 
     Raises:
@@ -172,16 +195,15 @@ def score_files(
     metrics = checked_metric_names(metrics)
     predicted, human, n_missing = _read_matched((predictions, references), split, allow_missing, warn)
     options = _with_images(metrics, metric_options or {}, image_source, tuple(human), (predictions, references))
-    suite = CaptionSuite(metrics, document_frequencies, options)
+    suite = CaptionSuite(metrics, document_frequencies, options, language or found_language(human, warn))
     _warn_about_data(predicted, human, suite, warn)
     result = suite.compute(predicted, human)
     resampled = resampled_values(result.metrics, result.statistics, n_resamples, seed)
-    label = split or "all"
-    conditions = {"hfcap": __version__, **data_signature(human, label, n_missing), **result.signature}
+    conditions = {"hfcap": __version__, **data_signature(human, split or "all", n_missing), **result.signature}
     conditions["bootstrap"] = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
     conditions |= {"run": dict(signature)} if signature else {}
     report = ScoreReport(
-        split=label,
+        split=split or "all",
         n_images=len(human),
         metrics=result.values,
         intervals=percentile_intervals(resampled, confidence_level),

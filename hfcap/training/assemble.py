@@ -13,6 +13,7 @@ from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.errors import UserError
+from hfcap.metrics.shared.languages import tokenizer_of
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
@@ -162,8 +163,12 @@ def hidden_token(captioner: Captioner) -> int:
     return captioner.pad_token_id
 
 
-def _caption_values(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    values = CaptionSuite(("cider", "bad_endings")).compute(candidates, references).values
+def _caption_values(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], language: str = "en"
+) -> dict[str, float]:
+    # Bad endings are a list of English words.
+    metrics = ("cider", "bad_endings") if tokenizer_of(language).is_english else ("cider",)
+    values = CaptionSuite(metrics, language=language).compute(candidates, references).values
     return {name: 0.0 if value is None else value for name, value in values.items()}
 
 
@@ -175,7 +180,8 @@ def _objective(
     if recipe.scst is None:
         return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
     image_source = RewardImages(train_records, recipe, accelerator)
-    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, image_source)
+    words = tokenizer_of(recipe.caption_language or "en").words
+    return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, image_source, words)
 
 
 def _preference(
@@ -229,7 +235,8 @@ def training_run(
         options.per_device_eval_batch_size,
         options.dataloader_num_workers,
     )
-    scores = _caption_values if options.metric_for_best_model == "cider" else None
+    language = recipe.caption_language or "en"
+    scores = functools.partial(_caption_values, language=language) if options.metric_for_best_model == "cider" else None
     validator = Validator(captioner, validation, job, scores, accelerator, options.per_device_eval_batch_size)
     validator.n_samples = options.sample_captions
     captioner.model.to(accelerator.device)

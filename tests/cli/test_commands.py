@@ -363,3 +363,17 @@ def test_compare_prediction_files(finished: RunDirectory, tmp_path: Path, hfcap:
     )
     missing = hfcap("compare", tmp_path / "gone.jsonl", "--references", finished.references("test"))
     assert_refused(missing, "gone.jsonl: no such file or folder", "a prediction file")
+
+
+def test_score_in_another_language(hfcap: Hfcap, tmp_path: Path) -> None:
+    captions = {"1": "一只狗在草地上奔跑", "2": "两只猫"}
+    for name, rows in (("p", captions), ("r", {key: [text] for key, text in captions.items()})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    files = (tmp_path / "p.json", tmp_path / "r.json")
+    done = hfcap("score", *files, "--language", "zh", "--n-resamples", 0)
+    assert (
+        done.code == 0 and "tok:zh-lower-sacrebleu-" in done.out.replace("\n", "") and "without spaces" not in done.err
+    )
+    assert_refused(hfcap("score", *files, "--language", "chinese"), "language 'chinese'", "zh")
+    assert_refused(hfcap("score", *files, "--language", "zh", "--metrics", "meteor"), "meteor", "English only")
+    assert_refused(hfcap("compare", *files, "--language", "zh"), "--language", "--references")

@@ -204,6 +204,12 @@ def test_a_language_without_spaces_is_named(tmp_path: Path) -> None:
     captions = {"17": "一个男人在海浪上冲浪", "4": "一只狗在草地上奔跑"}
     human = {key: [text] for key, text in captions.items()}
     for name in "ab":
-        score_files(captions, human, output=tmp_path / f"{name}.json", warn=lambda _: None, n_resamples=0)
+        path = tmp_path / f"{name}.json"
+        score_files(captions, human, language="en", output=path, warn=lambda _: None, n_resamples=0)
     found = compare([tmp_path / "a.json", tmp_path / "b.json"], n_resamples=100, warn=lambda _: None)
     assert any("the human captions are Chinese without spaces between words" in said for said in found.warnings)
+    for name in "ab":
+        path = tmp_path / f"{name}.json"
+        score_files(captions, human, language="zh", output=path, warn=lambda _: None, n_resamples=0)
+    found = compare([tmp_path / "a.json", tmp_path / "b.json"], n_resamples=100, warn=lambda _: None)
+    assert not any("Chinese" in said for said in found.warnings)

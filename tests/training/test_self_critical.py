@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
 from hfcap.metrics.shared.images import DecodedImages
+from hfcap.metrics.shared.languages import tokenizer_of
 from hfcap.recipe.loading import RecipeError, load_recipe
 from hfcap.recipe.scst import RewardOptions, ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
@@ -267,6 +269,19 @@ def test_the_end_token_makes_fragments_worthless() -> None:
     spelled = {photo.image_id: [f"{caption} endofcaption" for caption in photo.captions] for photo in PHOTOS}
     by_hand = CiderReward(spelled, end_word=False).scores(["0"], [[f"{text} endofcaption" for text in candidates[0]]])
     assert with_end == pytest.approx(by_hand[0])
+
+
+def test_captions_of_other_languages_are_split_for_the_reward() -> None:
+    chinese = photos(("一只狗在草地上", "草地上有狗"), ("两只猫", "两只猫在睡觉"), ("一辆红色的公共汽车", "红色汽车"))
+    apart = [replace(photo, captions=tuple(" ".join(text) for text in photo.captions)) for photo in chinese]
+    words = tokenizer_of("zh").words
+    options = ScstOptions(reward=RewardOptions(cider=1.0, bleu_4=0.5, length=0.1))
+    candidates, ended = [["一只狗在草地上", "两只猫"]], np.ones((1, 2), bool)
+    found = CaptionReward(chinese, options, words=words).scores(["0"], candidates, ended)
+    by_hand = CaptionReward(apart, options).scores(["0"], [[" ".join(text) for text in candidates[0]]], ended)
+    for name, values in by_hand.items():
+        assert found[name] == pytest.approx(values)
+    assert found["cider"][0, 0] > 2 * found["cider"][0, 1]
 
 
 def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:

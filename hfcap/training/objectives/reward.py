@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class CaptionReward:
         records: the whole training split: references, and by default the corpus of CIDEr-D's document frequencies.
         image_source: of the records, for CLIP.
         device: where CLIP runs.
+        words: caption -> its words joined by one space, where the captions are not English.
     """
 
     def __init__(
@@ -92,9 +93,11 @@ class CaptionReward:
         options: ScstOptions,
         image_source: Images | None = None,
         device: str = "cpu",
+        words: Callable[[str], str] | None = None,
     ) -> None:
         self.weights = options.reward
-        references = {record.image_id: record.captions for record in records}
+        self._words = words or str
+        references = {record.image_id: tuple(map(self._words, record.captions)) for record in records}
         self._cider = (
             CiderReward(references, document_frequencies=options.document_frequencies, end_word=options.end_token)
             if self.weights.cider
@@ -119,12 +122,13 @@ class CaptionReward:
             "reward", the weighted sum, and under their names its parts, unweighted; each (B, K) float64.
         """
         parts: dict[str, NDArray[np.float64]] = {}
+        split = [list(map(self._words, group)) for group in candidates]
         if self._cider is not None:
-            parts["cider"] = self._cider.scores(image_ids, candidates, ended)
+            parts["cider"] = self._cider.scores(image_ids, split, ended)
         if self._bleu is not None:
-            parts["bleu_4"] = self._bleu.scores(image_ids, candidates, ended)
+            parts["bleu_4"] = self._bleu.scores(image_ids, split, ended)
         if self._length is not None:
-            parts["length"] = self._length.scores(image_ids, candidates)
+            parts["length"] = self._length.scores(image_ids, split)
         if self._clip is not None:
             parts["clip_score"] = self._clip.scores(image_ids, candidates)
         signs = {"length": -1.0}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class SelfCritical(CrossEntropy):
         records: the training split, in the order of the numbers in a batch.
         max_new_tokens: length limit of the samples.
         image_source: of the records, where CLIPScore is part of the reward.
+        words: puts spaces between the words of captions that are not English, for the rewards that compare words.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class SelfCritical(CrossEntropy):
         records: Sequence[CaptionedImage],
         max_new_tokens: int,
         image_source: Images | None = None,
+        words: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__(captioner, 0.0)
         self.options = options
         self.image_ids = [record.image_id for record in records]
-        self.reward = CaptionReward(records, options, image_source, captioner.device.type)
+        self.reward = CaptionReward(records, options, image_source, captioner.device.type, words)
         self.sampling = GenerateOptions(
             num_beams=1,
             do_sample=True,
