@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ _OTHER_SUFFIXES = frozenset(
 
 _MACOS_ARCHIVE_FOLDER = "__MACOSX"
 _SHOWN = 3
+_COCO_NUMBER = re.compile(r"(?:^|_)(?=\d{12}$)0*(\d+)$")
+"""COCO_val2014_000000000042 and 000000000042 are image 42."""
 
 
 @dataclass
@@ -75,8 +78,8 @@ def meant_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return name -> the one file in `folder` that is meant by it, for names that are no file but nearly one.
 
     A name may differ in upper and lower case, in its ending, in the form of its accents (Unicode NFC, NFD), be written
-    as in a web address (`%20`), or leave out or differ in the folders above the file. Names that several files could
-    be meant by are left out, as are files that another name means.
+    as in a web address (`%20`), be the number alone of COCO's names, or leave out or differ in the folders above.
+    Names that several files could be meant by are left out, as are files that another name means.
     """
     wanted = list(names)
     missing = [name for name in wanted if not (folder / name).is_file()]
@@ -88,7 +91,8 @@ def meant_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         for key in {_key(name), _key(_without_ending(name))}:
             by_name.setdefault(key, []).append(name)
-        for key in {_key(path.name), _key(_without_ending(path.name))}:
+        number = _COCO_NUMBER.search(path.stem)
+        for key in {_key(path.name), _key(_without_ending(path.name)), *([number[1]] if number else [])}:
             by_last_part.setdefault(key, []).append(name)
     meant = {name: file for name in missing if (file := _only(by_name, name))}
     taken = {*meant.values(), *(set(wanted) - set(missing))}

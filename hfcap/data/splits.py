@@ -16,7 +16,7 @@ from hfcap.recipe.block_base import Share
 from hfcap.recipe.blocks import DataOptions
 
 _ALIASES = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "restval"),
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "eval"),
 }

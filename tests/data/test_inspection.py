@@ -13,13 +13,15 @@ import yaml
 from hfcap import registry
 from hfcap.data.inspection import Inspection, block_text, inspect_data, report
 from hfcap.data.source import load_split
+from hfcap.data.sources.folder import FolderOptions
+from hfcap.data.splits import canonical
 from hfcap.data.tables.layouts import LAYOUTS
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
 from scripts.layouts_table import PAGE, with_table
 from tests.cli.command_line import Hfcap
 from tests.cli.conftest import hfcap as hfcap
-from tests.data.layout_samples import SAMPLES, write_sample
+from tests.data.layout_samples import SAMPLES, write_karpathy, write_sample
 from tests.data.sample_images import write_coco_json, write_jpeg
 
 
@@ -35,8 +37,8 @@ def test_every_layout_is_named_and_its_block_loads(name: str, tmp_path: Path) ->
     sample = write_sample(name, tmp_path)
     inspection = inspect_data(str(tmp_path), None if sample.automatic else name)
     assert inspection.block["layout"] == name and f"layout {name}: " in inspection.what
-    given = {split for split in sample.captions}
-    assert set(inspection.splits) == given or inspection.drawn
+    assert {canonical(split) for split in inspection.splits} == set(sample.captions) or inspection.drawn
+    assert inspection.drawn == (set(sample.captions) == {"drawn"})
     assert inspection.examples and all(captions for _, captions in inspection.examples)
     loaded = {record.file_name: record.captions for record in pasted(inspection, *inspection_roles(inspection))}
     assert loaded == {file: captions for images in sample.captions.values() for file, captions in images.items()}
@@ -44,7 +46,7 @@ def test_every_layout_is_named_and_its_block_loads(name: str, tmp_path: Path) ->
 
 
 def inspection_roles(inspection: Inspection) -> list[str]:
-    roles = {"train", "validation", "test"} & set(inspection.splits)
+    roles = {"train", "validation", "test"} & {canonical(split) for split in inspection.splits}
     return sorted(roles | {key.removesuffix("_split") for key in inspection.block if key.endswith("_split")})
 
 
@@ -129,3 +131,33 @@ def test_the_command_and_what_the_documentation_shows_of_it(
     assert hfcap("list", "layouts").out.startswith("metadata: ")
     refused = hfcap("data", "inspect", "photos/000.jpg")
     assert refused.code == 2 and "photos/000.jpg" in refused.err
+
+
+@pytest.mark.parametrize("file", ["dataset.json", "dataset_flickr8k.json", "down/dataset_flickr30k.json"])
+def test_karpathys_json_of_any_dataset(file: str, tmp_path: Path) -> None:
+    write_karpathy("Images", file, val="restval")(tmp_path)
+    inspection = inspect_data(str(tmp_path))
+    assert inspection.block["layout"] == "karpathy"
+    assert {record.file_name for record in pasted(inspection, "train")} == {"Images/a.jpg", "Images/b.jpg"}
+
+
+def test_domains_of_nocaps_stay_with_the_images(tmp_path: Path) -> None:
+    write_sample("nocaps", tmp_path)
+    records = pasted(inspect_data(str(tmp_path)), "validation")
+    assert [(record.image_id, record.group) for record in records] == [
+        ("0", "in-domain"),
+        ("1", "near-domain"),
+        ("2", "out-domain"),
+    ]
+
+
+def test_what_does_not_count_is_said(tmp_path: Path) -> None:
+    write_sample("vizwiz", tmp_path / "vizwiz")
+    assert "left out: 2 rows without a caption" in report(inspect_data(str(tmp_path / "vizwiz")))
+    write_sample("llava", tmp_path / "llava")
+    said = report(inspect_data(str(tmp_path / "llava")))
+    assert "left out: 1 rows without an image" in said and "Describe it." in said
+    # Another language, and the long captions, by the key that the table of layouts names.
+    write_sample("xm3600", tmp_path / "xm3600")
+    options = FolderOptions(root=str(tmp_path / "xm3600"), caption_columns=["de.caption[]"])
+    assert [record.captions for record in load_split(options, "test")] == [("Rose",)] * 3

@@ -57,7 +57,7 @@ def all_groups(options: FolderOptions, layout: Layout, tables: list[TableFile]) 
     root = Path(options.root).expanduser()
     reader = EntryReader(layout, options, options.uncaptioned_images == "ignore", _what(layout))
     groups = groups_of(tables, reader, options, root, str(root))
-    if options.uncaptioned_images == "error" and not options.filter and not layout.drops_captions:
+    if options.uncaptioned_images == "error" and not options.filter and layout.whole_folder:
         _refuse_uncaptioned(root, groups)
     return groups, reader
 

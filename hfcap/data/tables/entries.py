@@ -24,7 +24,7 @@ JOINED_REMEDY = "; or say so with data.caption_separator"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one row says; `image` is a name, an address, or the bytes."""
+    """What one row says; `image` is a name, an address, or the bytes; `listed_as` its name in lists of splits."""
 
     where: str
     image: str | ImageBytes
@@ -32,7 +32,7 @@ class Entry:
     split: str | None = None
     image_id: str | None = None
     group: str = ""
-    prompt: str = ""
+    listed_as: str | None = None
 
 
 @dataclass
@@ -93,6 +93,9 @@ class EntryReader:
 
     def _entry(self, row: Row, table: TableFile, joined: JoinedLines) -> Entry | None:
         image = self._image(row)
+        if image is None:
+            self.left_out.counts["rows without an image"] += 1
+            return None
         if isinstance(image, str) and "://" not in image:
             image = table.prefix + image
         where = f"{row.where} ({image})" if isinstance(image, str) else row.where
@@ -109,13 +112,13 @@ class EntryReader:
             row.where,
             image,
             tuple(captions),
-            self._split(row, where) or table.split,
+            self._split(row, where) or table.split or self.layout.only_split or None,
             _text(row, self.options.image_id_column or self.layout.image_id),
             _text(row, self.layout.group) or "",
-            prompt,
+            _text(row, self.layout.listed_as),
         )
 
-    def _image(self, row: Row) -> str | ImageBytes:
+    def _image(self, row: Row) -> str | ImageBytes | None:
         places = self.images or tuple(filter(None, [image_column(row.cells)]))
         for place in places:
             if "{" in place:
@@ -132,6 +135,8 @@ class EntryReader:
                 values = [str(values[0])]
             if values and isinstance(values[0], str | CheckableImage):
                 return values[0]
+        if self.layout.drops_captions and not self.options.image_column:
+            return None
         wanted = places[0] if places else "file_name"
         raise UserError(f"{row.where} has no text under {wanted!r}{did_you_mean(wanted, map(str, row.cells))}")
 

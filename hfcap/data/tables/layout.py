@@ -19,7 +19,8 @@ class Layout:
     Attributes:
         name: value of the recipe's key `data.layout`.
         title: what people call it, for the documentation and `hfcap data inspect`.
-        tables: patterns of the files with captions, below the folder; those of the first pattern that fits.
+        tables: patterns of the files with captions, in the folder or (with `*/`) one below it.
+        one_kind: only the files of the first pattern that fits are read.
         shows: what the documentation shows of it: a line or an entry.
         needs: places that the first row has; others are not this layout.
         image: places or templates of the image's name, the first that is there; empty = found by the column's name.
@@ -30,8 +31,12 @@ class Layout:
         prompt: place of the prompt.
         filter: place -> value of rows that count.
         form: what the files do not say themselves.
-        split_lists: patterns of files that list the images of a split, one a line; their names say which.
+        split_lists: patterns of files that list the images of a split, one a line; their names say which. A JSON file
+            is an object from splits to lists.
+        listed_as: place of the name in those lists; empty = the image's.
+        only_split: all there is, of what was published for evaluation alone.
         drops_captions: the places leave captions out (canned, rejected), and images may remain without any.
+        whole_folder: somebody's own images, all of which are to have captions.
         automatic: recognised without being named.
         rows: reads the rows where no table holds them.
     """
@@ -39,6 +44,7 @@ class Layout:
     name: str
     title: str
     tables: tuple[str, ...] = ()
+    one_kind: bool = False
     shows: str = ""
     needs: tuple[str, ...] = ()
     image: tuple[str, ...] = ()
@@ -50,9 +56,17 @@ class Layout:
     filter: Mapping[str, Any] = field(default_factory=dict)
     form: TableForm = field(default_factory=TableForm)
     split_lists: tuple[str, ...] = ()
+    listed_as: str = ""
+    only_split: str = ""
     drops_captions: bool = False
+    whole_folder: bool = False
     automatic: bool = True
     rows: Callable[[Path], Iterator[Row]] | None = None
+
+    @property
+    def one_file_an_image(self) -> bool:
+        """Whether there are as many tables as images, which are not all looked into to know the layout."""
+        return self.form.one_row
 
 
 @dataclass(frozen=True)

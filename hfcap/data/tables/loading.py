@@ -72,10 +72,9 @@ def _with_given_splits(entries: list[Entry], layout: Layout, table: Path, folder
 
 
 def _listed_split(entry: Entry, listed: dict[str, str]) -> str | None:
-    if not isinstance(entry.image, str):
-        return None
-    name = PurePosixPath(entry.image)
-    return listed.get(entry.image) or listed.get(name.name) or listed.get(name.stem)
+    written = entry.listed_as or (entry.image if isinstance(entry.image, str) else "")
+    name = PurePosixPath(written)
+    return listed.get(written) or listed.get(name.name) or listed.get(name.stem)
 
 
 def _folder_split(entry: Entry) -> str | None:

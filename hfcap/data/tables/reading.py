@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,13 +37,15 @@ class TableForm:
         delimiter: between the cells of CSV; empty = as the header tells.
         columns: names of the columns of CSV without a header.
         quoted: quotation marks enclose cells of CSV.
-        one_row: a JSON file is one row.
+        one_row: a JSON file is one row, and its name stands under `json_file`.
+        numbered: the first cell ends in `#` and the number of the caption.
     """
 
     delimiter: str = ""
     columns: tuple[str, ...] = ()
     quoted: bool = True
     one_row: bool = False
+    numbered: bool = False
 
 
 def read_rows(path: Path, form: TableForm, what: str = "table") -> Iterator[Row]:
@@ -73,13 +76,15 @@ def _csv_rows(path: Path, form: TableForm, what: str) -> Iterator[Row]:
             raise UserError(f"{path}: line {line} has more fields than the header; put captions with commas in quotes")
         # Cells of optional caption columns may be empty: then the image has fewer captions.
         cells = {str(name).strip(): cell for name, cell in row.items() if isinstance(cell, str) and cell.strip()}
+        if form.numbered and form.columns[0] in cells:
+            cells[form.columns[0]] = re.sub(r"#\d+$", "", cells[form.columns[0]])
         yield Row(f"{path}: line {line}", cells)
 
 
 def _json_rows(path: Path, form: TableForm, what: str) -> Iterator[Row]:
     content = read_json(path, what)
     if form.one_row:
-        found: Any = [content]
+        found: Any = [{**content, "json_file": path.name}] if isinstance(content, dict) else None
     elif is_coco_format(content):
         found = coco_rows(path, content)
     else:

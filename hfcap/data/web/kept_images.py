@@ -32,7 +32,7 @@ class KeptWebImage:
         Raises:
             UnreadableImageError: the server does not give it out, now or within the last day.
         """
-        path = self._path
+        path = self.path
         if path.is_file():
             return path.read_bytes()
         refusal = path.with_suffix(".refused")
@@ -55,7 +55,8 @@ class KeptWebImage:
         return self.url
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """Where the image is kept."""
         digest = hashlib.sha256(self.url.encode()).hexdigest()
         # Thousands of files per folder are slow on many file systems.
         return cache_folder() / "web_images" / digest[:2] / f"{digest[2:40]}.image"
