@@ -127,6 +127,8 @@ def _inspect_folder(text: str, root: Path, layout: str | None) -> Inspection:
                 f"it can also be read as {', '.join(others)}; data.layout chooses (--layout shows it)"
             )
         return inspection
+    if any(root.glob("*.tar")):
+        return _inspect_dataset(text)
     if file := _only_table(root):
         return _inspect_file(str(Path(text) / file.relative_to(root)), file)
     if _holds_files(root, (*PARQUET_SUFFIXES, ".arrow", ".tar")):

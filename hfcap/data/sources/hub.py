@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,31 +15,32 @@ from pydantic import Field, model_validator
 from hfcap.cells import JoinedLines
 from hfcap.data.checks import clean_caption
 from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.data.splits import canonical
+from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.tables.columns import captions_in
-from hfcap.data.web.hub_columns import Columns, find_columns
-from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit
+from hfcap.data.tables.entries import JOINED_REMEDY, Entry, passes, without_prompt
+from hfcap.data.tables.grouping import grouped
+from hfcap.data.tables.loading import records_of
+from hfcap.data.tables.options import TableOptions
+from hfcap.data.web.hub_columns import Columns, column_of, find_columns
+from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError
 from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.places import Location
-from hfcap.recipe.blocks import DataOptions
-from hfcap.schema import CaptionedImage, ImageBytes
+from hfcap.schema import CaptionedImage
 
+_ROLES = ("train", "validation", "test")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 
 
-class HubOptions(DataOptions):
+class HubOptions(TableOptions):
     """Keys of `data` for source hub."""
 
     source: Literal["hub"] = Field("hub", description="a dataset that `datasets` loads")
     dataset: Location = Field(description="Hub id, or a local folder (also of save_to_disk), .parquet or .arrow file")
     config_name: str | None = Field(None, description="configuration (subset) of the dataset")
     revision: str | None = Field(None, description="commit, tag or branch; a commit makes runs repeatable")
-    image_column: str | None = Field(None, description="default: the only column of images")
-    caption_columns: list[str] | None = Field(None, description="default: found by type and name, if unambiguous")
-    image_id_column: str | None = Field(
-        None, description="rows with the same id are captions of one image; default: each row is an image of its own"
-    )
     uncaptioned_images: Literal["error", "ignore"] = Field(
         "error", description="what to do with rows whose caption is missing or empty; those left out are counted"
     )
@@ -52,6 +54,8 @@ class HubOptions(DataOptions):
             raise ValueError("streaming: true needs max_train_images (and the maximum of every other split it uses)")
         if self.streaming and self.uncaptioned_images == "ignore":
             raise ValueError("uncaptioned_images: ignore does not go with streaming: true; fetch the whole dataset")
+        if self.streaming and (self.filter or self.split_column or self.group_by == "content"):
+            raise ValueError("streaming: true reads rows as they come: no filter, split_column or group_by: content")
         return self
 
 
@@ -66,41 +70,89 @@ def load(options: HubOptions, split_name: str) -> list[CaptionedImage]:
 
 
 def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage]:
-    import datasets
-
+    where = f"dataset {options.dataset}"
     splits = open_splits(_pinned(options, _commit_of(options)), streaming=False)
-    try:
-        parts = datasets.ReadInstruction.from_spec(split_name).to_absolute(
-            {name: len(part) for name, part in splits.items()}
-        )
-    except (ValueError, AssertionError):
-        raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits) from None
-    local = Path(options.dataset).expanduser()
-    folder = local if local.is_dir() else None
-    records: list[CaptionedImage] = []
+    column = _split_column(options, splits)
+    drawn = column is None and _is_drawn(options, splits, split_name)
+    parts = [(name, 0, len(rows)) for name, rows in splits.items()]
+    entries: list[Entry] = []
     joined = JoinedLines()
     left_out: list[str] = []
-    for part in parts:
-        whole = splits[part.splitname]
-        columns = find_columns(options, whole.features)
-        images = whole.select_columns([columns.image]).cast_column(columns.image, datasets.Image(decode=False))
-        others = whole.select_columns(columns.of_text)
-        start, end = part.from_ or 0, len(whole) if part.to is None else part.to
-        for number, row in enumerate(others.select(range(start, end)), start=start):
-            name = f"{options.dataset}, {part.splitname}, row {number}"
-            if options.uncaptioned_images == "ignore" and not any(_captions(columns, row, name)):
-                left_out.append(name)
-                continue
-            image = RowImage(images, columns.image, number, name, folder)
-            records.append(_record(options, columns, part.splitname, number, row, image))
-            for cell in (row[column] for column in columns.captions):
-                joined.add(cell if isinstance(cell, str) else "")
-    joined.refuse(f"dataset {options.dataset}, split {split_name}")
+    for name, start, end in parts if column or drawn else _parts(options, splits, split_name):
+        entries += _entries(options, splits[name], (name, start, end), column, joined, left_out)
     if left_out:
         warn_on_terminal(f"{len(left_out):,} rows without a caption are left out, the first: {left_out[0]}")
-    if not records:
-        raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits)
-    return _merged(records) if options.image_id_column else records
+    joined.refuse(f"{where}, split {split_name}", JOINED_REMEDY)
+    if not entries:
+        raise NoSuchSplitError(where, split_name, splits)
+    images = [(entry.image_id or "", entry.image) for entry in entries if not isinstance(entry.image, str)]
+    groups = grouped(entries, images, options.group_by == "content")
+    if column or drawn:
+        return records_of(groups, options, split_name, where)
+    return [group.record for group in groups]
+
+
+def _parts(options: HubOptions, splits: Any, split_name: str) -> list[tuple[str, int, int]]:
+    """Return (split of the dataset, first row, row after the last) of what a name or slice stands for."""
+    import datasets
+
+    lengths = {name: len(part) for name, part in splits.items()}
+    try:
+        parts = datasets.ReadInstruction.from_spec(split_name).to_absolute(lengths)
+    except (ValueError, AssertionError):
+        raise NoSuchSplitError(f"dataset {options.dataset}", split_name, splits) from None
+    return [
+        (part.splitname, part.from_ or 0, lengths[part.splitname] if part.to is None else part.to) for part in parts
+    ]
+
+
+def _split_column(options: HubOptions, splits: Any) -> str | None:
+    """Return the column that says each row's split: the named one, or `split` where the dataset has no splits."""
+    if options.split_column is not None:
+        return options.split_column
+    rows = next(iter(splits.values()))
+    if len(splits) > 1 or "split" not in rows.features or "split" in (options.caption_columns or []):
+        return None
+    values = {canonical(value) for value in rows.unique("split") if isinstance(value, str)}
+    return "split" if values & {"train", "validation", "test"} else None
+
+
+def _is_drawn(options: HubOptions, splits: Any, split_name: str) -> bool:
+    """Whether splits are drawn: all rows are one `train`, and the recipe names no slices and no split twice."""
+    names = (options.train_split, options.validation_split, options.test_split)
+    plain = len({canonical(name) for name in names}) == len(names) and not any(set("[+") & set(name) for name in names)
+    return plain and [canonical(name) for name in splits] == ["train"] and canonical(split_name) in _ROLES
+
+
+def _entries(
+    options: HubOptions,
+    whole: Any,
+    part: tuple[str, int, int],
+    split_column: str | None,
+    joined: JoinedLines,
+    left_out: list[str],
+) -> Iterator[Entry]:
+    name, start, end = part
+    local = Path(options.dataset).expanduser()
+    columns = find_columns(options, whole.features)
+    images = undecoded(whole, columns.image_base)
+    more = [column_of(place, whole.features) for place in (*options.filter, *([split_column] if split_column else []))]
+    texts = whole.select_columns(list(dict.fromkeys([*columns.of_text, *more])))
+    for number, row in enumerate(texts.select(range(start, end)), start=start):
+        if not passes(row, options.filter):
+            continue
+        where = f"{options.dataset}, {name}, row {number}"
+        if options.uncaptioned_images == "ignore" and not any(_captions(options, columns, row, where)):
+            left_out.append(where)
+            continue
+        fields = row_fields(options, columns, name, number, row)
+        folder = local if local.is_dir() else None
+        image = RowImage(images, columns.image, number, where, folder, options.allow_local_addresses)
+        split = values_at(row, split_column) if split_column else []
+        yield Entry(where, image, tuple(fields["captions"]), str(split[0]) if split else None, fields["image_id"])
+        if options.caption_separator is None:
+            for cell in (value for place in columns.captions for value in values_at(row, place)):
+                joined.add(cell if isinstance(cell, str) else "")
 
 
 def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage]:
@@ -119,15 +171,18 @@ def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage
         raise UserError(f"streaming split {split_name!r} of {options.dataset} needs {keys}")
     identity, fields = _streamed_identity(options, split_name), partial(row_fields, options)
     rows = stream_to_cache(identity, max(limits), open_split, fields, partial(_commit_of, options))
-    records = [CaptionedImage(row["image_id"], row["image_id"], tuple(row["captions"]), image) for row, image in rows]
-    if not records:
+    found = [(Entry("", image, tuple(row["captions"]), None, row["image_id"]), image) for row, image in rows]
+    if not found:
         raise NoSuchSplitError(f"dataset {options.dataset}", split_name, [])
-    return _merged(records) if options.image_id_column else records
+    images = [(entry.image_id or "", image) for entry, image in found]
+    return [group.record for group in grouped([entry for entry, _ in found], images, by_content=False)]
 
 
 def _streamed_identity(options: HubOptions, split_name: str) -> dict[str, Any]:
     fields = {"dataset", "config_name", "revision", "image_column", "caption_columns", "image_id_column"}
-    return {**options.model_dump(include=fields), "split": split_name}
+    # Keys that came later name a folder of their own only where they are given.
+    later = options.model_dump(include={"caption_separator", "prompt_column"}, exclude_defaults=True)
+    return {**options.model_dump(include=fields), **later, "split": split_name}
 
 
 def loaded_commit(options: HubOptions, split_name: str) -> str | None:
@@ -157,10 +212,15 @@ def _pinned(options: HubOptions, commit: str | None) -> HubOptions:
     return options if commit is None else options.model_copy(update={"revision": commit})
 
 
-def _captions(columns: Columns, row: dict[str, Any], where: str) -> list[str]:
+def _captions(options: HubOptions, columns: Columns, row: dict[str, Any], where: str) -> list[str]:
     """Return what the caption columns of a row hold; empty captions stay, cells without a value hold none."""
-    cells = [(name, [cell for cell in _listed(row[name]) if cell is not None]) for name in columns.captions]
-    return [clean_caption(caption) for name, cell in cells for caption in captions_in(cell, name, where)]
+    cells = [(place, cell) for place in columns.captions for value in values_at(row, place) for cell in _listed(value)]
+    return [
+        clean_caption(caption)
+        for place, cell in cells
+        if cell is not None
+        for caption in captions_in(cell, place, where, options.caption_separator)
+    ]
 
 
 def _listed(cell: Any) -> list[Any]:
@@ -170,9 +230,12 @@ def _listed(cell: Any) -> list[Any]:
 def row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
     """Return id and captions of one row."""
     where = f"dataset {options.dataset}, split {split}, row {number}"
-    captions = _captions(columns, row, where)
+    captions = _captions(options, columns, row, where)
     if options.uncaptioned_images == "ignore":
         captions = [caption for caption in captions if caption]
+    prompts = values_at(row, options.prompt_column) if options.prompt_column else []
+    if prompts and isinstance(prompts[0], str):
+        captions = [without_prompt(caption, prompts[0]) for caption in captions]
     if not captions or not all(captions):
         problem = "an empty caption" if captions else "no captions"
         remedy = "correct the dataset" + ("" if options.streaming else ", or set data.uncaptioned_images: ignore")
@@ -183,24 +246,6 @@ def row_fields(options: HubOptions, columns: Columns, split: str, number: int, r
             f"{where}: {columns.image_id} is {image_id!r}, no usable id; choose another data.image_id_column"
         )
     return {"image_id": str(image_id), "captions": captions}
-
-
-def _record(
-    options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any], image: ImageBytes
-) -> CaptionedImage:
-    fields = row_fields(options, columns, split, number, row)
-    return CaptionedImage(fields["image_id"], fields["image_id"], tuple(fields["captions"]), image)
-
-
-def _merged(records: list[CaptionedImage]) -> list[CaptionedImage]:
-    """Join the captions of rows with the same id; the first row's image stays."""
-    merged: dict[str, CaptionedImage] = {}
-    for record in records:
-        first = merged.get(record.image_id)
-        captions = record.captions if first is None else first.captions + record.captions
-        kept = record if first is None else first
-        merged[record.image_id] = CaptionedImage(kept.image_id, kept.file_name, captions, kept.image)
-    return list(merged.values())
 
 
 def open_splits(

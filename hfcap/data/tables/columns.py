@@ -12,13 +12,14 @@ from hfcap.errors import UserError
 
 _FILES = ("file_name", "filename", "image_file", "image_filename", "image_path", "img_path", "img_file", "image", "img")
 _OTHER_FILES = ("file", "filepath", "file_path", "image_name", "img_name", "photo", "path")
-_ADDRESSES = ("image_url", "img_url", "url", "image_link", "image_address")
+ADDRESS_NAMES = ("image_url", "img_url", "url", "image_link", "image_address")
+"""Columns of web addresses."""
 _IDS = ("image_id", "img_id", "image_key", "id", "key")
-IMAGE_NAMES = (*_FILES, *_OTHER_FILES, *_ADDRESSES, *_IDS)
+IMAGE_NAMES = (*_FILES, *_OTHER_FILES, *ADDRESS_NAMES, *_IDS)
 """Columns that name an image, the surest first."""
 
 CAPTION_NAME = re.compile(
-    r"((re|gen_?)?caption|sentence|description)s?(_?\d+|_raw|_text|_str)?|text|txt|answer|raw|alt(_?text)?",
+    r"((re|gen_?|annotations?_|vlm_)?caption|sentence|description)s?(_?\d+|_raw|_text|_str)?|text|txt|answer|raw|alt(_?text)?",
     re.IGNORECASE,
 )
 TEXT_KEYS = ("raw", "caption", "text", "sentence")

@@ -83,13 +83,10 @@ class EntryReader:
         joined.refuse(str(table.path), JOINED_REMEDY)
 
     def _counts(self, row: Row) -> bool:
-        for place, wanted in self.filter.items():
-            values = values_at(row.cells, place)
-            allowed = wanted if isinstance(wanted, list | tuple) else [wanted]
-            if not any(same_value(value, one) for value in values for one in allowed):
-                self.left_out.counts[f"rows by filter ({place})"] += 1
-                return False
-        return True
+        if passes(row.cells, self.filter):
+            return True
+        self.left_out.counts[f"rows by filter ({', '.join(self.filter)})"] += 1
+        return False
 
     def _entry(self, row: Row, table: TableFile, joined: JoinedLines) -> Entry | None:
         image = self._image(row)
@@ -107,7 +104,7 @@ class EntryReader:
         if prompt:
             self.prompts[prompt] += 1
         if self.options.prompt_column:
-            captions = [clean_caption(one.removeprefix(clean_caption(prompt))) or one for one in captions]
+            captions = [without_prompt(one, prompt) for one in captions]
         return Entry(
             row.where,
             image,
@@ -180,6 +177,23 @@ class EntryReader:
         if values and not isinstance(values[0], str):
             raise UserError(f"{where}: {place} must be text, not {type(values[0]).__name__}")
         return values[0] if values else None
+
+
+def passes(cells: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
+    """Whether a row has, at every place, the value or one of the values that are wanted there."""
+    return all(
+        any(same_value(value, one) for value in values_at(cells, place) for one in _several(wanted))
+        for place, wanted in filters.items()
+    )
+
+
+def _several(wanted: Any) -> list[Any]:
+    return list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+
+
+def without_prompt(caption: str, prompt: str) -> str:
+    """Return a caption without the prompt that it begins with; one that is nothing else stays."""
+    return clean_caption(caption.removeprefix(clean_caption(prompt))) or caption
 
 
 def replace_where(row: Row, where: str) -> Row:

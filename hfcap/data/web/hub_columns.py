@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hfcap.data.tables.columns import CAPTION_NAME, TEXT_KEYS, numbered_alike
+from hfcap.data.tables.columns import ADDRESS_NAMES, CAPTION_NAME, TEXT_KEYS, numbered_alike, plain
 from hfcap.errors import UserError
 from hfcap.registry import did_you_mean
 
@@ -18,20 +18,32 @@ class ColumnOptions(Protocol):
     image_column: str | None
     caption_columns: list[str] | None
     image_id_column: str | None
+    prompt_column: str | None
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in use."""
+    """Names of the columns in use, or places in their cells (`images[0]`, `sentences[].raw`).
+
+    Attributes:
+        bases: the columns of `captions`, and others whose text is read.
+    """
 
     image: str
     captions: tuple[str, ...]
     image_id: str | None
+    image_base: str
+    bases: tuple[str, ...]
 
     @property
     def of_text(self) -> list[str]:
         """Columns besides the images, each once."""
-        return list(dict.fromkeys([*self.captions, *([self.image_id] if self.image_id else [])]))
+        return list(dict.fromkeys([*self.bases, *([self.image_id] if self.image_id else [])]))
+
+
+def column_of(place: str, features: Mapping[str, Any]) -> str:
+    """Return the column that a place is in."""
+    return place if place in features else place.partition(".")[0].partition("[")[0]
 
 
 def find_columns(options: ColumnOptions, features: Mapping[str, Any]) -> Columns:
@@ -47,8 +59,12 @@ def find_columns(options: ColumnOptions, features: Mapping[str, Any]) -> Columns
     for name in options.caption_columns or []:
         _require(options.dataset, "data.caption_columns", name, features)
     _require(options.dataset, "data.image_id_column", options.image_id_column, features)
-    captions = options.caption_columns or _caption_columns(options, features, image)
-    return Columns(image, tuple(captions), options.image_id_column)
+    _require(options.dataset, "data.prompt_column", options.prompt_column, features)
+    base = column_of(image, features)
+    captions = options.caption_columns or _caption_columns(options, features, base)
+    texts = [*captions, *([options.prompt_column] if options.prompt_column else [])]
+    bases = tuple(column_of(place, features) for place in texts)
+    return Columns(image, tuple(captions), options.image_id_column, base, bases)
 
 
 def find_image_column(
@@ -64,12 +80,16 @@ def find_image_column(
     """
     _require(dataset, key, named, features)
     if named is not None:
-        if not _may_hold_images(features[named]):
+        feature = features[column_of(named, features)]
+        if not _may_hold_images(feature):
             raise UserError(
-                f"dataset {dataset}: column {named!r} ({key}) holds no images, but {features[named]}; choose another"
+                f"dataset {dataset}: column {named!r} ({key}) holds no images, but {feature}; choose another"
             )
         return named
     found = [name for name, feature in features.items() if _kind(feature) == "image"]
+    found = found or [name for name, feature in features.items() if _kind(feature) == "images"]
+    addresses = [name for name in features if plain(name) in ADDRESS_NAMES and _kind(features[name]) == "text"]
+    found = found or addresses[:1]
     if len(found) == 1:
         return found[0]
     which = f"several columns of images ({', '.join(found)})" if found else "no column of images"
@@ -77,7 +97,7 @@ def find_image_column(
 
 
 def _require(dataset: str, key: str, name: str | None, features: Mapping[str, Any]) -> None:
-    if name is not None and name not in features:
+    if name is not None and column_of(name, features) not in features:
         raise UserError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
 
 
@@ -85,18 +105,19 @@ def _may_hold_images(feature: Any) -> bool:
     """Whether `datasets` can read a column as images: they are stored as such, as bytes, or as file names."""
     if type(feature).__name__ == "Value":
         return feature.dtype in ("string", "large_string", "binary", "large_binary")
-    return _kind(feature) == "image"
+    return _kind(feature) in ("image", "images")
 
 
 def _kind(feature: Any) -> str:
-    """Return "image", "text" or "other" for a column's type."""
+    """Return "image", "images", "text" or "other" for a column's type."""
     name = type(feature).__name__
     if name == "Image":
         return "image"
     if name == "Value":
         return "text" if feature.dtype in ("string", "large_string") else "other"
     if name in ("List", "LargeList", "Sequence"):
-        return "text" if _kind(feature.feature) == "text" else "other"
+        inner = _kind(feature.feature)
+        return "images" if inner == "image" else "text" if inner == "text" else "other"
     if isinstance(feature, list) and len(feature) == 1:
         return "text" if _kind(feature[0]) == "text" else "other"
     if isinstance(feature, dict):

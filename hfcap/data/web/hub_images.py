@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.data.images import MAX_IMAGE_BYTES, FileImage, UnreadableImageError
+from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.web.hub_columns import Columns
+from hfcap.data.web.kept_images import kept_web_image
 from hfcap.data.web.network_errors import transport_errors
-from hfcap.errors import WorkError
+from hfcap.errors import UserError, WorkError
 from hfcap.files import cache_folder, only_one, write_bytes, write_json, write_text
 from hfcap.progress import error_console, progress_bar
 
@@ -31,11 +33,13 @@ class CellImage:
     Attributes:
         name: dataset, split and row.
         folder: the local folder that the user named as dataset; its files may be read.
+        local: addresses may be in this machine's own network.
     """
 
     cell: Any
     name: str
     folder: Path | None = None
+    local: bool = False
 
     def read(self) -> bytes:
         """Return the encoded image.
@@ -43,7 +47,7 @@ class CellImage:
         Raises:
             UnreadableImageError: the cell holds no image.
         """
-        return encoded_bytes(self.cell, self.name, self.folder)
+        return encoded_bytes(self.cell, self.name, self.folder, self.local)
 
     def describe(self) -> str:
         """Return dataset, split and row."""
@@ -52,7 +56,10 @@ class CellImage:
 
 @dataclass(frozen=True, slots=True)
 class RowImage:
-    """An image in one row of a map-style dataset whose image column isn't decoded; `name` and `folder`: CellImage.
+    """An image in one row of a map-style dataset whose image column isn't decoded; other attributes: CellImage.
+
+    Attributes:
+        column: the column, or a place in its cells (`images[0]`).
 
     Pickling it pickles the dataset, which names its files on disk instead of copying them.
     """
@@ -62,10 +69,12 @@ class RowImage:
     row: int
     name: str
     folder: Path | None = None
+    local: bool = False
 
     def read(self) -> bytes:
         """As in CellImage."""
-        return CellImage(self.dataset[self.row][self.column], self.name, self.folder).read()
+        cells = values_at(self.dataset[self.row], self.column)
+        return CellImage(cells[0] if len(cells) == 1 else cells, self.name, self.folder, self.local).read()
 
     def describe(self) -> str:
         """As in CellImage."""
@@ -76,7 +85,17 @@ class RowImage:
         return f"{self.dataset._fingerprint}\0{self.column}\0{self.row}"
 
 
-def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
+def undecoded(table: Any, column: str) -> Any:
+    """Return a table of the one column, whose cells are {bytes, path} (or a list of those) and not yet images."""
+    import datasets
+
+    image = datasets.Image(decode=False)
+    kind = type(table.features[column]).__name__ if table.features is not None else ""
+    in_lists = kind in ("List", "LargeList", "Sequence")
+    return table.select_columns([column]).cast_column(column, datasets.Sequence(image) if in_lists else image)
+
+
+def encoded_bytes(cell: Any, name: str, folder: Path | None = None, local: bool = False) -> bytes:
     """Return the bytes of an undecoded Image cell.
 
     A file name in the cell is only followed into `folder` and into the caches of datasets and huggingface_hub.
@@ -84,6 +103,12 @@ def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
     Raises:
         UnreadableImageError: no image, or a file elsewhere on this machine.
     """
+    if isinstance(cell, list) and len(cell) > 1:
+        raise UnreadableImageError(
+            f"{name}: the row holds {len(cell)} images, and captions are about one; choose it with data.image_column, "
+            "such as images[0]"
+        )
+    cell = cell[0] if isinstance(cell, list) and cell else cell
     if not isinstance(cell, dict) or (cell.get("bytes") is None and not cell.get("path")):
         raise UnreadableImageError(f"{name}: the row holds no image")
     if cell.get("bytes") is not None:
@@ -91,7 +116,7 @@ def encoded_bytes(cell: Any, name: str, folder: Path | None = None) -> bytes:
         return encoded
     path = str(cell["path"])
     if "://" in path:
-        return _remote_bytes(path, name)
+        return _remote_bytes(path, name, local)
     # A table from a stranger may name any file of this machine, which training would then memorise and publish.
     if not _in_trusted_folder(Path(path), folder):
         raise UnreadableImageError(
@@ -111,14 +136,23 @@ def _in_trusted_folder(path: Path, folder: Path | None) -> bool:
     return any(resolved.is_relative_to(Path(root).resolve()) for root in roots)
 
 
-def _remote_bytes(path: str, name: str) -> bytes:
+def _remote_bytes(path: str, name: str, local: bool) -> bytes:
     import fsspec  # type: ignore[import-untyped]
 
+    if path.startswith(("http://", "https://")) and "::" not in path:
+        try:
+            return kept_web_image(path, local).read()
+        except UnreadableImageError:
+            raise
+        except UserError as error:  # no possible address
+            raise UnreadableImageError(f"{name}: {error}") from None
     # Only the Hub's own protocol, and archives there ("zip://a.jpg::hf://datasets/..."): fsspec also knows file, local,
     # http and others, and each could stand in front.
     *inside, place = path.split("::")
     if not place.startswith("hf://datasets/") or any(part.partition("://")[0] not in _ARCHIVES for part in inside):
-        raise UnreadableImageError(f"{name}: names {path}; only images on the Hub itself are fetched")
+        raise UnreadableImageError(
+            f"{name}: names {path}; only images on the Hub itself, and by http and https, are fetched"
+        )
     failures: tuple[type[Exception], ...] = (OSError, ValueError, *transport_errors())
     try:
         with fsspec.open(path, "rb") as handle:
@@ -208,8 +242,10 @@ def _fetch_rows(
     import datasets
 
     stream, columns = open_stream()
-    stream = stream.select_columns([columns.image, *columns.of_text]).cast_column(
-        columns.image, datasets.Image(decode=False)
+    in_lists = type(stream.features[columns.image_base]).__name__ in ("List", "LargeList", "Sequence")
+    image: Any = datasets.Image(decode=False)
+    stream = stream.select_columns([columns.image_base, *columns.of_text]).cast_column(
+        columns.image_base, datasets.Sequence(image) if in_lists else image
     )
     fetched: list[dict[str, Any]] = []
     failures: tuple[type[Exception], ...] = (OSError, *transport_errors())
@@ -220,7 +256,8 @@ def _fetch_rows(
             for number, row in enumerate(stream.skip(start).take(end - start), start=start):
                 fields = row_fields(columns, split, number, row)
                 try:
-                    encoded = encoded_bytes(row[columns.image], f"{split}, row {number}")
+                    cells = values_at(row, columns.image)
+                    encoded = encoded_bytes(cells[0] if len(cells) == 1 else cells, f"{split}, row {number}")
                 except UnreadableImageError as error:
                     # An empty file: the check of images counts it against data.max_unreadable_images.
                     error_console.print(f"warning: {error}", markup=False)

@@ -14,7 +14,7 @@ from hfcap.data.images import CheckableImage, UnreadableImageError
 from hfcap.data.source import NoSuchSplitError
 from hfcap.data.sources.hub import HubOptions, is_saved_dataset, open_splits
 from hfcap.data.web.hub_columns import find_image_column
-from hfcap.data.web.hub_images import CellImage
+from hfcap.data.web.hub_images import CellImage, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.schema import CaptionedImage, ImageBytes
@@ -81,7 +81,7 @@ def dataset_images(
         # A stream may not say what is in it before its first row was read.
         table = table if table.features is not None else table._resolve_features()
         columns.append(find_image_column(dataset, image_column, table.features, "--image-column"))
-        rows[name] = _undecoded(table, columns[-1])
+        rows[name] = undecoded(table, columns[-1])
     folder = path if path.is_dir() else None
 
     def after(done: int, last: str | None) -> Iterator[CaptionedImage]:
@@ -95,12 +95,6 @@ def dataset_images(
 
     identity = [dataset, config_name, names, columns, revision or _files(path)]
     return ImageStream(identity, None, after)
-
-
-def _undecoded(table: Any, column: str) -> Any:
-    import datasets
-
-    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
 def _rows(

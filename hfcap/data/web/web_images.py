@@ -229,6 +229,11 @@ def _fetch(url: str, ends: float, local: bool) -> bytes:
     """Fetch once, following redirects; OSError and HTTPException where another try may help."""
     way, address = _Way(local), _ascii(url)
     opener = _opener(way)
+    # Nothing is even connected to: what answers, and what does not, would tell a stranger about this network.
+    if not local and any(map(_is_local, _addresses(urllib.parse.urlsplit(address).hostname or ""))):
+        raise UnreadableImageError(
+            f"{url}: in the local network, where a table may not lead unless data.allow_local_addresses says so"
+        )
     with _until(ends, way):
         for _ in range(MAX_REDIRECTS + 1):
             if time.monotonic() > ends:
