@@ -128,8 +128,8 @@ def warn_of_repeated_images(records: Sequence[CaptionedImage], where: str) -> No
     if 2 * different <= len(first):
         error_console.print(
             f"warning: {where}: the first {len(first)} rows hold {different} different images, one caption each: "
-            "each row counts as an image of its own, and one image can be in several splits. Join them: source hub by "
-            "data.image_id_column, source folder by the same file_name in each row",
+            "each row counts as an image of its own, and one image can be in several splits. Join them: by "
+            "data.group_by: content, by data.image_id_column, or by the same file_name in each row",
             markup=False,
             soft_wrap=True,
         )

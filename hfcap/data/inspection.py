@@ -25,6 +25,7 @@ from hfcap.data.tables.grouping import Group
 from hfcap.data.tables.options import TableOptions
 from hfcap.data.tables.reading import PARQUET_SUFFIXES, TABLE_SUFFIXES, TableForm, read_rows
 from hfcap.data.tables.sidecars import caption_in_name
+from hfcap.data.traps import caption_traps, repeated_in_images
 from hfcap.data.web.hub_columns import find_columns
 from hfcap.errors import UserError
 from hfcap.files import read_json
@@ -212,7 +213,7 @@ def _fill(
     inspection.examples = [(group.record.file_name, group.record.captions) for group in groups[:N_EXAMPLES]]
     inspection.block.update(_split_keys(list(images)))
     inspection.left_out += [f"{count:,} {reason}" for reason, count in reader.left_out.counts.items()]
-    inspection.notes += _notes(inspection, reader)
+    inspection.notes += [*_notes(inspection, reader), *_traps([group.record.captions for group in groups])]
     if root is not None:
         found = folder_images(root)
         without = len(set(found.found)) - len({group.record.file_name for group in groups})
@@ -220,6 +221,12 @@ def _fill(
             inspection.left_out.append(f"{without:,} images without a caption")
         if left_out := found.left_out():
             inspection.left_out.append(left_out.removeprefix("left out: "))
+
+
+def _traps(captions: Sequence[Sequence[str]]) -> list[str]:
+    every = [text for texts in captions for text in texts]
+    found = (*caption_traps(every), repeated_in_images(captions))
+    return [f"{trap.sentence(len(every))}: {trap.remedy}" for trap in found if trap is not None]
 
 
 def _notes(inspection: Inspection, reader: EntryReader) -> list[str]:
@@ -348,12 +355,15 @@ def _of_source(what: str, block: dict[str, Any]) -> Inspection:
     """Inspect what a source reads by itself, split by split."""
     source: Source = registry.load("sources", block["source"]).REGISTERED
     inspection = Inspection(what, block)
+    captions: list[tuple[str, ...]] = []
     for role in _ROLES:
         records = _records(source, block, role)
         if records:
+            captions += [record.captions for record in records]
             inspection.splits[role] = (len(records), sum(len(record.captions) for record in records))
             inspection.examples += [(one.file_name, one.captions) for one in records[:N_EXAMPLES]]
     inspection.examples = inspection.examples[:N_EXAMPLES]
+    inspection.notes += _traps(captions)
     return inspection
 
 

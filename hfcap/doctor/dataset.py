@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from hfcap.data.images import CheckableImage
+from hfcap.data.traps import caption_traps, repeated_in_images
 from hfcap.doctor.findings import Findings
 from hfcap.metrics.shared.languages import CODES
 from hfcap.metrics.shared.scripts import unspaced_language
@@ -95,8 +96,16 @@ def examine_data(
             f"set score.language: {CODES[facts.unspaced_language]}",
         )
     _report(facts, findings)
+    _report_traps(train, findings)
     _report_selection(splits, findings)
     return facts
+
+
+def _report_traps(train: Sequence[CaptionedImage], findings: Findings) -> None:
+    captions = [text for record in train for text in record.captions]
+    for trap in (*caption_traps(captions), repeated_in_images([record.captions for record in train])):
+        if trap is not None:
+            findings.warning("data.source", f"{trap.sentence(len(captions))}; the captioner will learn it", trap.remedy)
 
 
 def _report_selection(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> None:
@@ -166,7 +175,7 @@ def _report(facts: DataFacts, findings: Findings) -> None:
             "data.source",
             f"{train.n_images:,} training images are {facts.different_images:,} different ones: one row per caption, "
             "or copies",
-            "join the captions of an image: data.image_id_column of source hub, the same file_name of source folder",
+            "join the captions of an image by data.group_by: content, data.image_id_column, or the same file_name",
         )
     text, count = facts.most_frequent[0]
     many = count >= _FEWEST_REPETITIONS or count > _SHARE_OF_FEW * train.n_captions
