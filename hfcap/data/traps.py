@@ -13,13 +13,12 @@ _FEWEST, _SHARE = 10, 0.01
 """Found in fewer captions than both, it is a person's slip and no habit of the data."""
 _SHARE_OF_PROMPT = 0.8
 """Captions that begin alike in that share were written to a prompt, or carry one."""
-_FEWEST_FOR_PROMPT = 20
+_FEWEST_FOR_PROMPT = 30
 _WORDS_OF_PROMPT = (3, 4)
 _EXAMPLES = 2
 _SHOWN = 60
 
 _PATTERNS = {
-    "hold HTML": (r"</?[a-z][a-z0-9]*(\s[^<>]*)?/?>|&(amp|nbsp|quot|lt|gt|#\d+|#x[0-9a-f]+);", "take the markup out"),
     "hold web addresses": (r"https?://|\bwww\.", "take the addresses out"),
     "hold marks of a model's prompt": (
         r"<(image|img|video)>|<\|[a-z_]+\|>|\[/?INST\]|<s>|</s>|^(user|assistant|human)\s*:",
@@ -34,7 +33,9 @@ _PATTERNS = {
         r"\s\|\|?\s|\|\|\||<sep>|\[sep\]|\s;;\s",
         "take them apart with data.caption_separator",
     ),
+    "hold HTML": (r"</?[a-z][a-z0-9]*(\s[^<>]*)?/?>|&(amp|nbsp|quot|lt|gt|#\d+|#x[0-9a-f]+);", "take the markup out"),
 }
+"""In this order: a caption counts once, and `<image>` is a mark of a prompt and no HTML."""
 _COMPILED = {kind: (re.compile(pattern, re.IGNORECASE), remedy) for kind, (pattern, remedy) in _PATTERNS.items()}
 
 
@@ -63,8 +64,10 @@ class Trap:
 def caption_traps(captions: Sequence[str]) -> list[Trap]:
     """Return the habits of captions that a captioner would learn and nobody wants."""
     found = []
+    left = list(captions)
     for kind, (pattern, remedy) in _COMPILED.items():
-        hits = [caption for caption in captions if pattern.search(caption)]
+        hits = [caption for caption in left if pattern.search(caption)]
+        left = [caption for caption in left if not pattern.search(caption)] if hits else left
         if _is_habit(len(hits), len(captions)):
             found.append(Trap(kind, len(hits), _examples(hits), remedy))
     prompt = _common_beginning(captions)

@@ -371,7 +371,10 @@ def most_frequent_caption(records: Sequence[CaptionedImage]) -> str:
 
 
 def _coco_references(records: Sequence[CaptionedImage]) -> dict[str, Any]:
-    images = [{"id": record.image_id, "file_name": record.file_name} for record in records]
+    images = [
+        {"id": record.image_id, "file_name": record.file_name, **({"group": record.group} if record.group else {})}
+        for record in records
+    ]
     annotations: list[dict[str, Any]] = []
     for record in records:
         for caption in record.captions:

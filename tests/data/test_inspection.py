@@ -17,6 +17,7 @@ from hfcap.data.sources.folder import FolderOptions
 from hfcap.data.splits import canonical
 from hfcap.data.tables.layouts import LAYOUTS
 from hfcap.errors import UserError
+from hfcap.run import stages
 from hfcap.schema import CaptionedImage
 from scripts.layouts_table import PAGE, with_table
 from tests.cli.command_line import Hfcap
@@ -149,6 +150,7 @@ def test_domains_of_nocaps_stay_with_the_images(tmp_path: Path) -> None:
         ("1", "near-domain"),
         ("2", "out-domain"),
     ]
+    assert [image["group"] for image in stages._coco_references(records)["images"]] == [one.group for one in records]
 
 
 def test_what_does_not_count_is_said(tmp_path: Path) -> None:

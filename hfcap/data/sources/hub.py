@@ -55,7 +55,7 @@ class HubOptions(TableOptions):
         if self.streaming and self.uncaptioned_images == "ignore":
             raise ValueError("uncaptioned_images: ignore does not go with streaming: true; fetch the whole dataset")
         if self.streaming and (self.filter or self.split_column or self.group_by == "content"):
-            raise ValueError("streaming: true reads rows as they come: no filter, split_column or group_by: content")
+            raise ValueError("streaming: true reads rows in order; leave out filter, split_column, group_by: content")
         return self
 
 

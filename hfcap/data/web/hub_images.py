@@ -15,6 +15,7 @@ from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.web.hub_columns import Columns
 from hfcap.data.web.kept_images import kept_web_image
 from hfcap.data.web.network_errors import transport_errors
+from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError, WorkError
 from hfcap.files import cache_folder, only_one, write_bytes, write_json, write_text
 from hfcap.progress import error_console, progress_bar
@@ -34,12 +35,14 @@ class CellImage:
         name: dataset, split and row.
         folder: the local folder that the user named as dataset; its files may be read.
         local: addresses may be in this machine's own network.
+        keep: what is fetched from an address is kept in the cache folder.
     """
 
     cell: Any
     name: str
     folder: Path | None = None
     local: bool = False
+    keep: bool = False
 
     def read(self) -> bytes:
         """Return the encoded image.
@@ -47,7 +50,7 @@ class CellImage:
         Raises:
             UnreadableImageError: the cell holds no image.
         """
-        return encoded_bytes(self.cell, self.name, self.folder, self.local)
+        return encoded_bytes(self.cell, self.name, self.folder, self.local, self.keep)
 
     def describe(self) -> str:
         """Return dataset, split and row."""
@@ -74,7 +77,7 @@ class RowImage:
     def read(self) -> bytes:
         """As in CellImage."""
         cells = values_at(self.dataset[self.row], self.column)
-        return CellImage(cells[0] if len(cells) == 1 else cells, self.name, self.folder, self.local).read()
+        return CellImage(cells[0] if len(cells) == 1 else cells, self.name, self.folder, self.local, keep=True).read()
 
     def describe(self) -> str:
         """As in CellImage."""
@@ -95,7 +98,7 @@ def undecoded(table: Any, column: str) -> Any:
     return table.select_columns([column]).cast_column(column, datasets.Sequence(image) if in_lists else image)
 
 
-def encoded_bytes(cell: Any, name: str, folder: Path | None = None, local: bool = False) -> bytes:
+def encoded_bytes(cell: Any, name: str, folder: Path | None = None, local: bool = False, keep: bool = False) -> bytes:
     """Return the bytes of an undecoded Image cell.
 
     A file name in the cell is only followed into `folder` and into the caches of datasets and huggingface_hub.
@@ -116,7 +119,7 @@ def encoded_bytes(cell: Any, name: str, folder: Path | None = None, local: bool 
         return encoded
     path = str(cell["path"])
     if "://" in path:
-        return _remote_bytes(path, name, local)
+        return _remote_bytes(path, name, local, keep)
     # A table from a stranger may name any file of this machine, which training would then memorise and publish.
     if not _in_trusted_folder(Path(path), folder):
         raise UnreadableImageError(
@@ -136,12 +139,12 @@ def _in_trusted_folder(path: Path, folder: Path | None) -> bool:
     return any(resolved.is_relative_to(Path(root).resolve()) for root in roots)
 
 
-def _remote_bytes(path: str, name: str, local: bool) -> bytes:
+def _remote_bytes(path: str, name: str, local: bool, keep: bool) -> bytes:
     import fsspec  # type: ignore[import-untyped]
 
     if path.startswith(("http://", "https://")) and "::" not in path:
         try:
-            return kept_web_image(path, local).read()
+            return (kept_web_image if keep else web_image)(path, local).read()
         except UnreadableImageError:
             raise
         except UserError as error:  # no possible address

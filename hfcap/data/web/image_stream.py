@@ -13,7 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from hfcap.data.images import CheckableImage, UnreadableImageError
 from hfcap.data.source import NoSuchSplitError
 from hfcap.data.sources.hub import HubOptions, is_saved_dataset, open_splits
-from hfcap.data.web.hub_columns import find_image_column
+from hfcap.data.tables.cell_paths import values_at
+from hfcap.data.web.hub_columns import column_of, find_image_column
 from hfcap.data.web.hub_images import CellImage, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
@@ -81,7 +82,7 @@ def dataset_images(
         # A stream may not say what is in it before its first row was read.
         table = table if table.features is not None else table._resolve_features()
         columns.append(find_image_column(dataset, image_column, table.features, "--image-column"))
-        rows[name] = undecoded(table, columns[-1])
+        rows[name] = undecoded(table, column_of(columns[-1], table.features))
     folder = path if path.is_dir() else None
 
     def after(done: int, last: str | None) -> Iterator[CaptionedImage]:
@@ -106,7 +107,8 @@ def _rows(
     try:
         for row in table.skip(start):
             image_id = f"{split}-{number}"
-            image = CellImage(row[column], f"{dataset}, {split}, row {number}", folder)
+            cells = values_at(row, column)
+            image = CellImage(cells[0] if len(cells) == 1 else cells, f"{dataset}, {split}, row {number}", folder)
             yield CaptionedImage(image_id, image_id, (), image)
             number += 1
     except breaks as error:
