@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import io
-import json
 import pickle
-import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,6 @@ from PIL import Image, ImageColor
 from pydantic import ValidationError
 
 from hfcap.data.images import UnreadableImageError, decode_image
-from hfcap.data.inspection import inspect_data
 from hfcap.data.source import dataset_revision, load_split
 from hfcap.data.sources import hub as sources_hub
 from hfcap.data.sources.hub import HubOptions, load
@@ -26,7 +22,6 @@ from hfcap.data.web import hub_images
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.schema import CaptionedImage
-from tests.data.http_server import serving
 from tests.data.sample_images import encoded, write_jpeg
 
 ALL = {"validation_share": 0, "test_share": 0}
@@ -385,95 +380,3 @@ def test_streaming_needs_limits(tmp_path: Path) -> None:
         load_split(streaming(tmp_path), "validation")
     with pytest.raises(UserError, match=r"split 'train\[:50%\]'.*streaming knows no slices"):
         load_split(streaming(tmp_path, train_split="train[:50%]"), "train")
-
-
-def test_rows_without_a_caption_are_left_out_where_asked_for_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One null stopped the source, with no way round it."""
-    made = table(caption=["a red image", None, "", "a white image", "a black image"])
-    with pytest.raises(UserError, match=r"row 1: no captions in caption .* data\.uncaptioned_images: ignore"):
-        load_split(parquet(tmp_path, made), "train")
-    records = load_split(parquet(tmp_path, made, uncaptioned_images="ignore"), "train")
-    assert [record.image_id for record in records] == ["train-0", "train-3", "train-4"]
-    assert decode_image(records[1].image).getpixel((0, 0)) == (255, 255, 255)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "warning: 2 rows without a caption are left out, the first: " in said and "row 1" in said
-    some = table(captions=[["a", None], ["", "b"], ["c"], ["d"], ["e"]])
-    records = load_split(parquet(tmp_path, some, "some.parquet", uncaptioned_images="ignore"), "train")
-    assert [record.captions for record in records] == [("a",), ("b",), ("c",), ("d",), ("e",)]
-    with pytest.raises(ValidationError, match="does not go with streaming"):
-        HubOptions(dataset="x", streaming=True, max_train_images=5, uncaptioned_images="ignore")
-
-
-def test_splits_of_a_dataset_without_them_are_drawn(tmp_path: Path) -> None:
-    options = parquet(tmp_path, table(), validation_share=0.2, test_share=0.2)
-    parts = [[record.image_id for record in load_split(options, split)] for split in ("train", "validation", "test")]
-    assert all(parts) and sorted(one for part in parts for one in part) == [f"train-{n}" for n in range(5)]
-    # Whoever names slices, or one split twice, means them.
-    assert len(load_split(options.model_copy(update={"validation_split": "train[:2]"}), "train")) == 5
-    assert len(load_split(options.model_copy(update={"validation_split": "train"}), "train")) == 5
-
-
-def test_a_column_of_splits_and_a_filter(tmp_path: Path) -> None:
-    made = table(
-        split=["train", "train", "val", "test", "restval"], caption=COLOURS, lang=["en", "de", "en", "en", "en"]
-    )
-    options = parquet(tmp_path, made, filter={"lang": "en"})
-    assert [record.captions for record in load_split(options, "train")] == [("red",), ("black",)]
-    assert [record.captions for record in load_split(options, "validation")] == [("blue",)]
-    named = parquet(tmp_path, made.rename_column("split", "part"), split_column="part")
-    assert [record.captions for record in load_split(named, "test")] == [("white",)]
-
-
-def test_lists_of_images(tmp_path: Path) -> None:
-    cell = [{"bytes": encoded(Image.new("RGB", (8, 8), colour)), "path": None} for colour in COLOURS]
-    rows = {"images": [[cell[0]], [cell[1], cell[2]]], "caption": ["one", "two"]}
-    made = datasets.Dataset.from_dict(rows).cast_column("images", datasets.List(datasets.Image()))
-    first, second = load(parquet(tmp_path, made), "train")
-    assert decode_image(first.image).getpixel((0, 0)) == (255, 0, 0)
-    with pytest.raises(UnreadableImageError, match=r"row 1: the row holds 2 images.*image_column, such as images\[0\]"):
-        second.image.read()
-    chosen = load(parquet(tmp_path, made, image_column="images[1]"), "train")[1]
-    assert decode_image(pickle.loads(pickle.dumps(chosen)).image).getpixel((0, 0)) == (0, 0, 255)
-
-
-def test_a_column_of_addresses_is_fetched_once(tmp_path: Path) -> None:
-    content = encoded(Image.new("RGB", (8, 8), "red"))
-    with serving(a_png=content) as server:
-        made = datasets.Dataset.from_dict({"image_url": [f"{server.url}/a.png"], "caption": ["a red square"], "n": [1]})
-        with pytest.raises(UserError, match="in the local network, where a table may not lead"):
-            load_split(parquet(tmp_path, made), "train")
-        for _ in range(2):
-            (record,) = load_split(parquet(tmp_path, made, allow_local_addresses=True), "train")
-            assert (record.image.read(), record.captions) == (content, ("a red square",))
-        assert len(server.gets("/a.png")) == 1
-
-
-def test_places_in_cells_of_a_dataset(tmp_path: Path) -> None:
-    sentences = [[{"raw": f"{colour} one", "n": 0}, {"raw": f"{colour} two", "n": 1}] for colour in COLOURS]
-    options = parquet(tmp_path, table(sentences=sentences), caption_columns=["sentences[n=1].raw"])
-    assert load(options, "train")[0].captions == ("red two",)
-
-
-def test_copies_of_an_image_are_joined_where_that_is_said(tmp_path: Path) -> None:
-    twice = datasets.concatenate_datasets([table(2, caption=["one", "two"]), table(2, caption=["three", "four"])])
-    options = parquet(tmp_path, twice, group_by="content")
-    assert [record.captions for record in load(options, "train")] == [("one", "three"), ("two", "four")]
-
-
-def test_shards_of_webdataset(tmp_path: Path) -> None:
-    """What img2dataset writes of Conceptual Captions and the like."""
-    with tarfile.open(tmp_path / "00000.tar", "w") as shard:
-        for number, colour in enumerate(COLOURS):
-            members = {"jpg": encoded(Image.new("RGB", (8, 8), colour), "JPEG"), "txt": f"a {colour} square".encode()}
-            members["json"] = json.dumps({"caption": "x", "url": "http://x.test", "key": f"{number}"}).encode()
-            for suffix, content in members.items():
-                info = tarfile.TarInfo(f"{number:09}.{suffix}")
-                info.size = len(content)
-                shard.addfile(info, io.BytesIO(content))
-    records = load(HubOptions(dataset=str(tmp_path), validation_share=0, test_share=0), "train")
-    assert [record.captions for record in records] == [(f"a {colour} square",) for colour in COLOURS]
-    assert decode_image(records[3].image).size == (8, 8)
-    inspection = inspect_data(str(tmp_path))
-    assert inspection.block == {"source": "hub", "dataset": str(tmp_path)} and inspection.examples
