@@ -21,6 +21,7 @@ from PIL import Image
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import generation_defaults, local_folder
+from hfcap.captioners.shared.room import require_room
 from hfcap.captioning import decoding_options, one_image
 from hfcap.captioning.captioner import ready_captioner
 from hfcap.data.loading import PixelInputs
@@ -79,6 +80,7 @@ def explain_image(
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **(overrides or {}), "num_return_sequences": 1})
     captioner = ready_captioner(model, revision, trust_remote_code)
+    require_room(captioner, options, prompt)
     inputs = PixelInputs([record], captioner.image_processor)
     explanation = explain(captioner, inputs.pixel_values([0]), options, prompt)
     write_bytes(output, draw(explanation))

@@ -353,6 +353,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def write_problem(folder: Path) -> str | None:
+    """Return why nothing can be written into a folder (a read-only disk, somebody else's); None if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror or error})"
+
+
 def cache_folder() -> Path:
     """Return hfcap's cache folder: HFCAP_CACHE, or ~/.cache/hfcap."""
     return Path(os.environ.get("HFCAP_CACHE") or Path.home() / ".cache" / "hfcap").expanduser()

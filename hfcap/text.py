@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, made harmless where it is shown: terminals, spreadsheets, pages."""
+"""Text of strangers, made harmless where it is shown (terminals, spreadsheets, pages), and sizes in bytes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def printable(text: str, kept: str = "") -> str:
 def has_controls(text: str) -> bool:
     """Whether a text holds control characters, line ends and tabs included; invisible letters of scripts are none."""
     return any(unicodedata.category(one) == "Cc" for one in text)
+
+
+def gigabytes(size: float) -> str:
+    """Return a size for people: 3.2 GB, 14 MB."""
+    for unit, amount in (("GB", 1e9), ("MB", 1e6)):
+        if size >= amount:
+            return f"{size / amount:.3g} {unit}" if size < 1000 * amount else f"{size / amount:,.0f} {unit}"
+    return f"{size / 1e3:.3g} kB"
 
 
 def inert(text: str) -> str:

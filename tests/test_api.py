@@ -256,6 +256,7 @@ def test_images_of_the_web_go_through_the_guard(captioner: hfcap.ImageCaptioner,
         ({"max_length": 5}, r"unknown option 'max_length'; use max_new_tokens \(known: num_beams"),
         ({"num_beams": 0}, "num_beams: Input should be greater than 0"),
         ({"num_beams": 2, "num_return_sequences": 3}, "needs num_beams of at least that many"),
+        ({"num_beams": 2, "num_return_sequences": 3, "do_sample": True}, "not 2, or num_beams: 1, which draws each"),
         ({"temperature": 0.5}, "temperature: has no effect without do_sample=True"),
         ({"batch_size": 0}, "batch_size: must be at least 1, not 0"),
         ({"batch_size": True}, "batch_size: must be at least 1"),
@@ -274,8 +275,16 @@ def test_options_go_over_those_saved_with_the_model(captioner: hfcap.ImageCaptio
     assert captioner.options() == OPTIONS
     assert captioner.options(max_new_tokens=4) == OPTIONS.model_copy(update={"max_new_tokens": 4})
     assert captioner.options(num_return_sequences=5).num_beams == 5
-    assert captioner.options(num_return_sequences=2, do_sample=True).num_beams == OPTIONS.num_beams
+    assert captioner.options(num_return_sequences=2, do_sample=True).num_beams == 1  # no beam search
+    assert captioner.options(num_beams=2, do_sample=True).num_beams == 2
     assert "blip" in repr(captioner) and captioner.device == torch.device("cpu")
+
+
+def test_samples_may_be_more_than_the_beams_saved_with_the_model(
+    captioner: hfcap.ImageCaptioner, images: list[Path]
+) -> None:
+    drawn = captioner.caption(images[0], do_sample=True, num_return_sequences=9)
+    assert len(drawn.candidates) == 9 > OPTIONS.num_beams > 1
 
 
 def test_the_random_state_of_the_process_decides_nothing(captioner: hfcap.ImageCaptioner, images: list[Path]) -> None:

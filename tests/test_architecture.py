@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = [
     "errors",
+    "outside",
     "files",
     "text",
     "cells",
@@ -55,6 +56,7 @@ ORDER = [
 
 METRICS_MAY_IMPORT = {
     "errors",
+    "outside",
     "files",
     "text",
     "cells",

@@ -295,7 +295,7 @@ RECIPES = block(
         "train": st.tuples(TRAIN, DURATION).map(lambda both: {**both[0], **both[1], "mixed_precision": "no"}),
     },
     {
-        "lora": st.none() | block({}, {"target_modules": st.just("auto") | st.lists(TEXT)}),
+        "lora": st.none() | block({}, {"target_modules": st.just("auto") | st.lists(TEXT, min_size=1)}),
         "publish": block({"tags": st.lists(TEXT)}),
         "expect": block({"metrics": st.dictionaries(TEXT, RATE), "source": TEXT}),
     },

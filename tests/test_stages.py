@@ -216,6 +216,14 @@ def test_changed_decoding_is_captioned_and_scored_again_but_not_trained(tmp_path
     assert read_json(run.scores("test"), "scores")["signature"]["run"]["decoding"]["max_new_tokens"] == 3
 
 
+def test_changed_decoding_beyond_the_text_models_positions_is_refused(tmp_path: Path) -> None:
+    directory = execute(recipe_of(tmp_path), "caption")
+    before = times(directory.path, "predictions/*")
+    with pytest.raises(UserError, match=r"max_new_tokens=5000 does not fit into the text model"):
+        execute(recipe_of(tmp_path, generate={"num_beams": 1, "max_new_tokens": 5000}), "caption")
+    assert times(directory.path, "predictions/*") == before
+
+
 def test_changed_scoring_is_only_scored_again(tmp_path: Path) -> None:
     run = execute(recipe_of(tmp_path))
     before = times(run.path, *TRAINED, *CAPTIONED)

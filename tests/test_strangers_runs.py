@@ -163,7 +163,7 @@ def test_children_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_programs_are_started_in_one_place() -> None:
     """Whoever starts one elsewhere has to think of the secrets again."""
     package = Path(__file__).parents[1] / "hfcap"
-    words = ("subprocess.run(", "Popen(", "os.system(", "os.exec", "os.spawn", "check_output(")
+    words = ("subprocess.run(", "Popen(", "os.system(", "os.exec", "os.spawn", "subprocess.check_output(")
     found = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
@@ -223,6 +223,60 @@ def test_no_command_runs_the_code_of_a_runs_model(run: RunDirectory, coded: Path
     for arguments in others:
         hfcap(*arguments)
         assert not coded.exists(), arguments
+
+
+@pytest.mark.parametrize("command", ["run", "train", "doctor"])
+def test_the_option_reaches_the_base_model_of_a_recipe(
+    command: str, run: RunDirectory, coded: Path, tmp_path: Path, hfcap: Hfcap
+) -> None:
+    values = yaml.safe_load(run.recipe.read_text())
+    values["model"]["trust_remote_code"] = False
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(yaml.safe_dump({**values, "name": "another", "output_dir": str(tmp_path)}))
+    refused = hfcap(command, recipe)
+    assert refused.code == 2 and "if you trust it, give --trust-remote-code" in refused.err and not coded.exists()
+    hfcap(command, recipe, "--trust-remote-code")
+    assert coded.exists()
+
+
+def test_code_for_generation_is_not_run(run: RunDirectory, tmp_path: Path, hfcap: Hfcap) -> None:
+    """transformers takes `custom_generate/generate.py` next to a model for its `generate`."""
+    marker = tmp_path / "was_run"
+    (run.model / "custom_generate").mkdir()
+    code = f"from pathlib import Path\nPath({str(marker)!r}).write_text('yes')\ndef generate(**_): ...\n"
+    (run.model / "custom_generate" / "generate.py").write_text(code)
+    write_jpeg(tmp_path / "one.jpg", "red")
+    for arguments in (("caption", run.path, tmp_path / "one.jpg"), ("caption", run.path, "--force")):
+        outcome = hfcap(*arguments)
+        assert "Traceback" not in outcome.err and not marker.exists(), outcome
+
+
+def test_an_adapter_imports_nothing(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT imports a module that `adapter_config.json` names for Megatron's layers."""
+    run_hfcap("train", write_recipe(tmp_path, method="lora", family="blip"))
+    folder = tmp_path / "runs" / "tiny" / "model"
+    marker, modules = tmp_path / "was_run", tmp_path / "modules"
+    modules.mkdir()
+    (modules / "evil_core.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).write_text('yes')\n")
+    monkeypatch.syspath_prepend(str(modules))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    changed = {**config, "megatron_config": {"a": 1}, "megatron_core": "evil_core"}
+    (folder / "adapter_config.json").write_text(json.dumps(changed))
+    write_jpeg(tmp_path / "one.jpg", "red")
+    assert_refused(hfcap("caption", tmp_path / "runs" / "tiny", tmp_path / "one.jpg"), "adapter does not fit")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", [".lock", "log.jsonl", "predictions/test.jsonl.part-0123456789abcdef-0"])
+def test_files_that_are_written_where_they_lie_are_no_links(
+    name: str, run: RunDirectory, tmp_path: Path, hfcap: Hfcap
+) -> None:
+    target = tmp_path / "precious"
+    target.write_text("mine\n")
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).symlink_to(target)
+    assert_refused(hfcap("score", run.path, "--force"), f"{run.path / name}: is a link; put the file itself there")
+    assert target.read_text() == "mine\n"
 
 
 def test_with_the_option_it_runs(run: RunDirectory, coded: Path, hfcap: Hfcap) -> None:

@@ -35,7 +35,7 @@ def push_to_hub(
         private: create the repository as private; default: the recipe's publish.private.
         create_pr: open a pull request instead of committing to the branch.
         revision: branch to commit to; default: main.
-        merged: of a LoRA run, publish merged weights instead of the adapter.
+        merged: of a LoRA run, publish merged weights instead of the adapter; default: the recipe's publish.merged.
         dry_run: only stage the files (into the run's folder `publish`); needs no network and no token.
         force: replace a published model whose scores are better.
         verify: before and after the push, load and caption in a clean process.
@@ -50,7 +50,8 @@ def push_to_hub(
     from hfcap.publishing.push import publish
     from hfcap.run.stages import merged_model
 
-    directory = RunDirectory.existing(recipe_of(run, None, trust_remote_code)[1].path)
+    recipe, place = recipe_of(run, None, trust_remote_code)
+    directory = RunDirectory.existing(place.path)
     with reported(progress), quiet_libraries(hub_bars=progress), alone(directory):
         remove_unfinished(directory)
         return publish(
@@ -61,7 +62,7 @@ def push_to_hub(
             dry_run=dry_run,
             revision=revision,
             force=force,
-            model=merged_model(directory, merged, trust_remote_code),
+            model=merged_model(directory, merged or recipe.publish.merged, trust_remote_code),
             verified=verify,
             trust_remote_code=trust_remote_code,
         )

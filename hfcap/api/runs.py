@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hfcap.errors import UserError
 from hfcap.files import read_json
-from hfcap.progress import reported
+from hfcap.progress import error_console, reported
 from hfcap.run_directory.paths import RunDirectory
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def train(
     until: StageName = "train",
     force: bool = False,
     accept_changes: bool = False,
+    finish: bool = False,
     trust_remote_code: bool = False,
     progress: bool = False,
     **overrides: Any,
@@ -90,7 +93,9 @@ def train(
             only with `publish.repo_id` in the recipe.
         force: do the last stage again although its output is there.
         accept_changes: go on although data, base model or keys of the training are not those that the run began with.
-        trust_remote_code: of a run directory whose recipe allows code that came with a model: let it run.
+        finish: end a training that was stopped at its last checkpoint, with the best of its checkpoints.
+        trust_remote_code: let code that came with the base model run, as the recipe's `model.trust_remote_code` does;
+            a run directory that says so needs it here as well.
         progress: show bars and messages on the terminal; otherwise they go to the logger "hfcap".
         overrides: keys of the recipe: blocks as mappings, which change only the keys they name
             (`train={"max_steps": 500}`), or dotted keys (`**{"train.max_steps": 500}`); None removes a block.
@@ -104,7 +109,7 @@ def train(
     from hfcap.captioners.quiet import quiet_libraries
 
     with reported(progress), quiet_libraries(hub_bars=progress):
-        run = execute(recipe, override_texts(overrides), until, force, trust_remote_code, accept_changes)
+        run = execute(recipe, override_texts(overrides), until, force, trust_remote_code, accept_changes, finish)
     return TrainedRun(run.directory.path)
 
 
@@ -115,6 +120,7 @@ def execute(
     force: bool = False,
     trust_remote_code: bool = False,
     accept_changes: bool = False,
+    finish: bool = False,
 ) -> Run:
     """Bring a recipe or run directory up to a stage.
 
@@ -126,7 +132,9 @@ def execute(
     if last not in STAGES:
         raise UserError(f"no stage {last!r}; choose one of {', '.join(STAGES)}")
     recipe, directory = recipe_of(target, overrides, trust_remote_code)
-    run = Run(recipe, directory=directory, accept_changes=accept_changes)
+    if finish and force:
+        raise UserError("finish: ends a training that was begun, and force begins it again; give one of them")
+    run = Run(recipe, directory=directory, accept_changes=accept_changes, finish=finish)
     run.execute(last, force)
     return run
 
@@ -140,7 +148,7 @@ def recipe_of(
 
     A run directory is where it stands. Somebody else may have made it: its recipe names no programs
     (run_directory/recipe.py), and code of its model runs only with `trust_remote_code`. A recipe file is the word of
-    whoever names it.
+    whoever names it. `trust_remote_code` is the key `model.trust_remote_code`, said by whoever calls.
 
     Raises:
         RecipeError: the recipe or an override is wrong; names every problem.
@@ -153,11 +161,11 @@ def recipe_of(
 
     if not isinstance(target, str | os.PathLike):
         values = target.model_dump(mode="json") if isinstance(target, Recipe) else target
-        recipe = recipe_from_mapping(values, "recipe", overrides or [])
+        recipe = _trusting(recipe_from_mapping(values, "recipe", overrides or []), trust_remote_code)
         return recipe, RunDirectory(Path(recipe.output_dir) / recipe.name)
     run = run_directory_at(Path(target)) if Path(target).exists() else None
     if run is None:
-        recipe = load_recipe(recipe_path(os.fspath(target)), overrides or [])
+        recipe = _trusting(load_recipe(recipe_path(os.fspath(target)), overrides or []), trust_remote_code)
         return recipe, RunDirectory(Path(recipe.output_dir) / recipe.name)
     recipe = recipe_of_run(run, overrides or [])
     if recipe.model.trust_remote_code and not trust_remote_code:
@@ -165,12 +173,45 @@ def recipe_of(
             f"{target}: model.trust_remote_code of its recipe lets code that came with a model run on this machine; "
             "give --trust-remote-code (trust_remote_code=True) if the run is yours or you trust its author"
         )
+    recipe = _trusting(recipe, trust_remote_code)
     renamed = [key for key in ("name", "output_dir") if any(text.startswith(f"{key}=") for text in overrides or [])]
     if not renamed:
         return recipe, run
     # The person's own words: another run, next to this one.
     place = Path(recipe.output_dir) if "output_dir" in renamed else run.path.parent
     return recipe, RunDirectory(place / (recipe.name if "name" in renamed else run.path.name))
+
+
+def _trusting(recipe: Recipe, trust_remote_code: bool) -> Recipe:
+    if not trust_remote_code or recipe.model.trust_remote_code:
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"trust_remote_code": True})})
+
+
+@contextmanager
+def checkpoint_model(
+    target: str, checkpoint: Literal["best", "last"] | None, trust_remote_code: bool = False
+) -> Iterator[str]:
+    """Give a model folder with the captioner of a run's checkpoint, for the length of the block.
+
+    Args:
+        target: run directory.
+        checkpoint: None = what `target` names is given as it is.
+
+    Raises:
+        UserError: not a run directory, or it has no such checkpoint.
+    """
+    if checkpoint is None:
+        yield target
+        return
+    from hfcap.run.from_checkpoint import save_checkpoint_model
+
+    recipe, place = recipe_of(target, None, trust_remote_code)
+    run = RunDirectory.existing(place.path)
+    with tempfile.TemporaryDirectory(prefix="hfcap-checkpoint-") as folder:
+        step = save_checkpoint_model(recipe, run, checkpoint, Path(folder))
+        error_console.print(f"Captioning with the checkpoint of step {step:,}")
+        yield folder
 
 
 def override_texts(overrides: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ from hfcap.captioners.shared.custom_model import ConfigTokensMixin
 from hfcap.captioners.shared.dual_encoder import DualEncoder
 from hfcap.captioners.shared.nonparametric import FittingData, NonparametricCaptioner
 from hfcap.captioners.shared.pretrained import TINY_VIT, whole_model
+from hfcap.captioners.shared.room import room_for_caption
 from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 from hfcap.errors import UserError
 from hfcap.places import Location
@@ -214,6 +215,12 @@ class Ensemble(NonparametricCaptioner, ConfigTokensMixin):
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Members and reranker."""
         return {"members": [*self.model.members, *([] if self.reranker is None else [self.reranker.model])]}
+
+    @property
+    def max_text_tokens(self) -> int | None:
+        """Tokens for the member with the least room for captions, after one start token."""
+        rooms = [room for member in self.members if (room := room_for_caption(member)) is not None]
+        return min(room.tokens for room in rooms) + 1 if rooms else None
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the joined pixel values (B, P) as (B, 1, P): each member encodes its own."""

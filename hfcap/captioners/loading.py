@@ -23,6 +23,7 @@ from hfcap.captioners.shared.metadata import SIDECAR, read_sidecar
 from hfcap.captioners.shared.pretrained import require_no_revision_of_folder
 from hfcap.errors import UserError, WorkError, library_faults, reason_of
 from hfcap.files import folder_being_written, read_json, read_json_object
+from hfcap.outside.hub import out_of_reach
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.records import Environment, checked_record
@@ -89,11 +90,8 @@ def local_folder(location: str, revision: str | None) -> Path:
             "in with 'hf auth login' if it is private or gated"
         ) from error
     except OSError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        message = (
-            f"{location}: no such folder here{_nearest_folder(path)}. The Hub could not be reached to look for a "
-            f"model of this name ({reason}). Check the spelling, or the network"
-        )
+        reason = out_of_reach(error) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = f"{location}: no such folder here{_nearest_folder(path)}; as a model of the Hub: {reason}"
         # Inside a folder that is there, or without a namespace, it is a path that somebody mistyped.
         meant_a_path = "/" not in location or path.parent.is_dir()
         raise (UserError if meant_a_path else WorkError)(message) from error

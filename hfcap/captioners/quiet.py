@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
+from hfcap.outside.hub import give_up_soon
+
 
 def quiet_loading() -> None:
-    """Silence transformers' weight-loading chatter in this process; real problems still raise."""
+    """Silence transformers' weight-loading chatter in this process, and waits for a Hub that is out of reach."""
+    give_up_soon()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

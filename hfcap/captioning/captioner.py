@@ -15,6 +15,7 @@ from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
 from hfcap.captioners.loading import load_captioner as load_family_captioner
 from hfcap.captioners.quiet import quiet_libraries
+from hfcap.captioners.shared.room import require_room
 from hfcap.captioning.batches import caption_records
 from hfcap.captioning.given import ImageLike, image_records, is_one_image
 from hfcap.captioning.options import decoding_options, with_enough_beams
@@ -119,8 +120,8 @@ class ImageCaptioner:
     def options(self, **generation: Any) -> GenerateOptions:
         """Return what `caption` with these generation options decodes with.
 
-        Several captions an image (num_return_sequences) are searched with as many beams, at least three, unless
-        num_beams or do_sample say otherwise.
+        Unless num_beams is given, samples (do_sample) are drawn without beams, and several captions an image
+        (num_return_sequences) are searched with as many beams, at least three.
 
         Raises:
             OptionError: one is unknown (the message names the known ones), out of its range, or would be ignored.
@@ -189,6 +190,7 @@ class ImageCaptioner:
             raise OptionError(f"batch_size: must be at least 1, not {batch_size!r}")
         pixels = PixelInputs([], self.captioner.image_processor)
         job = DecodingJob([], pixels, self.options(**generation), batch_size, 0, prompt)
+        require_room(self.captioner, job.options, prompt)
         records = image_records([images] if one else images)  # type: ignore[list-item,arg-type]  # one image, or not
         total = 1 if one else len(images) if isinstance(images, Sized) else None
         with reported(progress), quiet_libraries(hub_bars=progress):

@@ -10,6 +10,7 @@ from typing import Any
 
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
+from hfcap.captioners.shared.room import require_room
 from hfcap.captioning.alt_text import AltText
 from hfcap.captioning.batches import CaptionedRecord, caption_records
 from hfcap.captioning.captioner import ready_captioner
@@ -137,6 +138,7 @@ def _job(
     options = decoding_options({**generation_defaults(local_folder(model, revision)), **overrides})
     _require_effect(overrides, options)
     captioner = ready_captioner(model, revision, trust_remote_code)
+    require_room(captioner, options, prompt)
     if forbidden:
         ids = [*(options.bad_words_ids or []), *bad_words_ids(captioner, forbidden)]
         options = options.model_copy(update={"bad_words_ids": ids})

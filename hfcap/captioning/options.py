@@ -39,8 +39,13 @@ def decoding_options(values: Mapping[str, Any]) -> GenerateOptions:
 
 
 def with_enough_beams(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with beams for the captions asked for: as many, at least three, where nothing is said of beams."""
-    several = given.get("num_return_sequences")
-    if not isinstance(several, int) or "num_beams" in given or given.get("do_sample"):
+    """Return options with beams for the captions asked for, where nothing is said of beams.
+
+    Samples are drawn instead of a beam search; several captions are searched with as many beams, at least three.
+    """
+    if "num_beams" in given:
         return dict(given)
-    return {**given, "num_beams": max(several, _BEAMS_OF_SEVERAL)}
+    if given.get("do_sample"):
+        return {**given, "num_beams": 1}
+    several = given.get("num_return_sequences")
+    return {**given, "num_beams": max(several, _BEAMS_OF_SEVERAL)} if isinstance(several, int) else dict(given)

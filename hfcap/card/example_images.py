@@ -16,6 +16,7 @@ from hfcap.card.requirements import installed_versions, needed_packages
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_bytes, write_json
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.store.image_hashes import file_hashes
 
 if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner
@@ -85,7 +86,14 @@ def record_images(
         write_bytes(run.path / name, content)
     captions = {name: _caption(captioner, content, options) for name, content in files.items()}
     versions = installed_versions(needed_packages(run.model))
-    write_json(run.path / RECORD, {"deterministic": not options.do_sample, "captions": captions, "versions": versions})
+    record = {"deterministic": not options.do_sample, "captions": captions, "versions": versions}
+    write_json(run.path / RECORD, {**record, "weights": weights_of(run.model)})
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """Return path inside a model folder -> SHA-256 of its files of weights."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {file.relative_to(folder).as_posix(): value for file, value in zip(files, file_hashes(files), strict=True)}
 
 
 def note_packages(run: RunDirectory, model: Path, also_needed: Iterable[str] = ()) -> None:
@@ -117,7 +125,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return what was recorded in a run or a repository, with every key.
 
     The keys: deterministic (bool), captions (path inside `folder` -> caption), versions (package -> version that the
-    proof ran with) and also_needed (packages that the proof found missing).
+    proof ran with), also_needed (packages that the proof found missing) and weights (file -> SHA-256 of those that
+    captioned and were scored; empty in records of earlier versions).
 
     Raises:
         UserError: nothing was recorded, or a name leads out of the folder (a repository is a stranger's text).
@@ -141,8 +150,16 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: versions must map packages to versions, and also_needed must be a list")
     if not all(isinstance(text, str) for text in [*versions.values(), *also_needed]):
         raise UserError(f"{path}: names and versions of packages must be texts")
-    deterministic = bool(record.get("deterministic", True))
-    return {"deterministic": deterministic, "captions": captions, "versions": versions, "also_needed": also_needed}
+    weights = record.get("weights", {})
+    if not isinstance(weights, dict) or not all(isinstance(text, str) for text in weights.values()):
+        raise UserError(f"{path}: weights must map files to hashes")
+    return {
+        "deterministic": bool(record.get("deterministic", True)),
+        "captions": captions,
+        "versions": versions,
+        "also_needed": also_needed,
+        "weights": weights,
+    }
 
 
 def copy_images(run: RunDirectory, folder: Path) -> None:
@@ -150,4 +167,4 @@ def copy_images(run: RunDirectory, folder: Path) -> None:
     record = read_record(run.path)
     for name in record["captions"]:
         write_bytes(folder / name, (run.path / name).read_bytes())
-    write_json(folder / RECORD, {key: value for key, value in record.items() if value != []})
+    write_json(folder / RECORD, {key: value for key, value in record.items() if value not in ([], {})})

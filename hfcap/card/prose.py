@@ -147,7 +147,8 @@ def _run(known: RunFacts) -> Safe:
         epochs = f" ({facts['epochs']:.3g} epochs)" if facts.get("epochs") else ""
         seen = f", {count(facts['captions_seen'])} captions" if facts.get("captions_seen") else ""
         images = f"; {count(facts['images_seen'])} images{seen} seen" if facts.get("images_seen") else ""
-        end = ", ended by early stopping" if facts.get("stopped") == "early" else ""
+        ends = {"early": ", ended by early stopping", "on request": ", ended on request before the planned end"}
+        end = ends.get(str(facts.get("stopped")), "")
         sentences.append(f"{count(facts['steps'])} optimiser updates{epochs}{end}{images}.")
     best = facts.get("best_metric") or {}
     if facts.get("best_step") and best.get("value") is not None:
@@ -280,7 +281,7 @@ def limits(known: RunFacts) -> list[Safe]:
         "where an error does harm.",
         "Not meant for identifying people, for judging persons, or for medical, legal or safety decisions.",
     ]
-    if known.recipe.publish.language == "en":
+    if known.recipe.publish.language in ("en", ["en"]):
         lines.append("Captions are in English only.")
     return [Safe(line) for line in lines]
 

@@ -159,6 +159,8 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
         UserError: a file of the run is damaged.
     """
     recipe = recipe_of_run(run)
+    if model is None and recipe.publish.merged and run.merged_model.is_dir():
+        model = run.merged_model
     folder = model or run.model
     # Without a base model on the Hub only merged weights can be published; they look like the run's own base model.
     must_merge = model is None and (folder / "adapter_config.json").is_file() and run.base_model.is_dir()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -13,6 +16,7 @@ from hfcap.cli import caption, captions, datasets, publications, runs, scores, w
 from hfcap.cli.common import app, broken_torchvision
 from hfcap.cli.examples import epilog
 from hfcap.errors import StoppedError, UserError, WorkError
+from hfcap.outside.system import problem_of
 from hfcap.progress import console, error_console
 from hfcap.text import printable
 
@@ -68,10 +72,27 @@ def _options(
     pass
 
 
+@contextlib.contextmanager
+def _stopped_like_ctrl_c() -> Iterator[None]:
+    """Let what schedulers and closed terminals send (SIGTERM, SIGHUP) stop a command as Ctrl-C does, tidily.
+
+    Who starts it with these signals ignored (nohup) has them ignored.
+    """
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
     """Run the command line and turn known errors into one message and an exit code."""
     try:
-        app()
+        with _stopped_like_ctrl_c():
+            app()
     except UserError as error:
         error_console.print(printable(f"error: {error}", "\n\t"), style="red", markup=False, soft_wrap=True)
         sys.exit(2)
@@ -81,7 +102,10 @@ def main() -> None:
     except StoppedError as error:
         error_console.print(str(error), style="yellow", markup=False, soft_wrap=True)
         sys.exit(_STOPPED)
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, MemoryError) as error:
+        if (failure := problem_of(error)) is not None:
+            error_console.print(f"failed: {failure}", style="red", markup=False, soft_wrap=True)
+            sys.exit(1)
         problem = broken_torchvision(error)
         if problem is None:
             raise

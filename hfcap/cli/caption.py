@@ -70,6 +70,9 @@ Split = Annotated[str | None, typer.Option(help="of a dataset; default: all")]
 ConfigName = Annotated[str | None, typer.Option(help="configuration of a Hub dataset")]
 ImageColumn = Annotated[str | None, typer.Option(help="of a dataset with several columns of images")]
 ImageFolder = Annotated[str | None, typer.Option(help="image folder of a COCO file, if not 'images' next to it")]
+Checkpoint = Annotated[
+    Literal["best", "last"] | None, typer.Option(help="of a run, also while it trains: caption with this checkpoint")
+]
 Revision = Annotated[str | None, typer.Option(help="commit, tag or branch of the model on the Hub")]
 
 
@@ -103,6 +106,7 @@ def caption(
     image_column: ImageColumn = None,
     images: ImageFolder = None,
     revision: Revision = None,
+    checkpoint: Checkpoint = None,
     accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
@@ -136,6 +140,7 @@ def _caption_images(
     force: bool,
     trust_remote_code: bool,
 ) -> None:
+    from hfcap.api.runs import checkpoint_model
     from hfcap.captioners.quiet import quiet_loading
     from hfcap.captioning import DatasetChoice, caption_images, images_of, with_enough_beams
 
@@ -147,18 +152,19 @@ def _caption_images(
         return
     choice = DatasetChoice(**_of(given, _DATASET))
     images = images_of(inputs or [], choice) if finishing.page is None else finishing.page.images
-    found = caption_images(
-        model,
-        images,
-        output,
-        overrides=with_enough_beams(_of(given, _GENERATION)),
-        prompt=given.get("prompt"),
-        batch_size=given.get("batch_size", 16),
-        revision=given.get("revision"),
-        trust_remote_code=trust_remote_code,
-        again=force,
-        finishing=finishing,
-    )
+    with checkpoint_model(model, given.get("checkpoint"), trust_remote_code) as place:
+        found = caption_images(
+            place,
+            images,
+            output,
+            overrides=with_enough_beams(_of(given, _GENERATION)),
+            prompt=given.get("prompt"),
+            batch_size=given.get("batch_size", 16),
+            revision=given.get("revision"),
+            trust_remote_code=trust_remote_code,
+            again=force,
+            finishing=finishing,
+        )
     if marked := sum(bool(prediction.review) for prediction in found):
         say(f"{marked:,} of {len(found):,} captions are marked for review")
     if finishing.sidecars is not None:

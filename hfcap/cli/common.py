@@ -39,6 +39,10 @@ AcceptChanges = Annotated[
         "--accept-changes", help="go on although data, base model or training keys are not those the run began with"
     ),
 ]
+Finish = Annotated[
+    bool,
+    typer.Option("--finish", help="end a stopped training at its last checkpoint; the best one so far is kept"),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that comes with the model; only if you trust its author")
 ]
@@ -104,6 +108,7 @@ def execute(
     force: bool = False,
     trust_remote_code: bool = False,
     accept_changes: bool = False,
+    finish: bool = False,
 ) -> Run:
     """Bring a recipe or run directory up to a stage.
 
@@ -114,7 +119,7 @@ def execute(
     from hfcap.captioners.quiet import quiet_loading
 
     quiet_loading()
-    return runs.execute(target, overrides, last, force, trust_remote_code, accept_changes)
+    return runs.execute(target, overrides, last, force, trust_remote_code, accept_changes, finish)
 
 
 def broken_torchvision(error: BaseException) -> str | None:

@@ -11,6 +11,7 @@ import typer
 
 from hfcap.cli.common import (
     AcceptChanges,
+    Finish,
     Force,
     Overrides,
     RecipeOrRun,
@@ -30,15 +31,17 @@ def run(
     recipe: RecipeOrRun,
     overrides: Overrides = None,
     accept_changes: AcceptChanges = False,
+    finish: Finish = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Do every stage: train, caption, score, write the card, publish. Finished stages are skipped."""
-    done = execute(recipe, overrides, "publish", trust_remote_code=trust_remote_code, accept_changes=accept_changes)
+    done = execute(recipe, overrides, "publish", False, trust_remote_code, accept_changes, finish)
     if done.accelerator.is_main_process:
         done.print_scores()
         say(f"Run directory: {done.directory.path}")
         say(f"Card:          {done.directory.card}")
-        say(f"To publish:    {done.directory.publish}")
+        if done.directory.publish.is_dir():
+            say(f"To publish:    {done.directory.publish}")
         trust = " --trust-remote-code" if done.recipe.model.trust_remote_code else ""
         say(f"Next, caption an image of your own:  hfcap caption {done.directory.path} IMAGE.jpg{trust}")
 
@@ -49,10 +52,11 @@ def train(
     overrides: Overrides = None,
     force: Force = False,
     accept_changes: AcceptChanges = False,
+    finish: Finish = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train, or continue training, up to the finished model."""
-    done = execute(recipe, overrides, "train", force, trust_remote_code, accept_changes)
+    done = execute(recipe, overrides, "train", force, trust_remote_code, accept_changes, finish)
     if done.accelerator.is_main_process:
         say(f"Model: {done.directory.model}")
 

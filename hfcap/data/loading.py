@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import random
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -266,6 +268,29 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader whose workers end with the process, also where an error keeps its iterator alive until then.
+
+    Python asks them by SIGTERM, which they leave to the main process, and would wait for them for ever.
+    """
+
+    def __iter__(self) -> Any:
+        """Return an iterator, and remember whose workers it has."""
+        iterator = super().__iter__()
+        _iterators.add(iterator)
+        return iterator
+
+
+@atexit.register
+def _end_workers() -> None:
+    for iterator in _iterators:
+        for worker in getattr(iterator, "_workers", ()):  # torch's own; there are none without worker processes
+            worker.kill()
+
+
 class BatchLoader:
     """Loads chosen batches in order, prepared ahead by `num_workers` processes that stay from epoch to epoch.
 
@@ -275,7 +300,7 @@ class BatchLoader:
 
     def __init__(self, dataset: CaptionDataset, collate: Collate, num_workers: int) -> None:
         self._sampler = _FixedBatches()
-        self._loader: DataLoader[Any] = DataLoader(
+        self._loader = _Loader(
             dataset,
             batch_sampler=self._sampler,
             collate_fn=collate,
@@ -306,7 +331,7 @@ class _ImageOnly(Dataset[torch.Tensor]):
 
 def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_workers: int) -> DataLoader[torch.Tensor]:
     """Load only the image inputs of the given batches, in order."""
-    return DataLoader(
+    return _Loader(
         _ImageOnly(inputs),
         batch_sampler=[list(batch) for batch in batches],
         # The default puts rows of a worker into the number type of the first; a store may hold two.

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hfcap.doctor.cost import Cost, gigabytes
+from hfcap.doctor.cost import Cost
 from hfcap.doctor.dataset import DataFacts
 from hfcap.doctor.labels import LabelFacts, ShownCaption
 from hfcap.doctor.measurement import Measurement
@@ -20,7 +20,7 @@ from hfcap.doctor.report import DoctorReport
 from hfcap.doctor.tokens import TokenFacts
 from hfcap.doctor.train_generate_parity import AgreementFacts
 from hfcap.doctor.weights import WeightFacts
-from hfcap.text import printable
+from hfcap.text import gigabytes, printable
 
 _SUPERVISED, _IGNORED = "bold green", "bright_black"
 _MAX_LISTED_SIZES = 4

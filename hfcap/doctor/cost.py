@@ -15,6 +15,7 @@ from hfcap.doctor.measurement import Measurement, memory_of
 from hfcap.doctor.weights import WeightFacts
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
+from hfcap.text import gigabytes
 
 _ADAM_BYTES = 8
 _FLOAT_BYTES = 4
@@ -199,11 +200,3 @@ def report_memory(recipe: Recipe, memory: Memory, findings: Findings) -> None:
     )
     add = findings.error if memory.total > memory.available else findings.warning
     add("train.per_device_train_batch_size", message, remedy)
-
-
-def gigabytes(size: float) -> str:
-    """Return a size for people: 3.2 GB, 14 MB."""
-    for unit, amount in (("GB", 1e9), ("MB", 1e6)):
-        if size >= amount:
-            return f"{size / amount:.3g} {unit}" if size < 1000 * amount else f"{size / amount:,.0f} {unit}"
-    return f"{size / 1e3:.3g} kB"

@@ -15,7 +15,7 @@ from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.data.source import Split, load_split
 from hfcap.doctor.console_report import print_report
-from hfcap.doctor.cost import Memory, estimate_cost, gigabytes, plan_schedule, report_memory
+from hfcap.doctor.cost import Memory, estimate_cost, plan_schedule, report_memory
 from hfcap.doctor.dataset import examine_data
 from hfcap.doctor.findings import not_yours
 from hfcap.doctor.labels import examine_labels, example_batch, shown_images
@@ -28,9 +28,11 @@ from hfcap.doctor.weights import examine_weights
 from hfcap.errors import UserError
 from hfcap.files import write_json
 from hfcap.progress import console, error_console
+from hfcap.publishing.bases import adapter_without_base
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.scoring.verdict import few_images_problem
+from hfcap.text import gigabytes
 from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
 from hfcap.training.assemble import tokenised, train_dataset, uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
@@ -130,6 +132,8 @@ class _Examination:
             report.pixels = examine_pixels(train, captioner.image_processor, sheet, findings)
         if not captioner.trains_by_gradients:
             return  # no labels, no loss, no training steps
+        if unpublishable := adapter_without_base(recipe):
+            findings.warning(*unpublishable)
         make_trainable(captioner, recipe)
         report.weights = examine_weights(recipe, captioner, findings)
         _say("Looking at labels and generation")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, WorkError
 from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.shared.images import DecodedImages, FileBytes, Images, image_files
@@ -55,15 +55,19 @@ class ClipEncoder:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+        from hfcap.outside.hub import give_up_soon, out_of_reach
+
+        give_up_soon()
         try:
             # float32: half precision moves CLIPScore in the third decimal.
             loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
             self._image_processor: Any = AutoImageProcessor.from_pretrained(model, backend=IMAGE_BACKEND)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{model}: the CLIP model of metric 'clip_score' cannot be loaded ({error}); choose another"
-            ) from None
+            said = f"{model}: the CLIP model of metric 'clip_score' cannot be loaded"
+            if far := out_of_reach(error):
+                raise WorkError(f"{said}: {far}") from error
+            raise UserError(f"{said} ({error}); choose another") from None
         if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
             raise UserError(
                 f"{model}: not a CLIP model ({type(loaded).__name__} has no image and text encoder); choose a "

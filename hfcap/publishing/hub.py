@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -24,6 +25,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
+from hfcap.outside.hub import give_up_soon, out_of_reach
 from hfcap.publishing.secrets import redact
 
 Result = TypeVar("Result")
@@ -92,6 +94,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: overload, broken connection, no answer."""
     if isinstance(error, HfHubHTTPError):
         return status_of(error) in TRANSIENT
+    if isinstance(error, OfflineModeIsEnabled):
+        return False  # asked often enough (outside/hub.py), or not to be asked
     return isinstance(error, transport_errors())
 
 
@@ -118,6 +122,7 @@ def with_retries(action: Callable[[], Result], doing: str) -> Result:
         UserError: not signed in, no permission, no such repository.
         WorkError: the Hub or the network failed, after `ATTEMPTS` tries where a retry makes sense.
     """
+    give_up_soon()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
@@ -167,6 +172,8 @@ def explained(error: BaseException, doing: str) -> UserError | WorkError:
     if isinstance(error, RevisionNotFoundError):
         return UserError(f"{doing}: no such revision; create the branch on the Hub first, or leave --revision out")
     if not isinstance(error, HfHubHTTPError) or error.response is None:
+        if far := out_of_reach(error):
+            return WorkError(f"{doing}: {redact(far)}")
         reason = redact(str(error) or type(error).__name__)
         return WorkError(
             f"{doing}: the connection failed ({reason}); files become visible all together or not at all: run it again"

@@ -17,7 +17,7 @@ from typing import Any
 
 from hfcap.card import training_curve
 from hfcap.card.code_files import needed_code
-from hfcap.card.example_images import RECORD, copy_images, note_packages, record_images
+from hfcap.card.example_images import RECORD, copy_images, note_packages, read_record, record_images, weights_of
 from hfcap.card.front_matter import eval_results_file
 from hfcap.card.machine_paths import is_machine_path, portable
 from hfcap.card.render import existing_card, render
@@ -39,6 +39,7 @@ from hfcap.publishing.secrets import refuse_secrets
 from hfcap.publishing.verify_scores import write_manifest
 from hfcap.recipe import strict_yaml
 from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.publish_fields import size_in_bytes
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.recipe import recipe_of_run
 
@@ -81,7 +82,6 @@ MODEL_PATTERNS = (
 EVAL_RESULTS = ".eval_results/hfcap.yaml"
 
 _NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file", "vocab_file")
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,7 @@ def stage_files(
         note_packages(run, model or run.model, also_needed)
     known = read_card_input(run, repo_id, model)
     _check_weights(known)
+    _require_scored_weights(run)
     with folder_being_written(run.publish) as folder:
         _copy_model(known, folder)
         _write_results(run, known, folder)
@@ -179,7 +180,20 @@ def _check_weights(known: RunFacts) -> None:
     if known.is_adapter and not known.base_models:
         raise UserError(
             f"{folder}: an adapter needs a base model on the Hub, and this run's was a local copy or put together "
-            "here; give its Hub id in the recipe (publish.base_model), or publish the merged weights (--merged)"
+            "here; give its Hub id in the recipe (publish.base_model), or publish the merged weights (--merged, or "
+            "publish.merged in the recipe)"
+        )
+
+
+def _require_scored_weights(run: RunDirectory) -> None:
+    """Refuse weights that are not those whose captions were scored: the card would tell of another model."""
+    if not (run.path / RECORD).is_file():
+        return
+    scored, now = read_record(run.path)["weights"], weights_of(run.model)
+    if changed := [name for name, value in scored.items() if now.get(name) != value]:
+        raise UserError(
+            f"{run.model / changed[0]}: is not the file that captioned and was scored; put it back, or caption and "
+            f"score what is there now: hfcap caption {run.path} --force --accept-changes, then hfcap run {run.path}"
         )
 
 
@@ -198,6 +212,7 @@ def _copy_model(known: RunFacts, folder: Path) -> None:
 
 def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], known: RunFacts) -> None:
     named = (*CONFIGURATION, *PROCESSOR)
+    shard_size = size_in_bytes(known.recipe.publish.max_shard_size)
     code = needed_code(source_folder, [name for name in named if name.endswith("config.json")])
     for source in sorted(source_folder.iterdir()):
         if not any(fnmatch.fnmatch(source.name, pattern) for pattern in patterns) or not source.is_file():
@@ -215,8 +230,8 @@ def _copy_files(source_folder: Path, folder: Path, patterns: tuple[str, ...], kn
             write_text(
                 target, json.dumps(_published_config(content, source, known), indent=2, ensure_ascii=False) + "\n"
             )
-        elif source.name == "model.safetensors" and source.stat().st_size > _bytes(known.recipe.publish.max_shard_size):
-            _write_shards(source, folder, known.recipe.publish.max_shard_size)
+        elif source.name == "model.safetensors" and source.stat().st_size > shard_size:
+            _write_shards(source, folder, shard_size)
         else:
             shutil.copyfile(source, target)
 
@@ -245,21 +260,14 @@ def _is_local(value: str) -> bool:
     return is_machine_path(value) or value.count("/") > 1 or "\\" in value or Path(value).is_dir()
 
 
-def _bytes(size: str) -> int:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)\s*", size, re.IGNORECASE)
-    if match is None:
-        raise UserError(f"publish.max_shard_size: {size!r} is not a size; write for example 5GB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _write_shards(source: Path, folder: Path, max_shard_size: str) -> None:
+def _write_shards(source: Path, folder: Path, max_shard_size: int) -> None:
     from huggingface_hub import save_torch_state_dict
     from safetensors.torch import load_file
 
     save_torch_state_dict(
         load_file(source),
         folder,
-        max_shard_size=_bytes(max_shard_size),
+        max_shard_size=max_shard_size,
         metadata={"format": "pt"},
         safe_serialization=True,
     )

@@ -22,7 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
 from hfcap import registry
-from hfcap.card.example_images import FOLDER
+from hfcap.card.example_images import FOLDER, read_record
 from hfcap.card.front_matter import shown_value
 from hfcap.card.kept_sections import split_front_matter
 from hfcap.card.markdown_pieces import shown_number
@@ -74,7 +74,10 @@ def check_numbers(folder: Path, hashes: Mapping[str, str], references: Path | No
         hashes: SHA-256 of files that are not in `folder` (weights on the Hub), by path.
         references: human captions of the scored split; None = those that the recipe makes itself, if it does.
     """
-    findings = [_checked("file hashes", lambda: _check_manifest(folder, hashes))]
+    findings = [
+        _checked("file hashes", lambda: _check_manifest(folder, hashes)),
+        _checked("weights", lambda: _check_weights(folder, hashes)),
+    ]
     scored = sorted((folder / "scores").glob("*.json"))
     if not scored:
         return [*findings, ("scores", "not checked", "there are no score files")]
@@ -119,14 +122,30 @@ def _check_manifest(folder: Path, hashes: Mapping[str, str]) -> tuple[list[str],
         raise UserError(f"{MANIFEST}: must map file names to hashes")
     wrong = []
     for name, value in noted.items():
-        path = folder / name
-        inside = path.resolve().is_relative_to(folder.resolve())
-        found = sha256_of(path) if inside and path.is_file() else hashes.get(name)
+        found = _hash_of(folder, name, hashes)
         if found is None:
             wrong.append(f"{name} is missing")
         elif found != value:
             wrong.append(f"{name} is not the file that was published with the others")
     return wrong, f"all {len(noted)} as published"
+
+
+def _hash_of(folder: Path, name: str, hashes: Mapping[str, str]) -> str | None:
+    path = folder / name
+    inside = path.resolve().is_relative_to(folder.resolve())
+    return sha256_of(path) if inside and path.is_file() else hashes.get(name)
+
+
+def _check_weights(folder: Path, hashes: Mapping[str, str]) -> tuple[list[str], str]:
+    """Compare with the weights that captioned the scored images; shards and merged weights are other files."""
+    scored = read_record(folder)["weights"]
+    if not scored:
+        raise _NotCheckedError("published without the hashes of the weights that were scored (by an earlier hfcap)")
+    found = {name: value for name in scored if (value := _hash_of(folder, name, hashes)) is not None}
+    if not found:
+        raise _NotCheckedError("the weights were merged or cut into shards after they had been scored")
+    wrong = [f"{name} is not the file whose captions were scored" for name in found if found[name] != scored[name]]
+    return wrong, "those whose captions were scored"
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from hfcap.places import FrequencyFile, LocalPath, Location, Place
 from hfcap.recipe.block_base import Block, NonNegativeInt, PositiveInt, Share
 from hfcap.recipe.dpo import DpoOptions
+from hfcap.recipe.publish_fields import require_id, require_language, require_licence, size_in_bytes
 from hfcap.recipe.scst import ScstOptions
 from hfcap.recipe.training_blocks import LoraOptions as LoraOptions
 from hfcap.recipe.training_blocks import TrainOptions as TrainOptions
@@ -149,10 +150,12 @@ class GenerateOptions(Block):
 
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:
-        if not self.do_sample and self.num_return_sequences > self.num_beams:
+        drawn_alone = self.do_sample and self.num_beams == 1  # sampling within beams gives as many captions as beams
+        if not drawn_alone and self.num_return_sequences > self.num_beams:
+            otherwise = "num_beams: 1, which draws each by itself" if self.do_sample else "do_sample: true"
             raise ValueError(
                 f"num_return_sequences={self.num_return_sequences} needs num_beams of at least that many, "
-                f"not {self.num_beams}, or do_sample: true"
+                f"not {self.num_beams}, or {otherwise}"
             )
         return self
 
@@ -194,10 +197,11 @@ class PublishOptions(Block):
 
     repo_id: str | None = Field(None, description="namespace/name; without it only --dry-run works")
     private: bool = Field(False, description="a new repository is private")
+    merged: bool = Field(False, description="of a LoRA run: publish merged weights instead of the adapter")
     license: str | None = Field(None, description="Hub licence identifier of the published weights")
     license_name: str | None = Field(None, description="the licence's own name, where license is other")
     license_link: str | None = Field(None, description="where its text is, where license is other")
-    language: str = Field("en", description="of the captions, as the Hub names it")
+    language: str | list[str] = Field("en", description="code of the captions' language (en, de, ...), or a list")
     tags: list[str] = Field(default_factory=list, description="of the card, in addition to hfcap's")
     base_model: str | None = Field(None, description="Hub id of the base model, where the run used a local copy")
     dataset: str | None = Field(None, description="Hub id of the dataset, for the card")
@@ -215,6 +219,14 @@ class PublishOptions(Block):
         if self.license == "other" and not self.license_name:
             raise ValueError("license: other needs license_name (and license_link); the Hub refuses the card otherwise")
         return self
+
+    @field_validator("license", "language", "base_model", "dataset", "max_shard_size")
+    @classmethod
+    def _accepted_by_the_hub(cls, value: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        checks = {"license": require_licence, "language": require_language, "max_shard_size": size_in_bytes}
+        for text in [value] if isinstance(value, str) else value or []:
+            checks.get(str(info.field_name), require_id)(text)
+        return value
 
     @field_validator("repo_id")
     @classmethod
@@ -275,7 +287,8 @@ class Recipe(Block):
     @property
     def caption_language(self) -> str | None:
         """Language that the recipe names for the captions; None = nobody said that they are not English."""
-        published = self.publish.language
+        named = self.publish.language
+        published = named if isinstance(named, str) else next(iter(named), "en")  # of several, the first
         return self.score.language or (None if published == "en" else published)
 
     @field_validator("generate")
@@ -291,6 +304,12 @@ class Recipe(Block):
                 f"min_new_tokens={options.min_new_tokens} must not be more than max_new_tokens={options.max_new_tokens}"
             )
         return options
+
+    @model_validator(mode="after")
+    def _merges_something(self) -> Self:
+        if self.publish.merged and self.lora is None:
+            raise ValueError("publish.merged: is for LoRA runs; this recipe trains all weights (no block lora)")
+        return self
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:

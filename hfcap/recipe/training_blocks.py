@@ -115,6 +115,8 @@ class LoraOptions(Block):
     @field_validator("target_modules")
     @classmethod
     def _readable(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("names no layer; give auto, all-linear or a list of name endings")
         if isinstance(value, str):
             try:
                 re.compile(value)

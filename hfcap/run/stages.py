@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,19 +12,24 @@ from typing import Any, Literal
 from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
+from hfcap.captioners.shared.room import require_room
 from hfcap.card.example_images import SAMPLES_FOLDER, record_images
 from hfcap.card.render import write_card
 from hfcap.card.samples import choose_samples
 from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
 from hfcap.data.source import Split, load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
-from hfcap.errors import MissingPackageError, UserError
+from hfcap.errors import UserError
 from hfcap.files import read_json_object, write_json, write_json_lines
 from hfcap.metrics.shared.caption_files import warn_on_terminal
+from hfcap.outside.system import failures_of_the_system
 from hfcap.progress import console
+from hfcap.publishing.bases import adapter_without_base, say_of_missing_base
 from hfcap.publishing.push import check_may_publish, publish
 from hfcap.publishing.staging import stage_files
 from hfcap.recipe.blocks import ExpectOptions, Recipe
+from hfcap.run.from_checkpoint import require_checkpoint
+from hfcap.run.processes import make_accelerator as make_accelerator
 from hfcap.run.watch import Watch
 from hfcap.run_directory.paths import RunDirectory, alone, remove_unfinished
 from hfcap.run_directory.recipe import with_absolute_places
@@ -37,8 +40,6 @@ from hfcap.scoring.of_run import RunScoring
 from hfcap.scoring.score_table import metric_name, score_table, shown_score
 from hfcap.scoring.verdict import Values, baseline_problem, few_images_problem, main_score
 from hfcap.text import printable
-from hfcap.training import emissions
-from hfcap.training.accelerator import new_accelerator
 from hfcap.training.assemble import image_inputs
 from hfcap.training.fitting import fit_stage
 from hfcap.training.run_record import weight_hashes
@@ -47,46 +48,6 @@ from hfcap.training.train import train_stage
 StageName = Literal["train", "caption", "score", "card", "publish"]
 STAGES: tuple[StageName, ...] = ("train", "caption", "score", "card", "publish")
 
-_LAUNCHER_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR", "WORLD_SIZE")
-"""Set by accelerate's launcher always; for several processes; by launchers that really start several."""
-
-
-def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
-    """Create the Accelerator of a run.
-
-    Raises:
-        MissingPackageError: a tracker in `train.report_to` is not installed.
-        UserError: the precision, or the accelerate configuration, is nothing that hfcap can train with here, or several
-            processes were asked for and one was started.
-    """
-    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
-
-    for tracker in recipe.train.report_to:
-        # Accelerate leaves trackers out without a word.
-        if importlib.util.find_spec(tracker) is None:
-            raise MissingPackageError(tracker, f"train.report_to: {tracker}")
-    accelerator = new_accelerator(
-        recipe.train.mixed_precision,
-        log_with=[tracker for tracker in recipe.train.report_to if tracker != emissions.NAME] or None,
-        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path / "trackers")),
-        # The loop accumulates; a number in the user's accelerate configuration would divide the loss once more.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # Encoders carry heads that captioning does not use (poolers); their weights never get gradients.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    _require_all_processes(accelerator)
-    return accelerator
-
-
-def _require_all_processes(accelerator: Any) -> None:
-    """Refuse what `accelerate launch --cpu --num_processes 2` does: it sets a meeting point, and starts one process."""
-    launched, meeting, counted = (name in os.environ for name in _LAUNCHER_VARIABLES)
-    if launched and meeting and not counted and accelerator.num_processes == 1:
-        raise UserError(
-            "accelerate launch was asked for several processes and started one, as it does on CPUs; start them with: "
-            "ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hfcap ..., or leave --num_processes out"
-        )
-
 
 class Run:
     """One recipe in its run directory; `execute` brings it up to a stage.
@@ -94,6 +55,7 @@ class Run:
     Args:
         directory: where the run stands; None = `<output_dir>/<name>` of the recipe.
         accept_changes: go on although data, base model or keys of the training are not those that the run began with.
+        finish: end a training that was begun at its last checkpoint.
     """
 
     def __init__(
@@ -102,7 +64,9 @@ class Run:
         accelerator: Any | None = None,
         directory: RunDirectory | None = None,
         accept_changes: bool = False,
+        finish: bool = False,
     ) -> None:
+        self._finish = finish
         self.recipe = with_absolute_places(recipe)
         self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name) if directory is None else directory
         self.record = StageRecord(self.directory, self.recipe)
@@ -153,10 +117,11 @@ class Run:
 
     def execute(self, last: StageName, force: bool = False) -> None:
         """Run every stage up to and including `last`; `force` does the last one again."""
-        if last == "publish" and self.recipe.publish.repo_id is not None and self.accelerator.is_main_process:
-            # Hours of training should not end at a token that may only read.
-            check_may_publish(self.recipe.publish.repo_id)
+        if last == "publish" and self.accelerator.is_main_process:
+            self._check_publishing()
         again = force and last == "train"
+        if self._finish and not self._is_finished("train", self._trained):
+            require_checkpoint(self.directory)
         if not again:
             self.watch.require_same_recipe()
         if again or not self._is_finished("train", self._trained):
@@ -174,8 +139,15 @@ class Run:
                 self.watch.take_over_recipe()
             self.accelerator.wait_for_everyone()
             for name in STAGES[: STAGES.index(last) + 1]:
-                getattr(self, f"_{name}")(force and name == last)
+                with failures_of_the_system(lambda name=name: f"stage {name!r} of {self.directory.path}"):  # type: ignore[misc]
+                    getattr(self, f"_{name}")(force and name == last)
             self.watch.say_skipped(last)
+
+    def _check_publishing(self) -> None:
+        """Hours of training should not end at what could have been known before."""
+        say_of_missing_base(self.recipe)
+        if self.recipe.publish.repo_id is not None:
+            check_may_publish(self.recipe.publish.repo_id)
 
     def records(self, split: Split) -> list[CaptionedImage]:
         """Checked records of one split."""
@@ -207,7 +179,8 @@ class Run:
         splits = {name: self.records(name) for name in ("train", "validation")}
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
         if family.trains_by_gradients:
-            train_stage(self.recipe, self.directory, splits, self.accelerator, self.watch.accept_changes)
+            accept = self.watch.accept_changes
+            train_stage(self.recipe, self.directory, splits, self.accelerator, accept, self._finish)
         else:
             fit_stage(self.recipe, self.directory, splits, self.accelerator)
         self._mark_done("train", {"weights": weight_hashes(self.directory)})
@@ -229,6 +202,7 @@ class Run:
             write_json(self.directory.references(split), _coco_references(records))
             self.watch.note_split(split, records)
         captioner = self._trained_captioner()
+        require_room(captioner, self.recipe.generate)  # training looked as well, but the recipe may have changed
         frozen = read_json_object(self.directory.summary, "training summary").get("encoder_frozen")
         stored = bool(frozen) and self.recipe.data.may_store_features
         inputs = image_inputs(captioner, records, self.recipe, stored, self.accelerator)
@@ -302,13 +276,15 @@ class Run:
 
     def _card(self, force: bool) -> None:
         if self.accelerator.is_main_process:
+            if self.recipe.publish.merged:
+                merged_model(self.directory, wanted=True, trust_remote_code=self.recipe.model.trust_remote_code)
             write_card(self.directory)
 
     def _publish(self, force: bool) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process or adapter_without_base(self.recipe) is not None:
             return
         trust = self.recipe.model.trust_remote_code
-        model = merged_model(self.directory, wanted=False, trust_remote_code=trust)
+        model = merged_model(self.directory, wanted=self.recipe.publish.merged, trust_remote_code=trust)
         if self.recipe.publish.repo_id is not None:
             console.print(str(publish(self.directory, model=model, trust_remote_code=trust)), markup=False)
         else:

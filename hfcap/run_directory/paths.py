@@ -121,8 +121,12 @@ def alone(run: RunDirectory) -> AbstractContextManager[None]:
     """Keep other commands away from a run while one changes it.
 
     Raises:
-        UserError: another command is working on it.
+        UserError: another command is working on it, or a file that is written where it lies is a link: a run directory
+            of somebody else's could let it lead anywhere.
     """
+    for path in (run.lock, run.log, *run.predictions("").parent.glob("*.part-*")):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link; put the file itself there, or delete it")
     return only_one(
         run.lock,
         f"{run.path}: another hfcap is working on this run; wait until it is done, or choose another name (name=...)",

@@ -12,6 +12,7 @@ from hfcap.data.loading import PixelInputs, image_loader
 from hfcap.progress import error_console, progress_bar
 from hfcap.store.image_hashes import image_hashes
 from hfcap.store.row_store import Place, RowStore, ShardWriter
+from hfcap.text import gigabytes
 
 
 class OneProcess:
@@ -81,8 +82,8 @@ class StoreFiller:
         free = self.rows.require_room(size, self.wording.store, self.wording.remedy)
         if self.accelerator.is_main_process:
             error_console.print(
-                f"{self.wording.doing} {len(missing):,} images once, {size / 1e6:,.0f} MB in {self.rows.folder} "
-                f"({free / 1e9:,.0f} GB free)",
+                f"{self.wording.doing} {len(missing):,} images once, {gigabytes(size)} in {self.rows.folder} "
+                f"({gigabytes(free)} free)",
                 markup=False,
             )
             self.rows.describe(self.maker, row)

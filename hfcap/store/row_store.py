@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -23,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hfcap.errors import UserError, WorkError
-from hfcap.files import read_json, write_bytes, write_json
+from hfcap.files import read_json, write_bytes, write_json, write_problem
+from hfcap.text import gigabytes
 
 IMAGES_PER_SHARD = 512
 BYTES_PER_SHARD = 128_000_000
@@ -120,25 +120,21 @@ class RowStore:
         return places
 
     def write_problem(self) -> str | None:
-        """Return why nothing can be added to the store (a read-only disk, somebody else's folder); None if it can."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                return None
-        except OSError as error:
-            return f"{self.folder} cannot be written ({error.strerror or error})"
+        """Return why nothing can be added to the store; None if it can."""
+        return write_problem(self.folder)
 
     def require_room(self, n_bytes: int, what: str, remedy: str) -> int:
         """Return the free bytes of the disk.
 
         Raises:
-            WorkError: fewer than `n_bytes` (and five per cent); says how many `what` needs, and the remedy.
+            WorkError: fewer than `n_bytes` (and five per cent), or nothing can be written; says what, and the remedy.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if problem := self.write_problem():
+            raise WorkError(f"{what}: {problem}; {remedy}")
         free = shutil.disk_usage(self.folder).free
         if n_bytes * 1.05 > free:
             raise WorkError(
-                f"{self.folder}: {what} needs {n_bytes / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free; {remedy}"
+                f"{self.folder}: {what} needs {gigabytes(n_bytes)} but only {gigabytes(free)} are free; {remedy}"
             )
         return free
 

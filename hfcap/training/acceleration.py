@@ -63,6 +63,9 @@ def checkpoint_layers(captioner: Captioner, setting: bool | list[str]) -> None:
         captioner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         raise UserError(f"train.gradient_checkpointing: {error}; set it to false") from error
+    # transformers lets the word embeddings' output require gradients where nothing else would, for reentrant
+    # checkpoints. Ours are not, and GIT adds to that output in place, which autograd forbids.
+    captioner.model.disable_input_require_grads()
     if setting is True:
         return
     for part, roots in captioner.part_modules().items():

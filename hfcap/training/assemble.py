@@ -21,7 +21,9 @@ from hfcap.recipe.dpo import DpoOptions
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.store.features import FeatureStore, captioner_encoder
-from hfcap.store.image_cache import cached_pixels
+from hfcap.store.image_cache import cache_rows, cached_pixels
+from hfcap.store.image_hashes import image_hashes
+from hfcap.store.row_store import RowStore
 from hfcap.training.acceleration import compile_layers
 from hfcap.training.build import TrainableCaptioner
 from hfcap.training.loop import TrainingRun
@@ -54,27 +56,42 @@ def image_inputs(
         captioner.model.to(accelerator.device)
         encoder = captioner_encoder(captioner)
         store = FeatureStore(encoder, _folder(data.feature_store_folder), accelerator)
-        if data.feature_store == "on" or _may_write(store, accelerator):
+        if data.feature_store == "on" or _usable(store.rows, records, _NO_FEATURES, accelerator):
             return store.inputs(records, recipe.train.per_device_eval_batch_size, workers)
     if data.image_cache:
         if changes_images(recipe):
             raise UserError(
                 "data.image_cache keeps resized images, but augment changes them before that; set it to false"
             )
-        return cached_pixels(records, captioner.image_processor, _folder(data.image_cache_folder), accelerator, workers)
+        folder = _folder(data.image_cache_folder)
+        plan = PixelInputs(records, captioner.image_processor).plan
+        if plan is None or _usable(cache_rows(plan, folder), records, _NO_IMAGES, accelerator):
+            return cached_pixels(records, captioner.image_processor, folder, accelerator, workers)
     return PixelInputs(records, captioner.image_processor)
 
 
-def _may_write(store: FeatureStore, accelerator: Any) -> bool:
-    """Whether all processes may add to a feature store; where not, `auto` goes without and says so."""
-    problem = store.rows.write_problem()
+_NO_FEATURES = (
+    "no feature store",
+    "the encoder runs again in each epoch; set data.feature_store_folder (or HFCAP_CACHE) to one that can be written",
+)
+_NO_IMAGES = (
+    "no image cache",
+    "images are decoded in each epoch; set data.image_cache_folder (or HFCAP_CACHE) to a place that can be written",
+)
+
+
+def _usable(rows: RowStore, records: Sequence[CaptionedImage], without: tuple[str, str], accelerator: Any) -> bool:
+    """Whether a store has all images, or all processes may add to it; where not, training goes without and says so.
+
+    Args:
+        without: what there is not, and what follows from it.
+    """
+    problem = rows.write_problem()
+    if problem and rows.places().keys() >= set(image_hashes(records)):
+        problem = None
     if problem and accelerator.is_main_process:
-        error_console.print(
-            f"warning: no feature store, because {problem}: the encoder runs again in each epoch; set "
-            "data.feature_store_folder (or HFCAP_CACHE) to a place that can be written",
-            markup=False,
-            soft_wrap=True,
-        )
+        said = f"warning: {without[0]}, because {problem}: {without[1]}"
+        error_console.print(said, markup=False, soft_wrap=True)
     return summed(accelerator, problem is not None)[0] == 0
 
 

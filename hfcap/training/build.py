@@ -14,6 +14,7 @@ from hfcap.captioners.adaptation.merging import require_merged
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner
 from hfcap.captioners.shared.attn_implementation import choose_attention
+from hfcap.captioners.shared.room import room_for_caption
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
@@ -73,23 +74,23 @@ def text_without_room(captioner: Captioner, recipe: Recipe) -> tuple[str, str, s
 
     Training reads start token, prompt and caption; generation reads all it has written but the last token.
     """
-    limit = captioner.max_text_tokens
-    if limit is None:
+    room = room_for_caption(captioner)
+    if room is None:
         return None
-    before, start = captioner.positions_before_text, len(captioner.start_token_ids())
     lengths = {
         "data.max_caption_tokens": recipe.data.max_caption_tokens,
         "generate.max_new_tokens": recipe.generate.max_new_tokens - 1,
     }
     for key, length in lengths.items():
-        if start + length <= limit:
+        if length <= room.tokens and room.taken <= room.positions:
             continue
-        longest = max(limit - start, 0) + (key == "generate.max_new_tokens")
+        longest = room.new_tokens if key == "generate.max_new_tokens" else room.tokens
         problem = (
-            f"a caption of {length} tokens does not fit into the text model: it has {limit + before} positions, of "
-            f"which {before + start} are taken by prefix, start token and prompt"
+            f"a caption of {length} tokens does not fit into the text model: it has {room.positions} positions, of "
+            f"which {room.taken} are taken by prefix, start token and prompt"
         )
-        remedy = "choose a text model with more positions" + (" or a shorter prefix" if before else "")
+        prefixed = captioner.positions_before_text > 0
+        remedy = "choose a text model with more positions" + (" or a shorter prefix" if prefixed else "")
         return key, problem, f"set {key} to at most {longest}, or {remedy}" if longest else remedy
     return None
 

@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
+from hfcap.outside.system import failures_of_the_system
 from hfcap.progress import error_console, progress_bar
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
@@ -110,7 +111,8 @@ class TrainingRun:
         """
         self._resume()
         self._set_training_mode()
-        with self._stop_on_signal(), progress_bar("status") as bar:
+        named = failures_of_the_system(lambda: f"step {self.progress.step + 1} of the training")
+        with self._stop_on_signal(), progress_bar("status") as bar, named:
             task = bar.add_task(
                 "Training",
                 total=self.total_steps,
@@ -135,6 +137,18 @@ class TrainingRun:
 
     def _new_window(self, loss: float = 0.0) -> LogWindow:
         return LogWindow(self.accelerator.device, loss, overflow_is_handled=self.accelerator.scaler is not None)
+
+    def end_here(self) -> Progress:
+        """Take the checkpoints that are there for the end of the training; return where it ended.
+
+        Raises:
+            WorkError: none of them is whole.
+        """
+        self._resume()
+        if self.progress.step == 0:
+            raise WorkError(f"{self.run.checkpoints}: no checkpoint is whole; give the command again without --finish")
+        self._finish()
+        return self.progress
 
     def _done(self) -> bool:
         return self.progress.step >= self.total_steps or self.progress.stopped_early
@@ -165,18 +179,12 @@ class TrainingRun:
         # Data-parallel training averages gradients over processes; this makes that the mean over all units.
         scale = self.accelerator.num_processes / units
         loss_sum = torch.zeros((), device=self.accelerator.device)
-        try:
-            for number, batch in enumerate(window):
-                last = number == len(window) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                    loss = self.objective(batch)
-                    self.accelerator.backward(loss * scale)
-                loss_sum += loss.detach()
-        except torch.OutOfMemoryError as error:
-            raise WorkError(
-                f"the accelerator's memory is too small ({str(error).splitlines()[0]}); halve train."
-                "per_device_train_batch_size and double gradient_accumulation_steps, or set gradient_checkpointing"
-            ) from error
+        for number, batch in enumerate(window):
+            last = number == len(window) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                loss = self.objective(batch)
+                self.accelerator.backward(loss * scale)
+            loss_sum += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.options.max_grad_norm or math.inf)
         self._since.add_loss(self.progress.step + 1, loss_sum, norm)
         self.prepared_optimizer.step()
@@ -265,7 +273,10 @@ class TrainingRun:
     def _stop_if(self, wanted: bool) -> None:
         if wanted:
             step = self.progress.step
-            raise StoppedError(f"stopped at step {step} of {self.total_steps}; the same command continues there")
+            raise StoppedError(
+                f"stopped at step {step} of {self.total_steps}; the same command continues there, and with --finish it "
+                "ends the training there"
+            )
 
     def _validate(self) -> bool:
         self._since.read()  # numbers that are none are the update's, not the validation's

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hfcap.captioners.adaptation.lora import save_adapter
@@ -82,11 +83,13 @@ def train_stage(
     splits: Mapping[str, Sequence[CaptionedImage]],
     accelerator: Any,
     accept_changes: bool = False,
+    finish: bool = False,
 ) -> None:
     """Train (or continue) and write model/, environment.json and training_summary.json.
 
     Args:
         accept_changes: continue although base model or keys of the recipe are not those that the training began with.
+        finish: end a training that was begun at its last checkpoint.
 
     Raises:
         UserError: they are not, and nobody accepted it.
@@ -121,12 +124,13 @@ def train_stage(
         if recipe.lora is not None:
             _say_coverage(captioner)
     with measured_emissions(recipe.train.report_to, run, accelerator.is_main_process):
-        progress = training.train()
+        progress = training.end_here() if finish else training.train()
     for tracker in accelerator.trackers:
         tracker.finish()
     if accelerator.is_main_process:
         shutil.rmtree(run.merged_model, ignore_errors=True)
-        _save_model(recipe, run, trainable)
+        with folder_being_written(run.model) as folder:
+            save_model(recipe, run, trainable, folder)
         write_json(run.summary, _summary(recipe, training, progress, size) | {"co2_eq_emissions": total_emissions(run)})
     accelerator.wait_for_everyone()
 
@@ -143,18 +147,24 @@ def _warn_of_lost_characters(captioner: Captioner, records: Sequence[CaptionedIm
         error_console.print(f"warning: {printable(survived.problem())}", markup=False, soft_wrap=True)
 
 
-def _save_model(recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner) -> None:
-    with folder_being_written(run.model) as folder:
-        if trainable.peft_model is None:
-            trainable.captioner.save(folder, recipe.generate)
-            return
-        pretrained = recipe.model.pretrained
-        base = str(run.base_model.absolute()) if pretrained is None else pretrained
-        # The commit that was trained on: the adapter says nothing on another one.
-        commits = [loaded_revision(model) for model in trainable.captioner.base_models if model.id == pretrained]
-        save_adapter(trainable.peft_model, base, folder, commits[0] if commits else None)
-        trainable.captioner.save_processor(folder)
-        trainable.captioner.generation_config(recipe.generate).save_pretrained(folder)
+def save_model(recipe: Recipe, run: RunDirectory, trainable: TrainableCaptioner, folder: Path) -> None:
+    """Write a captioner as it is now into a folder: whole, or its adapter to the base model that the run names."""
+    if trainable.peft_model is None:
+        trainable.captioner.save(folder, recipe.generate)
+        return
+    pretrained = recipe.model.pretrained
+    base = str(run.base_model.absolute()) if pretrained is None else pretrained
+    # The commit that was trained on: the adapter says nothing on another one.
+    commits = [loaded_revision(model) for model in trainable.captioner.base_models if model.id == pretrained]
+    save_adapter(trainable.peft_model, base, folder, commits[0] if commits else None)
+    trainable.captioner.save_processor(folder)
+    trainable.captioner.generation_config(recipe.generate).save_pretrained(folder)
+
+
+def _end_of(training: TrainingRun, progress: Progress) -> str:
+    if progress.stopped_early:
+        return "early"
+    return "finished" if progress.step >= training.total_steps else "on request"
 
 
 def _summary(recipe: Recipe, training: TrainingRun, progress: Progress, size: Mapping[str, int]) -> dict[str, Any]:
@@ -162,7 +172,7 @@ def _summary(recipe: Recipe, training: TrainingRun, progress: Progress, size: Ma
     best = progress.best_value
     return {
         "method": "full" if recipe.lora is None else "lora",
-        "stopped": "early" if progress.stopped_early else "finished",
+        "stopped": _end_of(training, progress),
         "steps": progress.step,
         "epochs": round(progress.step / training.steps_per_epoch, 3),
         "images_seen": progress.images_seen,

@@ -10,19 +10,8 @@ from typing import Any
 
 import yaml
 
-LICENSES = frozenset(
-    """
-    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
-    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
-    cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
-    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
-    cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
-    eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl
-    openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
-    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma apple-ascl
-    apple-amlr intel-research h-research grok2-community open-mdw unknown other
-    """.split()  # noqa: SIM905
-)
+from hfcap.recipe.publish_fields import LANGUAGE, LICENSES, REPO_ID
+
 PIPELINE_TAGS = frozenset(
     """
     any-to-any audio-classification audio-text-to-text audio-to-audio automatic-speech-recognition depth-estimation
@@ -38,7 +27,6 @@ PIPELINE_TAGS = frozenset(
     """.split()  # noqa: SIM905
 )
 RELATIONS = frozenset({"adapter", "merge", "quantized", "finetune"})
-REPO_ID = re.compile(r"^(?:[\w.-]{1,96}/)?[\w.-]{1,96}$")
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
@@ -161,7 +149,7 @@ def _check_values(data: dict[str, Any]) -> list[str]:
     if "base_model_relation" in data and data["base_model_relation"] not in RELATIONS:
         errors.append('"base_model_relation" must be one of ' + ", ".join(sorted(RELATIONS)))
     for language in _as_list(data.get("language", [])):
-        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|code|multilingual", str(language)):
+        if not LANGUAGE.fullmatch(str(language)):
             errors.append(f'"language" {language!r} must be an ISO 639 code')
     return errors
 

@@ -23,6 +23,7 @@ from hfcap.captioners.vlm.loading import MODEL_TYPES, quantization_config
 from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions
+from hfcap.training.acceleration import checkpoint_layers
 from tests.captioners.helpers import (
     CORPUS,
     build,
@@ -182,13 +183,16 @@ def test_lora_adapts_the_language_model_and_trains(name: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", MODELS)
-def test_gradient_checkpointing_keeps_the_gradients(name: str) -> None:
+def test_gradient_checkpointing_keeps_the_gradients(name: str, method: str) -> None:
     captioner = itt(name)
+    if method == "lora":
+        add_lora(captioner, LoraOptions(r=4, lora_dropout=0.0))
     pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [2, 1])
     packed_loss(captioner, pixels, captions).backward()
     expected = gradients(captioner.model)
-    captioner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_layers(captioner, True)
     for module in captioner.model.train().modules():
         for attribute in ("p", "dropout", "attention_dropout", "activation_dropout"):
             if isinstance(getattr(module, attribute, None), float):

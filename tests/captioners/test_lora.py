@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from hfcap.captioners.adaptation.lora import add_lora, load_adapter, save_adapter
@@ -200,6 +201,50 @@ def test_target_that_matches_nothing(family: str) -> None:
     with pytest.raises(UserError, match=r"lora\.target_modules: 'q_prj' matches no linear layer.*choose from \w+ \("):
         add_lora(captioner, LoraOptions(target_modules=["q_prj"]))
     assert not any("lora" in name for name, _ in captioner.model.named_parameters())
+
+
+def test_no_target_at_all() -> None:
+    with pytest.raises(ValidationError, match=r"target_modules"):
+        LoraOptions(target_modules=[])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init_lora_weights": "olora"}, r"init_lora_weights: olora takes no layers of GPT-2's kind .*choose pissa"),
+        ({"init_lora_weights": "pissa", "r": 65}, r"lora\.r: 65 is more than .*pissa finds in .* set it to at most"),
+        ({"init_lora_weights": "pissa", "load_in_4bit": True}, "pissa needs full weights"),
+        ({"target_modules": [""]}, "target_modules: '' matches no linear layer"),
+        ({"modules_to_save": [""]}, "modules_to_save: '' matches no module"),
+        ({"modules_to_save": ["nothere"]}, "modules_to_save: 'nothere' matches no module"),
+    ],
+    ids=str,
+)
+def test_adapters_that_peft_cannot_make_are_refused_before_any_is_made(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        adapted_modules(build("vit_gpt2"), LoraOptions(**options))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_start_from_the_weights_changes_nothing_that_the_model_says(family: str, start: Any) -> None:
+    captioner = build(family)
+    expected = _logits(captioner)
+    options = LoraOptions(r=4, init_lora_weights=start)
+    layers = map(captioner.model.get_submodule, adapted_modules(captioner, LoraOptions()))
+    if start == "olora" and any(type(layer).__name__ == "Conv1D" for layer in layers):
+        with pytest.raises(UserError, match="olora takes no layers"):
+            add_lora(captioner, options)
+        return
+    add_lora(captioner, options)
+    assert torch.allclose(_logits(captioner), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_start_from_weights_that_are_shared_is_refused() -> None:
+    captioner = build("vit_gpt2")
+    assert captioner.model.decoder.lm_head.weight is captioner.model.decoder.transformer.wte.weight
+    with pytest.raises(UserError, match=r"init_lora_weights: pissa changes weights .* that other layers share"):
+        add_lora(captioner, LoraOptions(r=4, target_modules=["lm_head"], init_lora_weights="pissa"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

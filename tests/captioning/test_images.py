@@ -16,10 +16,11 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import caption_images, find_images, one_image
+from hfcap.captioning import caption_images, find_images, load_captioner, one_image
 from hfcap.captioning.reading import batched, read_images
 from hfcap.data.loading import PixelInputs
-from hfcap.errors import UserError
+from hfcap.errors import OptionError, UserError
+from hfcap.explain import explain_image
 from hfcap.metrics.shared.caption_files import read_predictions
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import PROMPT, write_image
@@ -102,6 +103,26 @@ def test_only_damaged_images(tmp_path: Path) -> None:
         one_image(str(tmp_path / "0.jpg"))
     with pytest.raises(UserError, match=r"no image can be read:\n.*0\.jpg.*\n.*1\.jpg.*\n.*2\.jpg"):
         caption_images("no/model", [str(tmp_path)])
+
+
+@pytest.mark.parametrize(("new", "prompt"), [(500, None), (6, "a dog " * 300)], ids=["caption", "prompt"])
+def test_captions_that_would_outgrow_the_text_model_are_refused_before_the_first(
+    model: tuple[Captioner, str],
+    images: Path,
+    tmp_path: Path,
+    screen: tuple[io.StringIO, io.StringIO],
+    new: int,
+    prompt: str | None,
+) -> None:
+    image, output = images / "a.png", tmp_path / "out.jsonl"
+    refusal = pytest.raises(OptionError, match=rf"max_new_tokens={new} does not fit.*shorter prompt")
+    with refusal:
+        caption_images(model[1], [str(images)], output, overrides={"max_new_tokens": new}, prompt=prompt)
+    assert not list(tmp_path.glob("*out.jsonl*")) and screen[1].getvalue() == ""
+    with refusal:
+        explain_image(model[1], str(image), tmp_path / "x.png", overrides={"max_new_tokens": new}, prompt=prompt)
+    with refusal:
+        load_captioner(model[1]).caption(image, prompt, max_new_tokens=new)
 
 
 def test_json_lines(model: tuple[Captioner, str], images: Path, tmp_path: Path) -> None:

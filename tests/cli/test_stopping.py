@@ -1,4 +1,4 @@
-"""Ctrl-C in every stage: exit code 130, one line, nothing half-written, and the same command finishes the work."""
+"""Ctrl-C and SIGTERM in every stage: exit code 130, one line, nothing half-written; the same command finishes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hfcap import decoding, files
 from hfcap.captioning.partial_output import PartialOutput
 from hfcap.card import render
 from hfcap.comparison import leaderboard
+from hfcap.doctor import dataset, run_checks
 from hfcap.publishing import staging
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.scoring import score
@@ -34,8 +35,8 @@ def listening() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
-def stop_in(monkeypatch: pytest.MonkeyPatch) -> Stop:
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def stop_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stop:
     """Let Ctrl-C come when a function has done its work for the first time."""
 
     def patch(owner: Any, name: str) -> None:
@@ -44,7 +45,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch) -> Stop:
         def interrupted(*arguments: Any, **keywords: Any) -> Any:
             result = original(*arguments, **keywords)
             setattr(owner, name, original)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), request.param)
             return result
 
         monkeypatch.setattr(owner, name, interrupted)
@@ -67,7 +68,7 @@ def test_every_stage_of_a_run(tmp_path: Path, hfcap: Hfcap, stop_in: Stop, monke
     for owner, name, lacking in (
         (RowStore, "write_shard", "checkpoints"),
         (files, "_flush_to_disk", "model"),  # the last checkpoint
-        (train, "_save_model", "predictions"),
+        (train, "save_model", "predictions"),
         (decoding, "_finished_ids", "predictions/test.jsonl"),
         (score, "resampled_values", "scores/test.json"),
         (render, "render", "README.md"),
@@ -79,6 +80,30 @@ def test_every_stage_of_a_run(tmp_path: Path, hfcap: Hfcap, stop_in: Stop, monke
     finished = hfcap("run", recipe)
     assert finished.code == 0, finished.err
     assert (run / "publish" / "README.md").is_file()
+
+
+def test_the_doctor(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> None:
+    recipe = write_recipe(tmp_path)
+    stop_in(run_checks, "examine_data")
+    assert_stopped(hfcap("doctor", recipe), tmp_path)
+    assert hfcap("doctor", recipe, "--steps", 0).code == 0
+
+
+def test_what_the_caller_ignores_is_ignored(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup does with the signal of a terminal that is closed."""
+    recipe, before = write_recipe(tmp_path), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        original = dataset.examine_data
+
+        def hung_up(*arguments: Any, **keywords: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGHUP)
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(run_checks, "examine_data", hung_up)
+        assert hfcap("doctor", recipe, "--steps", 0).code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_makes_one_file(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> None:

@@ -16,9 +16,10 @@ from rich.text import Text
 from hfcap.data.packing import pack_captions
 from hfcap.data.source import load_split
 from hfcap.doctor import console_report, labels, pixels, run_checks
-from hfcap.doctor.cost import gigabytes, plan_schedule
+from hfcap.doctor.cost import plan_schedule
 from hfcap.doctor.findings import Findings
 from hfcap.doctor.labels import LabelCounts, ShownCaption
+from hfcap.text import gigabytes
 from tests.doctor.examined import report_of, tiny_recipe
 
 

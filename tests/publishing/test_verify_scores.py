@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from hfcap.errors import WorkError
+from hfcap.card.example_images import RECORD
+from hfcap.errors import UserError, WorkError
+from hfcap.publishing.staging import stage_files
 from hfcap.publishing.verify import Verification
 from hfcap.publishing.verify_scores import MANIFEST, check_numbers, write_manifest
 from hfcap.run.stages import Run
 from hfcap.run_directory.paths import RunDirectory
 from tests.training.harness import forget_accelerator, tiny_recipe
 
-CHECKS = ["file hashes", "scores on the card", "scores", "predictions", "scores computed again"]
+CHECKS = ["file hashes", "weights", "scores on the card", "scores", "predictions", "scores computed again"]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "score and rows": (raise_the_rows, {"file hashes", "scores on the card", "scores computed again"}),
     "a baseline": (lower_a_baseline, {"file hashes", "scores", "scores computed again"}),
     "captions": (edit_predictions, {"file hashes", "predictions", "scores computed again"}),
-    "weights": (other_weights, {"file hashes"}),
+    "weights": (other_weights, {"file hashes", "weights"}),
 }
 
 
@@ -150,6 +153,38 @@ def test_weights_on_the_hub_are_compared_by_its_own_hash(folder: Path) -> None:
     assert check_numbers(folder, {"model.safetensors": noted})[0][1] == "passed"
     assert check_numbers(folder, {"model.safetensors": "0" * 64})[0][1] == "failed"
     assert check_numbers(folder, {})[0][1:] == ("failed", "model.safetensors is missing")
+
+
+def test_other_weights_with_a_new_record_of_files_are_not_those_that_were_scored(folder: Path) -> None:
+    other_weights(folder)
+    write_manifest(folder)
+    found = {name: (outcome, text) for name, outcome, text in check_numbers(folder, {})}
+    assert found["file hashes"][0] == "passed"
+    assert found["weights"] == ("failed", "model.safetensors is not the file whose captions were scored")
+    scored = json.loads((folder / RECORD).read_text())["weights"]
+    (folder / "model.safetensors").unlink()
+    assert outcomes_of(folder, {"model.safetensors": "0" * 64})["weights"] == "failed"
+    assert outcomes_of(folder, scored)["weights"] == "passed"
+    assert outcomes_of(folder, {"model-00001-of-00002.safetensors": "0" * 64})["weights"] == "not checked"
+
+
+def outcomes_of(folder: Path, hashes: dict[str, str]) -> dict[str, str]:
+    return {name: outcome for name, outcome, _ in check_numbers(folder, hashes)}
+
+
+def test_weights_that_changed_after_they_were_scored_are_not_published(published: RunDirectory, tmp_path: Path) -> None:
+    """Ten numbers of a hundred thousand: no caption need change."""
+    shutil.copytree(published.path, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    path = run.model / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name, value in weights.items() if value.ndim == 2)
+    weights[name].view(-1)[:10] += 1e-4
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: is not the file that captioned and was scored; put it back"
+    ):
+        stage_files(run)
 
 
 def test_other_references_are_not_taken_for_the_scored_ones(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, WorkError
 from hfcap.recipe.blocks import AugmentOptions
 from hfcap.training.assemble import uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
@@ -50,7 +50,9 @@ def test_auto_goes_without_a_store_where_none_can_be_written(
     plain = train(tiny_recipe("vit_gpt2", tmp_path / "off", data={"feature_store": "off"}, freeze=["vision"]))
     assert_same_tensors(result.weights(4), plain.weights(4))
     demanded = tiny_recipe("vit_gpt2", tmp_path / "on", data={**data, "feature_store": "on"}, freeze=["vision"])
-    with pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(
+        WorkError, match=r"the feature store: .* cannot be written \(.*\); set data.feature_store_folder"
+    ):
         train(demanded)
 
 

@@ -94,10 +94,11 @@ def ragged_splits(tmp_path: Path) -> dict[str, Any]:
     return {"train": ragged(load_split(data, "train")), "validation": load_split(data, "validation")}
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("captioner", FAMILIES)
-def test_gradient_checkpointing_gives_the_same_gradients(captioner: str, tmp_path: Path) -> None:
-    plain = prepared(tmp_path, captioner, dropout=0.0)
-    checkpointed = prepared(tmp_path, captioner, dropout=0.0, gradient_checkpointing=True)
+def test_gradient_checkpointing_gives_the_same_gradients(captioner: str, method: str, tmp_path: Path) -> None:
+    plain = prepared(tmp_path, captioner, method, dropout=0.0)
+    checkpointed = prepared(tmp_path, captioner, method, dropout=0.0, gradient_checkpointing=True)
     assert any(getattr(module, "gradient_checkpointing", False) for module in checkpointed.captioner.model.modules())
     calls: list[str] = []
     for module in checkpointed.captioner.model.modules():

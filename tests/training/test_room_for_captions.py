@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from hfcap import registry
+from hfcap.captioners.shared.room import require_room, room_for_caption
 from hfcap.data.packing import pack_captions
 from hfcap.data.source import load_split
-from hfcap.errors import UserError
-from hfcap.recipe.blocks import Recipe
+from hfcap.errors import OptionError, UserError
+from hfcap.recipe.blocks import GenerateOptions, Recipe
 from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.training.build import build_captioner, text_without_room
+from tests.captioners.helpers import build, pixel_values
 from tests.training.harness import recipe_values, train
 
 WITH_LEARNED_POSITIONS = (
@@ -63,6 +65,25 @@ def test_the_longest_caption_allowed_is_the_longest_that_runs(family: str, promp
         found = text_without_room(captioner, recipe_of(family, tmp_path, *lengths, prompt=prompt))
         assert found is not None and found[0] == key
         assert f"at most {longest if key.startswith('data') else longest + 1}," in found[2]
+
+
+@pytest.mark.parametrize("prompt", ["", "a picture of"])
+@pytest.mark.parametrize("family", [*WITH_LEARNED_POSITIONS, "ensemble"])
+def test_captioning_allows_what_generation_can_read_and_no_more(family: str, prompt: str) -> None:
+    captioner = build(family)
+    given = None if family == "ensemble" else prompt
+    room = room_for_caption(captioner, given)
+    assert room is not None
+    longest = room.new_tokens
+    never_ending = GenerateOptions(num_beams=1, max_new_tokens=longest, min_new_tokens=longest)
+    require_room(captioner, never_ending, given)
+    states = captioner.encode(pixel_values(captioner, 1))
+    captioner.caption_states(states, never_ending, given)
+    longer = never_ending.model_copy(update={"max_new_tokens": longest + 1, "min_new_tokens": longest + 1})
+    with pytest.raises(OptionError, match=f"max_new_tokens={longest + 1} .* at most {longest},"):
+        require_room(captioner, longer, given)
+    with pytest.raises((IndexError, RuntimeError)):
+        captioner.caption_states(states, longer, given)
 
 
 def _size(captioner: Any) -> tuple[int, int]:

@@ -12,12 +12,12 @@ from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 
-from hfcap.captioners.adaptation.merging import require_mergeable
+from hfcap.captioners.adaptation.merging import probe_logits, require_mergeable, require_same_logits
 from hfcap.captioners.adaptation.quantization import quantize_linear_layers, require_bitsandbytes
-from hfcap.captioners.adaptation.targets import adapted_modules, require_parameters
+from hfcap.captioners.adaptation.targets import FROM_WEIGHTS, adapted_modules, require_parameters
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.shared.pretrained import unreadable_files
-from hfcap.errors import UserError, reason_of
+from hfcap.errors import UserError, WorkError, reason_of
 from hfcap.recipe.blocks import LoraOptions
 
 
@@ -28,7 +28,8 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
     The family's randomly started modules (`lora_modules_to_save`) are trained in full besides the adapters.
 
     Raises:
-        UserError: a target matches nothing, or the adapter could never be merged (`require_mergeable`).
+        UserError: a target matches nothing, its start changes what the model says, or the adapter could never be
+            merged (`require_mergeable`).
     """
     names = adapted_modules(captioner, options)
     require_parameters(captioner, options)
@@ -49,6 +50,8 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
         eva_config=EvaConfig(rho=1.0) if options.init_lora_weights == "eva" else None,
         **options.model_dump(exclude={"target_modules", "modules_to_save", "load_in_4bit"}),
     )
+    starts_as_before = options.init_lora_weights in FROM_WEIGHTS and not options.load_in_4bit
+    before = probe_logits(captioner) if starts_as_before else None
     try:
         # Its advice saves memory that the whole model takes anyhow.
         warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage")
@@ -58,7 +61,20 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
             f"lora: peft refuses these options: {' '.join(str(error).split())[:300]}; change them"
         ) from error
     _require_apart(captioner, options)
+    if before is not None:
+        _require_same_start(captioner, options, before)
     return peft_model
+
+
+def _require_same_start(captioner: Captioner, options: LoraOptions, before: torch.Tensor) -> None:
+    try:
+        require_same_logits(before, probe_logits(captioner), captioner.model, "the adapted model", "the base model")
+    except WorkError as error:
+        raise UserError(
+            f"lora.init_lora_weights: {options.init_lora_weights} changes weights of the base model that other layers "
+            "share (an output layer with the word embeddings); choose gaussian or true, or other layers in "
+            "lora.target_modules"
+        ) from error
 
 
 def _require_apart(captioner: Captioner, options: LoraOptions) -> None:

@@ -21,18 +21,29 @@ ENOUGH = 0.9
 """Share of the language model's linear weights below which a run and the doctor warn."""
 
 
+FROM_WEIGHTS = ("pissa", "olora")
+"""Starts of adapters that are taken out of the layers' weights: both together compute what the layer did."""
+
+
 def adapted_modules(captioner: Captioner, options: LoraOptions) -> list[str]:
     """Return the names of the modules LoRA will adapt.
 
     Raises:
-        UserError: a target, or a module to train in full, matches nothing; the message lists names that exist.
+        UserError: a target, or a module to train in full, matches nothing (the message lists names that exist), or
+            lora.init_lora_weights does not know a layer.
     """
     every = [name for name, _ in captioner.model.named_modules() if name]
     for ending in options.modules_to_save or []:
-        if not any(name.endswith(ending) for name in every):  # as PEFT looks
+        if not ending or not any(name.endswith(ending) for name in every):  # as PEFT looks
             raise UserError(
                 f"lora.modules_to_save: {ending!r} matches no module of this model; choose from {_endings(every)}"
             )
+    found = _matching_layers(captioner, options)
+    _require_start(captioner, options, found)
+    return found
+
+
+def _matching_layers(captioner: Captioner, options: LoraOptions) -> list[str]:
     names = [name for name, module in captioner.model.named_modules() if is_linear(module)]
     targets = options.target_modules
     if isinstance(targets, str):
@@ -51,6 +62,30 @@ def adapted_modules(captioner: Captioner, options: LoraOptions) -> list[str]:
             )
         found += matches
     return list(dict.fromkeys(found))
+
+
+def _require_start(captioner: Captioner, options: LoraOptions, names: list[str]) -> None:
+    """Refuse starts of adapters that PEFT cannot compute for a layer; it fails later, or cannot load what it saved."""
+    start = options.init_lora_weights
+    if start not in FROM_WEIGHTS:
+        return
+    if start == "pissa" and options.load_in_4bit:
+        raise UserError(
+            "lora.init_lora_weights: pissa needs full weights, and load_in_4bit stores few bits; leave one out"
+        )
+    for name in names:
+        layer = captioner.model.get_submodule(name)
+        if start == "olora" and type(layer).__name__ == "Conv1D":
+            raise UserError(
+                f"lora.init_lora_weights: olora takes no layers of GPT-2's kind (Conv1D: {name}); choose pissa, "
+                "gaussian or true, or other layers in lora.target_modules"
+            )
+        weight: Any = layer.weight
+        if options.r > min(weight.shape):
+            raise UserError(
+                f"lora.r: {options.r} is more than lora.init_lora_weights: {start} finds in {name} "
+                f"({' x '.join(map(str, weight.shape))}); set it to at most {min(weight.shape)}"
+            )
 
 
 def _named_by(targets: str, captioner: Captioner, names: list[str]) -> list[str]:

@@ -19,8 +19,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hfcap.errors import UserError, library_faults, reason_of
+from hfcap.errors import UserError, WorkError, library_faults, reason_of
 from hfcap.files import write_bytes
+from hfcap.outside.hub import out_of_reach
 from hfcap.recipe.blocks import ModelOptions
 from hfcap.schema import IMAGE_BACKEND
 
@@ -61,14 +62,20 @@ def unreadable_files(message: Callable[[Exception], str]) -> Iterator[None]:
 
     Raises:
         UserError: the files cannot be used.
+        WorkError: they are on a Hub that cannot be reached.
     """
     with library_faults(message):
         try:
             yield
-        except UserError:
+        except (UserError, WorkError):
             raise
         except _UNREADABLE as error:
-            raise UserError(message(error)) from error
+            raise (WorkError if out_of_reach(error) else UserError)(message(error)) from error
+
+
+def loading_problem(error: Exception) -> str:
+    """Return why something could not be loaded: the Hub is out of reach, or the first line of the error."""
+    return out_of_reach(error) or reason_of(error)
 
 
 def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> Any:
@@ -85,7 +92,9 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
     def message(error: Exception) -> str:
         if isinstance(error, ImportError):
             return f"{key}: {location}: {missing_package(error)}"
-        reason = reason_of(error)
+        reason = loading_problem(error)
+        if out_of_reach(error):
+            return f"{key}: cannot load {location}: {reason}"
         remedy = "check the name, or give a local folder with config.json and model.safetensors"
         if "safetensors" in reason or "pytorch_model" in reason or "no file named" in reason:
             remedy = (
@@ -93,7 +102,7 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
                 "conversion bot: set the revision key to refs/pr/<number>"
             )
         elif "trust_remote_code" in str(error):
-            remedy = "its own code would run on this machine: set model.trust_remote_code: true if you trust it"
+            remedy = "its own code would run on this machine: if you trust it, give --trust-remote-code"
         return f"{key}: cannot load {location}: {reason} ({remedy})"
 
     with unreadable_files(message):
@@ -139,7 +148,7 @@ def load_image_processor(location: str, key: str, revision: str | None, trust_re
     def message(error: Exception) -> str:
         if isinstance(error, ImportError):
             return f"{key}: {location}: {missing_package(error)}"
-        return f"{key}: no image processor in {location}: {reason_of(error)}; save it there"
+        return f"{key}: no image processor in {location}: {loading_problem(error)}; save it there"
 
     with unreadable_files(message):
         processor = AutoImageProcessor.from_pretrained(

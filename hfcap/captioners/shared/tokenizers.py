@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hfcap.captioners.shared.pretrained import unreadable_files
-from hfcap.errors import UserError, reason_of
+from hfcap.captioners.shared.pretrained import loading_problem, unreadable_files
+from hfcap.errors import UserError
 from hfcap.recipe.blocks import TokenizerOptions
 
 START, END, PAD = "<start>", "<end>", "<pad>"
@@ -23,7 +23,7 @@ def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_c
 
     Where it has no pad token the end token pads, which is safe because packing labels only real end tokens.
     """
-    with unreadable_files(lambda error: f"{key}: no tokenizer in {location}: {reason_of(error)}"):
+    with unreadable_files(lambda error: f"{key}: no tokenizer in {location}: {loading_problem(error)}"):
         tokenizer = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=trust_remote_code, **arguments
         )

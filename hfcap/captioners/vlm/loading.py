@@ -10,9 +10,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hfcap.captioners.adaptation.quantization import keep_layout
-from hfcap.captioners.shared.pretrained import load_image_processor, whole_model
+from hfcap.captioners.shared.pretrained import load_image_processor, loading_problem, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer
-from hfcap.errors import MissingPackageError, UserError, reason_of
+from hfcap.errors import MissingPackageError, UserError, WorkError
+from hfcap.outside.hub import out_of_reach
 
 MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
 """What transformers calls image-text-to-text, without the types that have a family of their own."""
@@ -84,7 +85,10 @@ def load_processor(location: str, revision: str | None, trust_remote_code: bool)
             "(SmolVLM and Qwen-VL also take films: pip install torchvision num2words)"
         ) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{KEY}: no processor in {location}: {reason_of(error)}; save it there again") from error
+        problem = f"{KEY}: no processor in {location}: {loading_problem(error)}"
+        if out_of_reach(error):
+            raise WorkError(problem) from error
+        raise UserError(f"{problem}; save it there again") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise UserError(f"{KEY}: the processor of {location} lacks an image processor or a tokenizer; save it again")
     processor.image_processor = image_processor

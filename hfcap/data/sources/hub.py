@@ -25,8 +25,9 @@ from hfcap.data.tables.options import TableOptions
 from hfcap.data.web.hub_columns import Columns, column_of, find_columns
 from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit, undecoded
 from hfcap.data.web.network_errors import transport_errors
-from hfcap.errors import UserError
+from hfcap.errors import UserError, WorkError
 from hfcap.metrics.shared.caption_files import warn_on_terminal
+from hfcap.outside.hub import give_up_soon, out_of_reach
 from hfcap.places import Location
 from hfcap.schema import CaptionedImage
 
@@ -257,9 +258,11 @@ def open_splits(
 
     Raises:
         UserError: the dataset isn't there or isn't understood; the message ends with `remedy`.
+        WorkError: the Hub cannot be reached.
     """
     import datasets
 
+    give_up_soon()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     path = Path(options.dataset).expanduser()
@@ -281,6 +284,8 @@ def open_splits(
         raise
     # `datasets` raises these for what doesn't exist or isn't understood: id, configuration, revision, files.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if far := out_of_reach(error):
+            raise WorkError(f"dataset {options.dataset} cannot be opened: {far}") from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"dataset {options.dataset} cannot be opened ({first_line}); {remedy}") from error
 

@@ -18,6 +18,7 @@ from hfcap.data.web.hub_columns import column_of, find_image_column
 from hfcap.data.web.hub_images import CellImage, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
+from hfcap.outside.hub import out_of_reach
 from hfcap.schema import CaptionedImage, ImageBytes
 
 
@@ -139,11 +140,8 @@ def _commit(dataset: str) -> str | None:
             "with 'hf auth login' if it is private or gated"
         ) from error
     except unreachable as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WorkError(
-            f"{here} whether the Hub has a dataset of this name cannot be found out, because it cannot be reached "
-            f"({reason}). Check the spelling, or the network"
-        ) from error
+        reason = out_of_reach(error) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise WorkError(f"{here} as a dataset of the Hub: {reason}") from error
 
 
 def _files(path: Path) -> list[list[Any]]:

@@ -7,11 +7,15 @@ phrase are a slice of one array. The index lies in $HFCAP_CACHE or ~/.cache/hfca
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gzip
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -19,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.errors import WorkError
-from hfcap.files import cache_folder, folder_being_written, only_one, write_text
+from hfcap.files import cache_folder, folder_being_written, only_one, write_problem, write_text
 from hfcap.metrics.meteor_parts.hashing import LARGEST_CHUNK, line_hashes, word_hashes
 from hfcap.metrics.meteor_parts.resources import MeteorResources, NonBreakingPrefixes
-from hfcap.progress import progress_bar
+from hfcap.progress import error_console, progress_bar
 
 INDEX_VERSION = 1
 """Part of the folder name: another layout or another hash never reads an old index."""
@@ -209,16 +213,19 @@ def load_index(folder: Path) -> MeteorIndex:
 def open_index(resources: MeteorResources | None = None, cache: Path | None = None) -> MeteorIndex:
     """Return the index of the installed (or given) resources; build it when the cache has none.
 
-    Processes that need it at the same time wait for the one that builds it.
+    Processes that need it at the same time wait for the one that builds it. Where hfcap's cache folder cannot be
+    written, it is built in a temporary folder that goes with this process.
 
     Raises:
         MissingPackageError: pycocoevalcap is not installed.
-        WorkError: the cache folder cannot be written or the table is damaged.
+        WorkError: the folder cannot be written or the table is damaged.
     """
     resources = resources or MeteorResources.installed()
     folder = (cache or cache_folder()) / "meteor" / f"v{INDEX_VERSION}-{resources.fingerprint()}"
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return load_index(folder)
+    if cache is None and (problem := write_problem(folder.parent)) is not None:
+        return _for_this_process(resources, problem)
     try:
         with only_one(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "words.json").is_file():
@@ -228,3 +235,12 @@ def open_index(resources: MeteorResources | None = None, cache: Path | None = No
             f"{folder}: METEOR's index cannot be built ({error}); name another folder with HFCAP_CACHE"
         ) from error
     return load_index(folder)
+
+
+@lru_cache
+def _for_this_process(resources: MeteorResources, problem: str) -> MeteorIndex:
+    said = f"warning: {problem}: METEOR's index is built again by each command; set HFCAP_CACHE to another folder"
+    error_console.print(said, markup=False, soft_wrap=True)
+    folder = Path(tempfile.mkdtemp(prefix="hfcap-meteor-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return open_index(resources, folder)

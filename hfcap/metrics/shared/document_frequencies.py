@@ -22,11 +22,12 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import cache_folder, write_bytes
+from hfcap.files import cache_folder, write_bytes, write_problem
 from hfcap.metrics.base import ReferenceSet
 from hfcap.metrics.shared.caption_files import read_references
 from hfcap.metrics.shared.ngrams import ORDERS, ReferenceNgrams
 from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION, TokenSequences, Vocabulary
+from hfcap.progress import error_console
 from hfcap.registry import did_you_mean
 
 END_WORD = "END OF CAPTION"
@@ -200,7 +201,12 @@ def load_document_frequencies(name: str, *, end_word: bool = False) -> DocumentF
         )
         if not kept.is_file():
             captions = _coco_captions(name.removeprefix("coco-"))
-            count_document_frequencies(captions, name, end_word=end_word).save(kept)
+            counted = count_document_frequencies(captions, name, end_word=end_word)
+            if (problem := write_problem(kept.parent)) is not None:
+                said = f"warning: {problem}: document frequencies are counted again by each command; set HFCAP_CACHE"
+                error_console.print(said, markup=False, soft_wrap=True)
+                return counted
+            counted.save(kept)
         return DocumentFrequencies.load(kept)
     path = Path(name)
     if not path.is_file():

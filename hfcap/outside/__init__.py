@@ -1,0 +1,1 @@
+"""What lies outside of hfcap and may fail: the Hub, the operating system."""
