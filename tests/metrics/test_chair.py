@@ -142,3 +142,32 @@ def test_phrases_as_in_the_original_rules() -> None:
     assert mentioned_objects(["a", "baseball", "player"]) == ["person"]
     assert mentioned_objects(["a", "passenger", "train"]) == ["train"]
     assert mentioned_objects(["an", "orange", "and", "a", "banana"]) == ["orange", "banana"]
+
+
+PHRASES = {
+    # The double words of the reference implementation (Rohrbach et al.), each one object or none.
+    "motor bike": ["motorcycle"], "motor cycle": ["motorcycle"], "air plane": ["airplane"],
+    "traffic light": ["traffic light"], "street light": ["traffic light"], "traffic signal": ["traffic light"],
+    "stop light": ["traffic light"], "fire hydrant": ["fire hydrant"], "stop sign": ["stop sign"],
+    "parking meter": ["parking meter"], "suit case": ["suitcase"], "sports ball": ["sports ball"],
+    "baseball bat": ["baseball bat"], "baseball glove": ["baseball glove"], "tennis racket": ["tennis racket"],
+    "wine glass": ["wine glass"], "wine glasses": ["wine glass"], "hot dog": ["hot dog"],
+    "cell phone": ["cell phone"], "mobile phone": ["cell phone"], "teddy bear": ["teddy bear"],
+    "hair drier": ["hair drier"], "potted plant": ["potted plant"], "bow tie": ["tie"],
+    "laptop computer": ["laptop"], "stove top oven": ["oven"], "home plate": [], "train track": [],
+    "toilet seat": ["toilet"],
+    # Its rules for animals and vehicles, and what else is of the kind.
+    **{f"{age} {animal}": [animal] for age in ("baby", "adult")
+       for animal in ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")},
+    **{f"{age} {word}": [] for age in ("baby", "adult") for word in ("animal", "cub")},
+    "baby elephants": ["elephant"], "baby": ["person"], "adult": ["person"],
+    "passenger train": ["train"], "passenger jet": ["airplane"], "passenger plane": ["airplane"],
+    "passenger bus": ["bus"], "passenger ferry": ["boat"], "passenger trains": ["train"], "passenger": ["person"],
+    "baseball player": ["person"], "football players": ["person"], "basketball player": ["person"],
+    "volleyball player": ["person"], "baseball": ["sports ball"], "tennis player": ["person"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_double_words_are_one_object(phrase: str) -> None:
+    assert mentioned_objects(["a", *phrase.split(), "here"]) == PHRASES[phrase]

@@ -20,7 +20,7 @@ _WORDS = {
     "bicycle": "bike cycle",
     "car": "automobile sedan taxi cab suv van minivan hatchback jeep coupe",
     "motorcycle": "motorbike moped scooter motor_bike motor_cycle motor_scooter",
-    "airplane": "plane aeroplane jet airliner aircraft jetliner biplane seaplane",
+    "airplane": "plane air_plane aeroplane jet airliner aircraft jetliner biplane seaplane",
     "bus": "double_decker minibus trolley_bus buses",
     "train": "locomotive subway_train freight_train tram railcar caboose",
     "truck": "pickup lorry firetruck fire_truck dump_truck fire_engine semi tractor_trailer",
@@ -78,7 +78,7 @@ _WORDS = {
     "potted plant": "houseplant potted_flower plant",
     "bed": "bunk_bed",
     "dining table": "table desk counter_table kitchen_table",
-    "toilet": "urinal",
+    "toilet": "urinal toilet_seat",
     "tv": "television tv_set television_set",
     "laptop": "laptop_computer notebook_computer computer",
     "mouse": "computer_mouse mice",
@@ -86,7 +86,7 @@ _WORDS = {
     "keyboard": "",
     "cell phone": "cellphone phone mobile_phone smartphone telephone iphone",
     "microwave": "microwave_oven",
-    "oven": "stove",
+    "oven": "stove stove_top_oven",
     "toaster": "",
     "sink": "basin",
     "refrigerator": "fridge freezer",
@@ -102,14 +102,14 @@ _WORDS = {
 # Phrases that contain the word of a category and mean something else.
 _OTHER_MEANINGS = (
     "train_track train_station train_tracks bus_stop bus_station car_seat boat_house bear_claw bird_house bird_cage "
-    "dog_house horse_carriage cat_food dog_food toilet_paper toilet_seat toilet_brush orange_juice apple_juice "
+    "dog_house horse_carriage cat_food dog_food toilet_paper toilet_brush orange_juice apple_juice "
     "orange_shirt orange_jacket orange_vest orange_hat orange_flower orange_cone tennis_court "
     "baseball_game baseball_field baseball_cap baseball_diamond baseball_uniform football_field "
     "basketball_court kite_surfing bed_spread table_cloth table_top clock_face book_shelf book_case bottle_cap "
     "pizza_oven cell_tower glass_window glass_door glass_wall glass_case glass_building glass_table stained_glass "
     "ski_lift ski_slope ski_resort ski_pole ski_trail ski_run ski_jump home_plate train_car train_cars train_engine "
     "train_yard train_platform car_door car_window street_car parking_garage ram_horn ball_game ball_cap "
-    "phone_booth "
+    "phone_booth baby_animal adult_animal baby_cub adult_cub "
 )
 
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
@@ -117,6 +117,9 @@ _ATTRIBUTES_OF_ANIMALS = ("baby", "adult", "male", "female", "infant")
 
 CATEGORIES = tuple(_WORDS)
 """Names of the 80 categories, as in COCO's instance annotations."""
+
+_VEHICLES = ("car", "airplane", "bus", "train", "truck", "boat")
+_BALLS = ("baseball", "basketball", "football", "volleyball")
 
 _LONGEST_PHRASE = 3
 
@@ -129,8 +132,9 @@ def _phrases() -> dict[tuple[str, ...], str]:
         for phrase in (category.replace(" ", "_"), *words.split()):
             singular.setdefault(tuple(phrase.split("_")), category)
     # A 'passenger train' is a train, and nobody is seen in it.
-    singular |= {("passenger", vehicle): singular[(vehicle,)] for vehicle in ("train", "jet")}
-    singular["baseball", "player"] = "person"  # and no ball
+    one_word = {parts[0]: category for parts, category in singular.items() if len(parts) == 1}
+    singular |= {("passenger", word): category for word, category in one_word.items() if category in _VEHICLES}
+    singular |= {(ball, "player"): "person" for ball in _BALLS}  # and no ball
     singular |= {tuple(phrase.split("_")): _NO_OBJECT for phrase in _OTHER_MEANINGS.split()}
     found = dict(singular)
     for parts, category in singular.items():
