@@ -64,7 +64,9 @@ NumReturnSequences = Annotated[int | None, typer.Option(min=1, help="captions pe
 DoSample = Annotated[bool | None, typer.Option("--sample", help="sample captions instead of beam search")]
 Temperature = Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")]
 TopP = Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --sample: drop rare words")]
-Seed = Annotated[int | None, typer.Option(min=0, help="random seed; only with --sample")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="random seed, only with --sample; an equal --batch-size draws equal captions")
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="images at a time; default: 16")]
 Split = Annotated[str | None, typer.Option(help="of a dataset; default: all")]
 ConfigName = Annotated[str | None, typer.Option(help="configuration of a Hub dataset")]

@@ -146,7 +146,7 @@ class GenerateOptions(Block):
     num_return_sequences: PositiveInt = Field(
         1, le=1000, description="n-best list or number of samples kept as candidates"
     )
-    seed: NonNegativeInt = Field(0, description="seed of sampling")
+    seed: NonNegativeInt = Field(0, description="of sampling; another batch size draws other captions")
 
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:

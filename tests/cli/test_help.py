@@ -50,6 +50,13 @@ def test_examples_are_shown_and_understood(
             assert not context.args
 
 
+def test_what_the_seed_depends_on_is_said(hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples change with the batch size under one seed, which stood nowhere."""
+    monkeypatch.setenv("COLUMNS", "200")
+    (line,) = (line for line in hfcap("caption", "--help").out.splitlines() if "--seed" in line)
+    assert "an equal --batch-size draws equal captions" in line
+
+
 def _bash(script: str, home: Path, **variables: str) -> str:
     done = subprocess.run(
         ["/bin/bash", "--norc", "-c", script],
