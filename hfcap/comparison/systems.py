@@ -144,13 +144,19 @@ def read_system(path: Path, split: str | None = None, score: ScorePredictions | 
     return System(
         path.resolve().name,
         path,
-        read_scores(scores),
+        _whole_scores(scores),
         _costs(run),
         _published(recipe, path),
         run,
         run.predictions(scores.stem),
         _baselines(run, scores.stem),
     )
+
+
+def _whole_scores(path: Path) -> ScoreReport:
+    """Read a score file; of a part of its images, which recorded cards keep, nothing can be tested."""
+    report = read_scores(path)
+    return report if len(report.per_image) == report.n_images else replace(report, per_image={})
 
 
 def _baselines(run: RunDirectory, split: str) -> dict[str, dict[str, float | None]]:
@@ -170,8 +176,8 @@ def _system_of_file(path: Path, score: ScorePredictions | None) -> System:
         return System(path.stem, path, score(path), predictions=path)
     run = RunDirectory(path.absolute().parent.parent)
     if path.absolute() == run.scores(path.stem) and run.recipe.is_file():
-        return System(path.stem, path, read_scores(path), run=run, predictions=run.predictions(path.stem))
-    return System(path.stem, path, read_scores(path))
+        return System(path.stem, path, _whole_scores(path), run=run, predictions=run.predictions(path.stem))
+    return System(path.stem, path, _whole_scores(path))
 
 
 def read_systems(

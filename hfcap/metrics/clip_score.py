@@ -65,8 +65,8 @@ class ClipEncoder:
             self._image_processor: Any = AutoImageProcessor.from_pretrained(model, backend=IMAGE_BACKEND)
         except (OSError, ValueError) as error:
             said = f"{model}: the CLIP model of metric 'clip_score' cannot be loaded"
-            if far := out_of_reach(error):
-                raise WorkError(f"{said}: {far}") from error
+            if problem := out_of_reach(error):
+                raise WorkError(f"{said}: {problem}") from error
             raise UserError(f"{said} ({error}); choose another") from None
         if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
             raise UserError(

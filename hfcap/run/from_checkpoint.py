@@ -43,7 +43,7 @@ def chosen_checkpoint(run: RunDirectory, which: Which) -> int:
             raise UserError(f"{run.path}: no checkpoint was validated yet, so that none is the best; take the last one")
     assert step is not None
     if problem := damage_of(checkpoint_path(run.checkpoints, step)):
-        raise UserError(f"{problem}; the next training of this run goes on from the one before")
+        raise UserError(f"{problem}; run the recipe again, and training goes on from the one before")
     return step
 
 

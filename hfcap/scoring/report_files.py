@@ -103,7 +103,8 @@ def read_scores(path: Path) -> ScoreReport:
     if not isinstance(value.setdefault("predictions_sha256", None), str | None):
         raise UserError(f"{path}: predictions_sha256 must be text, not {value['predictions_sha256']!r}")
     per_image = value["per_image"]
-    if value.setdefault("n_images", len(per_image)) != len(per_image) and per_image:
+    # Recorded cards keep the images that they show, and nothing to resample.
+    if value.setdefault("n_images", len(per_image)) != len(per_image) and value["statistics"]:
         raise UserError(
             f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images; score again"
         )

@@ -44,7 +44,7 @@ def predictions_hash(captions: Mapping[str, str]) -> str:
 def signature_line(signature: Mapping[str, Any]) -> str:
     """Return the conditions of a score as one printable line, e.g. for a table's footnote or a paper.
 
-    It reads `hfcap:0.1.0|tok:ptb-coco-1|split:test|n:5000|ids:0a1b...|refs:5|...|cider.document_frequencies:corpus`.
+    It reads `hfcap:0.1.0|tok:ptb-coco-2|split:test|n:5000|ids:0a1b...|refs:5|...|cider.document_frequencies:corpus`.
     """
     counts = signature.get("references_per_image", [0, 0])
     references = str(counts[0]) if counts[0] == counts[1] else f"{counts[0]}-{counts[1]}"

@@ -42,7 +42,9 @@ def assert_refused(outcome: Outcome, *fragments: str) -> None:
     assert "Traceback" not in outcome.err
     lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, outcome.err
-    assert outcome.err.lstrip().startswith("error: "), outcome.err
+    # Warnings of what was read before are no part of the message.
+    said = [line for line in outcome.err.splitlines() if line.strip() and not line.startswith("warning: ")]
+    assert said[0].startswith("error: "), outcome.err
     for fragment in fragments:
         assert fragment in outcome.err, outcome.err
 

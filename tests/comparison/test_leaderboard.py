@@ -213,3 +213,18 @@ def test_a_language_without_spaces_is_named(tmp_path: Path) -> None:
         score_files(captions, human, language="zh", output=path, warn=lambda _: None, n_resamples=0)
     found = compare([tmp_path / "a.json", tmp_path / "b.json"], n_resamples=100, warn=lambda _: None)
     assert not any("Chinese" in said for said in found.warnings)
+
+
+def test_a_part_of_the_images_is_not_tested(tmp_path: Path) -> None:
+    """Recorded cards keep the rows of the images that they show, and the values of all."""
+    human = {str(number): ["a red dog on grass", "a dog"] for number in range(4)}
+    for name, caption in (("a", "a red dog"), ("b", "a cat")):
+        path = tmp_path / f"{name}.json"
+        score_files(dict.fromkeys(human, caption), human, output=path, warn=lambda _: None, n_resamples=0)
+        value = json.loads(path.read_text(encoding="utf-8"))
+        del value["statistics"]
+        value["per_image"] = {"1": value["per_image"]["1"]}
+        path.write_text(json.dumps(value), encoding="utf-8")
+    found = compare([tmp_path / "a.json", tmp_path / "b.json"], n_resamples=100, warn=lambda _: None)
+    assert sum("no per-image values" in said for said in found.warnings) == 2
+    assert [system.report.n_images for system in found.systems] == [4, 4]

@@ -33,6 +33,13 @@ KNOWN = {
     "oranges,2 and foo.5 mp3.x 3x5 5ft": "oranges ,2 and foo .5 mp3.x 3x5 5ft",
     "\U0001f600 emoji\U0001f600s and a\u200bb": "emoji s and a b",
     "  \t spaces \u00a0 everywhere\u3000 ": "spaces everywhere",
+    "a ### sign, ## and # @@ x": "a ### sign ## and # @@ x",
+    "-lrb- a -RSB- b -Lcb-, x-lrb-y -rrb-.": "-lrb- a -rsb- b -lcb- x-lrb-y -rrb-",
+    "call (555) 123-4567 or (55)1234567.": "call -lrb-555-rrb- 123-4567 or -lrb-55-rrb-1234567",
+    "(555) 123 4567 (123) 4 (1234) 567 (555) cats": "-lrb-555-rrb- 123 4567 -lrb- 123 -rrb- 4 -lrb- 1234 -rrb- 567 "
+    "-lrb- 555 -rrb- cats",
+    "see bar.org/baz, www.bar.com/a-b/c?d=1.": "see bar.org/baz www.bar.com/a-b/c?d=1",
+    "bar.org/b Bar.Org/baz bar.uk/baz": "bar.org / b bar.org / baz bar.uk / baz",
     "": "",
     ". , !": "",
 }

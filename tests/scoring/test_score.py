@@ -314,7 +314,7 @@ def test_signature_prints_as_one_line(files: tuple[Path, Path]) -> None:
     signature = score_files(*files, n_resamples=0, split="val", signature={"decoding": {"num_beams": 3}}).signature
     line = signature_line(signature)
     assert "\n" not in line
-    for part in ("tok:ptb-coco-1", "split:val", "n:120", "refs:1-6", "cider.document_frequencies:corpus"):
+    for part in ("tok:ptb-coco-2", "split:val", "n:120", "refs:1-6", "cider.document_frequencies:corpus"):
         assert part in line.split("|")
     assert "decoding.num_beams:3" in line
 
@@ -344,7 +344,10 @@ def test_undefined_values_are_null(tmp_path: Path) -> None:
         ({"signature": "x"}, "'signature' must be an object"),
         ({"per_image": []}, "'per_image' must be an object"),
         ({"per_image": {"1": {"cider": "x"}}, "n_images": 1}, "per_image.1.cider must be a number"),
-        ({"per_image": {"1": {}}, "n_images": 7}, "n_images is 7, but 'per_image' has 1"),
+        (
+            {"per_image": {"1": {}}, "n_images": 7, "statistics": {"bleu": [[1.0]]}},
+            "n_images is 7, but 'per_image' has 1",
+        ),
     ],
 )
 def test_malformed_score_files_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ _PART = rf"(?:{_ELIDED}|{_WORD})"
 _HYPHENS = rf"(?:-{_PART})"
 _ALONE = r"(?![\p{L}\p{Nd}'\u2019-])"
 
+# What the Java tool takes for a label of a web address: no capitals, no digits.
+_NAME = r"[^\s\"`'<>|!?(){},\x2c-\x5f$]+"
+
 _SYMBOLS = (
     r"[\x21-\x7e\x80\u00a1-\u00bf\u00d7\u00f7\u037e\u0387\u0589\u05be\u05c0\u05c3\u05f3\u05f4\u0606-\u060c\u061b\u061e"
     r"\u061f\u066a\u066d\u06d4\u0964\u0965\u0e3f\u0e4f\u2013-\u2023\u2026\u2030-\u2038\u2039-\u203b\u203e-\u2042\u2044"
@@ -67,8 +70,11 @@ TOKEN = regex.compile(
             r"</?!?[a-z][^\s<>]*>",
             r"&(?:amp|lt|gt|quot|apos|nbsp);|&(?:[a-z]+(?:acute|grave|uml|circ|tilde|cedil|slash)|\#\d+);",
             r"(?:https?|ftp)://[^\s\"<>]*[^\s\"<>.,;:!?)(\]'-]",
+            rf"(?-i:(?:{_NAME}\.)+(?:com|net|org|edu))/[^\s\"<>|()]+[^\s\"<>|.!?(){{}},-]",
+            r"\([0-9]{2,3}\)[ \u00a0]?[0-9]{3,4}[- \u00a0]?[0-9]{3,5}",
+            r"-(?:[lr][rcs]b)-",
             r"[\w.%+-]*[\p{L}\p{Nd}]@[\p{L}\p{Nd}][\w-]*(?:\.[\w-]+)*",
-            rf"[@\#]{_LETTER}\w*",
+            rf"\#{{2,}}|@{{2,}}|[@\#]{_LETTER}\w*",
             rf"(?-i:[<>]?[:;=][-o*']?[\(\)DPpdO\\\{{@|\[\]]|[xX]D){_ENDS}|\^_\^|-_-",
             # Numbers: dates and fractions; times and decimals; signed integers; '20s.
             r"\d+/\d+(?:/\d+)?(?![\p{L}\p{Nd}_-])",
@@ -102,7 +108,8 @@ TOKEN = regex.compile(
 """One token."""
 
 NEEDS_CONTEXT = regex.compile(
-    rf"(?<![\p{{L}}\p{{M}}\p{{Nd}}.])(?:{_LETTER}|{_any_of(_ABBREVIATED_BEFORE_A_NUMBER)})\.$",
+    rf"(?<![\p{{L}}\p{{M}}\p{{Nd}}.])(?:{_LETTER}|{_any_of(_ABBREVIATED_BEFORE_A_NUMBER)})\.$|\([0-9]{{2,3}}\)$"
+    r"|\([0-9]{2,3}\)[0-9]{3,4}$",
     regex.IGNORECASE | regex.V1,
 )
 """Pieces between white space whose tokens depend on what follows them."""

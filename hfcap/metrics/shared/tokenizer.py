@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hfcap.metrics.shared.ptb_rules import NEEDS_CONTEXT, REMOVED, REWRITTEN, SPELLING, SPLIT_OR_ABBREVIATED, TOKEN
 
-TOKENIZER_VERSION = "ptb-coco-1"
+TOKENIZER_VERSION = "ptb-coco-2"
 """Changes whenever any caption could be tokenised differently."""
 
 LINE_SEPARATORS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
@@ -32,6 +32,9 @@ def _scan(text: str) -> tuple[str, ...]:
             continue
         if len(token) > 1 and token[-1] in "()[]" and token[0] in ":;=<>":  # a smiley: its bracket is spelled out
             token = token[:-1] + REWRITTEN[token[-1]]
+        if token[0] == "(" and len(token) > 1:  # a telephone number: one token there, with a blank inside
+            words += token.replace("(", REWRITTEN["("]).replace(")", REWRITTEN[")"]).split()
+            continue
         word = REWRITTEN.get(token) or token.lower().translate(SPELLING)
         if word:  # a soft hyphen alone is nothing
             words.append(word)
