@@ -13,6 +13,7 @@ from hfcap.data.loading import prepared
 from hfcap.data.pixels import PixelPlan
 from hfcap.errors import library_faults, reason_of
 from hfcap.recipe.blocks import GenerateOptions
+from hfcap.schema import Images
 
 _SEED_STRIDE = 1_000_003
 """Seeds of one captioning lie between those of two neighbouring seeds."""
@@ -20,7 +21,7 @@ _SEED_STRIDE = 1_000_003
 
 def generate_captions(
     captioner: Captioner,
-    images: torch.Tensor,
+    images: Images,
     options: GenerateOptions,
     prompt: str | None = None,
     *,
@@ -34,7 +35,7 @@ def generate_captions(
 
     Args:
         images: levels (B, 3, height, width) uint8 that `plan` normalises, pixel values, or states of the encoder
-            (B, S, D); on any device.
+            (B, S, D); `SizedImages` where images keep their shape; on any device.
         prompt: text every caption starts with; None = the captioner's own.
         plan: how levels become pixel values; None where nothing is left to do.
         encoded: whether these are states of the encoder.
@@ -44,7 +45,7 @@ def generate_captions(
     """
     if options.do_sample and place is not None:
         torch.manual_seed(options.seed * _SEED_STRIDE + place)
-    images = prepared(images, plan, captioner.device)
+    inputs = prepared(images, plan, captioner.device)
 
     def message(error: Exception) -> str:
         name = captioner.base_models[0].id if captioner.base_models else captioner.card_facts.title
@@ -55,5 +56,5 @@ def generate_captions(
 
     with library_faults(message):
         with torch.inference_mode():
-            states = images if encoded else captioner.encode(images)
+            states = inputs if encoded else captioner.encode(inputs)
         return captioner.caption_states(states, options, prompt)

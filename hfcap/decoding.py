@@ -14,12 +14,12 @@ import torch
 
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner, GeneratedCaption
-from hfcap.data.loading import ImageInputs, image_loader
+from hfcap.data.loading import ImageInputs, image_loader, sizes_of
 from hfcap.errors import UserError
 from hfcap.files import parse_json, read_json_lines, write_bytes, write_json_lines
-from hfcap.progress import progress_bar
+from hfcap.progress import error_console, progress_bar
 from hfcap.recipe.blocks import GenerateOptions
-from hfcap.schema import CaptionedImage, Prediction
+from hfcap.schema import CaptionedImage, Images, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,20 @@ def caption_batches(captioner: Captioner, job: DecodingJob, numbers: Sequence[in
         yield caption_batch(captioner, job, [job.records[number] for number in batch], images, batch[0])
 
 
+def _order(job: DecodingJob) -> list[int]:
+    """Return the numbers of the images in the order of their batches: those of one shape together, if that differs."""
+    sizes = sizes_of(job.inputs)
+    numbers = range(len(job.records))
+    return list(numbers) if sizes is None else sorted(numbers, key=lambda number: (sizes[number], number))
+
+
 def caption_batch(
-    captioner: Captioner, job: DecodingJob, records: Sequence[CaptionedImage], images: torch.Tensor, place: int
+    captioner: Captioner, job: DecodingJob, records: Sequence[CaptionedImage], images: Images, place: int
 ) -> list[Prediction]:
     """Caption one batch.
 
     Args:
-        images: what `job.inputs` gave for these records, stacked.
+        images: what `job.inputs` gave for these records, put together.
         place: number of the first image in the whole job.
     """
     inputs = job.inputs
@@ -72,7 +79,15 @@ def as_prediction(record: CaptionedImage, captions: Sequence[GeneratedCaption]) 
         caption=captions[0].text,
         score=captions[0].score,
         candidates=tuple(caption.text for caption in captions),
+        cut=captions[0].cut,
     )
+
+
+def say_cut(n_cut: int, total: int, limit: int) -> None:
+    """Say how many captions ended at the length limit, in the middle of a sentence perhaps."""
+    if n_cut:
+        said = f"{n_cut:,} of {total:,} captions were cut at {limit} tokens; raise max_new_tokens"
+        error_console.print(said, style="yellow", markup=False, soft_wrap=True)
 
 
 def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accelerator: Any) -> None:
@@ -87,7 +102,8 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
     done = _finished_ids(part)
     size, world, rank = job.batch_size, accelerator.num_processes, accelerator.process_index
     total = len(job.records)
-    batches = [range(first, min(first + size, total)) for first in range(rank * size, total, world * size)]
+    order = _order(job)
+    batches = [order[first : first + size] for first in range(rank * size, total, world * size)]
     todo = [
         number
         for batch in batches
@@ -103,7 +119,8 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
             progress.advance(task, len(predictions))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _merge_parts(path, job_name, [record.image_id for record in job.records])
+        n_cut = _merge_parts(path, job_name, [record.image_id for record in job.records])
+        say_cut(n_cut, total, job.options.max_new_tokens)
     accelerator.wait_for_everyone()
 
 
@@ -142,7 +159,8 @@ def _finished_row(line: bytes) -> dict[str, Any] | None:
     return row if whole else None
 
 
-def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> None:
+def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> int:
+    """Write the whole file in order; return how many captions were cut."""
     parts = sorted(path.parent.glob(f"{glob.escape(path.name)}.part-{job_name}-*"))
     rows = {row["image_id"]: row for part in parts for _, row in read_json_lines(part, "unfinished predictions")}
     missing = [image_id for image_id in order if image_id not in rows]
@@ -150,6 +168,7 @@ def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> None:
     write_json_lines(path, (rows[image_id] for image_id in order))
     for part in path.parent.glob(f"{glob.escape(path.name)}.part-*"):
         part.unlink()
+    return sum(bool(row.get("cut")) for row in rows.values())
 
 
 def read_captions(path: Path) -> dict[str, str]:

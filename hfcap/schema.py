@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     import torch
 
 IGNORED_LABEL = -100
@@ -31,6 +33,75 @@ class ImageBytes(Protocol):
     def describe(self) -> str:
         """Return a name that a person can find the image by (path, row of a dataset)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SizedImages:
+    """Images that keep their shape, or what an encoder says of them: tensors of different shapes, not one.
+
+    It moves, is cut and counted as a tensor (B, ...) is, so that most code need not tell the two apart.
+
+    Attributes:
+        values: of each image its pixels as its processor gives them, or its states (S, D).
+        sizes: (width, height) of each image before its processor.
+    """
+
+    values: tuple[torch.Tensor, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, chosen: int | slice) -> SizedImages:
+        """Return one image, or some, as images."""
+        if isinstance(chosen, int):
+            return SizedImages((self.values[chosen],), (self.sizes[chosen],))
+        return SizedImages(self.values[chosen], self.sizes[chosen])
+
+    @property
+    def shape(self) -> tuple[int]:
+        """How many images there are: the first number of a tensor's shape."""
+        return (len(self.values),)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return self.values[0].device
+
+    def numel(self) -> int:
+        """How many numbers there are."""
+        return sum(value.numel() for value in self.values)
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SizedImages:
+        """Return the same images with every tensor changed."""
+        return SizedImages(tuple(map(change, self.values)), self.sizes)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> SizedImages:
+        """Return them on `device`."""
+        return self.mapped(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def float(self) -> SizedImages:
+        """Return them in float32."""
+        return self.mapped(lambda value: value.float())
+
+    def cpu(self) -> SizedImages:
+        """Return them on the CPU."""
+        return self.mapped(lambda value: value.cpu())
+
+    def pin_memory(self) -> SizedImages:
+        """Return them in memory that a GPU reads by itself; DataLoader calls this."""
+        return self.mapped(lambda value: value.pin_memory())
+
+    @staticmethod
+    def joined(parts: Iterable[SizedImages]) -> SizedImages:
+        """Put images together, in order."""
+        listed = list(parts)
+        values = tuple(value for part in listed for value in part.values)
+        return SizedImages(values, tuple(size for part in listed for size in part.sizes))
+
+
+Images: TypeAlias = "torch.Tensor | SizedImages"
+"""Pixels or states of B images: (B, ...), or one tensor for each where they keep their shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +174,16 @@ class PackedCaptions:
         """Return a copy in memory that a device can copy from while the host goes on; torch's data loader calls it."""
         return self._moved(lambda tensor: tensor.pin_memory())
 
+    def rows(self, numbers: Sequence[int]) -> PackedCaptions:
+        """Return the rows of some of the images."""
+        chosen = list(numbers)
+        rows = PackedCaptions(
+            self.input_ids[chosen], self.position_ids[chosen], self.caption_index[chosen], self.labels[chosen]
+        )
+        if rows.lengths is None and self.lengths is not None:
+            rows._note(None, [self.lengths[number] for number in chosen])
+        return rows
+
     def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedCaptions:
         moved = PackedCaptions(
             move(self.input_ids), move(self.position_ids), move(self.caption_index), move(self.labels)
@@ -123,6 +204,7 @@ class Prediction:
         score: sequence log-probability that the decoder ranked by; None for greedy decoding and sampling.
         candidates: all returned captions, best first (n-best or samples); the first is `caption`.
         review: why a person should look at it, empty where nothing speaks against it; None = it was not examined.
+        cut: whether the caption ends at the length limit and not where the captioner ended it.
     """
 
     image_id: str
@@ -131,9 +213,10 @@ class Prediction:
     score: float | None = None
     candidates: tuple[str, ...] = ()
     review: str | None = None
+    cut: bool = False
 
     def as_row(self) -> dict[str, Any]:
-        """Return the JSON object of this prediction; `review` only where it was examined."""
+        """Return the JSON object of this prediction; `review` only where it was examined, `cut` only where it is."""
         row = {
             "image_id": self.image_id,
             "file_name": self.file_name,
@@ -141,6 +224,7 @@ class Prediction:
             "score": self.score,
             "candidates": list(self.candidates),
         }
+        row |= {"cut": True} if self.cut else {}
         return row if self.review is None else {**row, "review": self.review}
 
 
@@ -165,12 +249,14 @@ class Caption:
         score: the best candidate's.
         candidates: all returned captions, best first; the first is this one.
         image: file name or web address; of an image without one "image N", N counted from 0 in what was given.
+        cut: whether the text ends at the length limit (max_new_tokens) and not where the captioner ended it.
     """
 
     text: str
     score: float | None
     candidates: tuple[Candidate, ...]
     image: str
+    cut: bool = False
 
     def __str__(self) -> str:
         return self.text

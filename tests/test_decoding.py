@@ -112,6 +112,7 @@ def test_rows_are_complete_in_order_and_those_of_the_captioner(
         assert row["caption"] == row["candidates"][0] == found[0].text
         assert row["candidates"] == [caption.text for caption in found]
         assert row["score"] == pytest.approx(found[0].score, rel=1e-4)
+        assert row.pop("cut", False) == found[0].cut
         assert set(row) == {"image_id", "file_name", "caption", "score", "candidates"}
     assert read_captions(path) == {row["image_id"]: row["caption"] for row in rows}
 

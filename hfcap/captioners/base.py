@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap import registry
+from hfcap.captioners.asked import Asked
 from hfcap.captioners.facts import BaseModel, CardFacts, GeneratedCaption
 from hfcap.captioners.probe import generated, may_pack
 from hfcap.captioners.shared.linear_layers import layers_below
@@ -32,7 +34,7 @@ from hfcap.schema import IMAGE_BACKEND, PackedCaptions
 __all__ = ["BaseModel", "Captioner", "CardFacts", "GeneratedCaption"]
 
 
-class Captioner(ABC):
+class Captioner(Asked, ABC):
     """A loaded captioner: transformers model, processor and what the family knows about both.
 
     Attributes:
@@ -54,6 +56,8 @@ class Captioner(ABC):
     """False for families that are fitted in one pass instead (captioners/shared/nonparametric.py)."""
     attention_is_fixed: ClassVar[bool] = False
     """True where hfcap's own attention stands in place of the model's, so that no other can be chosen."""
+    own_shapes: bool = False
+    """True where each image keeps its shape: pixel values and image states are `SizedImages`."""
     sees_one_image: bool = True
     """False where pixel values are not (3, height, width), so that nobody can look at them."""
 
@@ -176,6 +180,10 @@ class Captioner(ABC):
     def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Return start tokens (B, T) that go on with another word (B,) for each image, for the check of generation."""
         return torch.cat([input_ids, words[:, None]], dim=1)
+
+    def images_of(self, size: tuple[int, int]) -> AbstractContextManager[None]:
+        """Compute tensors of images of this (width, height) inside the block; needed only where `own_shapes`."""
+        return nullcontext()
 
     def states_and_penalty(
         self, image_states: torch.Tensor, packed: PackedCaptions
@@ -340,10 +348,16 @@ class Captioner(ABC):
         config.return_dict_in_generate = True
         config.output_scores = options.num_beams > 1
         output = self.generate(image_states, start.expand(image_states.shape[0], -1), config)
-        texts = self.tokenizer.batch_decode(output.sequences[:, start.shape[1] :], skip_special_tokens=True)
+        written = output.sequences[:, start.shape[1] :]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        ends = torch.tensor(config.eos_token_id, device=written.device).reshape(-1)
+        ended = torch.isin(written, ends).any(dim=1).tolist()
         beam_scores = getattr(output, "sequences_scores", None)
         scores = [None] * len(texts) if beam_scores is None else [float(score) for score in beam_scores]
-        captions = [GeneratedCaption(" ".join(text.split()), score) for text, score in zip(texts, scores, strict=True)]
+        captions = [
+            GeneratedCaption(" ".join(text.split()), score, cut=not end)
+            for text, score, end in zip(texts, scores, ended, strict=True)
+        ]
         n = options.num_return_sequences
         return [captions[first : first + n] for first in range(0, len(captions), n)]
 

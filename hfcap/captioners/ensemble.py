@@ -42,6 +42,7 @@ from hfcap.places import Location
 from hfcap.progress import track
 from hfcap.recipe.block_base import Block, NonNegativeInt, PositiveInt
 from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
+from hfcap.schema import SizedImages
 
 _MEMBER_FOLDER = re.compile(r"member_\d+")
 
@@ -319,11 +320,12 @@ def _load_member(member: MemberOptions, trust_remote_code: bool) -> Captioner:
 
 
 def _pixel_shape(image_processor: Any, number: int) -> list[int]:
-    shapes = {
-        tuple(image_processor(images=Image.new("RGB", size), return_tensors="pt")["pixel_values"][0].shape)
+    given = [
+        image_processor(images=Image.new("RGB", size), return_tensors="pt")["pixel_values"]
         for size in ((60, 40), (40, 60), (300, 300))
-    }
-    if len(shapes) > 1:
+    ]
+    shapes = {tuple(values[0].shape) for values in given}
+    if len(shapes) > 1 or any(isinstance(values, SizedImages) for values in given):
         raise UserError(
             f"model.members: member {number} keeps the proportions of images, so that they have different sizes; "
             "an ensemble needs members that resize to one size"

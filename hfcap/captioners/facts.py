@@ -36,7 +36,12 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedCaption:
-    """One caption with the log-probability that beam search ranked it by (None when greedy or sampled)."""
+    """One caption with the log-probability that beam search ranked it by (None when greedy or sampled).
+
+    Attributes:
+        cut: whether it ends at the length limit (`max_new_tokens`) and not where the model ended it.
+    """
 
     text: str
     score: float | None
+    cut: bool = False

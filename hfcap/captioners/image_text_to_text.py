@@ -5,11 +5,12 @@ What differs between kinds of models stands in `vlm/`; this file chooses the kin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig, GitProcessor
 
@@ -22,14 +23,16 @@ from hfcap.captioners.vlm.florence2 import Florence2
 from hfcap.captioners.vlm.generic import Generic
 from hfcap.captioners.vlm.git import Git
 from hfcap.captioners.vlm.kosmos2 import Kosmos2
-from hfcap.captioners.vlm.loading import MODEL_TYPES, load_model, load_processor
+from hfcap.captioners.vlm.loading import MODEL_TYPES, limit_pixels, load_model, load_processor, pixel_limits
 from hfcap.captioners.vlm.mllama import Mllama
+from hfcap.captioners.vlm.options import ImageTextToTextOptions as ImageTextToTextOptions
 from hfcap.captioners.vlm.prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners.vlm.qwen import QwenVL
 from hfcap.errors import UserError
-from hfcap.recipe.block_base import PositiveInt
-from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
-from hfcap.schema import PackedCaptions
+from hfcap.files import read_json_object
+from hfcap.progress import error_console
+from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
+from hfcap.schema import PackedCaptions, SizedImages
 
 ADAPTERS: tuple[type[VlmAdapter], ...] = (
     Git,
@@ -45,30 +48,11 @@ ADAPTERS: tuple[type[VlmAdapter], ...] = (
 )
 
 
-class ImageTextToTextOptions(ModelOptions):
-    """Keys of `model`: `pretrained`, or `from_config` (GIT) to train from random weights."""
+_CHAT_TOKENS = 128
+"""Room for a sentence or two of a model that nobody has told to be short."""
 
-    from_config: dict[str, Any] | None = Field(
-        None, description="GitConfig's keys with model_type: git, for training from scratch"
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="number type of the loaded weights; bfloat16 halves the memory of frozen ones (LoRA)"
-    )
-    quantization: Literal["4bit", "8bit"] | None = Field(
-        None, description="QLoRA: frozen weights in 4 or 8 bits; needs lora, a GPU and the package bitsandbytes"
-    )
-    image_size: PositiveInt | None = Field(
-        None,
-        description="side of the square that images are resized to; by default only where models take any shape",
-    )
-
-    freezing_keys: ClassVar[tuple[str, ...]] = ("quantization",)
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.pretrained is None) == (self.from_config is None):
-            raise ValueError("give exactly one of pretrained and from_config")
-        return self
+OWN_SHAPE = "own shape"
+"""What hfcap.json says of images that keep their shape."""
 
 
 class ImageTextToText(Captioner):
@@ -109,11 +93,9 @@ class ImageTextToText(Captioner):
         self.kind = kind(self)
         self.kind.check_model()
         self.kind.prepare()
-        if image_size is None:
-            self.image_size = self.kind.usual_image_size()
-            self.kind = kind(self)
+        self.own_shapes = image_size is None and self.kind.shape_matters()
         self.kind.check()
-        self.sees_one_image = self.kind.sees_one_image()
+        self.sees_one_image = not self.own_shapes and self.kind.sees_one_image()
         self._end_token_id = self.kind.end_token_id()
         # The recipe says how captions are generated. `generate` would fill gaps from what the base model came with.
         for holder in self.kind.generating_models():
@@ -130,7 +112,9 @@ class ImageTextToText(Captioner):
         origin = (options.pretrained, options.revision, options.trust_remote_code)
         model = load_model(*origin, options.dtype, options.quantization)
         base = BaseModel(options.pretrained, options.revision, "captioner")
-        captioner = cls(model, load_processor(*origin), options.prompt, [base], image_size=options.image_size)
+        processor = load_processor(*origin)
+        limit_pixels(processor.image_processor, options.min_pixels, options.max_pixels)
+        captioner = cls(model, processor, options.prompt, [base], image_size=options.image_size)
         captioner.kind.check_prompt()
         return captioner
 
@@ -173,21 +157,58 @@ class ImageTextToText(Captioner):
         }
 
     def sidecar(self) -> dict[str, str]:
-        """Also keep the size of images, and how the processor is called."""
+        """Also keep the size of images or their limits, and how the processor is called."""
         values = super().sidecar()
         if self.image_size is not None:
             values["image_size"] = str(self.image_size)
+        elif self.own_shapes:
+            # An adapter's base may have been published with a square, or with other limits.
+            values |= {"images": OWN_SHAPE, **pixel_limits(self.processor.image_processor)}
         return values | self.kind.processor_notes()
 
     def take_sidecar(self, values: Mapping[str, str]) -> None:
         """Also take over the size of images."""
         super().take_sidecar(values)
-        if "image_size" in values:
-            if not values["image_size"].isdecimal():
-                raise UserError(f"hfcap.json: image_size must be a whole number, not {values['image_size']!r}")
-            self.image_size = int(values["image_size"])
+        for name in ("image_size", "min_pixels", "max_pixels"):
+            if not values.get(name, "1").isdecimal():
+                raise UserError(f"hfcap.json: {name} must be a whole number, not {values[name]!r}")
+        if "image_size" in values or values.get("images") == OWN_SHAPE:
+            least, most = (int(values[name]) if name in values else None for name in ("min_pixels", "max_pixels"))
+            limit_pixels(self.processor.image_processor, least, most)
+            self.image_size = int(values["image_size"]) if "image_size" in values else None
+            self.own_shapes = self.image_size is None and self.kind.shape_matters()
             self.kind = type(self.kind)(self)
-            self.sees_one_image = self.kind.sees_one_image()
+            self.kind.prepare()
+            self.sees_one_image = not self.own_shapes and self.kind.sees_one_image()
+
+    @classmethod
+    def usual_decoding(cls, folder: Path) -> dict[str, Any]:
+        """Chat models write until they are done, and plain search is what their authors evaluate them with."""
+        chats = any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+        model_type = read_json_object(folder / "config.json", "configuration of the model").get("model_type")
+        kind = next((kind for kind in ADAPTERS if model_type in kind.model_types), Generic)
+        return {"num_beams": 1, "max_new_tokens": _CHAT_TOKENS} if chats and kind.speaks_chat else {}
+
+    def take_usual_prompt(self) -> None:
+        """Ask as the kind's authors do, and say so."""
+        self.prompt = self.kind.usual_prompt
+        if self.prompt:
+            error_console.print(
+                f"note: no prompt is saved with {self.model.config.model_type}; hfcap asks {self.prompt!r} "
+                "(--prompt asks otherwise)",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def style_prompt(self, style: str) -> str:
+        """Return the instruction, or the task of models that know tasks."""
+        if style not in self.kind.styles:
+            known = ", ".join(self.kind.styles) or "none: it takes no instructions"
+            raise UserError(
+                f"style {style}: {self.model.config.model_type} has no prompt for it; choose one of its styles "
+                f"({known}), or give a prompt of your own"
+            )
+        return self.kind.styles[style]
 
     @property
     def captions_from_pixels(self) -> bool:
@@ -254,9 +275,37 @@ class ImageTextToText(Captioner):
         """Image encoder, what stands between it and the words, and the language model with its head."""
         return self.kind.part_modules()
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixel_values: Any) -> Any:
         """Return what the vision part gives: before the connector where the kind knows it, else after it."""
-        return self.kind.encode(self._in_number_type(pixel_values))
+        if not isinstance(pixel_values, SizedImages):
+            return self.kind.encode(self._in_number_type(pixel_values))
+        states: dict[int, torch.Tensor] = {}
+        for numbers, values in self._alike(pixel_values):
+            with self.kind.images_of(pixel_values.sizes[numbers[0]]):
+                states |= dict(zip(numbers, self.kind.encode(self._in_number_type(values)), strict=True))
+        return SizedImages(tuple(states[number] for number in range(len(states))), pixel_values.sizes)
+
+    def images_of(self, size: tuple[int, int]) -> AbstractContextManager[None]:
+        """Prompt and places are those of images of this size inside the block."""
+        return self.kind.images_of(size)
+
+    def _alike(self, images: SizedImages) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Yield numbers and values of images that the processor says the same of: one batch of the model's."""
+        groups: dict[Any, list[int]] = {}
+        for number, size in enumerate(images.sizes):
+            groups.setdefault(self.kind.layout(size), []).append(number)
+        for numbers in groups.values():
+            yield numbers, torch.stack([images.values[number] for number in numbers])
+
+    def decoder_states(self, image_states: Any, packed: PackedCaptions) -> torch.Tensor:
+        """Run everything after the encoder but the head, images with equally many tokens together."""
+        if not isinstance(image_states, SizedImages):
+            return super().decoder_states(image_states, packed)
+        found: dict[int, torch.Tensor] = {}
+        for numbers, states in self._alike(image_states):
+            with self.kind.images_of(image_states.sizes[numbers[0]]):
+                found |= dict(zip(numbers, super().decoder_states(states, packed.rows(numbers)), strict=True))
+        return torch.stack([found[number] for number in range(len(found))])
 
     def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Run the model's own forward after the captioner's own prompt."""
@@ -282,8 +331,11 @@ class ImageTextToText(Captioner):
         """Return start tokens that go on with another word for each image."""
         return self.kind.started_with(input_ids, words)
 
-    def transformers_start_token(self, pixel_values: torch.Tensor, config: GenerationConfig) -> int:
+    def transformers_start_token(self, pixel_values: Any, config: GenerationConfig) -> int:
         """Return the token that the model's own `generate` starts the caption from, given the processor's inputs."""
+        if isinstance(pixel_values, SizedImages):
+            with self.kind.images_of(pixel_values.sizes[0]):
+                return self.transformers_start_token(torch.stack(list(pixel_values.values[:1])), config)
         prompt = self.kind.prompt_inputs(self.prompt)
         ids = prompt.input_ids[None].to(self.device)
         pixels = self.kind.plain_pixels(self._in_number_type(pixel_values[:1]))
@@ -301,13 +353,19 @@ class ImageTextToText(Captioner):
         return values.to(vision.dtype) if vision.is_floating_point() else values
 
     def caption_states(
-        self, image_states: torch.Tensor, options: GenerateOptions, prompt: str | None = None
+        self, image_states: Any, options: GenerateOptions, prompt: str | None = None
     ) -> list[list[GeneratedCaption]]:
         """Caption encoded images; another prompt takes the place of the captioner's own for the call."""
         own = self.prompt
         self.prompt = own if prompt is None else prompt
         try:
-            return super().caption_states(image_states, options)
+            if not isinstance(image_states, SizedImages):
+                return super().caption_states(image_states, options)
+            found: dict[int, list[GeneratedCaption]] = {}
+            for numbers, states in self._alike(image_states):
+                with self.kind.images_of(image_states.sizes[numbers[0]]):
+                    found |= dict(zip(numbers, super().caption_states(states, options), strict=True))
+            return [found[number] for number in range(len(found))]
         finally:
             self.prompt = own
 

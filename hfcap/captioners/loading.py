@@ -45,16 +45,25 @@ def load_captioner(
         UserError: nothing there that hfcap can caption with; the message says what was found.
         WorkError: the merged model would not say what the adapter says.
     """
+    captioner, prompted = _loaded(location, revision, trust_remote_code, merge)
+    if not prompted:
+        captioner.take_usual_prompt()
+    return captioner
+
+
+def _loaded(location: str, revision: str | None, trust_remote_code: bool, merge: bool) -> tuple[Captioner, bool]:
+    """Load a captioner; also whether a prompt, perhaps an empty one, was saved with it."""
     folder = local_folder(location, revision)
     if (folder / _ADAPTER_CONFIG).is_file():
         return _with_adapter(folder, trust_remote_code, merge)
     family = _family(folder, location)
     with library_faults(lambda error: f"{location}: the model cannot be loaded ({reason_of(error)}); save it again"):
         captioner = family.from_folder(str(folder), None, trust_remote_code)
-    captioner.take_sidecar(read_sidecar(folder))
+    notes = read_sidecar(folder)
+    captioner.take_sidecar(notes)
     captioner.base_models = [BaseModel(location, revision, "captioner")]
     captioner.model.eval()
-    return captioner
+    return captioner, "captioner" in notes
 
 
 def local_folder(location: str, revision: str | None) -> Path:
@@ -140,7 +149,7 @@ def _family(folder: Path, location: str) -> type[Captioner]:
     )
 
 
-def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Captioner:
+def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> tuple[Captioner, bool]:
     config: Any = read_json(folder / _ADAPTER_CONFIG, "adapter configuration")
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     sibling = folder.parent / "base_model"
@@ -154,13 +163,14 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
     # peft records a revision for folders too, where it says nothing.
     revision = None if Path(base).is_dir() else config.get("revision")
     try:
-        captioner = load_captioner(base, revision, trust_remote_code)
+        captioner, prompted = _loaded(base, revision, trust_remote_code, merge=True)
     except UserError as error:
         raise UserError(
             f"{folder}: the base model of this adapter cannot be loaded; put it back, or correct "
             f"base_model_name_or_path in {folder / _ADAPTER_CONFIG} ({error})"
         ) from error
-    captioner.take_sidecar(read_sidecar(folder))
+    notes = read_sidecar(folder)
+    captioner.take_sidecar(notes)
     from hfcap.captioners.adaptation.lora import load_adapter  # PEFT takes seconds to import
 
     adapted = load_adapter(captioner, folder)
@@ -168,7 +178,7 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> Caption
         with library_faults(lambda error: f"{base}: the base model fails ({reason_of(error)}); save it again"):
             merge_adapter(captioner, adapted)
     captioner.model.eval()
-    return captioner
+    return captioner, prompted or "captioner" in notes
 
 
 def describe_size(captioner: Captioner) -> dict[str, int]:
@@ -183,12 +193,16 @@ def describe_size(captioner: Captioner) -> dict[str, int]:
 def generation_defaults(folder: Path) -> dict[str, Any]:
     """Return the decoding defaults saved next to a model, those that a recipe's `generate` block knows.
 
+    Of models that hfcap did not save, what they lack is what suits their kind.
+
     Raises:
         UserError: the file is damaged.
     """
     path = folder / "generation_config.json"
+    fresh = (folder / "config.json").is_file() and "captioner" not in read_sidecar(folder)
+    usual = _family(folder, str(folder)).usual_decoding(folder) if fresh else {}
     if not path.is_file():
-        return {}
+        return usual
     values = read_json(path, "decoding defaults of the model")
     if not isinstance(values, dict):
         raise UserError(f"{path}: decoding defaults must be a JSON object")
@@ -201,7 +215,7 @@ def generation_defaults(folder: Path) -> dict[str, Any]:
             own = [one["msg"] for one in error.errors() if one["loc"] == (name,)]
             if own:
                 raise UserError(f"{path}: {name}: {own[0]}; correct it, or delete the file") from None
-    return known
+    return usual | known
 
 
 def save_merged(adapter: str, output: Path, trust_remote_code: bool = False) -> None:

@@ -146,6 +146,7 @@ def _facts(captioner: Captioner) -> dict[str, Any]:
         "attention": sorted({str(config._attn_implementation) for config in _configs(model)}),
         "dtype": str(parameter.dtype),
         "device": parameter.device.type,
+        **({"shapes": "own"} if captioner.own_shapes else {}),
     }
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing
 
-import torch
-
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioning.reading import batched, read_images
-from hfcap.data.loading import PixelInputs
+from hfcap.data.loading import PixelInputs, stacked
 from hfcap.decoding import DecodingJob
 from hfcap.schema import CaptionedImage
 
@@ -36,8 +34,9 @@ def caption_records(
             images = [content for _, content in batch if not isinstance(content, str)]
             found: list[list[GeneratedCaption]] = []
             if images:
-                stacked = torch.stack(images)
-                found = generate_captions(captioner, stacked, job.options, job.prompt, plan=pixels.plan, place=place)
+                found = generate_captions(
+                    captioner, stacked(images), job.options, job.prompt, plan=pixels.plan, place=place
+                )
                 place += len(images)
             remaining = iter(found)
             yield [(record, content if isinstance(content, str) else next(remaining)) for record, content in batch]

@@ -217,4 +217,4 @@ class ImageCaptioner:
 
 def _caption(record: CaptionedImage, found: list[GeneratedCaption]) -> Caption:
     candidates = tuple(Candidate(caption.text, caption.score) for caption in found)
-    return Caption(candidates[0].text, candidates[0].score, candidates, record.file_name)
+    return Caption(candidates[0].text, candidates[0].score, candidates, record.file_name, found[0].cut)

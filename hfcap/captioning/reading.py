@@ -6,11 +6,9 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 from hfcap.data.images import UnreadableImageError, decode_image
 from hfcap.data.loading import PixelInputs
-from hfcap.schema import CaptionedImage
+from hfcap.schema import CaptionedImage, Images
 from hfcap.text import printable
 
 THREADS = 4
@@ -19,14 +17,14 @@ THREADS = 4
 _ENTRIES_PER_PLACE = 8
 """A batch ends after so many times its size at the latest, so that a stretch of unreadable images is kept, too."""
 
-ReadImage = tuple[CaptionedImage, torch.Tensor | str]
+ReadImage = tuple[CaptionedImage, "Images | str"]
 """An image's record, and its pixels as `PixelInputs` gives them, or what is wrong with it."""
 
 
 def read_images(records: Iterable[CaptionedImage], pixels: PixelInputs, ahead: int) -> Generator[ReadImage, None, None]:
     """Yield every record with its pixels, or with the reason why it has none; up to `ahead` are read in advance."""
 
-    def read(record: CaptionedImage) -> torch.Tensor | str:
+    def read(record: CaptionedImage) -> Images | str:
         try:
             image = decode_image(record.image)
         except UnreadableImageError as error:
@@ -38,7 +36,7 @@ def read_images(records: Iterable[CaptionedImage], pixels: PixelInputs, ahead: i
             return printable(f"{record.image.describe()}: not for this captioner ({error})")
 
     pool = ThreadPoolExecutor(THREADS)
-    waiting: deque[tuple[CaptionedImage, Future[torch.Tensor | str]]] = deque()
+    waiting: deque[tuple[CaptionedImage, Future[Images | str]]] = deque()
     try:
         for record in records:
             waiting.append((record, pool.submit(read, record)))

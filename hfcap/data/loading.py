@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import random
 import signal
 import weakref
@@ -12,13 +13,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL.Image import Image
+from PIL.Image import open as open_image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hfcap.data.images import decode_image
+from hfcap.data.images import OpenedImage, decode_image
 from hfcap.data.packing import pack_captions
 from hfcap.data.pixels import PixelPlan, plan_of
 from hfcap.errors import library_faults, reason_of
-from hfcap.schema import CaptionedImage, PackedCaptions
+from hfcap.schema import IMAGE_FORMATS, CaptionedImage, Images, PackedCaptions, SizedImages
 
 GROUPING_WINDOW = 16
 """Batches whose images are sorted by caption length together: little padding, still a different mix each epoch."""
@@ -26,6 +28,8 @@ GROUPING_WINDOW = 16
 
 class ImageInputs(Protocol):
     """What a captioner gets for each image: pixels, or the states a frozen encoder gave once.
+
+    An item is a tensor, or `SizedImages` where images keep their shape: callers know which, so that its type is Any.
 
     Attributes:
         encoded: whether these are states of the encoder.
@@ -42,7 +46,34 @@ class ImageInputs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> torch.Tensor: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+def stacked(items: Sequence[Images]) -> Images:
+    """Put the inputs of single images together: tensors to one, images that keep their shape side by side."""
+    if isinstance(items[0], SizedImages):
+        return SizedImages.joined(item for item in items if isinstance(item, SizedImages))
+    return torch.stack([item for item in items if isinstance(item, torch.Tensor)])
+
+
+def sizes_of(inputs: Any) -> list[tuple[int, int]] | None:
+    """Return (width, height) of images that keep their shape; None where all inputs have one shape.
+
+    Only to put like ones into one batch: as the file's header has them, (0, 0) where it cannot be read.
+    """
+    found = getattr(inputs, "sizes", None)  # inputs of other kinds have one shape
+    sizes: list[tuple[int, int]] | None = None if found is None else found()
+    return sizes
+
+
+def _size_in_header(image: Any) -> tuple[int, int]:
+    if isinstance(image, OpenedImage):
+        return image.image.size
+    try:
+        with open_image(io.BytesIO(image.read()), formats=IMAGE_FORMATS) as opened:
+            return opened.size
+    except (OSError, ValueError):
+        return 0, 0
 
 
 class PixelInputs:
@@ -58,24 +89,30 @@ class PixelInputs:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Any:
         """Return levels (3, height, width) uint8, or without a plan pixel values float32."""
         return self.processed(self.image(index))
 
-    def pixel_values(self, numbers: Sequence[int]) -> torch.Tensor:
-        """Return these images as the captioner gets them, (B, 3, height, width) float32."""
-        return prepared(torch.stack([self[number] for number in numbers]), self.plan, torch.device("cpu"))
+    def sizes(self) -> list[tuple[int, int]] | None:
+        """Return (width, height) of each image where the processor keeps shapes."""
+        keeps = getattr(self.image_processor, "keeps_shape", False)  # transformers' own processors do not say
+        return [_size_in_header(record.image) for record in self.records] if keeps else None
+
+    def pixel_values(self, numbers: Sequence[int]) -> Any:
+        """Return these images as the captioner gets them, (B, 3, height, width) float32, or `SizedImages`."""
+        return prepared(stacked([self[number] for number in numbers]), self.plan, torch.device("cpu"))
 
     def image(self, index: int) -> Image:
         """Return the decoded image, RGB, upright."""
         return decode_image(self.records[index].image)
 
-    def processed(self, image: Image) -> torch.Tensor:
+    def processed(self, image: Image) -> Any:
         """Return what `self[index]` gives for this image."""
         if self.plan is not None:
             return self.plan.levels(image)
         with library_faults(self._no_pixels):
-            return self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+            values: Images = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+            return values
 
     def _no_pixels(self, error: Exception) -> str:
         return (
@@ -84,7 +121,7 @@ class PixelInputs:
         )
 
 
-def prepared(images: torch.Tensor, plan: PixelPlan | None, device: torch.device) -> torch.Tensor:
+def prepared(images: Any, plan: PixelPlan | None, device: torch.device) -> Any:
     """Return a batch of image inputs on `device` as the captioner gets it, float32.
 
     Bytes travel to the device and are normalised there; stored states come back from half precision.
@@ -101,14 +138,23 @@ class BlankInputs:
 
     def __init__(self, inputs: ImageInputs) -> None:
         self.inputs = inputs
-        self.blank = torch.zeros_like(inputs[0], dtype=torch.float32)
+        first = inputs[0]
+        self.blank = None if isinstance(first, SizedImages) else torch.zeros_like(first, dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def sizes(self) -> list[tuple[int, int]] | None:
+        """Return those of the images."""
+        return sizes_of(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
         """Return zeros, which is mid-grey after normalisation, in the shape of the processed images."""
-        return self.blank
+        if self.blank is not None:
+            return self.blank
+        image = self.inputs[index]
+        assert isinstance(image, SizedImages)
+        return image.mapped(lambda value: torch.zeros_like(value, dtype=torch.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +162,15 @@ class CaptionBatch:
     """One micro-batch.
 
     Attributes:
-        images: pixels (B, 3, height, width), or image states (B, S, D) when `encoded`.
+        images: pixels (B, 3, height, width), or image states (B, S, D) when `encoded`; `SizedImages` where images keep
+            their shape.
         packed: captions of the B images.
         n_captions: captions in the batch.
         numbers: positions of the B images in the dataset.
         plan: normalisation that `to` applies to pixels in bytes; None where nothing is left to do.
     """
 
-    images: torch.Tensor
+    images: Any
     encoded: bool
     packed: PackedCaptions
     n_captions: int
@@ -151,7 +198,7 @@ class CaptionItem(NamedTuple):
         ended: for each caption whether its end follows; one that was cut has none. None = all have.
     """
 
-    image: torch.Tensor
+    image: Any
     captions: list[Sequence[int]]
     number: int
     shown: list[list[int]] | None = None
@@ -223,17 +270,25 @@ class Collate:
         packed = pack_captions(
             captions, self.start_token_ids, self.end_token_id, self.pad_token_id, ended=ended, shown=shown
         )
-        images = torch.stack([item.image for item in items])
+        images = stacked([item.image for item in items])
         numbers = tuple(item.number for item in items)
         return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers, self.plan)
 
 
+def batch_keys(dataset: CaptionDataset) -> list[Any]:
+    """Return what `epoch_batches` sorts by: tokens of all captions, after the size of images that keep their shape."""
+    lengths = [sum(map(len, captions)) for captions in dataset.tokens]
+    sizes = sizes_of(dataset.inputs)
+    return lengths if sizes is None else list(zip(sizes, lengths, strict=True))
+
+
 def epoch_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    lengths: Sequence[Any], batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> list[list[int]]:
     """Indices of every micro-batch of one epoch for one process; all processes get equally many.
 
     Images are shuffled, sorted by length within a window of GROUPING_WINDOW batches, and the batches shuffled again.
+    Lengths are numbers, or whatever sorts images of which batches are made: sizes first where images keep their shape.
     The last, smaller batch is kept unless it cannot give every process an image.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -318,24 +373,24 @@ class BatchLoader:
         return iter(self._loader)
 
 
-class _ImageOnly(Dataset[torch.Tensor]):
+class _ImageOnly(Dataset[Any]):
     def __init__(self, inputs: ImageInputs) -> None:
         self.inputs = inputs
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Any:
         return self.inputs[index]
 
 
-def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_workers: int) -> DataLoader[torch.Tensor]:
+def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_workers: int) -> DataLoader[Any]:
     """Load only the image inputs of the given batches, in order."""
     return _Loader(
         _ImageOnly(inputs),
         batch_sampler=[list(batch) for batch in batches],
         # The default puts rows of a worker into the number type of the first; a store may hold two.
-        collate_fn=torch.stack,
+        collate_fn=stacked,
         num_workers=num_workers,
         # As above: training must not depend on whether the feature store was full.
         generator=torch.Generator(),

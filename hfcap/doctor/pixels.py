@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.images import decode_image
-from hfcap.data.loading import PixelInputs, prepared
+from hfcap.data.loading import PixelInputs, prepared, stacked
 from hfcap.doctor.findings import Findings
 from hfcap.files import write_bytes
 from hfcap.schema import CaptionedImage
@@ -90,7 +90,7 @@ def show_augmented(dataset: AugmentedDataset, image_processor: Any, sheet: Path)
             f"as it is: {dataset.captions[index][drawn[0]]}",
             f"{'mirrored' if mirrored else 'changed'}: {changed[0]}",
         ]
-    seen = prepared(torch.stack(pixels), dataset.inputs.plan, torch.device("cpu"))
+    seen = prepared(stacked(pixels), dataset.inputs.plan, torch.device("cpu"))
     write_bytes(sheet, contact_sheet(restore(seen, image_processor), captions))
 
 

@@ -21,7 +21,7 @@ from hfcap.data.loading import PixelInputs, prepared
 from hfcap.data.pixels import PixelPlan, identity_of
 from hfcap.files import cache_folder
 from hfcap.progress import error_console
-from hfcap.schema import CaptionedImage
+from hfcap.schema import CaptionedImage, Images, SizedImages
 from hfcap.store.fill import OneProcess, StoreFiller, StoreMessages
 from hfcap.store.image_hashes import image_hashes
 from hfcap.store.row_store import RowStore, StoredRows
@@ -61,7 +61,7 @@ class ImageEncoder:
     key: str
     image_processor: Any
     model: nn.Module
-    encode: Callable[[torch.Tensor], torch.Tensor]
+    encode: Callable[[Any], Any]
     half: bool = True
 
 
@@ -159,16 +159,20 @@ class FeatureStore:
         states.temporary = temporary
         return states
 
-    def _states(self, images: torch.Tensor, plan: PixelPlan | None) -> torch.Tensor:
+    def _states(self, images: Images, plan: PixelPlan | None) -> Images:
         device = next(self.encoder.model.parameters()).device
         # In the weights' own precision: it runs once per image, and the published model must see the same.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            states = self.encoder.encode(prepared(images, plan, device)).float().cpu()
+            states: Any = self.encoder.encode(prepared(images, plan, device)).float().cpu()
         if not self.encoder.half:
             return states
-        # bfloat16 only where float16 would overflow: float16 keeps three more bits.
-        fits = bool(states.abs().max() < _LARGEST_HALF)
-        return states.to(torch.float16 if fits else torch.bfloat16)
+        return states.mapped(_halved) if isinstance(states, SizedImages) else _halved(states)
+
+
+def _halved(states: torch.Tensor) -> torch.Tensor:
+    # bfloat16 only where float16 would overflow: float16 keeps three more bits.
+    fits = bool(states.abs().max() < _LARGEST_HALF)
+    return states.to(torch.float16 if fits else torch.bfloat16)
 
 
 def features_folder(folder: Path | None = None) -> Path:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from hfcap.data.loading import PixelInputs, image_loader
+from hfcap.data.loading import PixelInputs, image_loader, stacked
 from hfcap.progress import error_console, progress_bar
+from hfcap.schema import Images
 from hfcap.store.image_hashes import image_hashes
-from hfcap.store.row_store import Place, RowStore, ShardWriter
+from hfcap.store.row_store import Place, RowStore, ShardWriter, n_bytes
 from hfcap.text import gigabytes
 
 
@@ -47,7 +46,7 @@ class StoreFiller:
 
     rows: RowStore
     inputs: PixelInputs
-    rows_of: Callable[[torch.Tensor], torch.Tensor]
+    rows_of: Callable[[Images], Images]
     maker: str
     wording: StoreMessages
     accelerator: Any
@@ -77,8 +76,8 @@ class StoreFiller:
         return [places[value] for value in hashes]
 
     def _announce(self, missing: Sequence[int]) -> None:
-        [row] = self.rows_of(self.inputs[missing[0]].unsqueeze(0))
-        size = len(missing) * row.numel() * row.element_size()
+        row = self.rows_of(stacked([self.inputs[missing[0]]]))[0]
+        size = len(missing) * n_bytes(row)
         free = self.rows.require_room(size, self.wording.store, self.wording.remedy)
         if self.accelerator.is_main_process:
             error_console.print(

@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json, write_bytes, write_json, write_problem
+from hfcap.schema import Images, SizedImages
 from hfcap.text import gigabytes
 
 IMAGES_PER_SHARD = 512
@@ -37,11 +38,18 @@ _ABANDONED_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the row of one image lies, and the CRC-32 of its bytes."""
+    """Where the row of one image lies, and the CRC-32 of its bytes.
+
+    Attributes:
+        row: its number in the shard; of states of an image that keeps its shape the number of the first one.
+        length, size: how many states those are, and (width, height) of the image; None of rows of one shape.
+    """
 
     path: Path
     row: int
     checksum: int
+    length: int | None = None
+    size: tuple[int, int] | None = None
 
 
 class StoredRows:
@@ -54,8 +62,8 @@ class StoredRows:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """Return one row as it was stored (shape and dtype are the store's).
+    def __getitem__(self, index: int) -> Any:
+        """Return one row as it was stored (shape and dtype are the store's); `SizedImages` of one that keeps its shape.
 
         Raises:
             WorkError: the shard is gone, or its bytes are not those that were written.
@@ -66,10 +74,16 @@ class StoredRows:
                 self._open[place.path] = safe_open(place.path, framework="pt").get_slice(_TENSOR)
             except (SafetensorError, OSError) as error:
                 raise WorkError(f"{place.path}: cannot be read ({error}); run again to compute it again") from error
-        row: torch.Tensor = self._open[place.path][place.row]
+        end = None if place.length is None else place.row + place.length
+        row: torch.Tensor = self._open[place.path][place.row if end is None else slice(place.row, end)]
         if _checksum(row) != place.checksum:
             raise WorkError(f"{place.path}: damaged shard (row {place.row}); delete the file and run again")
-        return row
+        return row if place.size is None else SizedImages((row,), (place.size,))
+
+    def sizes(self) -> list[tuple[int, int]] | None:
+        """Return (width, height) of each image where images kept their shape; None where rows have one shape."""
+        found = [place.size for place in self.places]
+        return [size or (0, 0) for size in found] if any(found) else None
 
     def stacked(self) -> torch.Tensor:
         """Return all rows as one float32 tensor (N, ...); for rows that are small, as embeddings are."""
@@ -116,7 +130,7 @@ class RowStore:
         """
         places: dict[str, Place] = {}
         for path in self._shards():
-            places |= {value: Place(path, row, checksum) for row, (value, checksum) in enumerate(_header(path))}
+            places |= dict(_header(path))
         return places
 
     def write_problem(self) -> str | None:
@@ -138,9 +152,10 @@ class RowStore:
             )
         return free
 
-    def describe(self, encoder: str, row: torch.Tensor) -> None:
+    def describe(self, encoder: str, row: Images) -> None:
         """Note what the rows are, for `hfcap features list`."""
-        shape, dtype = [*row.shape], str(row.dtype).removeprefix("torch.")
+        first = row.values[0] if isinstance(row, SizedImages) else row
+        shape, dtype = [*first.shape], str(first.dtype).removeprefix("torch.")
         write_json(self.folder / _INFO, {"encoder": encoder, "shape": shape, "dtype": dtype})
 
     def mark_used(self) -> None:
@@ -186,9 +201,17 @@ class RowStore:
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("shard-*.safetensors"))
 
-    def write_shard(self, rows: torch.Tensor, hashes: Sequence[str]) -> None:
-        """Write rows (N, ...) of the images with these hashes."""
-        listed = json.dumps([[value, _checksum(row)] for value, row in zip(hashes, rows, strict=True)])
+    def write_shard(self, rows: Images, hashes: Sequence[str]) -> None:
+        """Write rows (N, ...) of the images with these hashes, or states (S, D) of images that keep their shape."""
+        if isinstance(rows, SizedImages):
+            described = [
+                [value, _checksum(row), len(row), *size]
+                for value, row, size in zip(hashes, rows.values, rows.sizes, strict=True)
+            ]
+            rows = torch.cat(rows.values)
+        else:
+            described = [[value, _checksum(row)] for value, row in zip(hashes, rows, strict=True)]
+        listed = json.dumps(described)
         # Named by its images too: different files may give the same rows.
         name = hashlib.sha256(listed.encode()).hexdigest()[:16]
         path = self.folder / f"shard-{name}.safetensors"
@@ -205,15 +228,15 @@ class ShardWriter:
 
     def __init__(self, store: RowStore) -> None:
         self.store = store
-        self._rows: list[torch.Tensor] = []
+        self._rows: list[Images] = []
         self._hashes: list[str] = []
         self._began = time.monotonic()
 
-    def add(self, rows: torch.Tensor, hashes: Sequence[str]) -> None:
+    def add(self, rows: Images, hashes: Sequence[str]) -> None:
         """Take in rows (N, ...) of the images with these hashes."""
         self._rows.append(rows)
         self._hashes += hashes
-        size = sum(part.numel() * part.element_size() for part in self._rows)
+        size = sum(n_bytes(part) for part in self._rows)
         slow = time.monotonic() - self._began > SECONDS_PER_SHARD
         if len(self._hashes) >= IMAGES_PER_SHARD or size >= BYTES_PER_SHARD or slow:
             self.close()
@@ -221,18 +244,38 @@ class ShardWriter:
     def close(self) -> None:
         """Write what is left."""
         if self._hashes:
-            dtypes = {part.dtype for part in self._rows}
+            dtypes = {tensor.dtype for part in self._rows for tensor in _tensors(part)}
             # Half-precision rows may be of both kinds; only bfloat16 holds the large values of some.
             common = torch.bfloat16 if len(dtypes) > 1 else dtypes.pop()
-            self.store.write_shard(torch.cat([part.to(common) for part in self._rows]), self._hashes)
+            self.store.write_shard(_joined(self._rows, common), self._hashes)
         self._rows, self._hashes, self._began = [], [], time.monotonic()
 
 
-def _header(path: Path) -> list[tuple[str, int]]:
+def n_bytes(rows: Images) -> int:
+    """Return how much room rows take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(rows))
+
+
+def _tensors(rows: Images) -> Sequence[torch.Tensor]:
+    return rows.values if isinstance(rows, SizedImages) else [rows]
+
+
+def _joined(parts: Sequence[Images], dtype: torch.dtype) -> Images:
+    sized = [part.mapped(lambda value: value.to(dtype)) for part in parts if isinstance(part, SizedImages)]
+    return SizedImages.joined(sized) if sized else torch.cat([t.to(dtype) for part in parts for t in _tensors(part)])
+
+
+def _header(path: Path) -> list[tuple[str, Place]]:
     try:
         with safe_open(path, framework="pt") as shard:
             rows = json.loads(shard.metadata()["rows"])
-        return [(str(value), int(checksum)) for value, checksum in rows]
+        places, first = [], 0
+        for value, checksum, *rest in rows:
+            length, width, height = rest or (None, 0, 0)
+            size = None if length is None else (int(width), int(height))
+            places.append((str(value), Place(path, first, int(checksum), length, size)))
+            first += 1 if length is None else int(length)
+        return places
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise WorkError(f"{path}: damaged shard of the feature store ({error}); delete the file") from error
 

@@ -196,6 +196,11 @@ def _objective(
         return _preference(recipe.dpo, captioner, train_records, recipe.data.max_caption_tokens)
     if recipe.scst is None:
         return CrossEntropy(captioner, recipe.train.label_smoothing_factor)
+    if captioner.own_shapes:
+        raise UserError(
+            "scst: samples captions of images of one size, and this model keeps the shape of each; set "
+            "model.image_size, which makes all images one square"
+        )
     image_source = RewardImages(train_records, recipe, accelerator)
     words = tokenizer_of(recipe.caption_language or "en").words
     return SelfCritical(captioner, recipe.scst, train_records, recipe.generate.max_new_tokens, image_source, words)

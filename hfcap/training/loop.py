@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import set_seed
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, epoch_batches
+from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, batch_keys, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.outside.system import failures_of_the_system
 from hfcap.progress import error_console, progress_bar
@@ -74,7 +74,7 @@ class TrainingRun:
             captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs
         )
         self.loader = BatchLoader(dataset, self.collate, self.options.dataloader_num_workers)
-        self.lengths = [sum(map(len, captions)) for captions in dataset.tokens]
+        self.lengths = batch_keys(dataset)
         self.steps_per_epoch = math.ceil(len(self._micro_batches(0)) / self.options.gradient_accumulation_steps)
         if self.steps_per_epoch == 0:
             raise UserError(

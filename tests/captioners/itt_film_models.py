@@ -362,7 +362,7 @@ IMAGE_SIZES = {"fast_vlm": None, "perception_lm": None, "gemma3n": None, "inklin
 """Where it is not 32; None for processors that make squares of all images themselves."""
 
 
-def of_vision(name: str) -> ImageTextToText:
+def of_vision(name: str, own: bool = False) -> ImageTextToText:
     """Build a captioner of one of VISION_MODELS, its images loud enough to be told apart."""
     model, processor = VISION_MODELS[name]()
     if name in SEEDS:
@@ -370,4 +370,4 @@ def of_vision(name: str) -> ImageTextToText:
     if name in QUIET_WORDS:
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(0.1)
-    return ImageTextToText(model, processor, "what is it", image_size=IMAGE_SIZES.get(name, 32))
+    return ImageTextToText(model, processor, "what is it", image_size=None if own else IMAGE_SIZES.get(name, 32))

@@ -308,15 +308,38 @@ PROMPTS = {
     "paligemma": "caption en",
     "paligemma2": "caption en",
 }
-IMAGE_SIZES = {"qwen2_vl": 56, "qwen2_5_vl": 84}
+IMAGE_SIZES = {"qwen2_vl": 56, "qwen2_5_vl": 84, "qwen3_vl": 64, "glm4v": 56}
 
 
-def itt(name: str, prompt: str | None = None) -> ImageTextToText:
-    """Build a captioner of one kind, with the kind's usual prompt unless one is given."""
+def itt(name: str, prompt: str | None = None, own: bool = False) -> ImageTextToText:
+    """Build a captioner of one kind, with its usual prompt unless one is given; `own`: images keep their shape."""
     prompt = PROMPTS.get(name, "what is on it?") if prompt is None else prompt
     if name == "git":
         captioner = build("image_text_to_text", prompt=prompt)
         assert isinstance(captioner, ImageTextToText)
         return captioner
     model, processor = MODELS[name]()
-    return ImageTextToText(model, processor, prompt, image_size=IMAGE_SIZES.get(name))
+    return ImageTextToText(model, processor, prompt, image_size=None if own else square_of(name, model))
+
+
+OWN_SQUARES = (
+    "blip-2",
+    "florence2",
+    "paligemma",
+    "paligemma2",
+    "llava",
+    "gemma3",
+    "deepseek_vl",
+    "janus",
+    "kosmos-2",
+    "instructblip",
+)
+"""Kinds whose processors make squares of all images themselves."""
+
+
+def square_of(name: str, model: Any) -> int | None:
+    """Side of the square that tests of the square path make of all images."""
+    if name in OWN_SQUARES:
+        return None
+    size = getattr(model.config.vision_config, "image_size", None) or 32
+    return IMAGE_SIZES.get(name, size[0] if isinstance(size, (list, tuple)) else int(size))

@@ -42,6 +42,7 @@ from tests.captioners.itt_models import (
     SIZE,
     model_of,
     new_tokenizer,
+    square_of,
     text_config,
 )
 
@@ -379,10 +380,9 @@ MORE_MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "mllama": mllama,
     "instructblip": instructblip,
 }
-IMAGE_SIZES = {"qwen3_vl": 64, "glm4v": 56}
 
 
-def more(name: str, prompt: str = "what is on it?") -> ImageTextToText:
-    """Build a captioner of one of these kinds."""
+def more(name: str, prompt: str = "what is on it?", own: bool = False) -> ImageTextToText:
+    """Build a captioner of one of these kinds; `own`: images keep their shape."""
     model, processor = MORE_MODELS[name]()
-    return ImageTextToText(model, processor, prompt, image_size=IMAGE_SIZES.get(name))
+    return ImageTextToText(model, processor, prompt, image_size=None if own else square_of(name, model))

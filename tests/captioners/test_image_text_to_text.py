@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import pickle
@@ -249,14 +248,6 @@ def test_size_that_the_processor_would_change_is_refused(size: int) -> None:
     captioner = itt("qwen2_vl")
     with pytest.raises(UserError, match=rf"model\.image_size: {size} does not suit.*multiple of 28"):
         ImageTextToText(captioner.model, captioner.processor, image_size=size)
-
-
-@pytest.mark.parametrize(("least", "most", "size"), [(28, 112, 112), (28, 100, 84), (28, 2000, 448), (500, 2000, 504)])
-def test_usual_size_is_one_that_the_processor_keeps(least: int, most: int, size: int) -> None:
-    captioner = itt("qwen2_vl")
-    processor = copy.deepcopy(captioner.processor)
-    processor.image_processor.size = {"shortest_edge": least**2, "longest_edge": most**2}
-    assert ImageTextToText(captioner.model, processor).image_size == size
 
 
 def test_images_of_any_shape_become_one() -> None:

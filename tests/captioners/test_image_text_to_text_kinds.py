@@ -105,6 +105,27 @@ def test_whether_anybody_can_look_at_the_pixels() -> None:
     assert not more("llava_next").sees_one_image
 
 
+def test_a_reader_of_documents_is_refused_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    monkeypatch.setattr(type(captioner.model.config), "model_type", "got_ocr2")
+    with pytest.raises(
+        UserError, match=r"hfcap cannot caption with JanusFor.*reads the text of documents, and its proc"
+    ):
+        Generic(captioner).check_model()
+
+
+def test_what_reading_needs_and_the_processor_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = more("janus")
+    kind = Generic(captioner)
+
+    def reader(pixel_values: Any, target_sizes: Any, return_dict: bool = True) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(kind, "_readers", lambda: [reader])
+    with pytest.raises(UserError, match="reads images with target_sizes, which its processor does not give"):
+        kind.encode(pixel_values(captioner, 1))
+
+
 def test_image_in_several_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = more("janus")
     kind = Generic(captioner)

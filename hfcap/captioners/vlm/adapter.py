@@ -6,8 +6,10 @@ Shape letters as in `base.py`, and N positions of the prefix (prompt and image) 
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,15 +18,20 @@ from PIL import Image
 from torch import nn
 from transformers import GenerationConfig
 
+from hfcap.captioners.asked import CHAT_STYLES
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize
+from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize, ImagesOfOwnShape
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
 
 _MARK = "hfcapmark"
 _BLANK_SIDE = 64
-_PLAIN = (90, 130, 170)
+PLAIN = (90, 130, 170)
 """No level that normalisation turns to zero, which some models take for padding."""
+
+
+CHAT_PROMPT = CHAT_STYLES["short"]
+"""Chat models answer nothing in particular to an image alone, or in paragraphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +55,18 @@ class VlmAdapter(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     speaks_chat: ClassVar[bool] = False
     """Whether the prompt goes through the processor's chat template, where it has one."""
-    default_image_size: ClassVar[int | None] = None
-    """Side of the square that images are resized to first, for models that take images of any size."""
+    styles: ClassVar[Mapping[str, str]] = {}
+    """Style of captions (captioners/asked.py) -> prompt that asks for it."""
+    usual_prompt: ClassVar[str] = ""
+    """Prompt of a model that nobody saved one with: what its authors ask for captions with."""
 
     def __init__(self, captioner: Captioner) -> None:
         self.captioner = captioner
-        self._prompts: dict[str, PromptInputs] = {}
+        self.size: tuple[int, int] | None = None
+        """(width, height) of the images that are being computed, where images keep their shape."""
+        self._prompts: dict[tuple[str, tuple[int, int] | None], PromptInputs] = {}
+        self._layouts: dict[tuple[str, tuple[int, int]], str] = {}
+        self._of_layout: dict[str, PromptInputs] = {}
 
     @property
     def model(self) -> Any:
@@ -116,6 +129,8 @@ class VlmAdapter(ABC):
         # The processor calls it with these settings of its own.
         settings = dict(getattr(type(self.processor), "images_kwargs", None) or {})
         settings.pop("return_tensors", None)
+        if getattr(self.captioner, "own_shapes", False):
+            return ImagesOfOwnShape(inner, settings)
         return ImagesOfOneSize(inner, getattr(self.captioner, "image_size", None), settings)
 
     def sees_one_image(self) -> bool:
@@ -138,9 +153,50 @@ class VlmAdapter(ABC):
     def check_prompt(self) -> None:  # noqa: B027  # most kinds take any prompt
         """Raise a UserError where captions cannot follow the captioner's prompt."""
 
-    def usual_image_size(self) -> int | None:
-        """Return the side of the square that images are resized to by default; None = they are not."""
-        return self.default_image_size
+    def shape_matters(self) -> bool:
+        """Whether images of other shapes give other prompts or pixels, so that each keeps its own by default."""
+        return False
+
+    @contextmanager
+    def images_of(self, size: tuple[int, int]) -> Iterator[None]:
+        """Compute images of this (width, height) inside the block: prompt and places are those of such images.
+
+        Raises:
+            UserError: their tokens are more than the model has positions.
+        """
+        before, self.size = self.size, size
+        try:
+            self._require_room(size)
+            yield
+        finally:
+            self.size = before
+
+    def _require_room(self, size: tuple[int, int]) -> None:
+        limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        n_tokens = len(self.prompt_inputs(self.captioner.prompt).input_ids)
+        if limit is not None and n_tokens >= limit:
+            raise UserError(
+                f"an image of {size[0]} x {size[1]} pixels becomes {n_tokens:,} tokens with its prompt, and the model "
+                f"has {limit:,} positions; set model.max_pixels, or model.image_size"
+            )
+
+    def layout(self, size: tuple[int, int]) -> str:
+        """Return a name of what images computed together have in common: all that the processor says besides pixels."""
+        key = (self.captioner.prompt.strip(), size)
+        if key not in self._layouts:
+            before, self.size = self.size, size
+            try:
+                prompt = self.prompt_inputs(self.captioner.prompt)
+            finally:
+                self.size = before
+            digest = hashlib.sha256(repr((key[0], prompt.pixel_shape)).encode())
+            for name, value in sorted({**prompt.extras, "": prompt.input_ids}.items()):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+            self._layouts[key] = digest.hexdigest()
+            # Masks over pixels are large, and a dataset has images of thousands of sizes.
+            self._prompts[key] = self._of_layout.setdefault(self._layouts[key], prompt)
+        return self._layouts[key]
 
     def positions_before_text(self) -> int:
         """Return how many positions of the text model stand before every text."""
@@ -205,16 +261,17 @@ class VlmAdapter(ABC):
         return self.speaks_chat and bool(getattr(self.processor, "chat_template", None))
 
     def prompt_inputs(self, prompt: str) -> PromptInputs:
-        """Return the processor's tokens for the prompt and one image; every image gives the same ones."""
-        prompt = prompt.strip()
-        if prompt not in self._prompts:
-            self._prompts[prompt] = self.inputs_for(prompt, self.blank())
-        return self._prompts[prompt]
+        """Return the processor's tokens for the prompt and one image; every image of its size gives the same ones."""
+        key = (prompt.strip(), self.size)
+        if key not in self._prompts:
+            self._prompts[key] = self.inputs_for(prompt.strip(), self.blank())
+        return self._prompts[key]
 
-    def blank(self, width: int = _BLANK_SIDE, colour: tuple[int, int, int] = _PLAIN) -> Image.Image:
+    def blank(self, width: int = _BLANK_SIDE, colour: tuple[int, int, int] = PLAIN) -> Image.Image:
         """Return a plain image, of the size that images have where they are resized."""
         side = getattr(self.captioner, "image_size", None)
-        return Image.new("RGB", (width, _BLANK_SIDE) if side is None else (side, side), colour)
+        usual = (width, _BLANK_SIDE) if side is None else (side, side)
+        return Image.new("RGB", self.size or usual, colour)
 
     def inputs_for(self, prompt: str, image: Image.Image) -> PromptInputs:
         """Return what the processor makes of prompt and image.

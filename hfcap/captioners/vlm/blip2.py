@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from hfcap.captioners.asked import CHAT_STYLES
 from hfcap.captioners.shared.pretrained import require_positions
-from hfcap.captioners.vlm.adapter import expand
+from hfcap.captioners.vlm.adapter import CHAT_PROMPT, expand
 from hfcap.captioners.vlm.prefix import Prefix
 from hfcap.captioners.vlm.rows import without_prefix
 from hfcap.errors import UserError
@@ -19,6 +21,8 @@ class Blip2(Prefix):
     """Blip2ForConditionalGeneration with a decoder-only language model (OPT)."""
 
     model_types = ("blip-2",)
+    usual_prompt = ""
+    styles: ClassVar[Mapping[str, str]] = {}
     speaks_chat = False
 
     def prepare(self) -> None:
@@ -118,6 +122,8 @@ class InstructBlip(Blip2):
     """InstructBLIP (Dai et al. 2023, arXiv:2305.06500) with Vicuna: the Q-Former reads the instruction, too."""
 
     model_types = ("instructblip",)
+    usual_prompt = CHAT_PROMPT
+    styles: ClassVar[Mapping[str, str]] = CHAT_STYLES
 
     def words_beside_queries(self, queries: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the instruction in the Q-Former's own tokens."""

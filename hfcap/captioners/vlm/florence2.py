@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ class Florence2(VlmAdapter):
     """Florence2ForConditionalGeneration; the prompt is a task such as <CAPTION>, read by the encoder once per image."""
 
     model_types = ("florence2",)
+    usual_prompt = "<CAPTION>"  # microsoft/Florence-2-base
+    styles: ClassVar[Mapping[str, str]] = {"short": "<CAPTION>", "detailed": "<MORE_DETAILED_CAPTION>"}
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """DaViT, the projector, and BART with its head."""

@@ -6,6 +6,7 @@ LLaVA (Liu et al. 2023, arXiv:2304.08485) made the layout common: [prompt with t
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,15 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hfcap.captioners.vlm.adapter import expand
+from hfcap.captioners.asked import CHAT_STYLES
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.vlm.adapter import CHAT_PROMPT, expand
 from hfcap.captioners.vlm.rows import Rows, accepted
 from hfcap.errors import UserError
+from hfcap.schema import SizedImages
+
+_REFUSED = {"got_ocr2": "it reads the text of documents, and its processor writes the prompt for that itself"}
+"""Model types that would be refused for something else, which is only a consequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +32,36 @@ class FeatureForm:
     """How a model hands on the features of an image.
 
     Attributes:
-        listed: as a list of tensors (S, D); otherwise as one tensor.
-        shape: of what belongs to one image: (tensors, S, D) of a list, (rows, ..., D) of a tensor.
+        listed: as a list of tensors; otherwise as one tensor.
+        shapes: of what belongs to one image: of each tensor of a list, such as (S, D), or (rows, ..., D) of one tensor.
         n_deep: how many of Qwen3-VL's deepstack features, of the same shape, come with them.
     """
 
     listed: bool
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     n_deep: int
+
+    def as_tensor(self, features: torch.Tensor) -> torch.Tensor:
+        """Return features (B, S, D) as one tensor of the model's shape."""
+        (shape,) = self.shapes
+        return features.reshape(len(features) * shape[0], *shape[1:])
+
+    def as_listed(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """Return features (B, S, D) as the model's list of tensors, image after image."""
+        lengths = [math.prod(shape[:-1]) for shape in self.shapes]
+        return [
+            part.reshape(shape)
+            for image in features
+            for part, shape in zip(image.split(lengths), self.shapes, strict=True)
+        ]
 
 
 class Generic(Rows):
     """Models that hfcap has no file for."""
 
     speaks_chat = True
+    usual_prompt = CHAT_PROMPT
+    styles: ClassVar[Mapping[str, str]] = CHAT_STYLES
     tower_names: ClassVar[tuple[str, ...]] = (
         "vision_tower",
         "vision_model",
@@ -50,6 +73,7 @@ class Generic(Rows):
     connector_names: ClassVar[tuple[str, ...]] = (
         "multi_modal_projector",
         "mm_projector",
+        "projector",
         "vision_projection",
         "vision_adapter",
         "vision_final_layernorm",
@@ -61,8 +85,11 @@ class Generic(Rows):
         "image_newline",
         "visual_embeddings_table",
     )
-    _form: FeatureForm | None = None
     _pixel_axis: int | None = None
+
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__(captioner)
+        self._forms: dict[str | None, FeatureForm] = {}
 
     # ---- modules and checks ------------------------------------------------------------------------------------
 
@@ -76,7 +103,12 @@ class Generic(Rows):
     def check_model(self) -> None:
         """Raise a UserError for a model that takes its image in another way."""
         name = type(self.model).__name__
-        usable = self._reader() is not None and self.image_token_id() is not None
+        if (reason := _REFUSED.get(self.model.config.model_type)) is not None:
+            raise UserError(
+                f"model.pretrained: hfcap cannot caption with {name}: {reason}; docs/image_text_to_text.md lists the "
+                "models that work"
+            )
+        usable = self._readers() and self.image_token_id() is not None
         if not usable or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
             raise UserError(
                 f"model.pretrained: hfcap cannot caption with {name}: it does not take the image as tokens of its "
@@ -151,11 +183,10 @@ class Generic(Rows):
 
     def as_output(self, features: torch.Tensor) -> Any:
         """Wrap image features (B, S, D) as `get_image_features` returns them."""
-        form, count = self.form(), len(features)
+        form = self.form()
         parts: list[Any] = []
         for part in features.chunk(1 + form.n_deep, dim=-1):
-            whole = part.reshape(count * form.shape[0], *form.shape[1:])
-            parts.append(list(whole) if form.listed else whole)
+            parts.append(form.as_listed(part) if form.listed else form.as_tensor(part))
         output: Any = BaseModelOutputWithPooling(pooler_output=parts[0])
         if form.n_deep:
             output["deepstack_features"] = parts[1:]
@@ -167,15 +198,26 @@ class Generic(Rows):
         Raises:
             UserError: the model makes more or fewer states of it than the prompt has places.
         """
-        if self._form is None:
+        key = self._form_key()
+        if key not in self._forms:
             with torch.no_grad():
                 pixels = self.captioner.image_processor(images=self.blank(), return_tensors="pt")["pixel_values"]
+                pixels = torch.stack(list(pixels.values)) if isinstance(pixels, SizedImages) else pixels
                 pixels = pixels.to(self.captioner.device, self.model.dtype)
                 with self._nothing_but_vision():
                     output = self._read(self.plain_pixels(pixels), 1)
+            self._note_form(output)
+        return self._forms[key]
+
+    def _form_key(self) -> str | None:
+        return None if self.size is None else self.layout(self.size)
+
+    def _note_form(self, output: Any) -> None:
+        key = self._form_key()
+        if key not in self._forms:
             features, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
             listed = isinstance(features, (list, tuple))
-            shape = (len(features), *features[0].shape) if listed else tuple(features.shape)
+            shapes = tuple(tuple(part.shape) for part in features) if listed else (tuple(features.shape),)
             prompt = self.prompt_inputs(self.captioner.prompt).input_ids
             n_places, n_states = (
                 int(torch.eq(prompt, self.image_token_id() or 0).sum()),
@@ -186,8 +228,7 @@ class Generic(Rows):
                     f"model.pretrained: {type(self.model).__name__} makes {n_states} states of an image, but its "
                     f"processor leaves {n_places} places; images must not be split or vary in size"
                 )
-            self._form = FeatureForm(listed, shape, len(deep))
-        return self._form
+            self._forms[key] = FeatureForm(listed, shapes, len(deep))
 
     @contextmanager
     def _nothing_but_vision(self) -> Iterator[None]:
@@ -215,17 +256,25 @@ class Generic(Rows):
                 "models that work"
             )
 
-    def _reader(self) -> Any:
+    def _readers(self) -> list[Any]:
         found = [holder for holder in (self.model, self.model.base_model) if hasattr(holder, "get_image_features")]
         readers = [holder.get_image_features for holder in found]
         # Some only hand on whatever they are given, and do not say what that may be.
         named = [reader for reader in readers if "pixel_values" in inspect.signature(reader).parameters]
-        return next(iter(named or readers), None)
+        return named or readers
 
     def _read(self, pixels: torch.Tensor, count: int) -> Any:
         """Run the model's own vision part over the pixels of `count` images, in the processor's shape."""
-        reader, prompt = self._reader(), self.prompt_inputs(self.captioner.prompt)
+        prompt = self.prompt_inputs(self.captioner.prompt)
+        # VideoLLaMA 3's outer one hands on without naming what the inner one needs.
+        reader = max(self._readers(), key=lambda reader: len(accepted(reader, prompt.extras)))
         extras = {name: expand(value, count, pixels.device) for name, value in accepted(reader, prompt.extras).items()}
+        lacking = _needed(reader) - {"pixel_values", *extras}
+        if lacking:
+            raise UserError(
+                f"model.pretrained: {type(self.model).__name__} reads images with {', '.join(sorted(lacking))}, which "
+                "its processor does not give; choose another: docs/image_text_to_text.md lists the models that work"
+            )
         output = reader(pixel_values=pixels, return_dict=True, **extras)
         deep = getattr(output, "deepstack_features", None) or ()
         as_layers = all(isinstance(features, (list, tuple, torch.Tensor)) for features in deep)
@@ -238,10 +287,20 @@ class Generic(Rows):
         return output
 
 
+def _needed(function: Any) -> set[str]:
+    """Return the names of parameters that have no default."""
+    parameters = inspect.signature(function).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.kind in named and p.default is inspect.Parameter.empty}
+
+
 def _per_image(features: Any, count: int) -> torch.Tensor:
-    """Put features, a tensor or a list of tensors, together: (count, S, D)."""
-    tensor = features if isinstance(features, torch.Tensor) else torch.stack(list(features))
-    return tensor.reshape(count, -1, tensor.shape[-1])
+    """Put features, a tensor or a list of tensors of any length, together: (count, S, D)."""
+    if isinstance(features, torch.Tensor):
+        return features.reshape(count, -1, features.shape[-1])
+    rows = [part.reshape(-1, part.shape[-1]) for part in features]
+    each = len(rows) // count
+    return torch.stack([torch.cat(rows[first : first + each]) for first in range(0, len(rows), each)])
 
 
 def _shapes(values: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:

@@ -14,6 +14,7 @@ class Kosmos2(Rows):
     """Kosmos2ForConditionalGeneration; the prompt is the beginning of the caption, such as 'An image of'."""
 
     model_types = ("kosmos-2",)
+    usual_prompt = "An image of"  # microsoft/kosmos-2-patch14-224
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """CLIP, the resampler, and the language model."""

@@ -98,3 +98,37 @@ def load_processor(location: str, revision: str | None, trust_remote_code: bool)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
     return processor
+
+
+def pixel_limits(image_processor: Any) -> dict[str, str]:
+    """Return how many pixels images have at least and at most, for hfcap.json; empty where there are no such limits."""
+    size = getattr(image_processor, "size", None)
+    found = {"min_pixels": getattr(size, "shortest_edge", None), "max_pixels": getattr(size, "longest_edge", None)}
+    # Of other processors these are lengths of sides; those with patches that are merged count pixels.
+    if not all(found.values()) or not hasattr(image_processor, "merge_size"):
+        return {}
+    return {name: str(value) for name, value in found.items()}
+
+
+def limit_pixels(image_processor: Any, least: int | None, most: int | None) -> None:
+    """Set how many pixels images have at least and at most, where the image processor keeps such limits.
+
+    Raises:
+        UserError: it has none, or the limits exclude one another.
+    """
+    given = {"shortest_edge": least, "longest_edge": most}
+    if least is None and most is None:
+        return
+    known = {name: int(value) for name, value in zip(given, pixel_limits(image_processor).values(), strict=False)}
+    if not known:
+        key = "model.min_pixels" if least is not None else "model.max_pixels"
+        raise UserError(
+            f"{key}: {type(image_processor).__name__} has no limits of pixels; leave it out, or set model.image_size"
+        )
+    limits = {name: known[name] if value is None else value for name, value in given.items()}
+    if limits["shortest_edge"] > limits["longest_edge"]:
+        raise UserError(
+            f"model.min_pixels: {limits['shortest_edge']:,} is more than model.max_pixels "
+            f"({limits['longest_edge']:,}); lower the one or raise the other"
+        )
+    image_processor.size = type(image_processor.size)(**limits)

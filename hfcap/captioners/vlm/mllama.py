@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from hfcap.captioners.vlm.adapter import expand
+from hfcap.captioners.asked import CHAT_STYLES
+from hfcap.captioners.vlm.adapter import CHAT_PROMPT, expand
 from hfcap.captioners.vlm.rows import Rows, accepted
 from hfcap.generation.shared_attention import cache_argument
 
@@ -20,6 +21,8 @@ class Mllama(Rows):
 
     model_types = ("mllama",)
     speaks_chat = True
+    usual_prompt = CHAT_PROMPT
+    styles: ClassVar[Mapping[str, str]] = CHAT_STYLES
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """The vision model, its projection, and the language model with its head."""

@@ -1,4 +1,4 @@
-"""Images of one size for models whose processors give other shapes than (B, 3, height, width)."""
+"""Images of one size, or of their own, for models whose processors give other shapes than (B, 3, height, width)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+
+from hfcap.errors import UserError
+from hfcap.schema import SizedImages
 
 
 class ImagesOfOneSize:
@@ -48,6 +51,46 @@ class ImagesOfOneSize:
         """Return the settings, for the feature store's key."""
         kind = {"class": type(self.image_processor).__name__, "image_size": self.image_size}
         return {**self.image_processor.to_dict(), **self.settings, **kind}
+
+
+class ImagesOfOwnShape(ImagesOfOneSize):
+    """An image processor whose result is what the model's own makes of each image: patches or tiles, as many as it has.
+
+    Args:
+        settings: further arguments of the image processor.
+    """
+
+    keeps_shape = True
+
+    def __init__(self, image_processor: Any, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__(image_processor, None, settings)
+
+    def __call__(self, images: Any, return_tensors: str = "pt") -> dict[str, Any]:
+        """Return {"pixel_values": SizedImages} for one image or a list of them."""
+        assert return_tensors == "pt"
+        several = images if isinstance(images, (list, tuple)) else [images]
+        values = tuple(self.pixels(image) for image in several)
+        return {"pixel_values": SizedImages(values, tuple(image.size for image in several))}
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Return one image's tensor, in the shape that the processor gives it.
+
+        Raises:
+            UserError: the processor refuses an image of this shape.
+        """
+        try:
+            output = self.image_processor(images=[image], return_tensors="pt", **self.settings)
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(
+                f"an image of {image.width} x {image.height} pixels: the model's processor refuses it "
+                f"({' '.join(str(error).split())[:120]}); set model.image_size, which makes all images one square"
+            ) from error
+        values: torch.Tensor = output["pixel_values"]
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, for the feature store's key."""
+        return {**super().to_dict(), "shape": "own"}
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

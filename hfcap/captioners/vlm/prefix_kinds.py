@@ -18,6 +18,8 @@ class PaliGemma(Prefix):
 
     model_types = ("paligemma",)
     speaks_chat = False
+    usual_prompt = "caption en"  # google/paligemma-3b-mix-224
+    styles: ClassVar[Mapping[str, str]] = {"short": "caption en", "detailed": "describe en"}
     shares_prefix = False
     caption_extras: ClassVar[Mapping[str, int]] = {"token_type_ids": 1}  # words that look back only
 
@@ -77,19 +79,26 @@ class Idefics3(Prefix):
         }
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the vision model's last hidden state; every patch counts, a black image is an image too."""
+        """Return the vision model's last hidden states of all tiles; every patch counts, a black image is one too."""
         side = self.model.config.vision_config.patch_size
-        batch, _, height, width = pixel_values.shape
-        patches = torch.ones(batch, height // side, width // side, dtype=torch.bool, device=pixel_values.device)
-        return self.model.model.vision_model(pixel_values=pixel_values, patch_attention_mask=patches).last_hidden_state
+        tiles = pixel_values.flatten(0, -4) if pixel_values.ndim > 4 else pixel_values
+        count, _, height, width = tiles.shape
+        patches = torch.ones(count, height // side, width // side, dtype=torch.bool, device=tiles.device)
+        states = self.model.model.vision_model(pixel_values=tiles, patch_attention_mask=patches).last_hidden_state
+        return states.reshape(len(pixel_values), -1, states.shape[-1])
 
     def project(self, image_states: torch.Tensor) -> torch.Tensor:
-        """Shuffle neighbouring patches together and project them."""
-        return self.model.model.connector(image_states)
+        """Shuffle neighbouring patches of each tile together and project them."""
+        batch, _, width = image_states.shape
+        shape = self.prompt_inputs(self.captioner.prompt).pixel_shape
+        tiles = shape[1] if len(shape) > 4 else 1
+        found = self.model.model.connector(image_states.reshape(batch * tiles, -1, width))
+        return found.reshape(batch, -1, found.shape[-1])
 
     def prepare(self) -> None:
-        """Switch splitting off: an image in parts would give another number of tokens for every shape."""
-        self.processor.image_processor.do_image_splitting = False
+        """Switch splitting off where all images become one square: it is a tile as it is."""
+        if getattr(self.captioner, "image_size", None) is not None:
+            self.processor.image_processor.do_image_splitting = False
 
 
 class Llava(Prefix):

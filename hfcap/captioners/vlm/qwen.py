@@ -1,11 +1,10 @@
 """Qwen2-VL and Qwen2.5-VL (Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2502.13923).
 
-Images keep their shape in these models; hfcap resizes them to one square, so that all have the same grid.
+Images keep their shape, each with a grid of its own, unless `model.image_size` makes all of them one square.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -38,38 +37,36 @@ class QwenVL(Prefix):
     """Positions have three axes: time, row and column of the image; words count alike on all three."""
 
     model_types = ("qwen2_vl", "qwen2_5_vl")
-    default_image_size = 448
     shares_prefix = False
 
     def image_processor(self) -> Any:
-        """Return whole images; `encode` cuts them into patches."""
-        return QwenImages(self.processor.image_processor, self.image_size())
+        """Return patches of images that keep their shape, or squares as a whole, which `encode` cuts into patches."""
+        size = self._square()
+        return super().image_processor() if size is None else QwenImages(self.processor.image_processor, size)
 
     def sees_one_image(self) -> bool:
-        """Yes: `QwenImages` puts the patches together."""
-        return True
+        """Where images become a square: `QwenImages` puts the patches together."""
+        return self._square() is not None
 
     def check(self) -> None:
         """Also refuse a square that the processor would resize again."""
         super().check()
-        inner, size = self.processor.image_processor, self.image_size()
-        if self._grid()[0].tolist() != [1, size // inner.patch_size, size // inner.patch_size]:
+        inner, size = self.processor.image_processor, self._square()
+        if size is not None and self._grid()[0].tolist() != [1, size // inner.patch_size, size // inner.patch_size]:
             side = inner.patch_size * inner.merge_size
             raise UserError(
                 f"model.image_size: {size} does not suit this model; give a multiple of {side} whose square lies "
                 f"between {inner.size['shortest_edge']:,} and {inner.size['longest_edge']:,} pixels"
             )
 
-    def usual_image_size(self) -> int:
-        """Return the side nearest to 448 pixels whose square the processor leaves as it is."""
-        inner = self.processor.image_processor
-        least, most = math.isqrt(inner.size["shortest_edge"] - 1) + 1, math.isqrt(inner.size["longest_edge"])
-        side = inner.patch_size * inner.merge_size
-        return max(min(self.default_image_size, most) // side, math.ceil(least / side)) * side
+    def shape_matters(self) -> bool:
+        """Always: patches of a grid."""
+        return True
 
-    def image_size(self) -> int:
-        """Side of the square that images are resized to."""
-        return int(getattr(self.captioner, "image_size", None) or self.usual_image_size())
+    def _square(self) -> int | None:
+        """Side of the square that images are resized to; None where they keep their shape."""
+        side = getattr(self.captioner, "image_size", None)
+        return None if side is None else int(side)
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """The vision transformer with its merger, and the language model."""
@@ -77,10 +74,12 @@ class QwenVL(Prefix):
         return {"vision": [inner.visual], "connector": [], "text": [inner.language_model, self.model.lm_head]}
 
     def _grid(self) -> torch.Tensor:
-        return self.prompt_inputs("").extras["image_grid_thw"]
+        return self.prompt_inputs(self.captioner.prompt).extras["image_grid_thw"]
 
     def plain_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Cut images (B, 3, side, side) into patches (B * patches, values), merged ones next to one another."""
+        if self._square() is None:
+            return super().plain_pixels(pixel_values)
         inner = self.processor.image_processor
         batch, _, height, width = pixel_values.shape
         side, merge = inner.patch_size, inner.merge_size
@@ -91,7 +90,7 @@ class QwenVL(Prefix):
         return patches.reshape(batch * rows * columns * merge**2, -1)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return merged patches of images (B, 3, side, side)."""
+        """Return merged patches of images (B, 3, side, side), or of patches (B, patches, values)."""
         grids = expand(self._grid(), pixel_values.shape[0], pixel_values.device)
         features = self.model.model.get_image_features(self.plain_pixels(pixel_values), grids, return_dict=True)
         return torch.stack(list(features.pooler_output))

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from transformers import GenerationConfig
 
-from hfcap.captioners.vlm.adapter import PromptInputs, VlmAdapter, expand
+from hfcap.captioners.vlm.adapter import PLAIN, PromptInputs, VlmAdapter, expand
 from hfcap.errors import UserError
 from hfcap.generation.early_exit import leaving
 from hfcap.generation.step_scores import drop_step_scores
 
-_USUAL_SIZE, _MOST_SIZE = 448, 560
-"""Sides of the square that images are resized to: where the vision part names none, and at most."""
+_SHAPES = ((64, 64), (160, 64), (1400, 600), (500, 900))
+"""(width, height): small and large, wide and high; some processors cut only large ones into tiles."""
 
 
 class Rows(VlmAdapter):
@@ -36,18 +37,10 @@ class Rows(VlmAdapter):
         """Return which of the processor's outputs say how pixels are read: needed for no forward behind `encode`."""
         return ()
 
-    def usual_image_size(self) -> int | None:
-        """Return a side that the vision part knows, where images of other shapes would give another prompt."""
-        if self.default_image_size is not None or self.same_for_all_shapes():
-            return self.default_image_size
-        size = getattr(getattr(self.model.config, "vision_config", None), "image_size", None)
-        size = size[0] if isinstance(size, Sequence) else size
-        return min(int(size), _MOST_SIZE) if size else _USUAL_SIZE
-
-    def same_for_all_shapes(self) -> bool:
-        """Whether the processor gives the same prompt and shapes for images of any shape."""
-        square, long = (self.inputs_for("", self.blank(width)) for width in (64, 160))
-        return _comparable(square) == _comparable(long)
+    def shape_matters(self) -> bool:
+        """Ask the processor for images of four shapes: does it give other tokens, tiles or patches?"""
+        of_each = [_comparable(self.inputs_for("", Image.new("RGB", size, PLAIN))) for size in _SHAPES]
+        return any(found != of_each[0] for found in of_each)
 
     def check(self) -> None:
         """Raise a UserError where the processor tells more of an image than its pixel values: it would be lost."""

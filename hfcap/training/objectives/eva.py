@@ -9,7 +9,7 @@ import torch
 from peft import initialize_lora_eva_weights
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, epoch_batches
+from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, batch_keys, epoch_batches
 from hfcap.errors import UserError
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 
@@ -26,8 +26,7 @@ def begin_with_data(peft_model: Any, captioner: Captioner, dataset: CaptionDatas
         UserError: the batches hold fewer tokens than the adapters have ranks.
     """
     collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs)
-    lengths = [sum(map(len, captions)) for captions in dataset.tokens]
-    chosen = epoch_batches(lengths, batch_size, seed, 0)[:_BATCHES]
+    chosen = epoch_batches(batch_keys(dataset), batch_size, seed, 0)[:_BATCHES]
     batches = list(BatchLoader(dataset, collate, 0).load(chosen, 0))
     _require_tokens(batches, peft_model)
     objective = CrossEntropy(captioner, 0.0)

@@ -1,0 +1,42 @@
+"""What a captioner says of being asked: prompts and decoding where nobody saved any, and styles of captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from hfcap.errors import UserError
+
+Style = Literal["short", "detailed", "tags", "alt_text"]
+
+CHAT_STYLES: Mapping[str, str] = {
+    "short": "Describe the image in one short sentence.",
+    "detailed": "Describe the image in detail.",
+    "tags": "List what the image shows as tags, separated by commas. Write nothing else.",
+    "alt_text": "Write alt text for the image: one plain sentence of at most 125 characters, without 'image of'.",
+}
+"""Style -> instruction for models that take instructions."""
+
+STYLE_TOKENS: Mapping[str, int] = {"short": 64, "detailed": 384, "tags": 96, "alt_text": 64}
+"""Style -> max_new_tokens: a caption of this style ends before, as a rule."""
+
+
+class Asked:
+    """Defaults of captioners that write captions without being asked."""
+
+    @classmethod
+    def usual_decoding(cls, folder: Path) -> dict[str, Any]:
+        """Return decoding options for a model that hfcap did not save, under those that its checkpoint gives."""
+        return {}
+
+    def style_prompt(self, style: str) -> str:
+        """Return the prompt that asks for captions of this style (`CHAT_STYLES`).
+
+        Raises:
+            UserError: captioners of this kind cannot be asked for it.
+        """
+        raise UserError(f"style {style}: this captioner takes no instructions; leave the style out")
+
+    def take_usual_prompt(self) -> None:  # most families write captions without being asked
+        """Ask for captions as the model's authors do, where nobody saved a prompt with it."""
