@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from hfcap.data.source import load_split
 from hfcap.data.sources.folder import FolderOptions
@@ -220,6 +221,21 @@ def test_rows_with_the_same_bytes(folder: Path, capsys: pytest.CaptureFixture[st
     (folder / "t.csv").write_text("image,caption\na.jpg,one\ncopy.jpg,two\nb.jpg,three\n")
     assert found(in_table(folder / "t.csv", group_by="content")) == {"a.jpg": ("one", "two"), "b.jpg": ("three",)}
     assert len(found(in_table(folder / "t.csv"))) == 3
+    assert "different images" not in capsys.readouterr().err  # a single copy may be meant
+    with pytest.raises(ValidationError, match=r"'auto' or 'content'"):
+        in_table(folder / "t.csv", group_by="row")
+
+
+def test_copies_under_other_names_are_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("copy1", "copy2"):
+        (folder / f"{name}.jpg").write_bytes((folder / "a.jpg").read_bytes())
+    # The same path, written twice, is one image; the copies are not, and are named with the remedy.
+    (folder / "t.csv").write_text("image,caption\na.jpg,one\n./a.jpg,more\ncopy1.jpg,two\ncopy2.jpg,three\n")
+    assert len(found(in_table(folder / "t.csv"))) == 3
+    (folder / "t.csv").write_text("image,caption\na.jpg,one\ncopy1.jpg,two\ncopy2.jpg,three\n")
+    assert len(found(in_table(folder / "t.csv"))) == 3
+    said = capsys.readouterr().err
+    assert "the first 3 rows hold 1 different images" in said and "data.group_by: content" in said
 
 
 def test_names_in_tables_stay_in_the_folder(folder: Path) -> None:

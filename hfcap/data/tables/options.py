@@ -36,10 +36,11 @@ class TableOptions(SplitShares):
         None,
         description='text between captions in one cell, such as "\\n"; "" = a cell of several lines is one caption',
     )
-    group_by: Literal["auto", "content", "row"] = Field(
+    group_by: Literal["auto", "content"] = Field(
         "auto",
-        description="which rows are captions of one image: auto = the same id or file name; content = also the same "
-        "bytes; row = as auto, and rows that repeat an image are accepted as images of their own",
+        description="which rows are captions of one image: auto = those with the same id, or else file name or "
+        "address; a warning names data most of whose images are copies of others. content = also those with the same "
+        "bytes",
     )
     allow_local_addresses: bool = Field(
         False,
