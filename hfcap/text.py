@@ -34,6 +34,11 @@ def inert(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
+def is_absolute(file_name: str) -> bool:
+    """Whether a file name begins at a root, or with the letter of a drive."""
+    return file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name) is not None
+
+
 def file_name_problem(file_name: str) -> str | None:
     """Return what is wrong with a file name that must stay inside a folder; None where nothing is."""
     if not file_name or not PurePosixPath(file_name).parts:
@@ -42,7 +47,7 @@ def file_name_problem(file_name: str) -> str | None:
         return "contains a NUL character"
     if "\\" in file_name:
         return "contains a backslash; write forward slashes"
-    if file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name):
+    if is_absolute(file_name):
         return "is absolute; write it relative to the image folder"
     if ".." in PurePosixPath(file_name).parts:
         return "contains '..'; write it relative to the image folder"

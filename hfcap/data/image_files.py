@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 from hfcap.data.heic import heic_formats
 from hfcap.data.images import IMAGE_SUFFIXES
+from hfcap.errors import UserError
+from hfcap.text import is_absolute
 
 _OTHER_SUFFIXES = frozenset(
     ".heic .heif .jxl .jp2 .svg .psd .xcf .tga .ico .eps .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split()  # noqa: SIM905 one a line is a page
@@ -72,6 +74,30 @@ def folder_images(folder: Path) -> FolderImages:
         else:
             images.unread.append(name)
     return images
+
+
+def name_inside(folder: Path, written: str, key: str) -> str:
+    """Return a file name from somebody's table relative to `folder`, with forward slashes.
+
+    Whether a relative name stays inside is for `resolve_inside` to say.
+
+    Args:
+        key: the recipe's key of the folder, for the message.
+
+    Raises:
+        UserError: the name is absolute and outside of the folder.
+    """
+    name = written.replace("\\", "/")
+    if not is_absolute(name):
+        return name
+    name = os.path.normpath(name)
+    for root in (os.path.abspath(folder), os.path.realpath(folder)):  # noqa: PTH100 links of the folder stay or not
+        if name.startswith(root.rstrip("/") + "/"):
+            return name[len(root.rstrip("/")) + 1 :]
+    raise UserError(
+        f"file name {written!r} is absolute and outside of the folder {folder}; copy the image into it and write the "
+        f"name relative to it, or name a folder above the image with {key}"
+    )
 
 
 def meant_files(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -278,6 +278,7 @@ def _inspect_file(text: str, path: Path) -> Inspection:
     if path.suffix.lower() == ".json" and is_coco_format(content := read_json(path, "JSON file")):
         block: dict[str, Any] = {"source": "coco_json", "captions": text}
         name = next((str(image.get("file_name", "")) for image in content["images"] if isinstance(image, dict)), "")
+        name = name.replace("\\", "/")
         if (folder := _folder_with(name, path.parent)) not in (None, path.parent / "images"):
             block["images"] = str(folder)
         return _of_source("a file in COCO's caption format", block)

@@ -140,6 +140,14 @@ def test_duplicated_ids(tmp_path: Path) -> None:
         load(options(path), "train")
 
 
+@pytest.mark.parametrize("written", ["{images}/0.jpg", ".\\0.jpg"])
+def test_absolute_names_and_backslashes_inside(tmp_path: Path, written: str) -> None:
+    path = write_coco_json(tmp_path)
+    name = written.format(images=tmp_path / "images")
+    rewrite(path, lambda content: content["images"][0].update(file_name=name))
+    assert load(options(path), "train")[0].image.read() == (tmp_path / "images" / "0.jpg").read_bytes()
+
+
 @pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/hostname", "a/../../b.jpg", "..\\b.jpg"])
 def test_path_traversal(tmp_path: Path, file_name: str) -> None:
     path = write_coco_json(tmp_path)

@@ -190,7 +190,7 @@ def test_shares_that_leave_nothing(tmp_path: Path) -> None:
         ({"file_name": "a.jpg", "captions": [3]}, "captions holds int, not a caption"),
         ({"file_name": "a.jpg", "caption": "x", "split": 3}, "split must be text, not int"),
         ({"file_name": "../a.jpg", "caption": "x"}, r"file name '\.\./a\.jpg' contains '\.\.'"),
-        ({"file_name": "/etc/hostname", "caption": "x"}, "is absolute"),
+        ({"file_name": "/etc/hostname", "caption": "x"}, "is absolute and outside of the folder .*with data.root"),
         ("just text", "must be a JSON object"),
     ],
 )

@@ -246,6 +246,48 @@ def test_names_in_tables_stay_in_the_folder(folder: Path) -> None:
         assert "secret" not in str(error.value)
 
 
+def test_absolute_names_and_backslashes_mean_files_of_the_folder(folder: Path, tmp_path_factory: Any) -> None:
+    write_jpeg(folder / "below" / "c.jpg")
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(folder)
+    of_windows = str(folder / "below" / "c.jpg").replace("/", "\\")
+    names = (f"{folder}/a.jpg", "below\\c.jpg", f"{folder}/below/../b.jpg", of_windows)
+    rows = [{"image": name, "caption": f"caption {number}"} for number, name in enumerate(names)]
+    (folder / "t.json").write_text(json.dumps(rows))
+    wanted = {"a.jpg": ("caption 0",), "below/c.jpg": ("caption 1", "caption 3"), "b.jpg": ("caption 2",)}
+    assert found(in_table(folder / "t.json")) == found(in_folder(link)) == wanted
+    (folder / "t.json").write_text(json.dumps([{"image": f"{link}/a.jpg", "caption": "by the link"}]))
+    assert found(in_table(folder / "t.json", images=str(link))) == {"a.jpg": ("by the link",)}
+
+
+def test_absolute_names_in_a_folder_of_a_split(folder: Path) -> None:
+    path = write_jpeg(folder / "train" / "c.jpg")
+    (folder / "train" / "metadata.jsonl").write_text(json.dumps({"file_name": str(path), "caption": "a rose"}))
+    assert found(in_folder(folder)) == {"train/c.jpg": ("a rose",)}
+
+
+@pytest.mark.parametrize(
+    "name", ["{folder}2/a.jpg", "{folder}/../a.jpg", "C:\\photos\\a.jpg", "\\\\server\\share\\a.jpg"]
+)
+def test_absolute_names_outside_are_refused_with_what_to_do(name: str, folder: Path) -> None:
+    (folder / "t.json").write_text(json.dumps([{"image": name.format(folder=folder), "caption": "one"}]))
+    with pytest.raises(UserError, match=r"t\.json: row 0: .*outside of the folder .*; copy .* with data\.images"):
+        found(in_table(folder / "t.json"))
+    with pytest.raises(UserError, match=r"; copy .* with data\.root"):
+        found(in_folder(folder))
+
+
+def test_links_of_the_folder_are_not_followed_out_of_it(folder: Path, tmp_path_factory: Any) -> None:
+    secret = write_jpeg(tmp_path_factory.mktemp("elsewhere") / "a.jpg")
+    (folder / "link").symlink_to(secret.parent)
+    (folder / "t.json").write_text(json.dumps([{"image": f"{folder}/link/a.jpg", "caption": "one"}]))
+    with pytest.raises(UserError, match="leads out of the folder"):
+        found(in_table(folder / "t.json"))
+    (folder / "t.json").write_text(json.dumps([{"image": "link\\..\\..\\a.jpg", "caption": "one"}]))
+    with pytest.raises(UserError, match=r"contains '\.\.'"):
+        found(in_table(folder / "t.json"))
+
+
 def test_a_prompt_before_its_caption_is_taken_off(folder: Path) -> None:
     (folder / "t.csv").write_text(
         "image,caption,q\na.jpg,Describe: a red rose,Describe:\nb.jpg,a white tulip,Describe:\n"

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from hfcap.cells import JoinedLines, captions_of_cell
 from hfcap.data.checks import clean_caption, listed
+from hfcap.data.image_files import name_inside
 from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.splits import SplitShares, canonical, drawn_splits
@@ -84,10 +85,11 @@ def list_images(path: Path, images: str | None, split_name: str | None) -> list[
 def _record(path: Path, folder: Path, image: dict[str, Any], captions: Sequence[str]) -> CaptionedImage:
     image_id = str(image["id"])
     try:
-        file = resolve_inside(folder, image["file_name"])
+        name = name_inside(folder, image["file_name"], "data.images")
+        file = resolve_inside(folder, name)
     except UserError as error:
         raise UserError(f"{path}: image id {image_id}: {error}") from None
-    return CaptionedImage(image_id, image["file_name"], tuple(captions), FileImage(file))
+    return CaptionedImage(image_id, name, tuple(captions), FileImage(file))
 
 
 def _captions_path(options: CocoJsonOptions, split_name: str) -> Path:

@@ -18,6 +18,7 @@ from hfcap.data.tables.reading import Row, read_rows
 from hfcap.errors import UserError
 from hfcap.registry import did_you_mean
 from hfcap.schema import ImageBytes
+from hfcap.text import is_absolute
 
 JOINED_REMEDY = "; or say so with data.caption_separator"
 
@@ -94,7 +95,8 @@ class EntryReader:
             self.left_out.counts["rows without an image"] += 1
             return None
         if isinstance(image, str) and "://" not in image:
-            image = table.prefix + image
+            image = image.replace("\\", "/")  # as Windows writes it
+            image = image if is_absolute(image) else table.prefix + image
         where = f"{row.where} ({image})" if isinstance(image, str) else row.where
         captions = self._captions(replace_where(row, where), joined)
         if not captions:

@@ -11,7 +11,7 @@ from hfcap.data.tables.entries import Entry, EntryReader
 from hfcap.data.tables.finding import read_split_lists
 from hfcap.data.tables.grouping import Group, grouped
 from hfcap.data.tables.layout import Layout, TableFile
-from hfcap.data.tables.locating import located
+from hfcap.data.tables.locating import located, relative
 from hfcap.data.tables.options import TableOptions
 from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
@@ -33,6 +33,7 @@ def groups_of(
     if not entries:
         left_out = f" (left out: {reader.left_out})" if reader.left_out.counts else ""
         raise UserError(f"{where}: there are no rows with captions{left_out}; add some")
+    entries = relative(entries, folder, "data.images" if options.source == "table" else "data.root")
     entries = _with_given_splits(entries, reader.layout, tables[0].path, folder)
     images = located(entries, folder, options.allow_local_addresses)
     return grouped(entries, images, options.group_by == "content")

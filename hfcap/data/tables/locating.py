@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from hfcap.data.image_files import meant_files
+from hfcap.data.image_files import meant_files, name_inside
 from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.tables.entries import Entry
 from hfcap.data.web.kept_images import kept_web_image
 from hfcap.errors import UserError
 from hfcap.schema import ImageBytes
+
+
+def relative(entries: Sequence[Entry], folder: Path, key: str) -> list[Entry]:
+    """Return the entries with their files named relative to the folder, also where a table has absolute names.
+
+    Args:
+        key: the recipe's key of the folder, for the message.
+
+    Raises:
+        UserError: with the place in the table: an absolute name outside of the folder.
+    """
+    return [_relative(entry, folder, key) for entry in entries]
+
+
+def _relative(entry: Entry, folder: Path, key: str) -> Entry:
+    if not isinstance(entry.image, str) or "://" in entry.image:
+        return entry
+    try:
+        name = name_inside(folder, entry.image, key)
+    except UserError as error:
+        raise UserError(f"{entry.where}: {error}") from None
+    return entry if name == entry.image else replace(entry, image=name)
 
 
 def located(entries: Sequence[Entry], folder: Path, local_addresses: bool) -> list[tuple[str, ImageBytes]]:
