@@ -15,7 +15,7 @@ from hfcap.errors import MissingPackageError
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "hfcap").rglob("*.py"))
 
-KINDS = {"UserError", "WorkError", "OptionError", "RecipeError", "ValueError"}
+KINDS = {"UserError", "UnfitColumnsError", "WorkError", "OptionError", "RecipeError", "ValueError"}
 SAID_ELSEWHERE = {
     "ChangedError": "the review page says it (review/page.py)",
     "MissingPackageError": "its constructor says what to install",
@@ -56,7 +56,7 @@ REMEDY = re.compile(
     (?:^|[\n(]|[;:.,]\s+|\b(?:or|and|or\ else|and\ then|otherwise|then|instead|first|please|,)\ )
         (?:first\ |else\ |then\ )?(?:'?(?:hfcap|pip|hf|git)\ |(?:{VERBS})\b)
     | \bdid\ you\ mean | \bmust\b | \bneeds?\b | \binstead\b | \bexpected\b
-    | \{{[^{{}}]*(?:remedy|hint|advice|meant|did_you_mean|known|_HOW|_suggestion)[^{{}}]*\}}
+    | \{{[^{{}}]*(?:remedy|hint|advice|meant|did_you_mean|known|_HOW|_suggestion|look_at)[^{{}}]*\}}
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -57,8 +57,8 @@ def test_splits_of_a_single_file_without_them_are_drawn(tmp_path: Path) -> None:
     path = write_coco_json(tmp_path, n_images=12, splits=())
     parts = [{record.image_id for record in load(options(path), name)} for name in ("train", "val", "test")]
     assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) == 12
-    with pytest.raises(UserError, match=r"no images in split 'restval' \(splits that exist: 'test', 'train', 'valid"):
-        load(options(path), "restval")
+    with pytest.raises(UserError, match=r"no images in split 'holdout' \(splits that exist: 'test', 'train', 'valid"):
+        load(options(path), "holdout")
 
 
 def test_missing_file_and_folder_name_their_keys(tmp_path: Path) -> None:

@@ -114,3 +114,12 @@ def test_rows_without_a_caption_are_left_out_where_asked_for_and_counted(
     assert [record.captions for record in records] == [("a",), ("b",), ("c",), ("d",), ("e",)]
     with pytest.raises(ValidationError, match="does not go with streaming"):
         HubOptions(dataset="x", streaming=True, max_train_images=5, uncaptioned_images="ignore")
+
+
+def test_unknown_columns_point_to_inspect(tmp_path: Path) -> None:
+    options = parquet(tmp_path, table(), caption_columns=["caption"])
+    with pytest.raises(UserError, match=r"no column 'caption' .*'captions'.*look at it with: hfcap data inspect /\S+$"):
+        load(options, "train")
+    options = parquet(tmp_path, table(one=["x"] * 5, two=["y"] * 5), "two.parquet")
+    with pytest.raises(UserError, match=r"cannot tell which columns .*look at it with: hfcap data inspect"):
+        load(options, "train")

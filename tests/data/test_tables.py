@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from hfcap.data.inspection import inspect_data
 from hfcap.data.source import load_split
 from hfcap.data.sources.folder import FolderOptions
 from hfcap.data.sources.table import TableSourceOptions
@@ -263,7 +264,7 @@ def test_absolute_names_and_backslashes_mean_files_of_the_folder(folder: Path, t
 def test_absolute_names_in_a_folder_of_a_split(folder: Path) -> None:
     path = write_jpeg(folder / "train" / "c.jpg")
     (folder / "train" / "metadata.jsonl").write_text(json.dumps({"file_name": str(path), "caption": "a rose"}))
-    assert found(in_folder(folder)) == {"train/c.jpg": ("a rose",)}
+    assert found(in_folder(folder, uncaptioned_images="ignore")) == {"train/c.jpg": ("a rose",)}
 
 
 @pytest.mark.parametrize(
@@ -346,3 +347,34 @@ def test_records_say_nothing_of_groups_without_a_column(folder: Path) -> None:
     (folder / "t.csv").write_text(CSV_FORMS["upper.csv"])
     records: list[CaptionedImage] = load_split(in_table(folder / "t.csv"), "train")
     assert [record.group for record in records] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "message"),
+    [
+        ("image,caption\na.jpg,one\n", {"image_column": "imag"}, "no text under 'imag'; did you mean 'image'"),
+        ("image,caption\na.jpg,one\n", {"caption_columns": ["title"]}, "has no captions .columns title"),
+        ("image,caption\na.jpg,one\n", {"split_column": "part"}, "has no 'part'"),
+        (
+            "image,caption\na.jpg,one\n",
+            {"filter": {"lang": "en"}},
+            "no rows with captions .left out: 1 row",
+        ),
+        ("image,alt,raw\na.jpg,one,two\n", {}, "cannot tell which columns hold captions"),
+    ],
+)
+def test_unknown_columns_point_to_inspect(text: str, keys: dict[str, Any], message: str, folder: Path) -> None:
+    path = folder / "my table.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"{message}.*; look at it with: hfcap data inspect '.*my table\.csv'$"):
+        found(in_table(path, **keys))
+    if "filter" not in keys:  # source folder says the same of its own tables
+        with pytest.raises(UserError, match=rf"{message}.*; look at it with: hfcap data inspect {folder}$"):
+            found(in_folder(folder, layout="table", **keys))
+
+
+def test_inspect_does_not_point_to_itself(folder: Path) -> None:
+    (folder / "t.csv").write_text("image,alt,raw\na.jpg,7,8\n")
+    with pytest.raises(UserError, match="no column holds captions") as refused:
+        inspect_data(str(folder / "t.csv"))
+    assert "data inspect" not in str(refused.value)

@@ -10,6 +10,7 @@ from pydantic import Field
 from hfcap.data.checks import listed
 from hfcap.data.image_files import folder_images
 from hfcap.data.source import Source
+from hfcap.data.tables.columns import look_at, pointing_to_inspect
 from hfcap.data.tables.entries import EntryReader
 from hfcap.data.tables.finding import layouts_of, tables_of
 from hfcap.data.tables.grouping import Group
@@ -45,7 +46,9 @@ def load(options: FolderOptions, split_name: str) -> list[CaptionedImage]:
         UserError: captions and images don't fit together.
     """
     root = Path(options.root).expanduser()
-    return records_of(all_groups(options, *found_layout(options))[0], options, split_name, str(root))
+    with pointing_to_inspect(str(root)):
+        groups, _ = all_groups(options, *found_layout(options))
+    return records_of(groups, options, split_name, str(root))
 
 
 def all_groups(options: FolderOptions, layout: Layout, tables: list[TableFile]) -> tuple[list[Group], EntryReader]:
@@ -86,7 +89,7 @@ def found_layout(options: FolderOptions) -> tuple[Layout, list[TableFile]]:
 
 def _suggestion(root: Path) -> str:
     return (
-        f"look at it with: hfcap data inspect {root}; see docs/data.md for the layouts, or let a captioner begin one, "
+        f"{look_at(str(root))}; see docs/data.md for the layouts, or let a captioner begin one, "
         "in that folder: hfcap caption MODEL . -o metadata.csv"
     )
 

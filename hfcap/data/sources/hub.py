@@ -17,7 +17,7 @@ from hfcap.data.checks import clean_caption
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.splits import canonical
 from hfcap.data.tables.cell_paths import values_at
-from hfcap.data.tables.columns import captions_in
+from hfcap.data.tables.columns import captions_in, pointing_to_inspect
 from hfcap.data.tables.entries import JOINED_REMEDY, Entry, passes, without_prompt
 from hfcap.data.tables.grouping import grouped
 from hfcap.data.tables.loading import records_of
@@ -67,7 +67,8 @@ def load(options: HubOptions, split_name: str) -> list[CaptionedImage]:
         NoSuchSplitError: no such split, or it is empty.
         UserError: the dataset isn't there, or its columns don't say where images and captions are.
     """
-    return _load_streaming(options, split_name) if options.streaming else _load_map_style(options, split_name)
+    with pointing_to_inspect(options.dataset):
+        return _load_streaming(options, split_name) if options.streaming else _load_map_style(options, split_name)
 
 
 def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage]:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.data.tables.columns import pointing_to_inspect
 from hfcap.data.tables.entries import EntryReader
 from hfcap.data.tables.grouping import Group
 from hfcap.data.tables.layout import TableFile
@@ -44,8 +45,13 @@ def load(options: TableSourceOptions, split_name: str) -> list[CaptionedImage]:
         if split_name not in options.table:
             raise NoSuchSplitError("data.table", split_name, options.table)
         options = options.model_copy(update={"table": options.table[split_name]})
-        return [group.record for group in all_groups(options)[0]]
-    return records_of(all_groups(options)[0], options, split_name, options.table)
+        return [group.record for group in _groups(options)]
+    return records_of(_groups(options), options, split_name, options.table)
+
+
+def _groups(options: TableSourceOptions) -> list[Group]:
+    with pointing_to_inspect(str(options.table)):
+        return all_groups(options)[0]
 
 
 def all_groups(options: TableSourceOptions) -> tuple[list[Group], EntryReader]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+import shlex
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +27,31 @@ CAPTION_NAME = re.compile(
 TEXT_KEYS = ("raw", "caption", "text", "sentence")
 """Keys under which datasets of dictionaries, such as COCO's sentences, keep the caption."""
 _SPLIT_NAMES = ("split", "set_name", "subset")
+
+
+class UnfitColumnsError(UserError):
+    """A table lacks the columns that are named or looked for, or has nothing in them."""
+
+
+def look_at(place: str) -> str:
+    """Return what to run to see what somebody's data hold."""
+    return f"look at it with: hfcap data inspect {shlex.quote(place)}"
+
+
+@contextmanager
+def pointing_to_inspect(place: str) -> Iterator[None]:
+    """Say in errors about columns how to see which there are; `inspect` itself reads without it.
+
+    Args:
+        place: the folder, file or dataset.
+
+    Raises:
+        UserError: instead of UnfitColumnsError.
+    """
+    try:
+        yield
+    except UnfitColumnsError as error:
+        raise UserError(f"{error}; {look_at(place)}") from error
 
 
 def plain(name: str) -> str:

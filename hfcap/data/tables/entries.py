@@ -11,7 +11,7 @@ from hfcap.cells import JoinedLines, stands_for_nothing
 from hfcap.data.checks import clean_caption
 from hfcap.data.images import CheckableImage
 from hfcap.data.tables.cell_paths import same_value, template_text, values_at
-from hfcap.data.tables.columns import caption_columns, captions_in, image_column, split_column
+from hfcap.data.tables.columns import UnfitColumnsError, caption_columns, captions_in, image_column, split_column
 from hfcap.data.tables.layout import Layout, TableFile
 from hfcap.data.tables.options import TableOptions
 from hfcap.data.tables.reading import Row, read_rows
@@ -137,12 +137,12 @@ class EntryReader:
         if self.layout.drops_captions and not self.options.image_column:
             return None
         wanted = places[0] if places else "file_name"
-        raise UserError(f"{row.where} has no text under {wanted!r}{did_you_mean(wanted, map(str, row.cells))}")
+        raise UnfitColumnsError(f"{row.where} has no text under {wanted!r}{did_you_mean(wanted, map(str, row.cells))}")
 
     def _captions(self, row: Row, joined: JoinedLines) -> list[str]:
         columns = self.captions or tuple(caption_columns(name for name in row.cells))
         if not self.captions and len(columns) > 1 and not _numbered(columns):
-            raise UserError(
+            raise UnfitColumnsError(
                 f"{row.where}: cannot tell which columns hold captions ({', '.join(columns)}); name them with "
                 "data.caption_columns"
             )
@@ -163,7 +163,7 @@ class EntryReader:
             if seen:
                 raise UserError(f"{row.where}: the list of captions is empty; add one, or remove the row")
             wanted = ", ".join(columns) or "caption, captions, caption_0 or text"
-            raise UserError(
+            raise UnfitColumnsError(
                 f"{row.where} has no captions (columns {wanted}); "
                 "add captions, or name the columns with data.caption_columns"
             )
@@ -175,7 +175,9 @@ class EntryReader:
             return None
         values = [value for value in values_at(row.cells, place) if value is not None]
         if not values and self.options.split_column:
-            raise UserError(f"{where} has no {place!r} (data.split_column){did_you_mean(place, map(str, row.cells))}")
+            raise UnfitColumnsError(
+                f"{where} has no {place!r} (data.split_column){did_you_mean(place, map(str, row.cells))}"
+            )
         if values and not isinstance(values[0], str):
             raise UserError(f"{where}: {place} must be text, not {type(values[0]).__name__}")
         return values[0] if values else None

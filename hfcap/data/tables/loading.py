@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from hfcap.data.splits import canonical, split_in, splits_of
+from hfcap.data.tables.columns import UnfitColumnsError
 from hfcap.data.tables.entries import Entry, EntryReader
 from hfcap.data.tables.finding import read_split_lists
 from hfcap.data.tables.grouping import Group, grouped
 from hfcap.data.tables.layout import Layout, TableFile
 from hfcap.data.tables.locating import located, relative
 from hfcap.data.tables.options import TableOptions
-from hfcap.errors import UserError
 from hfcap.schema import CaptionedImage
 
 
@@ -32,7 +32,7 @@ def groups_of(
     entries = [entry for table in tables for entry in reader.entries(table)]
     if not entries:
         left_out = f" (left out: {reader.left_out})" if reader.left_out.counts else ""
-        raise UserError(f"{where}: there are no rows with captions{left_out}; add some")
+        raise UnfitColumnsError(f"{where}: there are no rows with captions{left_out}; add some")
     entries = relative(entries, folder, "data.images" if options.source == "table" else "data.root")
     entries = _with_given_splits(entries, reader.layout, tables[0].path, folder)
     images = located(entries, folder, options.allow_local_addresses)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hfcap.data.tables.columns import ADDRESS_NAMES, CAPTION_NAME, TEXT_KEYS, numbered_alike, plain
-from hfcap.errors import UserError
+from hfcap.data.tables.columns import ADDRESS_NAMES, CAPTION_NAME, TEXT_KEYS, UnfitColumnsError, numbered_alike, plain
 from hfcap.registry import did_you_mean
 
 
@@ -82,7 +81,7 @@ def find_image_column(
     if named is not None:
         feature = features[column_of(named, features)]
         if not _may_hold_images(feature):
-            raise UserError(
+            raise UnfitColumnsError(
                 f"dataset {dataset}: column {named!r} ({key}) holds no images, but {feature}; choose another"
             )
         return named
@@ -93,12 +92,12 @@ def find_image_column(
     if len(found) == 1:
         return found[0]
     which = f"several columns of images ({', '.join(found)})" if found else "no column of images"
-    raise UserError(f"dataset {dataset} has {which} among {', '.join(features)}; name one with {key}")
+    raise UnfitColumnsError(f"dataset {dataset} has {which} among {', '.join(features)}; name one with {key}")
 
 
 def _require(dataset: str, key: str, name: str | None, features: Mapping[str, Any]) -> None:
     if name is not None and column_of(name, features) not in features:
-        raise UserError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
+        raise UnfitColumnsError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
 
 
 def _may_hold_images(feature: Any) -> bool:
@@ -142,7 +141,7 @@ def _caption_columns(options: ColumnOptions, features: Mapping[str, Any], image:
     if not named and len(texts) == 1:
         return texts
     candidates = ", ".join(named or texts) or "none"
-    raise UserError(
+    raise UnfitColumnsError(
         f"dataset {options.dataset}: cannot tell which columns hold captions (candidates: {candidates}; all columns: "
         f"{', '.join(features)}); name them with data.caption_columns"
     )
