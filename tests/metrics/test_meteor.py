@@ -52,6 +52,17 @@ def test_normalisation_equals_the_jar(index: MeteorIndex) -> None:
         assert " ".join(words) == row["words"], row["caption"]
 
 
+@pytest.mark.parametrize("separator", ["\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_line_separator_inside_a_caption_is_a_blank(index: MeteorIndex, separator: str) -> None:
+    captions = ["a cat", f"a dog,{separator}running", "one more, here"]
+    expected = [["a", "cat"], ["a", "dog", ",", "running"], ["one", "more", ",", "here"]]
+    assert normalize(captions, index.prefixes) == expected
+
+
+def test_a_caption_of_blanks_has_no_words(index: MeteorIndex) -> None:
+    assert normalize(["", "  ", "\t", "\u3000", "\n"], index.prefixes) == [[]] * 5
+
+
 def test_captions_do_not_touch_each_other(index: MeteorIndex) -> None:
     captions = [row["caption"] for row in _GOLDEN["normalization"]]
     alone = [normalize([caption], index.prefixes)[0] for caption in captions]

@@ -99,9 +99,14 @@ def test_wordnet_synonyms_share_most_of_their_senses() -> None:
         "ride": ["1", "2"],
         "cycle": ["1", "2", "3"],
         "cycles": ["1", "2", "3"],
+        "cycling": ["1", "2", "3"],
+        "tent": ["5"],
+        "shelter": ["5", "6"],
     }
     counts = {"bike": 9, "bicycle": 5, "motorcycle": 9, "sofa": 4, "couch": 9, "cycle": 7, "cycles": 7, "dog": 50}
-    # "sofa" is too rare to be taken, "motorcycle" shares one sense of three, "cycles" is a form of "cycle".
+    counts |= {"cycling": 9, "tent": 9, "shelter": 9}
+    # "sofa" is too rare to be taken, "motorcycle" shares one sense of three, "cycles" is a form of "cycle", "cycling"
+    # ends in -ing, "tent" and "shelter" share one sense of two, which is not more than half.
     assert wordnet_synonyms(synsets, counts) == {
         "bike": ["bicycle", "cycle", "cycles"],
         "bicycle": ["bike", "cycle", "cycles"],
@@ -126,6 +131,9 @@ def test_synonyms_from_a_file(tmp_path: Path) -> None:
         path.write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=r"augment\.synonyms: .*must map words"):
             synonym_table(str(path), [])
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"\bsynonyms \(augment\.synonyms\)"):
+        synonym_table(str(path), [])
     with pytest.raises(UserError, match=r"augment\.synonyms: .*no such file"):
         synonym_table("wordnett", [])
 
