@@ -6,6 +6,7 @@ import json
 import random
 import zipfile
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from hfcap.metrics import meteor as meteor_module
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.meteor import Meteor, meteor_statistics, scores_of
-from hfcap.metrics.meteor_parts.index import MeteorIndex, open_index
+from hfcap.metrics.meteor_parts.index import INDEX_VERSION, MeteorIndex, open_index
 from hfcap.metrics.meteor_parts.normalize import normalize
 from hfcap.metrics.meteor_parts.stemmer import stem
 from hfcap.metrics.suite import CaptionSuite
@@ -84,6 +85,35 @@ def test_scores_equal_the_jar(index: MeteorIndex, monkeypatch: pytest.MonkeyPatc
     assert corpus == pytest.approx(_GOLDEN["corpus"], abs=TOLERANCE)
 
 
+def test_scores_of_one_pair_after_the_other_equal_the_jar(index: MeteorIndex) -> None:
+    """Also where no word matches, and where every phrase that was found belongs to this one pair."""
+    for row in _GOLDEN["segments"]:
+        scores, _ = _scores(index, [(row["candidate"], row["references"])])
+        assert scores == [pytest.approx(row["score"], abs=TOLERANCE)], row["candidate"]
+
+
+def test_small_batches_keep_their_limits_and_give_the_same_scores(
+    index: MeteorIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in _GOLDEN["segments"] if len(row["candidate"]) < 60]
+    monkeypatch.setattr(meteor_module, "_PAIRS_PER_BATCH", 3)
+    monkeypatch.setattr(meteor_module, "_CELLS_PER_BATCH", 100)
+    batches: list[list[int]] = []
+    compute = meteor_module._pair_statistics
+
+    def noted(finder: Any, candidates: Any, references: Any) -> Any:
+        batches.append((finder.lengths[candidates] * finder.lengths[references]).tolist())
+        return compute(finder, candidates, references)
+
+    monkeypatch.setattr(meteor_module, "_pair_statistics", noted)
+    scores, _ = _scores(index, [(row["candidate"], row["references"]) for row in rows])
+    assert scores == pytest.approx([row["score"] for row in rows], abs=TOLERANCE)
+    assert sum(map(len, batches)) == sum(len(row["references"]) for row in rows)
+    assert all(len(cells) <= 3 and (len(cells) == 1 or sum(cells) <= 100) for cells in batches)
+    # None is smaller than it must be: with the first pair of the next one it would be too large.
+    assert all(len(cells) == 3 or sum(cells) + after[0] > 100 for cells, after in pairwise(batches))
+
+
 def _coco_pairs(n_images: int) -> list[tuple[str, list[str]]]:
     """Images of val2014 with their captions as pycocoevalcap hands them to METEOR."""
     import pycocoevalcap
@@ -122,8 +152,15 @@ def test_metric_in_the_suite(meteor_cache: Path, index: MeteorIndex, monkeypatch
     assert result.values["meteor"] == pytest.approx(float(scores_of(result.statistics["meteor"].sum(axis=0))))
     assert result.values["meteor"] != pytest.approx(float(each.mean()), abs=1e-3)
     signature = Meteor().signature()
-    assert signature["version"] == "1.5"
-    assert len(signature["resources"]) == 48
+    assert len(signature.pop("resources")) == 48
+    assert signature == {
+        "version": "1.5",
+        "language": "en",
+        "normalized": True,
+        "modules": "exact stem synonym paraphrase",
+        "beam": 40,
+        "index": INDEX_VERSION,
+    }
 
 
 _WORDS = "a the of dog dogs man person bike bicycle is running in front next to it 's , ."
