@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +16,19 @@ from torch import nn
 
 from hfcap.errors import UserError, WorkError
 from hfcap.training.checkpoint import (
+    CHECKSUMS,
     Progress,
     checkpoint_path,
     checkpoint_steps,
+    damage_of,
+    fit_progress,
     load_checkpoint,
     load_weights,
     prune_checkpoints,
     remove_unfinished,
+    restore_schedule,
     save_checkpoint,
+    set_damaged_aside,
 )
 from hfcap.training.optimization import MovingAverage, trained_parameters
 from tests.training.harness import assert_same_tensors
@@ -166,6 +172,114 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     path = training.save(tmp_path, Progress(step=1, processes=2), world=2)
     with pytest.raises(UserError, match=r"step-00000001: was written by 2 processes, but 1 train now; continue with 2"):
         training.load(path)
+
+
+def test_another_number_of_processes_draws_from_the_seed_of_this_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, seeds = Training(updates=1), []
+    path = training.save(tmp_path, Progress(step=12, processes=2), world=2)
+    monkeypatch.setattr("hfcap.training.checkpoint.set_seed", lambda seed, **options: seeds.append((seed, options)))
+    progress = load_checkpoint(path, training.model, training.optimizer, None, process(0, 3), other_seed=7)
+    assert seeds == [(19, {"device_specific": True})]  # another one on each process
+    assert progress.processes == 3
+
+
+def test_a_schedule_goes_on_at_its_place_with_the_rates_of_the_recipe() -> None:
+    first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def made(*rates: float) -> tuple[torch.optim.Optimizer, Any]:
+        groups = [{"params": [weight], "lr": rate} for weight, rate in zip((first, second), rates, strict=True)]
+        optimizer = torch.optim.SGD(groups)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    optimizer, scheduler = made(1.0, 2.0)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    progress = Progress(scheduler=scheduler.state_dict())
+    optimizer, scheduler = made(4.0, 8.0)
+    restore_schedule(scheduler, optimizer, progress)
+    assert [group["lr"] for group in optimizer.param_groups] == scheduler.get_last_lr() == [1.0, 2.0]
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.8, 1.6]
+    assert (scheduler.last_epoch, scheduler._step_count) == (4, 5)
+
+
+@pytest.mark.parametrize(("before", "now", "window"), [(4, 8, 6), (4, 2, 1), (4, 3, 2), (4, 4, 3), (0, 2, 3)])
+def test_the_same_share_of_an_epoch_stays_done(before: int, now: int, window: int, tmp_path: Path) -> None:
+    progress = Progress(window=3, steps_per_epoch=before)
+    fit_progress(progress, tmp_path, now)
+    assert progress.window == window
+
+
+def test_the_best_value_counts_while_its_checkpoint_is_there(tmp_path: Path) -> None:
+    progress = Progress(best_step=5, best_value=0.0, bad_validations=2)
+    checkpoint_path(tmp_path, 5).mkdir()
+    fit_progress(progress, tmp_path, 1)
+    assert (progress.best_step, progress.best_value, progress.bad_validations) == (5, 0.0, 2)
+    checkpoint_path(tmp_path, 5).rmdir()
+    fit_progress(progress, tmp_path, 1)
+    assert (progress.best_step, progress.best_value, progress.bad_validations) == (None, None, 0)
+
+
+def _changed(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def _not_finite(path: Path) -> None:
+    save_file({**load_file(path), "out.bias": torch.tensor([0.0, torch.inf])}, path)
+
+
+DAMAGE: list[tuple[str, Any, bool, str]] = [
+    ("optimizer.safetensors", _changed, True, r"optimizer\.safetensors: damaged checkpoint \(not the content"),
+    ("random-1.safetensors", Path.unlink, True, r"step-00000003: damaged checkpoint \(.*random-1\.safetensors"),
+    ("random-1.safetensors", Path.unlink, False, r"step-00000003: damaged checkpoint \(.*random-1\.safetensors"),
+    ("model.safetensors", _not_finite, False, r"step-00000003: weights that are no longer numbers \(out\.bias\)"),
+    ("state.json", lambda path: path.write_text('{"step": "x"}'), True, r"state\.json: damaged .*\(1 validation error"),
+    ("state.json", lambda path: path.write_text("{"), True, r"damaged checkpoint \(.*state\.json: checkpoint state\b"),
+    (CHECKSUMS, lambda path: path.write_text("["), True, r"damaged checkpoint \(.*: checksums of a checkpoint\b"),
+    (CHECKSUMS, lambda path: path.write_text("[]"), True, r"checksums\.json: damaged .*no JSON object of checksums"),
+    (CHECKSUMS, lambda path: path.write_text('{"a": 1}'), True, r"checksums\.json: damaged .*no JSON object of"),
+    (CHECKSUMS, lambda path: path.write_text('{"../a": "b"}'), True, r"checksums\.json: damaged .*no JSON object of"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "checksums", "message"), DAMAGE)
+def test_damage_is_found_and_named(name: str, damage: Any, checksums: bool, message: str, tmp_path: Path) -> None:
+    training = Training(updates=1)
+    for rank in (1, 0):
+        path = training.save(tmp_path, Progress(step=3, processes=2), rank, world=2)
+    assert damage_of(path) is None
+    if not checksums:  # as an earlier version left it
+        (path / CHECKSUMS).unlink()
+        assert damage_of(path) is None
+    damage(path / name)
+    assert re.search(message, damage_of(path) or "")
+
+
+def test_damaged_checkpoints_are_set_aside_from_the_newest_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = Training(updates=1)
+    paths = {step: training.save(tmp_path, Progress(step=step, best_step=2)) for step in (1, 2, 3, 4, 5)}
+    (tmp_path / "damaged-step-00000005").mkdir()
+    for step in (1, 2, 5):
+        _changed(paths[step] / "model.safetensors")
+    set_damaged_aside(tmp_path)
+    assert checkpoint_steps(tmp_path) == [1, 3, 4]  # the first is neither continued from nor the best
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "step-00000005/model.safetensors: damaged" in said[0] and "the one before, step 4. The damaged" in said[0]
+    assert said[0].endswith("is now damaged-step-00000005, and may be deleted")
+    assert "step-00000002/model.safetensors: damaged" in said[1] and "the best of the checkpoints after it" in said[1]
+    for step in (3, 4):
+        _changed(paths[step] / "model.safetensors")
+    set_damaged_aside(tmp_path)
+    assert checkpoint_steps(tmp_path) == []
+    assert "there is none before it, so that training begins again" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_weights_with_or_without_the_average(tmp_path: Path) -> None:
