@@ -29,6 +29,11 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e3:.3g} kB"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: 1 image, 2,345 images."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def inert(text: str) -> str:
     """Mark text that a spreadsheet would run, because it starts like a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

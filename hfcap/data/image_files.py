@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from hfcap.data.heic import heic_formats
 from hfcap.data.images import IMAGE_SUFFIXES
 from hfcap.errors import UserError
-from hfcap.text import is_absolute
+from hfcap.text import counted, is_absolute
 
 _OTHER_SUFFIXES = frozenset(
     ".heic .heif .jxl .jp2 .svg .psd .xcf .tga .ico .eps .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split()  # noqa: SIM905 one a line is a page
@@ -47,9 +47,11 @@ class FolderImages:
         if self.unread:
             heic = any(name.lower().endswith((".heic", ".heif")) for name in self.unread)
             remedy = "convert them to JPEG" + (" (HEIC is read with: pip install pillow-heif)" if heic else "")
-            parts.append(f"{len(self.unread):,} files of formats that are not read ({_some(self.unread)}): {remedy}")
+            parts.append(
+                f"{counted(len(self.unread), 'file')} of formats that are not read ({_some(self.unread)}): {remedy}"
+            )
         if self.hidden:
-            parts.append(f"{len(self.hidden):,} hidden files ({_some(self.hidden)})")
+            parts.append(f"{counted(len(self.hidden), 'hidden file')} ({_some(self.hidden)})")
         return "left out: " + "; ".join(parts) if parts else ""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hfcap import registry
+from hfcap.data.dataset_counts import MAX_ROWS_OF_HUB, MAX_ROWS_ON_DISK, count_rows
 from hfcap.data.image_files import folder_images
 from hfcap.data.source import NoSuchSplitError, Source, Split
 from hfcap.data.sources import folder as folder_source
@@ -30,6 +31,7 @@ from hfcap.data.web.hub_columns import find_columns
 from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.schema import CaptionedImage
+from hfcap.text import counted
 
 N_EXAMPLES = 3
 _ROLES: tuple[Split, ...] = ("train", "validation", "test")
@@ -85,8 +87,9 @@ def report(inspection: Inspection) -> str:
     """Return what was found as text for a terminal, the block to paste at its end."""
     lines = [inspection.what]
     for name, (n_images, n_captions) in inspection.splits.items():
-        captions = f", {n_captions:,} captions" if n_captions else ""
-        lines.append(f"{'drawn ' if inspection.drawn else ''}split {name}: {n_images:,} images{captions}")
+        captions = f", {counted(n_captions, 'caption')}" if n_captions else ""
+        images = counted(n_images, "image") if n_images else "number of images unknown"
+        lines.append(f"{'drawn ' if inspection.drawn else ''}split {name}: {images}{captions}")
     lines += [f"left out: {reason}" for reason in inspection.left_out]
     lines += [f"note: {note}" for note in inspection.notes]
     for name, of_image in inspection.examples:
@@ -159,7 +162,7 @@ def _not_understood(text: str, root: Path, problems: list[str]) -> str:
     else:
         remedy = "give the folder above images and captions, or the table itself"
     tried = "".join(f"\n{problem}" for problem in problems)
-    return f"{text}: {len(images):,} images, and no captions in a layout that hfcap knows; {remedy}{tried}"
+    return f"{text}: {counted(len(images), 'image')}, and no captions in a layout that hfcap knows; {remedy}{tried}"
 
 
 def _as_layout(text: str, root: Path, name: str) -> Inspection:
@@ -212,13 +215,13 @@ def _fill(
     inspection.splits = {split: (images[split], captions[split]) for split in order}
     inspection.examples = [(group.record.file_name, group.record.captions) for group in groups[:N_EXAMPLES]]
     inspection.block.update(_split_keys(list(images)))
-    inspection.left_out += [f"{count:,} {reason}" for reason, count in reader.left_out.counts.items()]
+    inspection.left_out += reader.left_out.sentences()
     inspection.notes += [*_notes(inspection, reader), *_traps([group.record.captions for group in groups])]
     if root is not None:
         found = folder_images(root)
         without = len(set(found.found)) - len({group.record.file_name for group in groups})
         if without > 0:
-            inspection.left_out.append(f"{without:,} images without a caption")
+            inspection.left_out.append(f"{counted(without, 'image')} without a caption")
         if left_out := found.left_out():
             inspection.left_out.append(left_out.removeprefix("left out: "))
 
@@ -343,12 +346,21 @@ def _inspect_dataset(text: str) -> Inspection:
     columns = find_columns(options, first.features)
     inspection.notes.append(f"images: {columns.image}; captions: {', '.join(columns.captions)}")
     inspection.block.update(_split_keys(list(splits), exact=True))
+    left = MAX_ROWS_ON_DISK if local else MAX_ROWS_OF_HUB
     for name, rows in splits.items():
-        n_rows = len(rows) if local else rows.info.splits[name].num_examples if rows.info.splits else 0
-        inspection.splits[name] = (n_rows, 0)
-    for number, row in enumerate(first.select_columns(columns.of_text).take(N_EXAMPLES)):
-        fields = hub_source.row_fields(options, columns, next(iter(splits)), number, row)
-        inspection.examples.append((fields["image_id"], tuple(fields["captions"])))
+        counts = count_rows(options, columns, name, rows, left)
+        left -= counts.rows
+        inspection.examples = inspection.examples or counts.examples
+        if counts.complete:
+            inspection.splits[name] = (counts.rows, counts.captions)
+        else:
+            n_rows = len(rows) if local else rows.info.splits[name].num_examples if rows.info.splits else 0
+            inspection.splits[name] = (n_rows, 0)
+            seen = f"{counts.captions:,} in the first {counted(counts.rows, 'row')}" if counts.rows else "none"
+            inspection.notes.append(f"split {name}: not all captions are counted, because of its size: {seen}")
+        if counts.without:
+            inspection.block["uncaptioned_images"] = "ignore"
+            inspection.left_out.append(f"{counted(counts.without, 'row')} of split {name} without a caption")
     return inspection
 
 

@@ -32,7 +32,7 @@ from hfcap.publishing.bases import adapter_without_base
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.scoring.verdict import few_images_problem
-from hfcap.text import gigabytes
+from hfcap.text import counted, gigabytes
 from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
 from hfcap.training.assemble import tokenised, train_dataset, uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
@@ -96,16 +96,12 @@ def print_verdict(report: DoctorReport) -> None:
     levels = [problem.level for problem in report.findings.problems]
     errors, warnings = levels.count("error"), levels.count("warning")
     if errors:
-        verdict, style = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}: correct the errors first.", "red"
+        verdict, style = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}: correct the errors first.", "red"
     elif warnings:
-        verdict, style = f"No error, {_count(warnings, 'warning')}.", "yellow"
+        verdict, style = f"No error, {counted(warnings, 'warning')}.", "yellow"
     else:
         verdict, style = "Nothing wrong.", "green"
     console.print(verdict, style=style)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass

@@ -36,14 +36,14 @@ def test_what_a_folder_leaves_out_is_named(tmp_path: Path, capsys: pytest.Captur
     assert [Path(record.file_name).name for record in records] == ["a.JPG", "b.jfif", "c.avif"]
     assert all(decode_image(record.image).mode == "RGB" for record in records)
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 files of formats that are not read (IMG_1.HEIC): convert them to JPEG (HEIC is read with" in said
+    assert "1 file of formats that are not read (IMG_1.HEIC): convert them to JPEG (HEIC is read with" in said
     assert "3 hidden files (._a.jpg, .hid/h.jpg, __MACOSX/c.jpg)" in said
 
 
 @pytest.mark.usefixtures("without_heic")
 def test_a_folder_of_heic_alone_says_so(tmp_path: Path) -> None:
     (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no image there \(left out: 1 files of formats .* IMG_1\.HEIC|IMG_1"):
+    with pytest.raises(UserError, match=r"no image there \(left out: 1 file of formats .* IMG_1\.HEIC|IMG_1"):
         find_images([str(tmp_path)])
     assert folder_images(tmp_path).found == []
 

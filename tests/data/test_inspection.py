@@ -83,7 +83,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("a tulip")
     (tmp_path / "d.psd").write_bytes(b"8BPS")
     said = report(inspect_data(str(tmp_path)))
-    assert "left out: 1 images without a caption" in said and "d.psd" in said and "uncaptioned_images: ignore" in said
+    assert "left out: 1 image without a caption" in said and "d.psd" in said and "uncaptioned_images: ignore" in said
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_does_not_count_is_said(tmp_path: Path) -> None:
     assert "left out: 2 rows without a caption" in report(inspect_data(str(tmp_path / "vizwiz")))
     write_sample("llava", tmp_path / "llava")
     said = report(inspect_data(str(tmp_path / "llava")))
-    assert "left out: 1 rows without an image" in said and "Describe it." in said
+    assert "left out: 1 row without an image" in said and "Describe it." in said
     # Another language, and the long captions, by the key that the table of layouts names.
     write_sample("xm3600", tmp_path / "xm3600")
     options = FolderOptions(root=str(tmp_path / "xm3600"), caption_columns=["de.caption[]"])

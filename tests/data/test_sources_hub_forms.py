@@ -10,11 +10,13 @@ from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub import HfApi
 from PIL import Image
 from pydantic import ValidationError
 
+from hfcap.data import inspection as inspection_module
 from hfcap.data.images import UnreadableImageError, decode_image
-from hfcap.data.inspection import inspect_data
+from hfcap.data.inspection import inspect_data, report
 from hfcap.data.source import load_split
 from hfcap.data.sources.hub import HubOptions, load
 from hfcap.errors import UserError
@@ -22,6 +24,7 @@ from tests.data.http_server import serving
 from tests.data.sample_images import encoded
 from tests.data.test_sources_hub import COLOURS, parquet, table
 from tests.data.test_sources_hub import _own_datasets_cache as _own_datasets_cache
+from tests.hub_server import Hub, hub  # noqa: F401  # a fixture
 
 
 def test_splits_of_a_dataset_without_them_are_drawn(tmp_path: Path) -> None:
@@ -123,3 +126,46 @@ def test_unknown_columns_point_to_inspect(tmp_path: Path) -> None:
     options = parquet(tmp_path, table(one=["x"] * 5, two=["y"] * 5), "two.parquet")
     with pytest.raises(UserError, match=r"cannot tell which columns .*look at it with: hfcap data inspect"):
         load(options, "train")
+
+
+@pytest.fixture
+def hub_dataset(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
+    """Splits of four rows (one without a caption) and one, on the loopback Hub, with a card that says no sizes."""
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    api = HfApi(endpoint=hub.endpoint, token=hub.alice)
+    api.create_repo("alice/photos", repo_type="dataset")
+    for split, captions in {"train": [["a", "b"], ["c"], [], ["d"]], "validation": [["e"]]}.items():
+        path = tmp_path / f"{split}.parquet"
+        table(len(captions), captions=captions).to_parquet(str(path))
+        named = f"data/{split}-00000-of-00001.parquet"
+        api.upload_file(path_or_fileobj=path, path_in_repo=named, repo_id="alice/photos", repo_type="dataset")
+    return "alice/photos"
+
+
+def test_inspect_counts_a_dataset_of_the_hub(hub_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inspection = inspect_data(hub_dataset)
+    wanted = {"source": "hub", "dataset": hub_dataset, "uncaptioned_images": "ignore"}
+    assert inspection.what == "a dataset of the Hub" and inspection.block == wanted
+    said = report(inspection)
+    assert "split train: 4 images, 4 captions\nsplit validation: 1 image, 1 caption\n" in said
+    assert "left out: 1 row of split train without a caption" in said and "unknown" not in said
+    assert inspection.examples == [("train-0", ("a", "b")), ("train-1", ("c",)), ("train-3", ("d",))]
+    options = HubOptions.model_validate(inspection.block)
+    assert [record.captions for record in load(options, "train")] == [("a", "b"), ("c",), ("d",)]
+
+
+def test_inspect_says_where_it_stopped_counting(hub_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection_module, "MAX_ROWS_OF_HUB", 2)
+    said = report(inspect_data(hub_dataset))
+    assert "split train: number of images unknown" in said and "split validation: number of images unknown" in said
+    assert "split train: not all captions are counted, because of its size: 3 in the first 2 rows" in said
+    assert "split validation: not all captions are counted, because of its size: none" in said
+
+
+def test_inspect_counts_a_dataset_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(3).save_to_disk(str(tmp_path / "saved"))
+    assert inspect_data(str(tmp_path / "saved")).splits == {"train": (3, 6)}
+    monkeypatch.setattr(inspection_module, "MAX_ROWS_ON_DISK", 2)
+    inspection = inspect_data(str(tmp_path / "saved"))
+    assert inspection.splits == {"train": (3, 0)} and "4 in the first 2 rows" in inspection.notes[-1]

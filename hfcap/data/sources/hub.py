@@ -144,7 +144,7 @@ def _entries(
         if not passes(row, options.filter):
             continue
         where = f"{options.dataset}, {name}, row {number}"
-        if options.uncaptioned_images == "ignore" and not any(_captions(options, columns, row, where)):
+        if options.uncaptioned_images == "ignore" and not any(captions_of_row(options, columns, row, where)):
             left_out.append(where)
             continue
         fields = row_fields(options, columns, name, number, row)
@@ -214,7 +214,7 @@ def _pinned(options: HubOptions, commit: str | None) -> HubOptions:
     return options if commit is None else options.model_copy(update={"revision": commit})
 
 
-def _captions(options: HubOptions, columns: Columns, row: dict[str, Any], where: str) -> list[str]:
+def captions_of_row(options: HubOptions, columns: Columns, row: dict[str, Any], where: str) -> list[str]:
     """Return what the caption columns of a row hold; empty captions stay, cells without a value hold none."""
     cells = [(place, cell) for place in columns.captions for value in values_at(row, place) for cell in _listed(value)]
     return [
@@ -232,7 +232,7 @@ def _listed(cell: Any) -> list[Any]:
 def row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
     """Return id and captions of one row."""
     where = f"dataset {options.dataset}, split {split}, row {number}"
-    captions = _captions(options, columns, row, where)
+    captions = captions_of_row(options, columns, row, where)
     if options.uncaptioned_images == "ignore":
         captions = [caption for caption in captions if caption]
     prompts = values_at(row, options.prompt_column) if options.prompt_column else []

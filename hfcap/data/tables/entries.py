@@ -18,7 +18,7 @@ from hfcap.data.tables.reading import Row, read_rows
 from hfcap.errors import UserError
 from hfcap.registry import did_you_mean
 from hfcap.schema import ImageBytes
-from hfcap.text import is_absolute
+from hfcap.text import counted, is_absolute
 
 JOINED_REMEDY = "; or say so with data.caption_separator"
 
@@ -38,12 +38,16 @@ class Entry:
 
 @dataclass
 class LeftOut:
-    """Rows that give no entry, counted by reason, for `hfcap data inspect`."""
+    """Rows that give no entry, counted by reason (`without a caption`), for `hfcap data inspect`."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        return "; ".join(f"{count:,} {reason}" for reason, count in self.counts.items())
+        return "; ".join(self.sentences())
+
+    def sentences(self) -> list[str]:
+        """Return how many rows each reason left out."""
+        return [f"{counted(count, 'row')} {reason}" for reason, count in self.counts.items()]
 
 
 class EntryReader:
@@ -86,13 +90,13 @@ class EntryReader:
     def _counts(self, row: Row) -> bool:
         if passes(row.cells, self.filter):
             return True
-        self.left_out.counts[f"rows by filter ({', '.join(self.filter)})"] += 1
+        self.left_out.counts[f"by filter ({', '.join(self.filter)})"] += 1
         return False
 
     def _entry(self, row: Row, table: TableFile, joined: JoinedLines) -> Entry | None:
         image = self._image(row)
         if image is None:
-            self.left_out.counts["rows without an image"] += 1
+            self.left_out.counts["without an image"] += 1
             return None
         if isinstance(image, str) and "://" not in image:
             image = image.replace("\\", "/")  # as Windows writes it
@@ -100,7 +104,7 @@ class EntryReader:
         where = f"{row.where} ({image})" if isinstance(image, str) else row.where
         captions = self._captions(replace_where(row, where), joined)
         if not captions:
-            self.left_out.counts["rows without a caption"] += 1
+            self.left_out.counts["without a caption"] += 1
             return None
         prompt = _text(row, self.options.prompt_column or self.layout.prompt) or ""
         if prompt:
