@@ -17,14 +17,15 @@ from hfcap.data.source import load_split
 from hfcap.errors import WorkError
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import CiderReward
-from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
+from hfcap.metrics.clip_score import ClipEncoder, ClipScore, ClipScoreOptions
 from hfcap.metrics.shared.images import DecodedImages
 from hfcap.metrics.shared.languages import tokenizer_of
 from hfcap.recipe.loading import RecipeError, load_recipe
 from hfcap.recipe.scst import RewardOptions, ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
+from hfcap.store.fill import OneProcess
 from hfcap.training.build import build_captioner
-from hfcap.training.objectives.reward import CaptionReward
+from hfcap.training.objectives.reward import CaptionReward, RewardImages
 from hfcap.training.objectives.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
 from tests.captioners.clip_folder import write_clip
 from tests.rounding import assert_equal_to_rounding
@@ -299,6 +300,27 @@ def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:
         alone = metric.statistics(CaptionSet(captions, references))[:, 0]
         # 2.5 times a cosine of float32 vectors, which may lie near 0.
         assert values["clip_score"][:, number] == pytest.approx(alone, rel=0, abs=2e-5)
+
+
+@pytest.mark.parametrize("place", ["features", "file"])
+def test_training_images_are_encoded_once_into_the_feature_store(place: str, tmp_path: Path) -> None:
+    model = write_clip(tmp_path / "clip")
+    folder = tmp_path / place / "store"
+    (tmp_path / "file").write_text("no folder can be made below this")
+    recipe = tiny_recipe("vit_gpt2", tmp_path, data={"feature_store_folder": str(folder)})
+    records = load_split(recipe.data, "train")[:4]
+    ids, encoder = [records[2].image_id, records[0].image_id], ClipEncoder(str(model), "cpu")
+    decoded = DecodedImages({record.image_id: record.image for record in records}, decode_image)
+    ours = encoder.images(RewardImages(records, recipe, OneProcess()), ids)
+    np.testing.assert_allclose(ours, encoder.images(decoded, ids), rtol=0, atol=1e-5)
+    assert len(list(folder.glob("*/*"))) > 0 if place == "features" else not folder.exists()
+    if place == "features":
+
+        def refused(**_: Any) -> Any:
+            raise AssertionError("all images are in the store")
+
+        encoder._model.get_image_features = refused
+        assert np.array_equal(encoder.images(RewardImages(records, recipe, OneProcess()), ids), ours)
 
 
 def test_reward_is_the_weighted_sum_of_its_parts() -> None:
