@@ -10,10 +10,12 @@ from statistics import median
 from hfcap.data.images import CheckableImage
 from hfcap.data.traps import caption_traps, repeated_in_images
 from hfcap.doctor.findings import Findings
+from hfcap.doctor.near_duplicates import near_duplicates
 from hfcap.metrics.shared.languages import CODES
 from hfcap.metrics.shared.scripts import unspaced_language
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import image_hashes
+from hfcap.text import counted
 
 MAX_COMPARED_IMAGES = 10_000
 """Up to so many images are read to find the same bytes in two splits; beyond, only names are compared."""
@@ -96,9 +98,23 @@ def examine_data(
             f"set score.language: {CODES[facts.unspaced_language]}",
         )
     _report(facts, findings)
+    if hashes is not None:
+        _report_near_duplicates(splits, findings)
     _report_traps(train, findings)
     _report_selection(splits, findings)
     return facts
+
+
+def _report_near_duplicates(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> None:
+    for name, pairs in near_duplicates(splits).items():
+        if pairs:
+            examples = " and ".join(f"{pair.image!r} like {pair.of_train!r}" for pair in pairs[:2])
+            findings.warning(
+                f"data.{name}_split",
+                f"{len(pairs):,} of {counted(len(splits[name]), 'image')} of {name} look like training images, for "
+                f"example {examples}; if they show the same, scores will be too good",
+                "look at them; put images of one series into the same split, by a column split",
+            )
 
 
 def _report_traps(train: Sequence[CaptionedImage], findings: Findings) -> None:

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from hfcap import registry
 from hfcap.captioners import blip
+from hfcap.data.images import FileImage
 from hfcap.doctor import dataset
 from hfcap.doctor.findings import Findings
+from hfcap.schema import CaptionedImage
 from tests.doctor.examined import record, report_of, the_error, tiny_recipe
 
 
@@ -35,6 +39,35 @@ def test_images_in_two_splits(tmp_path: Path) -> None:
     assert facts.splits["validation"].one_word_captions == 2
     assert [problem.key for problem in findings.problems] == ["data.validation_split"]
     assert "1 by id, 1 by file name, 1 by content" in findings.problems[0].message
+
+
+def blobs(seed: int) -> Image.Image:
+    """An image of soft shapes, which no other seed resembles."""
+    grey = np.random.default_rng(seed).integers(0, 256, (7, 6, 3), dtype=np.uint8)
+    return Image.fromarray(grey).resize((120, 90), Image.Resampling.BICUBIC)
+
+
+def test_images_that_look_like_training_images(tmp_path: Path) -> None:
+    def saved(name: str, image: Image.Image, **options: Any) -> CaptionedImage:
+        image.save(tmp_path / name, **options)
+        return CaptionedImage(name, name, (f"a caption of {name}",), FileImage(tmp_path / name))
+
+    train = [saved(f"t{seed}.png", blobs(seed)) for seed in range(20)]
+    train += [saved("plain.png", Image.new("RGB", (40, 30), "red"))]
+    test = [saved(f"v{seed}.png", blobs(seed)) for seed in range(100, 120)]
+    test += [
+        saved("small.jpg", blobs(3).resize((64, 48)), quality=60),
+        saved("brighter.jpg", blobs(4).point(lambda value: min(255, value + 12)), quality=90),
+        saved("turned.png", blobs(5).transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+        saved("plain.jpg", Image.new("RGB", (40, 30), "green")),
+        saved("same.png", blobs(6)),  # the same bytes: reported as such
+    ]
+    findings = Findings()
+    dataset.examine_data({"train": train, "test": test}, findings)
+    content, alike = findings.problems
+    assert "1 by content" in content.message and content.key == alike.key == "data.test_split"
+    assert alike.message.startswith("2 of 25 images of test look like training images, for example 'small.jpg' like ")
+    assert "'t3.png' and 'brighter.jpg' like 't4.png'" in alike.message and "same split" in alike.remedy
 
 
 def test_scored_images_that_chose_the_checkpoint(tmp_path: Path) -> None:
