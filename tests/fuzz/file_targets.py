@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.data.images import FileImage, decode_image
+from hfcap.data.inspection import inspect_data, report
 from hfcap.data.sources import coco, coco_json, folder
+from hfcap.data.tables.layouts import BY_NAME
 from hfcap.errors import UserError
 from hfcap.metrics.chair import Chair, ChairOptions
 from hfcap.metrics.shared.document_frequencies import count_document_frequencies, load_document_frequencies
@@ -20,6 +22,7 @@ from hfcap.schema import CaptionedImage
 from hfcap.scoring import score_files
 from hfcap.search.fusion import fuse_predictions
 from hfcap.training.objectives.synonyms import synonym_table
+from tests.data.layout_samples import SAMPLES, write_sample
 from tests.data.sample_images import write_coco_json, write_jpeg
 from tests.fuzz.images import write_images
 from tests.fuzz.target import Target
@@ -100,6 +103,29 @@ def _make_folder(place: Path, metadata: str, text: str) -> None:
 def _load_folder(place: Path, _names: Sequence[str]) -> None:
     for split in ("train", "validation", "test"):
         _checked(folder.load(folder.FolderOptions(root=str(place)), split))
+
+
+def _make_layouts(place: Path) -> None:
+    for name in SAMPLES:
+        (place / name).mkdir()
+        write_sample(name, place / name)
+
+
+def _read_layouts(place: Path, names: Sequence[str]) -> None:
+    """Read the damaged layouts by name and as `hfcap data inspect` recognises them; nothing is fetched."""
+    refused = []
+    for name in dict.fromkeys(file.split("/")[0] for file in names):
+        options = folder.FolderOptions(root=str(place / name), layout=name, uncaptioned_images="ignore")
+        try:
+            folder.all_groups(options, *folder.found_layout(options))
+        except UserError as error:
+            refused.append(error)
+        try:
+            report(inspect_data(options.root, None if BY_NAME[name].automatic else name))
+        except UserError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
 
 
 def _checked(records: list[CaptionedImage]) -> None:
@@ -268,6 +294,9 @@ TARGETS = (
     _folder_target("metadata.csv", "metadata.csv", _CSV),
     Target("COCO JSON", _make_coco, _load_coco, ("captions.json",)),
     Target("Karpathy's split", _make_karpathy, _load_karpathy, (coco.KARPATHY_FILE,)),
+    Target(
+        "layouts", _make_layouts, _read_layouts, ("*.json", "*.json?*", "*.[ct]sv", "*.txt", "*.token", "*.caption")
+    ),
     Target("captions", _make_captions, _score, ("[pr]/*",), share=2.0),
     Target("score files", _make_score_files, _compare_files, ("[ab].json",), share=0.5),
     Target("fusion", _make_candidates, _fuse, ("[abc].json*",)),
