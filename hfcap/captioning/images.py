@@ -30,6 +30,7 @@ from hfcap.errors import StoppedError, UserError
 from hfcap.progress import console, error_console, progress_bar
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
+from hfcap.text import counted
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class _Captioning:
     def _continue(self, unfinished: PartialOutput) -> None:
         done, others = unfinished.results(), unfinished.others()
         if done:
-            error_console.print(f"Resuming after {len(done):,} images", markup=False)
+            error_console.print(f"Resuming after {counted(len(done), 'image')}", markup=False)
         elif others:
             begun = "what was begun there had another model, other options or other images"
             error_console.print(f"{unfinished.output}: begins again, because {begun}", style="yellow", markup=False)
@@ -217,7 +218,7 @@ class _Captioning:
         except KeyboardInterrupt:
             lasting = self.unfinished is not None or self.sidecars is not None
             kept = "the same command continues there" if lasting else "only with -o FILE would that be kept"
-            raise StoppedError(f"stopped after {self.done:,} images; {kept}") from None
+            raise StoppedError(f"stopped after {counted(self.done, 'image')}; {kept}") from None
         if not self.predictions:
             if self.unfinished is not None:
                 self.unfinished.remove()

@@ -14,6 +14,7 @@ from hfcap.data.checks import listed
 from hfcap.errors import UserError
 from hfcap.recipe.block_base import Share
 from hfcap.recipe.blocks import DataOptions
+from hfcap.text import counted
 
 _ALIASES = {
     "train": ("train", "training", "restval"),
@@ -64,8 +65,8 @@ def splits_of(given: Mapping[str, str | None], options: SplitShares, where: str)
         return {name: split or "" for name, split in given.items()}
     if len(without) < len(given):
         raise UserError(
-            f"{where}: {len(without):,} images without a split, while others have one: {listed(without)}; give "
-            "all of them one"
+            f"{where}: {counted(len(without), 'image')} without a split, while others have one: {listed(without)}; "
+            "give all of them one"
         )
     return drawn_splits(given, options)
 

@@ -131,7 +131,7 @@ def test_captions_of_own_images(tmp_path: Path, hfcap: Hfcap, stop_in: Stop) -> 
     assert "stopped after 0 images; the same command continues there" in stopped.err.splitlines()[-1]
     assert not (tmp_path / "out.csv").exists()
     finished = hfcap(*command)
-    assert finished.code == 0 and "Resuming after 1 images" in finished.err
+    assert finished.code == 0 and "Resuming after 1 image" in finished.err
     assert (tmp_path / "out.csv").read_text().count("\n") == 4
     assert list(tmp_path.glob("out.csv.*")) == []
 

@@ -104,7 +104,7 @@ def test_files_that_are_not_in_coco_format(tmp_path: Path, content: str, message
 def test_captions_without_image(tmp_path: Path) -> None:
     path = write_coco_json(tmp_path)
     rewrite(path, lambda content: content["annotations"].append({"image_id": 99, "caption": "lost"}))
-    with pytest.raises(UserError, match=r"captions\.json: 1 captions without image.*annotations\[8\] \(image_id 99\)"):
+    with pytest.raises(UserError, match=r"captions\.json: 1 caption without image.*annotations\[8\] \(image_id 99\)"):
         load(options(path), "train")
 
 

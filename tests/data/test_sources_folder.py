@@ -224,7 +224,7 @@ def test_one_image_in_two_splits(tmp_path: Path) -> None:
 
 def test_rows_with_and_without_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path, [{**numbered(1)[0], "split": "train"}, {"file_name": "b.jpg", "caption": "x"}])
-    with pytest.raises(UserError, match=r"1 images without a split, while others have one: b\.jpg"):
+    with pytest.raises(UserError, match=r"1 image without a split, while others have one: b\.jpg"):
         load(options(tmp_path), "train")
 
 
@@ -232,7 +232,7 @@ def test_images_without_captions(tmp_path: Path) -> None:
     write_jsonl(tmp_path, numbered(3))
     write_jpeg(tmp_path / "more" / "forgotten.JPG")
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(UserError, match=r"1 images without captions.*more/forgotten\.JPG.*uncaptioned_images: ignore"):
+    with pytest.raises(UserError, match=r"1 image without captions.*more/forgotten\.JPG.*uncaptioned_images: ignore"):
         load(options(tmp_path), "train")
     assert load(options(tmp_path, uncaptioned_images="ignore", validation_share=0, test_share=0), "train")
 

@@ -166,7 +166,7 @@ def test_sidecar_files(suffix: str, folder: Path) -> None:
         (folder / name).with_suffix(suffix).write_text(text)
     assert found(in_folder(folder)) == TWO
     write_jpeg(folder / "c.jpg")
-    with pytest.raises(UserError, match=r"1 images without captions.*c\.jpg.*uncaptioned_images: ignore"):
+    with pytest.raises(UserError, match=r"1 image without captions.*c\.jpg.*uncaptioned_images: ignore"):
         found(in_folder(folder))
     assert found(in_folder(folder, uncaptioned_images="ignore")) == TWO
 

@@ -22,6 +22,7 @@ from hfcap.errors import UserError
 from hfcap.places import LocalPath
 from hfcap.registry import did_you_mean
 from hfcap.schema import CaptionedImage
+from hfcap.text import counted
 
 
 class FolderOptions(TableOptions):
@@ -104,8 +105,8 @@ def _refuse_uncaptioned(root: Path, groups: list[Group]) -> None:
     without = [name for name in images if name not in named]
     if without:
         raise UserError(
-            f"{root}: {len(without):,} images without captions in the metadata: {listed(without)}; add captions, "
-            "remove the files, or set data.uncaptioned_images: ignore"
+            f"{root}: {counted(len(without), 'image')} without captions in the metadata: {listed(without)}; add "
+            "captions, remove the files, or set data.uncaptioned_images: ignore"
         )
 
 

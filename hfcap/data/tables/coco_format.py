@@ -10,6 +10,7 @@ from typing import Any
 from hfcap.data.checks import listed
 from hfcap.errors import UserError
 from hfcap.registry import did_you_mean
+from hfcap.text import counted
 
 
 def is_coco_format(content: Any) -> bool:
@@ -82,6 +83,6 @@ def refuse_orphans(path: Path, orphans: list[str]) -> None:
     """
     if orphans:
         raise UserError(
-            f"{path}: {len(orphans):,} captions without image, that is not in 'images': {listed(orphans)}; add "
-            "the images"
+            f"{path}: {counted(len(orphans), 'caption')} without image, that is not in 'images': {listed(orphans)}; "
+            "add the images"
         )
