@@ -88,6 +88,19 @@ def test_intervals_cut_the_same_share_off_both_ends() -> None:
     assert (lower, upper) == pytest.approx((2.5, 97.5)) and type(lower) is type(upper) is float
 
 
+def test_intervals_hold_the_value_as_often_as_they_say() -> None:
+    """Of skewed values, as those of CIDEr-D are: 100 images a sample, 300 samples."""
+    generator = np.random.default_rng(0)
+    held = []
+    for number in range(300):
+        values = generator.gamma(2.0, 0.5, size=(100, 1))  # mean 1
+        resampled = {"rouge_l": resampled_sums(values, 400, number)[:, 0] / 100}
+        [(lower, upper)] = percentile_intervals(resampled, 0.95).values()
+        held.append(lower <= 1.0 <= upper)
+    # 300 trials of 93 % have a standard error of 1.5 %: three of them to either side.
+    assert 0.885 <= np.mean(held) <= 0.975
+
+
 def test_all_metrics_see_the_same_draws() -> None:
     """Values of two metrics that always agree agree in every resample; what is not summable takes no part."""
     candidates, references = random_captions(30, 3)
