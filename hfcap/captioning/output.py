@@ -102,7 +102,11 @@ def _parquet(predictions: Sequence[Prediction], path: Path) -> None:
     columns += [("score", pa.float64()), ("candidates", pa.list_(pa.string()))]
     if any(prediction.review is not None for prediction in predictions):
         columns.append(("review", pa.string()))
-    table = pa.Table.from_pylist([prediction.as_row() for prediction in predictions], schema=pa.schema(columns))
+    rows = [prediction.as_row() for prediction in predictions]
+    if any(prediction.cut for prediction in predictions):
+        columns.append(("cut", pa.bool_()))
+        rows = [{"cut": False} | row for row in rows]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes(path, buffer.getvalue())

@@ -185,7 +185,7 @@ def test_a_dataset_of_the_hub_is_streamed(
     with pytest.raises(UserError, match=r"alice/nothing: no such file or folder here, and the Hub gives out no"):
         caption_images("no/model", ["alice/nothing"])
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(WorkError, match=r"alice/photos: no such file or folder here, and whether the Hub has"):
+    with pytest.raises(WorkError, match=r"alice/photos: no such file or folder here, and as a dataset of the Hub"):
         caption_images("no/model", ["alice/photos"])
 
 
