@@ -29,6 +29,7 @@ from hfcap.recipe.problems import (
     may_be_null,
 )
 from hfcap.recipe.strict_yaml import KeyPath
+from hfcap.recipe.training_blocks import ONE_OF
 
 __all__ = [
     "RecipeError",
@@ -157,6 +158,11 @@ def _apply_override(values: dict[str, Any], override: str, findings: RecipeProbl
     for known in [known for known in findings.lines if known[: len(path)] == path]:
         del findings.lines[known]
     findings.overrides[path] = override
+    if path[:-1] == ("train",) and document.value:
+        for rival in (name for names in ONE_OF if path[-1] in names for name in names if name != path[-1]):
+            if ("train", rival) not in findings.overrides:
+                block.pop(rival, None)
+                findings.lines.pop(("train", rival), None)
 
 
 def _checked(values: dict[str, Any], findings: RecipeProblems) -> Recipe:

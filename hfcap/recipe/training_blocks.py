@@ -127,6 +127,10 @@ class LoraOptions(Block):
         return value
 
 
+ONE_OF = (("num_train_epochs", "max_steps"), ("warmup_ratio", "warmup_steps"), ("bf16", "fp16", "mixed_precision"))
+"""Keys of `train` that exclude each other: one given on the command line takes the place of the recipe's."""
+
+
 class TrainOptions(Block):
     """Training, with the names of transformers' TrainingArguments. Batch sizes count images, not captions."""
 
