@@ -11,6 +11,7 @@ from hfcap import registry
 from hfcap.captioning import find_images
 from hfcap.data.images import IMAGE_SUFFIXES, FileImage
 from hfcap.data.source import NoSuchSplitError, Source
+from hfcap.data.tables.finding import layouts_of
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import DataOptions
 from hfcap.recipe.loading import load_recipe
@@ -27,7 +28,7 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
     """Return the images of `target` with the captions they have, none twice.
 
     Args:
-        target: run directory, recipe file, COCO JSON file, folder of images (with or without metadata), file of
+        target: run directory, recipe file, COCO JSON file, folder of images (captions in any layout, or none), file of
             images or pattern, or Hub id of a dataset.
         split: only this split, in the dataset's own spelling; None = all.
         images: image folder of a COCO file; None = `images` next to it.
@@ -37,11 +38,11 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
     """
     path = Path(target).expanduser()
     if path.is_dir() and not RunDirectory(path).recipe.is_file():
-        if _has_metadata(path):
+        if layouts_of(path):
             return _folder(path, split)
         if split is not None:
             raise UserError(
-                f"{target}: --split: a folder without metadata.jsonl or metadata.csv has no splits; leave it out"
+                f"{target}: --split: a folder without metadata or other captions has no splits; leave it out"
             )
         return find_images([target])
     if path.is_dir() or path.suffix.lower() in (".yaml", ".yml"):
@@ -62,10 +63,6 @@ def load_collection(target: str, split: str | None = None, images: str | None = 
             f"{target}: neither an image, nor a COCO .json file, nor a recipe; give a folder or one of these"
         )
     return find_images([target])
-
-
-def _has_metadata(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in ("metadata.*", "*/metadata.*"))
 
 
 def _folder(folder: Path, split: str | None) -> list[CaptionedImage]:

@@ -132,6 +132,16 @@ def test_a_folder_gives_all_splits_and_images_without_captions(tmp_path: Path) -
     assert len(load_collection(str(tmp_path / "plain" / "*.png"))) == 3
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".caption"])
+def test_captions_next_to_the_images_are_searched(tmp_path: Path, suffix: str) -> None:
+    folder = _folder(tmp_path / "images", metadata=False)
+    for number in range(3):
+        (folder / f"{number}{suffix}").write_text(CAPTIONS[number][0])
+    found = load_collection(str(folder))
+    assert sorted(record.captions for record in found) == sorted([(), *((CAPTIONS[n][0],) for n in range(3))])
+    assert find(CAPTIONS[1][0], found)[0].record.file_name == "1.png"
+
+
 def test_a_coco_file_with_and_without_splits(tmp_path: Path) -> None:
     _folder(tmp_path / "images", metadata=False)
     for split in (None, "train"):
