@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from hfcap.metrics import meteor as meteor_module
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.meteor import Meteor, meteor_statistics, scores_of
+from hfcap.metrics.meteor_parts.alignment import LONGEST_TOGETHER, align_together
 from hfcap.metrics.meteor_parts.index import INDEX_VERSION, MeteorIndex, open_index
+from hfcap.metrics.meteor_parts.matching import Matches
 from hfcap.metrics.meteor_parts.normalize import normalize
 from hfcap.metrics.meteor_parts.stemmer import stem
 from hfcap.metrics.suite import CaptionSuite
@@ -196,6 +198,25 @@ def test_a_caption_of_hundreds_of_words(index: MeteorIndex) -> None:
     long = " ".join(["a man and a dog walk to the house"] * 40)
     scores, _ = _scores(index, [(long, [long, "a dog"]), ("x" * 5000, ["y" * 5000])])
     assert scores == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("n_words", [LONGEST_TOGETHER - 1, LONGEST_TOGETHER, LONGEST_TOGETHER + 1])
+def test_both_searches_agree_where_one_takes_over(
+    index: MeteorIndex, monkeypatch: pytest.MonkeyPatch, n_words: int
+) -> None:
+    words = random.Random(n_words).choices(["a", "the", "dog", "dogs", "of", "man"], k=n_words)
+    pair = (" ".join(words), [" ".join(words[7:] + words[:5])])
+    scores = _scores(index, [pair])
+    assert 0.3 < scores[0][0] < 1
+    monkeypatch.setattr(meteor_module, "LONGEST_TOGETHER", 0)
+    assert _scores(index, [pair]) == scores
+
+
+def test_no_pairs_have_no_alignment() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    alignment = align_together(Matches(*[nothing] * 6), nothing, nothing)
+    for found in (alignment.chosen, alignment.chunks):
+        assert found.shape == (0,) and found.dtype == np.int64
 
 
 def test_no_captions(index: MeteorIndex) -> None:
