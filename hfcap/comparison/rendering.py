@@ -128,13 +128,18 @@ def _difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]
 def explanation(comparison: Comparison) -> str:
     """Return what the numbers of the tables are."""
     settings = comparison.settings
-    return (
-        f"Values x 100 (counts and lengths as they are) with {settings['confidence_level']:.0%} bootstrap intervals. "
-        f"Differences to the best: paired bootstrap interval, p of the paired permutation test after Holm's correction "
-        f"over all comparisons shown ({settings['n_resamples']:,} resamples of "
-        f"{comparison.systems[0].report.n_images:,} images, seed {settings['seed']}); * = below {SIGNIFICANT}. "
-        f"Published rows are quoted, not measured here."
-    )
+    parts = [
+        f"Values x 100 (counts and lengths as they are) with {settings['confidence_level']:.0%} bootstrap intervals."
+    ]
+    if any(comparison.differences.values()):
+        parts.append(
+            "Differences to the best: paired bootstrap interval, p of the paired permutation test after Holm's "
+            f"correction over all comparisons shown ({settings['n_resamples']:,} resamples of "
+            f"{comparison.systems[0].report.n_images:,} images, seed {settings['seed']}); * = below {SIGNIFICANT}."
+        )
+    if comparison.published:
+        parts.append("Published rows are quoted, not measured here.")
+    return " ".join(parts)
 
 
 def _upright(header: list[str], rows: list[list[str]], title: str, best: set[tuple[int, int]]) -> Table:

@@ -73,6 +73,16 @@ def test_one_system_alone_is_shown_without_tests(scored: Scored) -> None:
     assert found.differences == {} and found.best["cider"] == "a"
 
 
+def test_only_what_is_shown_is_explained(scored: Scored, run_directory: Scored) -> None:
+    def said(*paths: Path) -> tuple[bool, bool]:
+        text = leaderboard_markdown(compare(list(paths), n_resamples=300))
+        return "permutation test" in text, "Published rows" in text
+
+    assert said(scored("a.json", 0.0)) == (False, False)
+    assert said(scored("a.json", 0.0), scored("b.json", 0.3)) == (True, False)
+    assert said(run_directory("run", 0.0)) == (False, True)
+
+
 def test_intervals_at_another_level_are_computed(scored: Scored) -> None:
     path = scored("a.json", 0.2)
     narrow = compare([path], n_resamples=400, confidence_level=0.5).intervals["a"]["bleu_4"]
