@@ -157,6 +157,15 @@ def test_malformed_files_are_refused_with_their_line(tmp_path: Path) -> None:
         read_predictions(_table(tmp_path / "p.csv", [("id", "text"), (1, "a")]))
 
 
+def test_a_table_or_metadata_that_names_files_alone(tmp_path: Path) -> None:
+    rows = [("file_name", "caption", "score"), ("a/1.jpg", "a dog", -0.5)]
+    assert read_predictions(_table(tmp_path / "p.csv", rows)) == {"a/1.jpg": "a dog"}
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text('{"file_name": "1.jpg", "captions": ["a dog", "one dog"]}\n')
+    assert read_references(metadata) == {"1.jpg": ("a dog", "one dog")}
+    assert read_file_names(metadata) == {"1.jpg": "1.jpg"}
+
+
 def test_a_quotation_mark_that_is_never_closed_is_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text('image_id,caption\n1,a dog\n2,"' + "a cat\n" * 30_000)

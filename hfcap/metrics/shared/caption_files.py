@@ -18,6 +18,9 @@ from hfcap.text import printable
 
 Warn = Callable[[str], None]
 
+_ID_KEYS = ("image_id", "id", "file_name")
+"""What names an image in a row, the surest first; tables for people, and metadata of folders, have only the file."""
+
 _SPLIT_SPELLINGS = {"val": "validation", "dev": "validation", "valid": "validation"}
 
 
@@ -91,14 +94,16 @@ def _rows_of_objects(rows: Iterator[tuple[str, Any]], caption_keys: tuple[str, .
     for where, row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{where}: expected an object with image_id and caption, not {type(row).__name__}")
-        yield _Row(_field(row, ("image_id", "id"), where), _field(row, caption_keys, where), where)
+        yield _Row(_field(row, _ID_KEYS, where), _field(row, caption_keys, where), where)
 
 
 def _csv_rows(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for line, row in csv_rows(path, what):
-        if "image_id" not in row:
+        if "image_id" not in row and "file_name" not in row:
             columns = [name for name in row if name is not None]
-            raise UserError(f"{path}: the first line must name the columns image_id and caption; found {columns}")
+            raise UserError(
+                f"{path}: the first line must name the columns image_id (or file_name) and caption; found {columns}"
+            )
         yield f"{path}: line {line}", {str(name): cell for name, cell in row.items()}
 
 
@@ -141,7 +146,7 @@ def _listed(image_ids: list[str]) -> str:
 
 
 def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, str]:
-    """Read one caption per image: hfcap's JSON lines, a COCO result file, a JSON mapping id -> caption, or CSV.
+    """Read one caption per image: hfcap's files, a COCO result file, a JSON mapping id -> caption, or CSV.
 
     Returns:
         image id -> caption, in the order of the file. Repeated lines with the same caption count once, with a warning.
@@ -295,7 +300,7 @@ def read_file_names(path: Path) -> dict[str, str]:
     for row in value if isinstance(value, Iterable) else ():
         if isinstance(row, dict):
             name = row.get("file_name", row.get("filename"))
-            known = [row[key] for key in ("image_id", "id", "cocoid", "imgid", "filename") if key in row]
+            known = [row[key] for key in (*_ID_KEYS[:2], "cocoid", "imgid", "filename", "file_name") if key in row]
             if isinstance(name, str) and known:
                 names[normalised_image_id(known[0], str(path))] = name
     return names
