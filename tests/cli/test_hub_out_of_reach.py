@@ -184,3 +184,10 @@ def test_lines_of_the_library_become_one(caplog: pytest.LogCaptureFixture) -> No
         log.propagate = before
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2 and said[0].startswith("the Hub does not answer, or is busy") and said[1] == "something else"
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_mistyped_folder_of_data_is_said_to_be_missing_here(hfcap: Hfcap) -> None:
+    outcome = hfcap("data", "inspect", "my_fotos")
+    assert outcome.code == 1 and outcome.out == "" and outcome.err.count("\n") == 1
+    assert f"dataset my_fotos cannot be opened: no such file or folder here; on the Hub: {SENTENCE}" in outcome.err

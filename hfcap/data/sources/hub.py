@@ -286,7 +286,9 @@ def open_splits(
     # `datasets` raises these for what doesn't exist or isn't understood: id, configuration, revision, files.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if problem := out_of_reach(error):
-            raise WorkError(f"dataset {options.dataset} cannot be opened: {problem}") from error
+            raise WorkError(
+                f"dataset {options.dataset} cannot be opened: no such file or folder here; on the Hub: {problem}"
+            ) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"dataset {options.dataset} cannot be opened ({first_line}); {remedy}") from error
 
