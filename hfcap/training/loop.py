@@ -110,6 +110,8 @@ class TrainingRun:
             WorkError: the loss is no longer a number, or the memory is too small.
         """
         self._resume()
+        if self.accelerator.is_main_process and self.progress.step and not self._done():
+            error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
         self._set_training_mode()
         named = failures_of_the_system(lambda: f"step {self.progress.step + 1} of the training")
         with self._stop_on_signal(), progress_bar("status") as bar, named:
@@ -147,6 +149,8 @@ class TrainingRun:
         self._resume()
         if self.progress.step == 0:
             raise WorkError(f"{self.run.checkpoints}: no checkpoint is whole; give the command again without --finish")
+        if self.accelerator.is_main_process:
+            error_console.print(f"Ending the training at step {self.progress.step} of {self.total_steps}")
         self._finish()
         return self.progress
 
@@ -352,8 +356,6 @@ class TrainingRun:
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.log.truncate_after(self.progress.step)
-        if self.accelerator.is_main_process and not self._done():
-            error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
 
     def _finish(self) -> None:
         if self.accelerator.is_main_process and self.progress.best_step is not None:

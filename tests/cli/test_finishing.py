@@ -49,6 +49,7 @@ def test_finish_ends_the_training_there_and_goes_on(stopped: Result, hfcap: Hfca
     best, run = best_of(stopped), stopped.run
     outcome = hfcap("run", run.path, "--finish")
     assert outcome.code == 0, outcome.err
+    assert "Ending the training at step 5 of 9\n" in outcome.err and "Continuing" not in outcome.err
     assert stopped.summary["stopped"] == "on request" and stopped.summary["steps"] == 5
     assert stopped.summary["best_step"] == best
     assert run.scores("test").is_file() and run.publish.is_dir()
