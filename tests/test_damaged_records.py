@@ -14,6 +14,7 @@ import safetensors.numpy
 import torch
 
 import hfcap
+from hfcap.captioners.shared.tokenizers import token_number
 from hfcap.captioning.partial_output import PartialOutput
 from hfcap.card.render import render_card
 from hfcap.comparison.systems import read_system
@@ -31,6 +32,7 @@ from hfcap.training.log_file import read_log
 from hfcap.training.run_record import read_environment
 from tests.data.sample_images import write_jpeg
 from tests.publishing.run_builder import build_run
+from tests.training.harness import recipe_values
 
 # ---- JSON ----------------------------------------------------------------------------------------------------------
 
@@ -323,3 +325,15 @@ def test_faults_of_libraries_are_told_from_our_own() -> None:
         fail(WorkError)
     with pytest.raises(TypeError), library_faults(str):
         count_document_frequencies({"1": ["a dog"]}, "x").idf(1, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [".", None, 1.5, True])
+def test_a_token_that_is_no_number_is_named(value: object) -> None:
+    with pytest.raises(UserError, match=r"bos_token_id of the model must be the number of a token.*config\.json"):
+        token_number(value, "bos_token_id")
+    assert token_number(7, "bos_token_id") == 7
+
+
+def test_a_model_block_that_is_none_is_refused_for_itself(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="model"):
+        recipe_from_mapping({**recipe_values("blip", tmp_path), "model": 1.5, "scst": {}}, "recipe.yaml")

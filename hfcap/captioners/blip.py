@@ -13,7 +13,13 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from hfcap.captioners.base import Captioner, CardFacts
 from hfcap.captioners.shared.masks import packed_attention_mask
 from hfcap.captioners.shared.pretrained import load_image_processor, new_image_processor, whole_model
-from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, train_tokenizer, wrap_texts
+from hfcap.captioners.shared.tokenizers import (
+    load_tokenizer,
+    special_token_ids,
+    token_number,
+    train_tokenizer,
+    wrap_texts,
+)
 from hfcap.generation.attention_maps import grid_maps, mean_of_last_half, square_grid
 from hfcap.generation.blip_attention import attention_probabilities, is_replaced, use_sdpa
 from hfcap.generation.early_exit import leaving
@@ -109,17 +115,17 @@ class Blip(Captioner):
     @property
     def start_token_id(self) -> int:
         """BLIP's decoder token: `generate` forces it at position 0, so training starts from it too."""
-        return int(self.model.config.text_config.bos_token_id)
+        return token_number(self.model.config.text_config.bos_token_id, "bos_token_id")
 
     @property
     def end_token_id(self) -> int:
         """[SEP], which BLIP's `generate` stops at."""
-        return int(self.model.config.text_config.sep_token_id)
+        return token_number(self.model.config.text_config.sep_token_id, "sep_token_id")
 
     @property
     def pad_token_id(self) -> int:
         """[PAD]."""
-        return int(self.model.config.text_config.pad_token_id)
+        return token_number(self.model.config.text_config.pad_token_id, "pad_token_id")
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Vision model and text decoder."""

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, GitProce
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
 from hfcap.captioners.shared.pretrained import config_from_mapping, new_image_processor
-from hfcap.captioners.shared.tokenizers import special_token_ids, train_tokenizer
+from hfcap.captioners.shared.tokenizers import special_token_ids, token_number, train_tokenizer
 from hfcap.captioners.vlm.adapter import VlmAdapter
 from hfcap.captioners.vlm.blip2 import Blip2, InstructBlip
 from hfcap.captioners.vlm.florence2 import Florence2
@@ -235,7 +235,7 @@ class ImageTextToText(Captioner):
     @property
     def pad_token_id(self) -> int:
         """The tokenizer's pad token."""
-        return int(self.tokenizer.pad_token_id)
+        return token_number(self.tokenizer.pad_token_id, "pad_token_id")
 
     @property
     def prompt_separator(self) -> str:

@@ -35,7 +35,7 @@ from hfcap.captioners.shared.pretrained import (
     vision_tower,
     whole_model,
 )
-from hfcap.captioners.shared.tokenizers import load_tokenizer, train_tokenizer, wrap_texts
+from hfcap.captioners.shared.tokenizers import load_tokenizer, token_number, train_tokenizer, wrap_texts
 from hfcap.errors import UserError
 from hfcap.generation.attention_maps import grid_maps, last_layers_attention, square_grid
 from hfcap.generation.early_exit import leaving
@@ -168,17 +168,17 @@ class VitGpt2(Captioner):
         """decoder_start_token_id, the token transformers prepends to shifted labels and to generation."""
         config = self.model.config
         start = config.decoder_start_token_id
-        return int(self.tokenizer.bos_token_id if start is None else start)
+        return token_number(self.tokenizer.bos_token_id if start is None else start, "decoder_start_token_id")
 
     @property
     def end_token_id(self) -> int:
         """The tokenizer's end token."""
-        return int(self.tokenizer.eos_token_id)
+        return token_number(self.tokenizer.eos_token_id, "eos_token_id")
 
     @property
     def pad_token_id(self) -> int:
         """The tokenizer's pad token (GPT-2: its end token)."""
-        return int(self.tokenizer.pad_token_id)
+        return token_number(self.tokenizer.pad_token_id, "pad_token_id")
 
     @property
     def lora_modules_to_save(self) -> list[str]:

@@ -318,7 +318,7 @@ class Recipe(Block):
                 "scst and dpo: are two ways to train; remove one of the blocks, and run the other after it"
             )
         for name, block, told_by in (("scst", self.scst, "rewards come from"), ("dpo", self.dpo, "pairs are about")):
-            if block is not None:
+            if block is not None and isinstance(self.model, ModelOptions):  # else it is refused for itself
                 self._goes_on_well(name, block.dropout, told_by)
         return self
 

@@ -25,7 +25,7 @@ from hfcap.captioners.shared.pretrained import (
     vision_tower,
     whole_model,
 )
-from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids
+from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, token_number
 from hfcap.errors import UserError, reason_of
 from hfcap.generation.attention_maps import square_grid
 from hfcap.places import Location
@@ -48,17 +48,17 @@ class ConfigTokensMixin(Captioner):
     @property
     def start_token_id(self) -> int:
         """bos_token_id of the model's config."""
-        return int(self.model.config.bos_token_id)
+        return token_number(self.model.config.bos_token_id, "bos_token_id")
 
     @property
     def end_token_id(self) -> int:
         """eos_token_id of the model's config."""
-        return int(self.model.config.eos_token_id)
+        return token_number(self.model.config.eos_token_id, "eos_token_id")
 
     @property
     def pad_token_id(self) -> int:
         """pad_token_id of the model's config."""
-        return int(self.model.config.pad_token_id)
+        return token_number(self.model.config.pad_token_id, "pad_token_id")
 
 
 class CustomModelCaptioner(ConfigTokensMixin):

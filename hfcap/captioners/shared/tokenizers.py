@@ -18,6 +18,17 @@ from hfcap.recipe.blocks import TokenizerOptions
 START, END, PAD = "<start>", "<end>", "<pad>"
 
 
+def token_number(value: Any, name: str) -> int:
+    """Return the number of a special token that a configuration or tokenizer names.
+
+    Raises:
+        UserError: it names none; the message says which.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{name} of the model must be the number of a token, not {value!r}; correct its config.json")
+    return value
+
+
 def load_tokenizer(location: str, key: str, revision: str | None, trust_remote_code: bool, **arguments: Any) -> Any:
     """Load a tokenizer that has start, end and pad token.
 
