@@ -35,6 +35,10 @@ def _distinct_share(tokens: TokenSequences, n_words: int, order: int) -> float:
     return (int(codes.max()) + 1) / len(positions)
 
 
+def _normal_forms(captions: Sequence[str], words: Callable[[str], str] | None = None) -> list[str]:
+    return ReferenceSet({"": captions}, words=words).tokenized[0]
+
+
 def mutual_bleu(
     candidates: Mapping[str, Sequence[str]],
     tokenized: bool = False,
@@ -119,14 +123,16 @@ class Diversity(CaptionMetric):
         known = options.training_captions
         if isinstance(known, str | Path):
             known = tuple(chain.from_iterable(read_references(Path(known)).values()))
-        self._known = known
+        self._training_captions = known
+        # As their tokens, so that neither case nor a final dot makes a caption new.
+        self._known = None if known is None else frozenset(_normal_forms(known))
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return whether the caption is novel, and the mutual BLEU-4; -1 where not known, (N, 2)."""
         result = np.full((len(captions), 2), -1.0)
         if self._known is not None:
-            # As their words, so that neither case nor a final dot makes a caption new.
-            seen = frozenset(ReferenceSet({"": self._known}, words=captions.reference_set.words).tokenized[0])
+            words = captions.reference_set.words
+            seen = self._known if words is None else frozenset(_normal_forms(self._training_captions or (), words))
             result[:, _NOVEL] = [line not in seen for line in captions.tokenized_candidates]
         if self._candidates is not None:
             several = {key: self._candidates[key] for key in captions.image_ids if key in self._candidates}

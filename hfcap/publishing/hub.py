@@ -172,9 +172,7 @@ def explained(error: BaseException, doing: str) -> UserError | WorkError:
     if isinstance(error, RevisionNotFoundError):
         return UserError(f"{doing}: no such revision; create the branch on the Hub first, or leave --revision out")
     if not isinstance(error, HfHubHTTPError) or error.response is None:
-        if far := out_of_reach(error):
-            return WorkError(f"{doing}: {redact(far)}")
-        reason = redact(str(error) or type(error).__name__)
+        reason = redact(out_of_reach(error) or str(error) or type(error).__name__)
         return WorkError(
             f"{doing}: the connection failed ({reason}); files become visible all together or not at all: run it again"
         )

@@ -119,7 +119,7 @@ def test_backbone_with_its_own_code(vision_feature: str, mapper: str, tmp_path: 
 
 @requires_shared
 def test_own_code_is_not_run_unasked() -> None:
-    with pytest.raises(UserError, match=r"model\.vision.*trust_remote_code"):
+    with pytest.raises(UserError, match=r"model\.vision.*--trust-remote-code"):
         build("clip_prefix", vision_config=None, vision=str(EFFICIENTNET))
 
 

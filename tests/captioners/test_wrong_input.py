@@ -150,7 +150,7 @@ def test_another_family_s_model(saved: tuple[str, Path]) -> None:
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_hub_id_that_nobody_has_here(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"model\.pretrained.*nobody/no-such-captioner"):
+    with pytest.raises(WorkError, match=r"model\.pretrained.*nobody/no-such-captioner.*HF_HUB_OFFLINE"):
         _build_pretrained(family, "nobody/no-such-captioner")
 
 

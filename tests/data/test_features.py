@@ -302,7 +302,7 @@ def test_no_room_is_said_before_anything_is_written(
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**9, 10**9, 100))
     store = _store(captioner, tmp_path)
     with pytest.raises(
-        WorkError, match=r"needs .* GB but only .* free.*feature_store_folder.*HFCAP_CACHE.*feature_store: off"
+        WorkError, match=r"needs .* kB but only .* free.*feature_store_folder.*HFCAP_CACHE.*feature_store: off"
     ):
         store.inputs(records, 3, 0)
     assert not list(store.folder.glob("shard-*"))

@@ -180,7 +180,7 @@ def test_it_captions_like_the_run_in_a_clean_process(family: str, method: str, p
     assert [comparison.agrees for comparison in report.comparisons] == [True, True]
     # These runs were not scored (tests/publishing/test_verify_scores.py has some that were).
     unchecked = {check.name: check.outcome for check in report.checks if check.outcome != "passed"}
-    numbers = ("scores", "predictions", "scores computed again")
+    numbers = ("weights", "scores", "predictions", "scores computed again")
     assert unchecked and unchecked == dict.fromkeys((name for name in numbers if name in unchecked), "not checked")
 
 

@@ -38,11 +38,13 @@ def test_metrics_that_know_english_only_are_named(hfcap: Hfcap, tmp_path: Path) 
 
 
 def test_chinese_captions_are_not_scored_without_a_word(hfcap: Hfcap, tmp_path: Path) -> None:
-    """Without spaces a caption is one word: every score would be 0.0."""
+    """Without spaces a caption is one word: every score would be 0.0. The language is found, or named."""
     album = write_album(tmp_path / "album", lambda colour: [f"一面{CHINESE.get(colour, '灰')}色的墙"])
-    recipe = write_recipe(tmp_path, album, publish={"language": "zh"})
+    recipe = write_recipe(tmp_path, album)
     doctor = hfcap("doctor", recipe)
-    assert "Chinese" in doctor.out + doctor.err, doctor
+    assert "look Chinese" in doctor.out and "score.language: zh" in " ".join(doctor.out.split()), doctor
+    named = hfcap("doctor", recipe, "publish.language=zh")
+    assert "Chinese" not in named.out + named.err, named
     outcome = hfcap("run", recipe)
     assert "Traceback" not in outcome.err
     assert outcome.code == 0 and "Chinese" in outcome.err, outcome

@@ -19,6 +19,7 @@ from hfcap.captioners.shared.pretrained import (
     from_pretrained,
     load_encoder,
     load_image_processor,
+    loading_problem,
     new_image_processor,
     require_positions,
     unreadable_files,
@@ -26,7 +27,7 @@ from hfcap.captioners.shared.pretrained import (
     whole_model,
 )
 from hfcap.captioners.shared.tokenizers import load_tokenizer, special_token_ids, token_number
-from hfcap.errors import UserError, reason_of
+from hfcap.errors import UserError
 from hfcap.generation.attention_maps import square_grid
 from hfcap.places import Location
 from hfcap.recipe.blocks import GenerateOptions, ModelOptions
@@ -77,7 +78,7 @@ class CustomModelCaptioner(ConfigTokensMixin):
     @classmethod
     def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
         """Load a saved captioner; a backbone with its own code needs `trust_remote_code`."""
-        with unreadable_files(lambda error: f"model.pretrained: {location}: {reason_of(error)}"):
+        with unreadable_files(lambda error: f"model.pretrained: {location}: {loading_problem(error)}"):
             config = cls.model_class.config_class.from_pretrained(location, revision=revision or "main")
         if isinstance(config.vision_config, dict) and not trust_remote_code:
             raise UserError(
