@@ -169,7 +169,9 @@ def test_from_doctor_to_plain_transformers(folders: dict[str, Path], tmp_path: P
 def test_the_doctor_finds_nothing_wrong(family: str, folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, family, "mobilenet", folders["mobilenet"], max_new_tokens=16)
     report = report_of(recipe, healthy=True)
-    assert report["problems"] == [], report["problems"]
+    # Two images are few to score, whatever the network.
+    problems = [problem for problem in report["problems"] if problem["key"] != "data.test_split"]
+    assert problems == []
 
 
 def test_its_processor_is_saved_with_what_it_is_made_from(folders: dict[str, Path], tmp_path: Path) -> None:
