@@ -50,7 +50,7 @@ def may_generate_fast(
     }
 
     def check() -> bool | None:
-        with _evaluating(captioner.model), _own_randomness(image_states.device), torch.no_grad():
+        with evaluating(captioner.model), _own_randomness(image_states.device), torch.no_grad():
             return _generates_alike(captioner, _three(image_states), _starts(captioner, input_ids), trial)
 
     return _decided(captioner, _GENERATION, kind, check, _PLAIN_GENERATION)
@@ -92,7 +92,7 @@ def may_pack(captioner: Captioner, image_states: torch.Tensor, length: int) -> b
         device = image_states.device
         autocast = torch.autocast(device.type, enabled=False)
         states = _three(image_states.to(captioner.states_dtype))[: len(rows.input_ids)]
-        with _evaluating(captioner.model), _own_randomness(device), torch.no_grad(), autocast:
+        with evaluating(captioner.model), _own_randomness(device), torch.no_grad(), autocast:
             return _packs_alike(captioner, states, rows.to(device))
 
     plain = "one row for each caption"
@@ -160,7 +160,7 @@ def _configs(model: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Switch dropout off for the block, and leave every module as it was: frozen ones may be in evaluation already."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -33,7 +33,7 @@ def test_from_a_folder_to_captions_and_back(hfcap: Hfcap, tmp_path: Path) -> Non
 
     new = write_jpeg(tmp_path / "new" / "photo of mine.jpg", "cyan")
     captioned = hfcap("caption", run, new)
-    assert captioned.code == 0 and "caption" in captioned.out
+    assert captioned.code == 0 and "mine.jpg" in captioned.out
     captioned = hfcap("caption", run, new.parent, "-o", tmp_path / "captions.csv")
     assert captioned.code == 0 and "photo of mine.jpg" in (tmp_path / "captions.csv").read_text()
     assert leftovers(tmp_path) == []

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
-
-from torch import nn
 
 from hfcap.captioners.base import Captioner
 
@@ -16,15 +12,3 @@ def frozen_copy(captioner: Captioner) -> Captioner:
     kept = copy.copy(captioner)
     kept.model = copy.deepcopy(captioner.model).eval().requires_grad_(False)
     return kept
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep evaluation mode for the length of the block; afterwards every module is as it was (frozen parts differ)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.probe import evaluating
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
 from hfcap.errors import UserError
@@ -18,7 +19,7 @@ from hfcap.files import read_json_lines
 from hfcap.recipe.dpo import DpoOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives.cross_entropy import CrossEntropy
-from hfcap.training.objectives.frozen import evaluating, frozen_copy
+from hfcap.training.objectives.frozen import frozen_copy
 
 
 class Pair(NamedTuple):

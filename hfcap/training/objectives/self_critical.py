@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.probe import evaluating
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.packing import pack_captions
 from hfcap.errors import WorkError
@@ -27,7 +28,7 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives.cross_entropy import CrossEntropy
-from hfcap.training.objectives.frozen import evaluating, frozen_copy
+from hfcap.training.objectives.frozen import frozen_copy
 from hfcap.training.objectives.reward import CaptionReward
 
 
