@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = [
     "errors",
-    "outside",
+    "failures",
     "files",
     "text",
     "cells",
@@ -56,7 +56,7 @@ ORDER = [
 
 METRICS_MAY_IMPORT = {
     "errors",
-    "outside",
+    "failures",
     "files",
     "text",
     "cells",

@@ -18,7 +18,7 @@ from hfcap.data import loading
 from hfcap.data.images import UnreadableImageError
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.errors import WorkError
-from hfcap.outside.system import problem_of
+from hfcap.failures.system import problem_of
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import score
 from hfcap.store.row_store import RowStore

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap import registry
-from hfcap.captioners.asked import Asked
 from hfcap.captioners.facts import BaseModel, CardFacts, GeneratedCaption
 from hfcap.captioners.probe import generated, may_pack
+from hfcap.captioners.prompts import PromptDefaults
 from hfcap.captioners.shared.linear_layers import layers_below
 from hfcap.captioners.shared.metadata import SIDECAR, without_places
 from hfcap.captioners.shared.spaces import close_spaces
@@ -34,7 +34,7 @@ from hfcap.schema import IMAGE_BACKEND, PackedCaptions
 __all__ = ["BaseModel", "Captioner", "CardFacts", "GeneratedCaption"]
 
 
-class Captioner(Asked, ABC):
+class Captioner(PromptDefaults, ABC):
     """A loaded captioner: transformers model, processor and what the family knows about both.
 
     Attributes:

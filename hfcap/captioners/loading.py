@@ -22,8 +22,8 @@ from hfcap.captioners.base import BaseModel, Captioner
 from hfcap.captioners.shared.metadata import SIDECAR, read_sidecar
 from hfcap.captioners.shared.pretrained import require_no_revision_of_folder
 from hfcap.errors import UserError, WorkError, library_faults, reason_of
+from hfcap.failures.hub import out_of_reach
 from hfcap.files import folder_being_written, read_json, read_json_object
-from hfcap.outside.hub import out_of_reach
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.records import Environment, checked_record

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-from hfcap.outside.hub import give_up_soon
+from hfcap.failures.hub import give_up_soon
 
 
 def quiet_loading() -> None:

@@ -16,7 +16,7 @@ from hfcap.cli import caption, captions, datasets, publications, runs, scores, w
 from hfcap.cli.common import app, broken_torchvision
 from hfcap.cli.examples import epilog
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.outside.system import problem_of
+from hfcap.failures.system import problem_of
 from hfcap.progress import console, error_console
 from hfcap.text import printable
 

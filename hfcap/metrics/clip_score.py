@@ -55,7 +55,7 @@ class ClipEncoder:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        from hfcap.outside.hub import give_up_soon, out_of_reach
+        from hfcap.failures.hub import give_up_soon, out_of_reach
 
         give_up_soon()
         try:

@@ -25,7 +25,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
-from hfcap.outside.hub import give_up_soon, out_of_reach
+from hfcap.failures.hub import give_up_soon, out_of_reach
 from hfcap.publishing.secrets import redact
 
 Result = TypeVar("Result")
@@ -95,7 +95,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return status_of(error) in TRANSIENT
     if isinstance(error, OfflineModeIsEnabled):
-        return False  # asked often enough (outside/hub.py), or not to be asked
+        return False  # asked often enough (failures/hub.py), or not to be asked
     return isinstance(error, transport_errors())
 
 

@@ -20,9 +20,9 @@ from hfcap.data.loading import BlankInputs, ImageInputs, PixelInputs
 from hfcap.data.source import Split, load_split
 from hfcap.decoding import DecodingJob, read_captions, write_predictions
 from hfcap.errors import UserError
+from hfcap.failures.system import failures_of_the_system
 from hfcap.files import read_json_object, write_json, write_json_lines
 from hfcap.metrics.shared.caption_files import warn_on_terminal
-from hfcap.outside.system import failures_of_the_system
 from hfcap.progress import console
 from hfcap.publishing.bases import adapter_without_base, say_of_missing_base
 from hfcap.publishing.push import check_may_publish, publish

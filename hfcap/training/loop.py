@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, batch_keys, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.outside.system import failures_of_the_system
+from hfcap.failures.system import failures_of_the_system
 from hfcap.progress import error_console, progress_bar
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory

@@ -47,6 +47,16 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
 }
 
+SMALL_LANGUAGE_MODEL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+"""Sizes of a tiny decoder in the words of Llama and its kin."""
+
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
     "llama": {"model_type": "llama", **_GROUPED},

@@ -192,8 +192,8 @@ def idefics3() -> tuple[Any, Any]:
     return model, processor
 
 
-def llava() -> tuple[Any, Any]:
-    """LLaVA with Llama."""
+def llava(text: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """LLaVA with Llama, or with another language model."""
     tokenizer = new_tokenizer(["<image>"])
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE),
@@ -206,7 +206,7 @@ def llava() -> tuple[Any, Any]:
     model = model_of(
         "llava",
         vision_config={"model_type": "clip_vision_model", **LAYERS, "image_size": 32, "patch_size": 16},
-        text_config=text_config(tokenizer, **LLAMA),
+        text_config=text_config(tokenizer, **(text or LLAMA)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

@@ -9,28 +9,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hfcap.generation.language_head import body_states, head_logits
-from tests.captioners.backbones import LANGUAGE_MODELS
+from tests.captioners.backbones import LANGUAGE_MODELS, SMALL_LANGUAGE_MODEL
 from tests.captioners.helpers import make_lively
 
 pytestmark = pytest.mark.speed
 
-_SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
 # Each does something else between the last state and the logits.
 HEADS: dict[str, dict[str, Any]] = {
     **LANGUAGE_MODELS,
-    "gemma2 (soft cap)": {"model_type": "gemma2", **_SMALL, "final_logit_softcapping": 0.7},
-    "cohere (scale)": {"model_type": "cohere", **_SMALL, "logit_scale": 0.1},
-    "granite (divisor)": {"model_type": "granite", **_SMALL, "logits_scaling": 3.0},
+    "gemma2 (soft cap)": {"model_type": "gemma2", **SMALL_LANGUAGE_MODEL, "final_logit_softcapping": 0.7},
+    "cohere (scale)": {"model_type": "cohere", **SMALL_LANGUAGE_MODEL, "logit_scale": 0.1},
+    "granite (divisor)": {"model_type": "granite", **SMALL_LANGUAGE_MODEL, "logits_scaling": 3.0},
     "gptj (bias)": {"model_type": "gptj", "n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
-    "bert (transform)": {"model_type": "bert", **_SMALL, "is_decoder": True},
-    "roberta (transform)": {"model_type": "roberta", **_SMALL, "is_decoder": True},
+    "bert (transform)": {"model_type": "bert", **SMALL_LANGUAGE_MODEL, "is_decoder": True},
+    "roberta (transform)": {"model_type": "roberta", **SMALL_LANGUAGE_MODEL, "is_decoder": True},
     "opt (projection)": {**LANGUAGE_MODELS["opt"], "word_embed_proj_dim": 16},
 }
 

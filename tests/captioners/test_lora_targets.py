@@ -20,7 +20,7 @@ from hfcap.files import read_json
 from hfcap.recipe.blocks import LoraOptions
 from hfcap.recipe.loading import recipe_from_mapping
 from tests.captioners.helpers import build
-from tests.captioners.itt_models import LAYERS, LLAVA_TEMPLATE, SIZE, itt, model_of, new_tokenizer, text_config
+from tests.captioners.itt_models import LAYERS, itt, llava
 from tests.captioners.itt_runs import OPTIONS, run_recipe
 from tests.captioners.test_merging import assert_all_say, trained_adapter
 
@@ -30,23 +30,7 @@ hf: Any = transformers
 
 def llava_with(text: dict[str, Any]) -> ImageTextToText:
     """LLaVA around another language model."""
-    tokenizer = new_tokenizer(["<image>"])
-    processor = hf.LlavaProcessor(
-        hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE),
-        tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
-    model = model_of(
-        "llava",
-        vision_config={"model_type": "clip_vision_model", **LAYERS, "image_size": 32, "patch_size": 16},
-        text_config=text_config(tokenizer, **text),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
+    model, processor = llava(text)
     return ImageTextToText(model, processor, "what is on it?")
 
 

@@ -13,25 +13,18 @@ from hfcap.generation import verdicts
 from hfcap.generation.rows import as_rows
 from hfcap.generation.verdicts import forget_verdicts
 from hfcap.schema import IGNORED_LABEL
+from tests.captioners.backbones import SMALL_LANGUAGE_MODEL
 from tests.captioners.helpers import CORPUS, make_lively
 
-_SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 WINDOWED: dict[str, dict[str, Any]] = {
-    "mistral": {"model_type": "mistral", **_SMALL, "sliding_window": 12},
-    "gemma2": {"model_type": "gemma2", **_SMALL, "sliding_window": 12},
-    "gemma3": {"model_type": "gemma3_text", **_SMALL, "sliding_window": 12},
+    "mistral": {"model_type": "mistral", **SMALL_LANGUAGE_MODEL, "sliding_window": 12},
+    "gemma2": {"model_type": "gemma2", **SMALL_LANGUAGE_MODEL, "sliding_window": 12},
+    "gemma3": {"model_type": "gemma3_text", **SMALL_LANGUAGE_MODEL, "sliding_window": 12},
     "qwen2": {
         "model_type": "qwen2",
-        **_SMALL,
+        **SMALL_LANGUAGE_MODEL,
         "use_sliding_window": True,
         "sliding_window": 12,
         "max_window_layers": 0,
@@ -47,11 +40,11 @@ WINDOWED: dict[str, dict[str, Any]] = {
     },
 }
 EXPERTS: dict[str, dict[str, Any]] = {
-    "mixtral": {"model_type": "mixtral", **_SMALL, **_EXPERTS},
-    "qwen3_moe": {"model_type": "qwen3_moe", **_SMALL, "num_experts": 4, "num_experts_per_tok": 2,
+    "mixtral": {"model_type": "mixtral", **SMALL_LANGUAGE_MODEL, **_EXPERTS},
+    "qwen3_moe": {"model_type": "qwen3_moe", **SMALL_LANGUAGE_MODEL, "num_experts": 4, "num_experts_per_tok": 2,
                   "moe_intermediate_size": 32},
-    "olmoe": {"model_type": "olmoe", **_SMALL, "num_experts": 4, "num_experts_per_tok": 2},
-    "gpt_oss": {"model_type": "gpt_oss", **_SMALL, **_EXPERTS, "sliding_window": 64},
+    "olmoe": {"model_type": "olmoe", **SMALL_LANGUAGE_MODEL, "num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {"model_type": "gpt_oss", **SMALL_LANGUAGE_MODEL, **_EXPERTS, "sliding_window": 64},
 }  # fmt: skip
 
 
@@ -121,7 +114,7 @@ def test_mixtures_of_experts_are_trained_like_others(name: str, capsys: pytest.C
 
 
 def test_rows_within_what_was_checked_stay_packed(capsys: pytest.CaptureFixture[str]) -> None:
-    config = {"model_type": "mistral", **_SMALL, "sliding_window": 512}
+    config = {"model_type": "mistral", **SMALL_LANGUAGE_MODEL, "sliding_window": 512}
     captioner = captioner_of(config)
     for length in (3, 30, 60):
         losses(captioner, captions(length))

@@ -17,7 +17,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import _http
 
 from hfcap.children import run_program
-from hfcap.outside import hub as hub_reach
+from hfcap.failures import hub as hub_reach
 from tests.cli.command_line import Hfcap, write_recipe
 from tests.data.sample_images import write_jpeg
 from tests.hub_server import Hub, client_of_transformers_renewed

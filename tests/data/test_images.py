@@ -238,7 +238,7 @@ def test_names_that_could_leave_the_folder(tmp_path: Path, file_name: str) -> No
 
 
 def test_links_may_not_leave_the_folder(tmp_path: Path) -> None:
-    outside = write_jpeg(tmp_path / "outside" / "a.jpg")
+    outside = write_jpeg(tmp_path / "failures" / "a.jpg")
     root = tmp_path / "root"
     inside = write_jpeg(root / "real" / "a.jpg")
     (root / "file.jpg").symlink_to(outside)

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from hfcap.errors import UserError, WorkError, library_faults, reason_of
+from hfcap.failures.hub import out_of_reach
 from hfcap.files import write_bytes
-from hfcap.outside.hub import out_of_reach
 from hfcap.recipe.blocks import ModelOptions
 from hfcap.schema import IMAGE_BACKEND
 

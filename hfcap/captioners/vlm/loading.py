@@ -13,7 +13,7 @@ from hfcap.captioners.adaptation.quantization import keep_layout
 from hfcap.captioners.shared.pretrained import load_image_processor, loading_problem, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer
 from hfcap.errors import MissingPackageError, UserError, WorkError
-from hfcap.outside.hub import out_of_reach
+from hfcap.failures.hub import out_of_reach
 
 MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
 """What transformers calls image-text-to-text, without the types that have a family of their own."""

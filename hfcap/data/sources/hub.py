@@ -26,8 +26,8 @@ from hfcap.data.web.hub_columns import Columns, column_of, find_columns
 from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
+from hfcap.failures.hub import give_up_soon, out_of_reach
 from hfcap.metrics.shared.caption_files import warn_on_terminal
-from hfcap.outside.hub import give_up_soon, out_of_reach
 from hfcap.places import Location
 from hfcap.schema import CaptionedImage
 

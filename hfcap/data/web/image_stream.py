@@ -18,7 +18,7 @@ from hfcap.data.web.hub_columns import column_of, find_image_column
 from hfcap.data.web.hub_images import CellImage, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
-from hfcap.outside.hub import out_of_reach
+from hfcap.failures.hub import out_of_reach
 from hfcap.schema import CaptionedImage, ImageBytes
 
 

@@ -1,4 +1,4 @@
-"""The captioner that training started from, and evaluation mode for a while: what objectives on captions share."""
+"""The captioner that training started from, which objectives on captions compare with."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ STYLE_TOKENS: Mapping[str, int] = {"short": 64, "detailed": 384, "tags": 96, "al
 """Style -> max_new_tokens: a caption of this style ends before, as a rule."""
 
 
-class Asked:
+class PromptDefaults:
     """Defaults of captioners that write captions without being asked."""
 
     @classmethod
