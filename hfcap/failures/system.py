@@ -52,7 +52,12 @@ def problem_of(error: BaseException) -> str | None:
     if killed and isinstance(error, RuntimeError):
         signal = next((match[1].strip() for match in killed if match[1]), None)
         by = f"the system ended a data-loader worker{f' ({signal})' if signal else ''}"
-        if signal in (None, "Killed"):
+        if signal is None:  # torch may see that it is gone before it is told by what
+            return (
+                f"{by}, because it crashed or memory is short; {_SMALLER}; with train.dataloader_num_workers=0 a crash "
+                "shows which image it is; the same command goes on from what is finished"
+            )
+        if signal == "Killed":
             return f"{by}, as it does where memory is short; {_SMALLER}; the same command goes on from what is finished"
         return (
             f"{by}; with train.dataloader_num_workers=0 the main process reads the images, and shows which one it is; "
