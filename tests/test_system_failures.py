@@ -18,7 +18,7 @@ from hfcap.data import loading
 from hfcap.data.images import UnreadableImageError
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.errors import WorkError
-from hfcap.failures.system import problem_of
+from hfcap.failures.system import failures_of_the_system, problem_of
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import score
 from hfcap.store.row_store import RowStore
@@ -88,6 +88,22 @@ def test_a_worker_that_is_gone_for_an_unknown_reason() -> None:
     said = problem_of(RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"))
     assert said is not None
     assert "crashed or memory is short" in said and "dataloader_num_workers=0" in said and "goes on" in said
+
+
+def test_a_worker_that_dies_during_an_import() -> None:
+    """torch tells of it in a signal handler; the library whose import that interrupts says that it is missing."""
+    with (
+        pytest.raises(
+            WorkError, match=r"^here: the system ended a data-loader worker \(Killed\), as it does where memory"
+        ),
+        failures_of_the_system(lambda: "here"),
+    ):
+        try:
+            raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module 'BertConfig'") from error
+    with pytest.raises(ModuleNotFoundError), failures_of_the_system(lambda: "here"):
+        raise ModuleNotFoundError("nothing of that kind")
 
 
 PROGRAM = """

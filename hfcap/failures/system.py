@@ -34,7 +34,8 @@ def failures_of_the_system(where: Callable[[], str]) -> Iterator[None]:
         if original is None:
             raise
         raise type(error)(original) from error
-    except (RuntimeError, MemoryError, OSError) as error:
+    # torch raises from a signal handler, also in the midst of an import.
+    except (RuntimeError, MemoryError, OSError, ImportError) as error:
         problem = problem_of(error)
         if problem is None:
             raise
@@ -49,7 +50,7 @@ def problem_of(error: BaseException) -> str | None:
         chain.append(found)
         found = found.__cause__ or found.__context__
     killed = [match for one in chain if (match := _KILLED.search(str(one)))]
-    if killed and isinstance(error, RuntimeError):
+    if killed and isinstance(error, RuntimeError | ImportError):
         signal = next((match[1].strip() for match in killed if match[1]), None)
         by = f"the system ended a data-loader worker{f' ({signal})' if signal else ''}"
         if signal is None:  # torch may see that it is gone before it is told by what
