@@ -8,6 +8,8 @@
 #   HFCAP_MATRIX        folder of environments and results (default: build/matrix in the project)
 #   HFCAP_MATRIX_TABLE  where the table goes (default: table.md in that folder; docs/tested_versions.md to record it)
 #   HFCAP_MATRIX_REPORTED  cells whose failures are printed and do not end the run with an error
+#   HFCAP_MATRIX_DISCARD  set to remove a cell's environment before the next is made (two hold CUDA: 6 GB each) and to let
+#                       pip keep no cache
 #   HFCAP_SUITE_RAN     set where the whole suite has just run, its counts in pinned.xml of that folder
 #   HFCAP_TORCH, HFCAP_TORCH_VISION  what to give pip for PyTorch, without and with torchvision
 #
@@ -20,6 +22,7 @@ table=${HFCAP_MATRIX_TABLE:-$matrix/table.md}
 mkdir -p "$matrix"
 cd "$project"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if [ -n "${HFCAP_MATRIX_DISCARD:-}" ]; then export PIP_NO_CACHE_DIR=1; fi
 
 with_vision="${HFCAP_TORCH_VISION:-torch==2.14.1 torchvision==0.29.1} timm"
 
@@ -61,6 +64,11 @@ install_cell() { # $1 cell: fails where pip does
     if [ "$constraints" = none ]; then run_pip --upgrade pillow || return 1; fi
 }
 
+discard_cell_before() { # the last one stays: it writes the table
+    if [ -z "${HFCAP_MATRIX_DISCARD:-}" ]; then return; fi
+    case $table_python in "$matrix"/*) rm -rf "${table_python%/bin/python}" ;; esac
+}
+
 run_cell() { # $1 cell
     local began status=0 junit="$matrix/$1.xml"
     describe "$1"
@@ -74,6 +82,7 @@ run_cell() { # $1 cell
         say "$1: no Python $version here; not run"
         return 0
     fi
+    discard_cell_before
     install_cell "$1" || return 1
     table_python=$python
     if [ "$suite" = all ]; then
