@@ -18,6 +18,7 @@ from hfcap.errors import UserError
 from hfcap.files import read_text
 from hfcap.recipe import strict_yaml
 from hfcap.recipe.blocks import DataOptions, Recipe, ScoreOptions
+from hfcap.recipe.chosen_keys import of_another
 from hfcap.recipe.problems import (
     RecipeError,
     RecipeProblems,
@@ -298,7 +299,8 @@ def _validated(
             details = error.errors(include_url=False)
             for detail in details[:MOST_PROBLEMS]:
                 path = key_path(detail, values)
-                what = describe(detail, path, shape)
+                whose = of_another((*above, *path), values, findings) if detail["type"] == "extra_forbidden" else None
+                what = whose or describe(detail, path, shape)
                 if not _repeats(detail, path, what, dropped):
                     messages.setdefault(path, []).append(what)
             for path, whats in messages.items():

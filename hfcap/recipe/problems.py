@@ -153,8 +153,10 @@ def _suggest_key(path: KeyPath, shape: type[BaseModel]) -> str:
     neighbours = {name: prefix + name for name in block.model_fields}
     elsewhere = {key.rpartition(".")[2]: key for key in _all_keys(shape)}
     word = word if word in elsewhere else _ABBREVIATIONS.get(word, word)
-    for candidates in ({word: elsewhere[word]} if word in elsewhere else {}, neighbours, elsewhere):
-        close = difflib.get_close_matches(word, candidates, n=2, cutoff=0.6)
+    same = {word: elsewhere[word]} if word in elsewhere else {}
+    # What is only alike counts for less in another block: 'format' is no misspelt 'lora'.
+    for candidates, cutoff in ((same, 1.0), (neighbours, 0.6), (elsewhere, 0.8)):
+        close = difflib.get_close_matches(word, candidates, n=2, cutoff=cutoff)
         if close:
             return "; did you mean " + " or ".join(repr(candidates[name]) for name in close) + "?"
     return did_you_mean(word, neighbours)
