@@ -16,13 +16,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = [
     "errors",
+    "progress",
     "failures",
     "files",
     "text",
     "cells",
     "children",
     "places",
-    "progress",
     "sqlite_cache",
     "registry",
     "schema",
@@ -56,13 +56,13 @@ ORDER = [
 
 METRICS_MAY_IMPORT = {
     "errors",
+    "progress",
     "failures",
     "files",
     "text",
     "cells",
     "children",
     "places",
-    "progress",
     "registry",
     "schema",
     "metrics",

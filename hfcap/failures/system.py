@@ -67,7 +67,8 @@ def problem_of(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return (
             f"the accelerator's memory is too small ({str(error).splitlines()[0]}); halve train."
-            "per_device_train_batch_size and double gradient_accumulation_steps, or set gradient_checkpointing"
+            "per_device_train_batch_size and double gradient_accumulation_steps, halve per_device_eval_batch_size, set "
+            "gradient_checkpointing, or train adapters alone (the block lora)"
         )
     short = isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)

@@ -40,6 +40,7 @@ class Progress:
         train_seconds: time spent training, over all interruptions.
         processes: how many trained together; random states and the order of images depend on it.
         steps_per_epoch: updates of an epoch, in which `window` counts; 0 in checkpoints of earlier versions.
+        batch_parts: into how many parts batches are cut, because the memory is too small for them as they are.
         unlogged_loss, unlogged_units, unlogged_sums: sums since the last row of the log.
     """
 
@@ -55,6 +56,7 @@ class Progress:
     stopped_early: bool = False
     processes: int = 1
     steps_per_epoch: int = 0
+    batch_parts: int = 1
     unlogged_loss: float = 0.0
     unlogged_units: float = 0.0
     unlogged_sums: dict[str, float] = field(default_factory=dict)

@@ -57,6 +57,13 @@ class LogWindow:
         self._loss = self._loss + loss
         self._grad_norm = norm
 
+    def count(self, units: float, images: float, captions: float, waited: float) -> None:
+        """Take in what an update had over all processes, and the seconds this one waited for it."""
+        self.units += units
+        self.images += images
+        self.captions += captions
+        self.waited += waited
+
     def read(self) -> tuple[float, float]:
         """Return the summed loss and the last norm of the gradient.
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache
 
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, batch_keys, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
+from hfcap.failures.memory import is_full_memory, more_parts, parts_of
 from hfcap.failures.system import failures_of_the_system
 from hfcap.progress import error_console, progress_bar
 from hfcap.recipe.blocks import Recipe
@@ -44,7 +44,7 @@ from hfcap.training.optimization import (
     frozen_modules,
     trained_parameters,
 )
-from hfcap.training.processes import summed
+from hfcap.training.processes import stop_on_signal, summed
 from hfcap.training.validation import Validator
 
 
@@ -114,7 +114,7 @@ class TrainingRun:
             error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
         self._set_training_mode()
         named = failures_of_the_system(lambda: f"step {self.progress.step + 1} of the training")
-        with self._stop_on_signal(), progress_bar("status") as bar, named:
+        with stop_on_signal(self._request_stop), progress_bar("status") as bar, named:
             task = bar.add_task(
                 "Training",
                 total=self.total_steps,
@@ -125,7 +125,8 @@ class TrainingRun:
             self._since.started = time.perf_counter()
             while not self._done():
                 for window, waited in self._windows():
-                    self._update(window, waited)
+                    if not self._update(window, waited):
+                        break  # the same update again, in smaller parts
                     if self.progress.step % self.options.logging_steps == 0 or self.progress.step == self.total_steps:
                         bar.update(task, status=self._write_log())
                     bar.update(task, completed=self.progress.step)
@@ -171,24 +172,22 @@ class TrainingRun:
         """Micro-batches of one update and the seconds spent waiting for them, from where the epoch stands."""
         size = self.options.gradient_accumulation_steps
         batches = self._micro_batches(self.progress.epoch)[self.progress.window * size :]
-        loader = self.loader.load(batches, self.progress.epoch)
-        for first in range(0, len(batches), size):
+        windows = [
+            parts_of(batches[first : first + size], self.progress.batch_parts) for first in range(0, len(batches), size)
+        ]
+        loader = self.loader.load([batch for window in windows for batch in window], self.progress.epoch)
+        for window in windows:
             started = time.perf_counter()
-            window = [next(loader).to(self.accelerator.device) for _ in batches[first : first + size]]
-            yield window, time.perf_counter() - started
+            yield [next(loader).to(self.accelerator.device) for _ in window], time.perf_counter() - started
 
-    def _update(self, window: Sequence[CaptionBatch], waited: float) -> None:
+    def _update(self, window: Sequence[CaptionBatch], waited: float) -> bool:
+        """Make one update; False: the memory is too small, nothing was changed, and batches are smaller from now on."""
         started = time.perf_counter()
         units, images, captions = self._counts(window)
         # Data-parallel training averages gradients over processes; this makes that the mean over all units.
-        scale = self.accelerator.num_processes / units
-        loss_sum = torch.zeros((), device=self.accelerator.device)
-        for number, batch in enumerate(window):
-            last = number == len(window) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                loss = self.objective(batch)
-                self.accelerator.backward(loss * scale)
-            loss_sum += loss.detach()
+        loss_sum = self._add_gradients(window, self.accelerator.num_processes / units)
+        if loss_sum is None:
+            return False
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.options.max_grad_norm or math.inf)
         self._since.add_loss(self.progress.step + 1, loss_sum, norm)
         self.prepared_optimizer.step()
@@ -197,12 +196,32 @@ class TrainingRun:
             self.scheduler.step()
             if self.average is not None:
                 self.average.update()
-        since = self._since
-        since.units += units
-        since.images += images
-        since.captions += captions
-        since.waited += waited
+        self._since.count(units, images, captions, waited)
         self._advance(int(images), int(captions), waited + time.perf_counter() - started)
+        return True
+
+    def _add_gradients(self, window: Sequence[CaptionBatch], scale: float) -> torch.Tensor | None:
+        """Add the gradients of an update and return its summed loss; None where the memory is too small for it."""
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        sums = dict(self.plain_objective.sums)
+        try:
+            for number, batch in enumerate(window):
+                last = number == len(window) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                    loss = self.objective(batch)
+                    self.accelerator.backward(loss * scale)
+                loss_sum += loss.detach()
+            return loss_sum
+        except RuntimeError as error:
+            # The other processes of several wait for these gradients.
+            if self.accelerator.num_processes > 1 or not is_full_memory(error):
+                raise
+            self.progress.batch_parts = more_parts([len(batch.images) for batch in window], self.progress.batch_parts)
+        # The error, which held what the batch had computed, is gone here.
+        self.prepared_optimizer.zero_grad()
+        self.plain_objective.restart_sums(sums)
+        clear_device_cache(garbage_collection=True)
+        return None
 
     def _counts(self, window: Sequence[CaptionBatch]) -> list[float]:
         """Units of the loss, images and captions of an update over all processes; also agrees on stopping."""
@@ -269,6 +288,12 @@ class TrainingRun:
         if save_due or improved or self._done() or stop:
             self._save()
         self._stop_if(stop)
+
+    def _request_stop(self, number: int) -> None:
+        # Launchers of several processes pass the signal on to those that already have it from the terminal.
+        if self._stop_requested and number == signal.SIGINT and self.accelerator.num_processes == 1:
+            raise KeyboardInterrupt
+        self._stop_requested = True
 
     def _stop_wanted(self) -> bool:
         # One process need not wait for the others to hear of the signal.
@@ -369,23 +394,3 @@ class TrainingRun:
         step = best if self.options.load_best_model_at_end and best is not None else self.progress.step
         load_weights(checkpoint_path(self.run.checkpoints, step), self.captioner.model, averaged)
         self.captioner.model.eval()
-
-    @contextlib.contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a checkpoint and an orderly stop; a second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def request(number: int, frame: FrameType | None) -> None:
-            # Launchers of several processes pass the signal on to those that already have it from the terminal.
-            if self._stop_requested and number == signal.SIGINT and self.accelerator.num_processes == 1:
-                raise KeyboardInterrupt
-            self._stop_requested = True
-
-        previous = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for name, handler in previous.items():
-                signal.signal(name, handler)

@@ -1,7 +1,11 @@
-"""What the processes of one run tell each other."""
+"""What the processes of one run tell each other, and what others tell them."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,3 +19,19 @@ def summed(accelerator: Any, *values: float) -> list[float]:
         torch.tensor(values, dtype=torch.float64, device=accelerator.device)
     ).tolist()
     return sums
+
+
+@contextlib.contextmanager
+def stop_on_signal(request: Callable[[int], None]) -> Iterator[None]:
+    """Call `request` with its number when SIGINT (Ctrl-C) or SIGTERM arrives, instead of what these do otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {
+        name: signal.signal(name, lambda number, _: request(number)) for name in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
