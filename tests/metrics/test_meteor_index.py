@@ -119,6 +119,16 @@ def test_matches(index: MeteorIndex, candidate: str, reference: str, matches: bo
     assert (_score(index, candidate, reference) > 0) is matches
 
 
+def test_without_a_common_word_the_statistics_hold_the_lengths_alone(index: MeteorIndex) -> None:
+    """Lengths, function words, and nothing: an undefined count of chunks would make the score of all images undefined."""
+    statistics = meteor_statistics(index, ["sun"], [["the moon"]])
+    assert statistics.tolist() == [[1, 2, 0, 1, *[0] * 19]]
+    both = meteor_statistics(index, ["sun", "a kite"], [["the moon"], ["a kite"]])
+    # P = R = (0.75 + 0.25) / (2 * 0.75 + 0.25) of the candidates, and of (2 * 0.75 + 2 * 0.25) of the references.
+    precision, recall = 1 / 1.75, 1 / 2.0
+    assert float(scores_of(both.sum(axis=0))) == pytest.approx(1 / (0.15 / precision + 0.85 / recall))
+
+
 def test_second_use_reads_what_the_first_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = _resources(tmp_path / "resources")
     first = open_index(resources, tmp_path / "cache")
