@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,14 @@ import pytest
 import torch
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.images import decode_image
 from hfcap.data.loading import CaptionBatch, CaptionItem, Collate, PixelInputs
 from hfcap.data.source import load_split
 from hfcap.errors import WorkError
-from hfcap.metrics.base import CaptionSet, ReferenceSet
-from hfcap.metrics.cider import CiderReward
-from hfcap.metrics.clip_score import ClipEncoder, ClipScore, ClipScoreOptions
-from hfcap.metrics.shared.images import DecodedImages
-from hfcap.metrics.shared.languages import tokenizer_of
 from hfcap.recipe.loading import RecipeError, load_recipe
-from hfcap.recipe.scst import RewardOptions, ScstOptions
+from hfcap.recipe.scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
-from hfcap.store.fill import OneProcess
 from hfcap.training.build import build_captioner
-from hfcap.training.objectives.reward import CaptionReward, RewardImages
 from hfcap.training.objectives.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
-from tests.captioners.clip_folder import write_clip
 from tests.rounding import assert_equal_to_rounding
 from tests.training.harness import FAMILIES, tiny_recipe
 
@@ -241,96 +231,6 @@ def _tables(captioner: Captioner, states: torch.Tensor, samples: SampledCaptions
         row = PackedCaptions(inputs, torch.arange(inputs.shape[1])[None], torch.zeros_like(inputs), inputs)
         found.append(captioner.logits(states, row)[0, :n_choices].log_softmax(-1))
     return found
-
-
-# ---- the reward -------------------------------------------------------------------------------------------------
-
-
-def photos(*captions: tuple[str, ...]) -> list[CaptionedImage]:
-    return [CaptionedImage(str(number), f"{number}.jpg", group, Path()) for number, group in enumerate(captions)]  # type: ignore[arg-type]
-
-
-PHOTOS = photos(
-    ("a man on a horse", "a man rides a brown horse"),
-    ("two dogs play in snow", "dogs in the snow"),
-    ("a red bus", "a bus on the street"),
-    ("a cat", "a cat asleep on a sofa"),
-)
-
-
-def test_the_end_token_makes_fragments_worthless() -> None:
-    """'a man on a' shares all its n-grams with a caption; whole captions win only if their end counts."""
-    candidates, ended = [["a man on a", "a man on a horse"]], np.array([[True, True]])
-    with_end = CaptionReward(PHOTOS, ScstOptions()).scores(["0"], candidates, ended)["cider"][0]
-    without = CaptionReward(PHOTOS, ScstOptions(end_token=False)).scores(["0"], candidates, ended)["cider"][0]
-    assert with_end[0] / with_end[1] < 0.8 * without[0] / without[1]
-    cut = CaptionReward(PHOTOS, ScstOptions()).scores(["0"], candidates, np.array([[True, False]]))["cider"][0]
-    assert cut[1] < with_end[1] and cut[0] == with_end[0]
-    # An independent way to the same number: the end written out as a word of all captions.
-    spelled = {photo.image_id: [f"{caption} endofcaption" for caption in photo.captions] for photo in PHOTOS}
-    by_hand = CiderReward(spelled, end_word=False).scores(["0"], [[f"{text} endofcaption" for text in candidates[0]]])
-    assert with_end == pytest.approx(by_hand[0])
-
-
-def test_captions_of_other_languages_are_split_for_the_reward() -> None:
-    chinese = photos(("一只狗在草地上", "草地上有狗"), ("两只猫", "两只猫在睡觉"), ("一辆红色的公共汽车", "红色汽车"))
-    apart = [replace(photo, captions=tuple(" ".join(text) for text in photo.captions)) for photo in chinese]
-    words = tokenizer_of("zh").words
-    options = ScstOptions(reward=RewardOptions(cider=1.0, bleu_4=0.5, length=0.1))
-    candidates, ended = [["一只狗在草地上", "两只猫"]], np.ones((1, 2), bool)
-    found = CaptionReward(chinese, options, words=words).scores(["0"], candidates, ended)
-    by_hand = CaptionReward(apart, options).scores(["0"], [[" ".join(text) for text in candidates[0]]], ended)
-    for name, values in by_hand.items():
-        assert found[name] == pytest.approx(values)
-    assert found["cider"][0, 0] > 2 * found["cider"][0, 1]
-
-
-def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:
-    model = write_clip(tmp_path / "clip")
-    records = load_split(tiny_recipe("vit_gpt2", tmp_path).data, "train")[:4]
-    options = ScstOptions(reward=RewardOptions(cider=0.0, clip_score=2.0, clip_model=str(model)))
-    image_source = DecodedImages({record.image_id: record.image for record in records}, decode_image)
-    ids, candidates = [records[2].image_id, records[0].image_id], [["a red circle", "a dog"], ["a blue square", "x"]]
-    values = CaptionReward(records, options, image_source).scores(ids, candidates, np.ones((2, 2), bool))
-    assert values["reward"] == pytest.approx(2.0 * values["clip_score"])
-    for number in range(2):
-        captions = {image_id: group[number] for image_id, group in zip(ids, candidates, strict=True)}
-        references = ReferenceSet({image_id: ["an image"] for image_id in ids})
-        metric = ClipScore(ClipScoreOptions(model=str(model)), image_source=image_source)
-        alone = metric.statistics(CaptionSet(captions, references))[:, 0]
-        # 2.5 times a cosine of float32 vectors, which may lie near 0.
-        assert values["clip_score"][:, number] == pytest.approx(alone, rel=0, abs=2e-5)
-
-
-@pytest.mark.parametrize("place", ["features", "file"])
-def test_training_images_are_encoded_once_into_the_feature_store(place: str, tmp_path: Path) -> None:
-    model = write_clip(tmp_path / "clip")
-    folder = tmp_path / place / "store"
-    (tmp_path / "file").write_text("no folder can be made below this")
-    recipe = tiny_recipe("vit_gpt2", tmp_path, data={"feature_store_folder": str(folder)})
-    records = load_split(recipe.data, "train")[:4]
-    ids, encoder = [records[2].image_id, records[0].image_id], ClipEncoder(str(model), "cpu")
-    decoded = DecodedImages({record.image_id: record.image for record in records}, decode_image)
-    ours = encoder.images(RewardImages(records, recipe, OneProcess()), ids)
-    np.testing.assert_allclose(ours, encoder.images(decoded, ids), rtol=0, atol=1e-5)
-    assert len(list(folder.glob("*/*"))) > 0 if place == "features" else not folder.exists()
-    if place == "features":
-
-        def refused(**_: Any) -> Any:
-            raise AssertionError("all images are in the store")
-
-        encoder._model.get_image_features = refused
-        assert np.array_equal(encoder.images(RewardImages(records, recipe, OneProcess()), ids), ours)
-
-
-def test_reward_is_the_weighted_sum_of_its_parts() -> None:
-    options = ScstOptions(reward=RewardOptions(cider=2.0, bleu_4=0.5, length=0.1))
-    ids, candidates = ["2", "0"], [["a red bus on a street", "bus"], ["a man rides a horse", ""]]
-    values = CaptionReward(PHOTOS, options).scores(ids, candidates, np.ones((2, 2), bool))
-    assert values.keys() == {"reward", "cider", "bleu_4", "length"}
-    assert values["reward"] == pytest.approx(2 * values["cider"] + 0.5 * values["bleu_4"] - 0.1 * values["length"])
-    # Mean words: (3 + 5) / 2 = 4 and (5 + 6) / 2 = 5.5.
-    assert values["length"] == pytest.approx(np.array([[2 / 4, 3 / 4], [0.5 / 5.5, 1.0]]))
 
 
 # ---- records and the guard --------------------------------------------------------------------------------------
