@@ -120,7 +120,7 @@ def test_matches(index: MeteorIndex, candidate: str, reference: str, matches: bo
 
 
 def test_without_a_common_word_the_statistics_hold_the_lengths_alone(index: MeteorIndex) -> None:
-    """Lengths, function words, and nothing: an undefined count of chunks would make the score of all images undefined."""
+    """An undefined number of chunks would make the score of all images undefined."""
     statistics = meteor_statistics(index, ["sun"], [["the moon"]])
     assert statistics.tolist() == [[1, 2, 0, 1, *[0] * 19]]
     both = meteor_statistics(index, ["sun", "a kite"], [["the moon"], ["a kite"]])
