@@ -36,11 +36,36 @@ def data_coco(
 def data_inspect(
     data: Annotated[str, typer.Argument(help="folder, table or dataset of the Hub", show_default=False)],
     layout: Annotated[str | None, typer.Option(help="read a folder as this ('hfcap list layouts')")] = None,
+    images: Annotated[str | None, typer.Option(help="folder of a table's images")] = None,
+    image_column: Annotated[str | None, typer.Option(help="column of file names, addresses or images")] = None,
+    caption_columns: Annotated[
+        list[str] | None, typer.Option(help="column of captions; may be given several times")
+    ] = None,
+    image_id_column: Annotated[str | None, typer.Option(help="rows with the same id are captions of one image")] = None,
+    split_column: Annotated[str | None, typer.Option(help="column with each row's split")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="column with the prompt that a caption answers")] = None,
+    caption_separator: Annotated[str | None, typer.Option(help="text between captions in one cell")] = None,
 ) -> None:
-    """Say what a folder, table or dataset is, show examples, and print the data block of a recipe that reads it."""
-    from hfcap.data.inspection import inspect_data, report
+    """Say what a folder, table or dataset is, show examples, and print the data block of a recipe that reads it.
 
-    say(report(inspect_data(data, layout)))
+    Options other than --layout have the names of the recipe's keys (data.image_column, ...). The exit code is 2 where
+    nothing can be read or images are missing.
+    """
+    from hfcap.data.inspection import inspect_data
+    from hfcap.data.inspection_report import report
+
+    keys = {
+        "images": images,
+        "image_column": image_column,
+        "caption_columns": caption_columns or None,
+        "image_id_column": image_id_column,
+        "split_column": split_column,
+        "prompt_column": prompt_column,
+        "caption_separator": caption_separator,
+    }
+    inspection = inspect_data(data, layout, {key: value for key, value in keys.items() if value is not None})
+    say(report(inspection))
+    inspection.refuse_missing()
 
 
 @features_app.command("list")

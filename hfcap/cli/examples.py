@@ -41,7 +41,10 @@ EXAMPLES = {
     "publish-space": ("hfcap publish-space you/name --repo-id you/demo --dry-run",),
     "publish-metric": ("hfcap publish-metric cider --repo-id you/cider --dry-run",),
     "data coco": ("hfcap data coco --root coco",),
-    "data inspect": ("hfcap data inspect images",),
+    "data inspect": (
+        "hfcap data inspect images",
+        "hfcap data inspect export.csv --image-column photo --caption-columns alt_text",
+    ),
     "features list": ("hfcap features list",),
     "features prune": ("hfcap features prune --older-than 30",),
 }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hfcap import registry
-from hfcap.data.dataset_counts import MAX_ROWS_OF_HUB, MAX_ROWS_ON_DISK, count_rows
 from hfcap.data.image_files import folder_images
+from hfcap.data.images import FileImage
+from hfcap.data.inspection_report import N_EXAMPLES, Inspection
 from hfcap.data.source import NoSuchSplitError, Source, Split
 from hfcap.data.sources import folder as folder_source
 from hfcap.data.sources import hub as hub_source
@@ -27,101 +25,61 @@ from hfcap.data.tables.options import TableOptions
 from hfcap.data.tables.reading import PARQUET_SUFFIXES, TABLE_SUFFIXES, TableForm, read_rows
 from hfcap.data.tables.sidecars import caption_in_name
 from hfcap.data.traps import caption_traps, repeated_in_images
+from hfcap.data.web.dataset_counts import MAX_ROWS_OF_HUB, MAX_ROWS_ON_DISK, count_rows
 from hfcap.data.web.hub_columns import find_columns
 from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.schema import CaptionedImage
 from hfcap.text import counted
 
-N_EXAMPLES = 3
 _ROLES: tuple[Split, ...] = ("train", "validation", "test")
-_SHOWN = 100
-_CAPTIONS_SHOWN = 5
 _FEW_WORDS = 2.0
 _ROWS_LOOKED_AT = 200
 
 
-@dataclass
-class Inspection:
-    """What was found.
-
-    Attributes:
-        what: the kind of data, as a sentence.
-        block: the recipe's `data` block.
-        splits: name -> (images, captions).
-        drawn: the splits are not in the data, but drawn by the shares.
-        examples: name of an image and its captions.
-        left_out: what is there and not read.
-        notes: what to know, one sentence each.
-    """
-
-    what: str
-    block: dict[str, Any]
-    splits: dict[str, tuple[int, int]] = field(default_factory=dict)
-    drawn: bool = False
-    examples: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def inspect_data(text: str, layout: str | None = None) -> Inspection:
+def inspect_data(text: str, layout: str | None = None, keys: Mapping[str, Any] | None = None) -> Inspection:
     """Look at a folder, a file, or a dataset of the Hub.
 
     Args:
         layout: read a folder as this layout.
+        keys: of the block `data`, for what nobody can guess: `image_column`, `caption_columns`, `images`, ...
 
     Raises:
         UserError: nothing there can be read as images with captions; says what is there.
     """
+    keys = keys or {}
     path = Path(text).expanduser()
     if path.is_dir() and not hub_source.is_saved_dataset(path):
-        return _inspect_folder(text, path, layout)
+        return _inspect_folder(text, path, layout, keys)
     if layout is not None:
         raise UserError(f"{text}: --layout says how a folder is read; leave it out")
     if path.is_file() and path.suffix.lower() != ".arrow":
-        return _inspect_file(text, path)
-    return _inspect_dataset(text)
+        return _inspect_file(text, path, keys)
+    return _inspect_dataset(text, keys)
 
 
-def report(inspection: Inspection) -> str:
-    """Return what was found as text for a terminal, the block to paste at its end."""
-    lines = [inspection.what]
-    for name, (n_images, n_captions) in inspection.splits.items():
-        captions = f", {counted(n_captions, 'caption')}" if n_captions else ""
-        images = counted(n_images, "image") if n_images else "number of images unknown"
-        lines.append(f"{'drawn ' if inspection.drawn else ''}split {name}: {images}{captions}")
-    lines += [f"left out: {reason}" for reason in inspection.left_out]
-    lines += [f"note: {note}" for note in inspection.notes]
-    for name, of_image in inspection.examples:
-        lines.append(f"example: {name}")
-        lines += [f"    {_shortened(caption)}" for caption in of_image[:_CAPTIONS_SHOWN]]
-        if len(of_image) > _CAPTIONS_SHOWN:
-            lines.append(f"    and {len(of_image) - _CAPTIONS_SHOWN:,} more")
-    return "\n".join([*lines, "", "in a recipe:", "", block_text(inspection)])
-
-
-def block_text(inspection: Inspection) -> str:
-    """Return the block as YAML."""
-    return yaml.safe_dump({"data": inspection.block}, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def _shortened(caption: str) -> str:
-    return caption if len(caption) <= _SHOWN else f"{caption[:_SHOWN]}..."
+def _block(text: str, source: str, start: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the block of a source, with what the person knows of the data."""
+    known = registry.load("sources", source).REGISTERED.options.model_fields
+    if unknown := [key for key in keys if key not in known]:
+        option = f"--{unknown[0].replace('_', '-')}"
+        raise UserError(f"{text}: source {source} reads it, which has no key {unknown[0]}; leave {option} out")
+    return {"source": source, **start, **keys}
 
 
 # ---- a folder ------------------------------------------------------------------------------------------------------
 
 
-def _inspect_folder(text: str, root: Path, layout: str | None) -> Inspection:
+def _inspect_folder(text: str, root: Path, layout: str | None, keys: Mapping[str, Any]) -> Inspection:
     if (root / "dataset_coco.json").is_file() and any((root / name).is_dir() for name in ("train2014", "train2017")):
-        return Inspection("COCO with Karpathy's split", {"source": "coco", "root": text})
+        return Inspection("COCO with Karpathy's split", _block(text, "coco", {"root": text}, keys))
     if layout is not None:
-        return _as_layout(text, root, layout)
+        return _as_layout(text, root, layout, keys)
     found = layouts_of(root)
     problems = []
     for candidate, _ in found:
         try:
-            inspection = _as_layout(text, root, candidate.name)
+            inspection = _as_layout(text, root, candidate.name, keys)
         except UserError as error:
             problems.append(f"as {candidate.name}: {error}")
             continue
@@ -132,11 +90,11 @@ def _inspect_folder(text: str, root: Path, layout: str | None) -> Inspection:
             )
         return inspection
     if any(root.glob("*.tar")):
-        return _inspect_dataset(text)
+        return _inspect_dataset(text, keys)
     if file := _only_table(root):
-        return _inspect_file(str(Path(text) / file.relative_to(root)), file)
+        return _inspect_file(str(Path(text) / file.relative_to(root)), file, keys)
     if _holds_files(root, (*PARQUET_SUFFIXES, ".arrow", ".tar")):
-        return _inspect_dataset(text)
+        return _inspect_dataset(text, keys)
     raise UserError(_not_understood(text, root, problems))
 
 
@@ -165,15 +123,15 @@ def _not_understood(text: str, root: Path, problems: list[str]) -> str:
     return f"{text}: {counted(len(images), 'image')}, and no captions in a layout that hfcap knows; {remedy}{tried}"
 
 
-def _as_layout(text: str, root: Path, name: str) -> Inspection:
-    block: dict[str, Any] = {"source": "folder", "root": text, "layout": name}
+def _as_layout(text: str, root: Path, name: str, keys: Mapping[str, Any]) -> Inspection:
+    block = _block(text, "folder", {"root": text, "layout": name}, keys)
     layout, tables = folder_source.found_layout(folder_source.FolderOptions(**block))
     options, groups, reader = _read_leniently(folder_source.FolderOptions, block, layout_tables=(layout, tables))
     files = ", ".join(sorted(table.path.name for table in tables if table.path != root)[:N_EXAMPLES])
     inspection = Inspection(
         f"a folder in the layout {layout.name}: {layout.title}" + (f" ({files})" if files else ""), block
     )
-    _fill(inspection, groups, options, reader, root)
+    _fill(inspection, groups, options, reader, root, True)
     return inspection
 
 
@@ -201,10 +159,17 @@ def _read_leniently(
 
 
 def _fill(
-    inspection: Inspection, groups: list[Group], options: TableOptions, reader: EntryReader, root: Path | None
+    inspection: Inspection, groups: list[Group], options: TableOptions, reader: EntryReader, folder: Path, whole: bool
 ) -> None:
+    """Note what was read.
+
+    Args:
+        folder: where the images are.
+        whole: all images in the folder belong to the data.
+    """
     splits = splits_of({group.record.image_id: group.split for group in groups}, options, "inspect")
     inspection.drawn = not any(group.split for group in groups)
+    inspection.look_for([group.record for group in groups], folder)
     images: Counter[str] = Counter()
     captions: Counter[str] = Counter()
     for group in groups:
@@ -217,8 +182,8 @@ def _fill(
     inspection.block.update(_split_keys(list(images)))
     inspection.left_out += reader.left_out.sentences()
     inspection.notes += [*_notes(inspection, reader), *_traps([group.record.captions for group in groups])]
-    if root is not None:
-        found = folder_images(root)
+    if whole:
+        found = folder_images(folder)
         without = len(set(found.found)) - len({group.record.file_name for group in groups})
         if without > 0:
             inspection.left_out.append(f"{counted(without, 'image')} without a caption")
@@ -275,27 +240,39 @@ def _words_of(role: str) -> tuple[str, ...]:
 # ---- a file --------------------------------------------------------------------------------------------------------
 
 
-def _inspect_file(text: str, path: Path) -> Inspection:
+def _inspect_file(text: str, path: Path, keys: Mapping[str, Any]) -> Inspection:
     if path.suffix.lower() not in (*TABLE_SUFFIXES, ".txt"):
         raise UserError(f"{text}: is no table of captions ({' '.join(TABLE_SUFFIXES)}); give the folder of the images")
     if path.suffix.lower() == ".json" and is_coco_format(content := read_json(path, "JSON file")):
-        block: dict[str, Any] = {"source": "coco_json", "captions": text}
-        name = next((str(image.get("file_name", "")) for image in content["images"] if isinstance(image, dict)), "")
-        name = name.replace("\\", "/")
-        if (folder := _folder_with(name, path.parent)) not in (None, path.parent / "images"):
-            block["images"] = str(folder)
-        return _of_source("a file in COCO's caption format", block)
-    block = {"source": "table", "table": text}
+        block = _block(text, "coco_json", {"captions": text}, keys)
+        first = [image for image in content["images"][:_ROWS_LOOKED_AT] if isinstance(image, dict)]
+        names = [str(image.get("file_name", "")).replace("\\", "/") for image in first]
+        name = next((one for one in names if (path.parent / "images" / one).is_file()), names[0] if names else "")
+        found = _folder_with(name, path.parent)
+        if "images" not in keys and found not in (None, path.parent / "images"):
+            block["images"] = str(found)
+        images = Path(block.get("images", path.parent / "images")).expanduser()
+        return _of_source("a file in COCO's caption format", block, images)
+    block = _block(text, "table", {"table": text}, keys)
     rows = [row.cells for _, row in zip(range(_ROWS_LOOKED_AT), read_rows(path, TableForm()), strict=False)]
     if not rows:
         raise UserError(f"{text}: the table has no rows; give another")
-    block.update(_guessed_columns(text, rows))
-    if not folder_images(path.parent).found and folder_images(path.parent.parent).found:
-        block["images"] = str(path.parent.parent)
+    block.update(_guessed_columns(text, rows, keys))
     options, groups, reader = _read_leniently(table_source.TableSourceOptions, block)
+    if "images" not in keys and (folder := _other_folder(groups, path.parent)):
+        block["images"] = str(folder)
+        options, groups, reader = _read_leniently(table_source.TableSourceOptions, block)
     inspection = Inspection(f"a table ({path.suffix.lower()[1:]})", block)
-    _fill(inspection, groups, options, reader, None)
+    _fill(inspection, groups, options, reader, Path(block.get("images", path.parent)).expanduser(), False)
     return inspection
+
+
+def _other_folder(groups: Sequence[Group], beside: Path) -> Path | None:
+    """Return where a table's images are if none is next to it."""
+    files = [group.record for group in groups if isinstance(group.record.image, FileImage)]
+    if not files or any(one.image.path.is_file() for one in files if isinstance(one.image, FileImage)):
+        return None
+    return _folder_with(files[0].file_name, beside)
 
 
 def _folder_with(name: str, beside: Path) -> Path | None:
@@ -310,20 +287,26 @@ def _folder_with(name: str, beside: Path) -> Path | None:
     return None
 
 
-def _guessed_columns(text: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _guessed_columns(text: str, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return keys for columns that their names do not tell: captions are the texts with the most words."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    image = image_column(names)
+    image = keys.get("image_column") or image_column(names)
     if image is None:
-        raise UserError(f"{text}: no column names an image (columns: {', '.join(names)}); see data.image_column")
+        raise UserError(
+            f"{text}: no column names an image (columns: {', '.join(names)}); say which one with --image-column "
+            "(in a recipe data.image_column)"
+        )
     found = caption_columns(names)
-    if len(found) == 1 or (found and numbered_alike(found) == found):
+    if "caption_columns" in keys or len(found) == 1 or (found and numbered_alike(found) == found):
         return {}
     candidates = found or [name for name in names if name not in (image, split_column(names))]
     words = {name: _mean_words(row.get(name) for row in rows) for name in candidates}
     best = max(words, key=lambda name: words[name], default=None)
     if best is None or words[best] < _FEW_WORDS:
-        raise UserError(f"{text}: no column holds captions (columns: {', '.join(names)}); see data.caption_columns")
+        raise UserError(
+            f"{text}: no column holds captions (columns: {', '.join(names)}); say which one with --caption-columns "
+            "(in a recipe data.caption_columns)"
+        )
     return {"caption_columns": [best]}
 
 
@@ -335,8 +318,8 @@ def _mean_words(values: Any) -> float:
 # ---- a dataset -----------------------------------------------------------------------------------------------------
 
 
-def _inspect_dataset(text: str) -> Inspection:
-    block: dict[str, Any] = {"source": "hub", "dataset": text}
+def _inspect_dataset(text: str, keys: Mapping[str, Any]) -> Inspection:
+    block = _block(text, "hub", {"dataset": text}, keys)
     options = hub_source.HubOptions(**block)
     local = Path(text).expanduser().exists()
     splits = hub_source.open_splits(options, streaming=not local, remedy="check the spelling, and the network")
@@ -364,7 +347,7 @@ def _inspect_dataset(text: str) -> Inspection:
     return inspection
 
 
-def _of_source(what: str, block: dict[str, Any]) -> Inspection:
+def _of_source(what: str, block: dict[str, Any], folder: Path) -> Inspection:
     """Inspect what a source reads by itself, split by split."""
     source: Source = registry.load("sources", block["source"]).REGISTERED
     inspection = Inspection(what, block)
@@ -373,6 +356,7 @@ def _of_source(what: str, block: dict[str, Any]) -> Inspection:
         records = _records(source, block, role)
         if records:
             captions += [record.captions for record in records]
+            inspection.look_for(records, folder)
             inspection.splits[role] = (len(records), sum(len(record.captions) for record in records))
             inspection.examples += [(one.file_name, one.captions) for one in records[:N_EXAMPLES]]
     inspection.examples = inspection.examples[:N_EXAMPLES]

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from hfcap import registry
-from hfcap.data.inspection import Inspection, block_text, inspect_data, report
+from hfcap.data.inspection import inspect_data
+from hfcap.data.inspection_report import Inspection, block_text, report
 from hfcap.data.source import load_split
 from hfcap.data.sources.folder import FolderOptions
 from hfcap.data.splits import canonical
@@ -74,6 +75,51 @@ def test_a_table_whose_columns_nobody_would_guess(tmp_path: Path) -> None:
     assert inspection.block["caption_columns"] == ["Bildunterschrift"] and inspection.drawn
     assert len(pasted(inspection, "train", "validation", "test")) == 8
     assert inspect_data(str(tmp_path)).block == inspection.block
+
+
+def test_images_that_a_table_names_and_that_are_not_there_are_said_first(tmp_path: Path, hfcap: Hfcap) -> None:
+    names = [f"{number}.jpg" for number in range(8)]
+    for name in names[:3]:
+        write_jpeg(tmp_path / "down" / "photos" / name)
+    photos, table = tmp_path / "down" / "photos", tmp_path / "down" / "tables" / "export.csv"
+    table.parent.mkdir()
+    table.write_text("file,caption\n" + "".join(f"{name},a rose {name}\n" for name in names))
+    outcome = hfcap("data", "inspect", str(table))
+    assert outcome.code == 2
+    missing = f"5 of 8 images are not in {photos}: '3.jpg', '4.jpg', '5.jpg', ..."
+    assert outcome.out.splitlines()[0] == missing and f"images: {photos}" in outcome.out
+    assert f"error: {missing}; add the files" in outcome.err and "--images" in outcome.err
+    for name in names[3:]:
+        write_jpeg(tmp_path / "down" / "photos" / name)
+    outcome = hfcap("data", "inspect", str(table))
+    assert outcome.code == 0 and outcome.out.startswith("a table (csv)")
+    # A folder with metadata and a file of COCO are looked at in the same way.
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "metadata.csv").write_text("file_name,caption\na.jpg,a rose\n")
+    assert inspect_data(str(tmp_path / "own")).missing == ["a.jpg"]
+    coco = write_coco_json(tmp_path / "coco", n_images=6, splits=("train", "val", "test"))
+    next((tmp_path / "coco").rglob("*.jpg")).unlink()
+    assert len(inspect_data(str(coco)).missing) == 1
+
+
+def test_columns_are_named_as_in_a_recipe(tmp_path: Path, hfcap: Hfcap) -> None:
+    for number in range(8):
+        write_jpeg(tmp_path / "pics" / f"{number}.jpg")
+    rows = "".join(f"{n};a red rose {n};{n}.jpg;rot\n" for n in range(8))
+    (tmp_path / "t.csv").write_text("nr;says;pic;color\n" + rows)
+    refused = hfcap("data", "inspect", str(tmp_path / "t.csv"))
+    assert refused.code == 2 and "--image-column" in refused.err and "columns: nr, says, pic, color" in refused.err
+    given = ("--image-column", "pic", "--caption-columns", "says", "--caption-columns", "color")
+    outcome = hfcap("data", "inspect", str(tmp_path), *given)
+    assert outcome.code == 0, outcome.err
+    block = yaml.safe_load(outcome.out[outcome.out.index("data:\n") :])["data"]
+    assert block["image_column"] == "pic" and block["caption_columns"] == ["says", "color"]
+    keys = {"image_column": "pic", "caption_columns": ["says", "color"]}
+    loaded = pasted(inspect_data(str(tmp_path), keys=keys), "train")
+    assert loaded and {one.captions for one in loaded} <= {(f"a red rose {n}", "rot") for n in range(8)}
+    coco = write_coco_json(tmp_path / "coco", n_images=6, splits=("train", "val", "test"))
+    refused = hfcap("data", "inspect", str(coco), "--image-column", "pic")
+    assert refused.code == 2 and "source coco_json reads it, which has no key image_column; leave --im" in refused.err
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from hfcap.data import inspection as inspection_module
 from hfcap.data.images import UnreadableImageError, decode_image
-from hfcap.data.inspection import inspect_data, report
+from hfcap.data.inspection import inspect_data
+from hfcap.data.inspection_report import report
 from hfcap.data.source import load_split
 from hfcap.data.sources.hub import HubOptions, load
 from hfcap.errors import UserError

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hfcap.data.inspection import inspect_data, report
+from hfcap.data.inspection import inspect_data
+from hfcap.data.inspection_report import report
 from hfcap.data.traps import caption_traps, repeated_in_images
 from hfcap.doctor import dataset
 from hfcap.doctor.findings import Findings

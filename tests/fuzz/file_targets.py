@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.data.images import FileImage, decode_image
-from hfcap.data.inspection import inspect_data, report
+from hfcap.data.inspection import inspect_data
+from hfcap.data.inspection_report import report
 from hfcap.data.sources import coco, coco_json, folder
 from hfcap.data.tables.layouts import BY_NAME
 from hfcap.errors import UserError
