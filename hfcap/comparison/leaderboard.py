@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hfcap import registry
+from hfcap.comparison.conditions import check_same_data, metric_conditions, unequal_conditions
 from hfcap.comparison.result import Comparison, Difference
 from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_differences
 from hfcap.comparison.systems import ScorePredictions, System, read_systems
@@ -17,44 +18,8 @@ from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
-from hfcap.metrics.shared.scripts import unspaced_problem
-from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
 from hfcap.metrics.suite import metric_for_statistics
 from hfcap.scoring.verdict import MAIN_METRICS
-
-_DATA_CONDITIONS = {
-    "image_ids_sha256": "different images",
-    "references_sha256": "different human captions",
-}
-
-
-def _differing(systems: Sequence[System], key: str) -> list[System]:
-    """Systems whose condition differs from the first system's."""
-    first = systems[0].report.signature.get(key)
-    return [system for system in systems[1:] if system.report.signature.get(key) != first]
-
-
-def check_same_data(systems: Sequence[System]) -> None:
-    """Refuse systems that were not scored on the same images against the same human captions.
-
-    Raises:
-        UserError: names the two files and what differs.
-    """
-    for key, words in _DATA_CONDITIONS.items():
-        for other in _differing(systems, key):
-            raise UserError(
-                f"{systems[0].path} and {other.path} were scored on {words} ({systems[0].report.n_images:,} and "
-                f"{other.report.n_images:,} images); score both predictions against the same reference file"
-            )
-
-
-def metric_conditions_differ(systems: Sequence[System], metric: str) -> bool:
-    """Whether the metric was computed with other parameters, or on other tokens, in some of the systems."""
-    conditions = [
-        (system.report.signature.get("tokenizer"), system.report.signature.get("metrics", {}).get(metric))
-        for system in systems
-    ]
-    return any(condition != conditions[0] for condition in conditions)
 
 
 def _metrics_of(systems: Sequence[System], warnings: list[str]) -> list[CaptionMetric]:
@@ -146,32 +111,13 @@ def _comparable(
     equal = []
     for metric in metrics:
         having = [system for system in systems if metric.name in system.report.signature.get("metrics", {})]
-        if metric_conditions_differ(having, metric.name):
-            warnings.append(f"{metric.name} was computed under different conditions: its values are NOT comparable")
+        if conditions := metric_conditions(having, metric.name):
+            warnings.append(
+                f"{metric.name} was computed under different conditions: its values are NOT comparable: {conditions}"
+            )
         else:
             equal.append(metric)
     return equal
-
-
-def _unequal_conditions(systems: Sequence[System]) -> list[str]:
-    """What differs between the systems besides the metrics."""
-    found = []
-    decodings = [system.report.signature.get("run", {}).get("decoding") for system in systems]
-    known = [decoding for decoding in decodings if isinstance(decoding, dict)]
-    keys = {key for decoding in known for key in decoding}
-    differing = [key for key in sorted(keys) if any(decoding.get(key) != known[0].get(key) for decoding in known)]
-    if differing:
-        found.append(f"captioned with different settings of generate: {', '.join(differing)}")
-    versions = {str(system.report.signature.get("hfcap")) for system in systems}
-    if len(versions) > 1:
-        found.append(f"scored by different versions of hfcap ({', '.join(sorted(versions))})")
-    by_spaces = [one.report.signature for one in systems if one.report.signature.get("tokenizer") == TOKENIZER_VERSION]
-    languages = {signature.get("unspaced_language"): None for signature in by_spaces}
-    found += [f"the human captions are {unspaced_problem(str(name))}" for name in languages if name is not None]
-    for system in systems:
-        if not system.report.per_image and len(systems) > 1:
-            found.append(f"{system.name}: no per-image values in its score file, so it is not tested")
-    return found
 
 
 def _require_resamples(n_resamples: int) -> None:
@@ -232,7 +178,7 @@ def compare_systems(
     metrics = _metrics_of(systems, warnings)
     outputs = tuple(dict.fromkeys(name for system in systems for name in system.report.metrics))
     equal = _comparable(systems, metrics, warnings)
-    warnings += [*_unequal_conditions(systems), *beaten_by_baselines(systems)]
+    warnings += [*unequal_conditions(systems), *beaten_by_baselines(systems)]
     for message in warnings:
         warn(message)
     directions = _directions(equal)

@@ -91,17 +91,29 @@ def test_intervals_at_another_level_are_computed(scored: Scored) -> None:
 
 
 def test_different_images_are_refused(scored: Scored) -> None:
-    with pytest.raises(UserError, match="different images"):
-        compare([scored("a.json", 0.0), scored("b.json", 0.0, drop=3)])
+    paths = [scored("a.json", 0.0), scored("b.json", 0.0, drop=3)]
+    with pytest.raises(UserError, match="different images") as caught:
+        compare(paths)
+    n_images = [read_scores(path).n_images for path in paths]
+    assert f"({n_images[0]} and {n_images[1]} images; 3 images only in {paths[0]}: '" in str(caught.value)
+    value = json.loads(paths[1].read_text())
+    value["signature"]["split"] = "validation"
+    paths[1].write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"different images \(split \w+ and validation; "):
+        compare(paths)
 
 
 def test_different_references_are_refused(scored: Scored) -> None:
     paths = [scored("a.json", 0.0), scored("b.json", 0.0)]
     value = json.loads(paths[1].read_text())
-    value["signature"]["references_sha256"] = "0"
+    signature = dict(value["signature"])
+    value["signature"] |= {"references_sha256": "0", "references_per_image": [1, 1]}
     paths[1].write_text(json.dumps(value))
-    with pytest.raises(UserError, match="different human captions"):
+    with pytest.raises(UserError, match="different human captions") as caught:
         compare(paths)
+    assert f"{signature['references_per_image']} and [1, 1]; hash {signature['references_sha256']} and 0" in str(
+        caught.value
+    )
 
 
 def test_different_metric_conditions_are_warned_about_and_not_tested(scored: Scored) -> None:
@@ -111,7 +123,9 @@ def test_different_metric_conditions_are_warned_about_and_not_tested(scored: Sco
     paths[1].write_text(json.dumps(value))
     warnings: list[str] = []
     found = compare(paths, n_resamples=300, warn=warnings.append)
-    assert any("cider was computed under different conditions" in message for message in warnings)
+    kept = read_scores(paths[0]).signature["metrics"]["cider"]["document_frequencies"]
+    said = f"values are NOT comparable: document_frequencies {kept} (a) and coco-val (b)"
+    assert [message.endswith(said) for message in warnings] == [True]
     assert "cider" not in found.differences and "cider" not in found.best
     assert "bleu_4" in found.differences
     assert "NOT comparable" in leaderboard_markdown(found)
@@ -207,7 +221,24 @@ def test_other_decoding_is_named(scored: Scored) -> None:
     paths = [scored(f"{number}.json", 0.1 * number, signature=run) for number, run in enumerate(runs)]
     warnings: list[str] = []
     compare(paths, n_resamples=300, warn=warnings.append)
-    assert warnings == ["captioned with different settings of generate: num_beams"]
+    assert warnings == ["captioned with different settings of generate: num_beams 1 (0) and 3 (1)"]
+
+
+def test_other_tokens_and_missing_captions_are_named_with_their_values(scored: Scored, tmp_path: Path) -> None:
+    paths = [scored(f"{name}.json", 0.0) for name in "abcde"]
+    for number, path in enumerate(paths[:4]):
+        value = json.loads(path.read_text())
+        value["signature"] |= {"tokenizer": "other"} if number < 3 else {"images_without_prediction": 2}
+        path.write_text(json.dumps(value))
+    warnings: list[str] = []
+    found = compare(paths, n_resamples=300, warn=warnings.append)
+    tokenizer = read_scores(paths[4]).signature["tokenizer"]
+    assert f"NOT comparable: tokenizer other (a, b, c) and {tokenizer} (d, e)" in warnings[0]
+    assert warnings[-1] == "images without a caption count as empty captions: 0 (a, b, c and 1 more) and 2 (d)"
+    write_leaderboard(found, tmp_path / "out")
+    for name in ("leaderboard.md", "leaderboard.html"):
+        shown = (tmp_path / "out" / name).read_text()
+        assert all(message in shown for message in warnings)
 
 
 def test_a_language_without_spaces_is_named(tmp_path: Path) -> None:
