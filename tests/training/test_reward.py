@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipEncoder, ClipScore, ClipScoreOptions
 from hfcap.metrics.shared.images import DecodedImages
 from hfcap.metrics.shared.languages import tokenizer_of
+from hfcap.metrics.suite import CaptionSuite
 from hfcap.recipe.blocks import Recipe
 from hfcap.recipe.scst import RewardOptions, ScstOptions
 from hfcap.schema import CaptionedImage
@@ -55,6 +57,33 @@ def test_the_end_token_makes_fragments_worthless() -> None:
     assert with_end == pytest.approx(by_hand[0])
 
 
+def test_document_frequencies_are_those_that_the_recipe_names(tmp_path: Path) -> None:
+    """Two images with the frequencies of four have the values that they have among the four."""
+    file = tmp_path / "references.json"
+    file.write_text(json.dumps({photo.image_id: photo.captions for photo in PHOTOS}))
+    candidates, ended = [["a man on a horse", "a dog on a horse"]], np.ones((1, 2), bool)
+    among_all, found, alone = (
+        CaptionReward(photos_, ScstOptions(document_frequencies=source)).scores(["0"], candidates, ended)["cider"]
+        for photos_, source in ((PHOTOS, "corpus"), (PHOTOS[:2], str(file)), (PHOTOS[:2], "corpus"))
+    )
+    assert found == pytest.approx(among_all)
+    assert not np.allclose(alone, among_all)
+
+
+def test_bleu_of_the_reward_has_an_end_only_where_it_is_asked_for() -> None:
+    options = {"reward": RewardOptions(cider=0.0, bleu_4=1.0)}
+    candidates, ended = [["a man rides", "a man rides a brown horse"]], np.ones((1, 2), bool)
+    references = {PHOTOS[0].image_id: PHOTOS[0].captions}
+    for end_token in (False, True):
+        found = CaptionReward(PHOTOS, ScstOptions(**options, end_token=end_token)).scores(["0"], candidates, ended)
+        assert found.keys() == {"reward", "bleu_4"}, "what has no weight is not computed"
+        end = " endofcaption" * end_token  # the end written out as a word of all captions
+        for number, caption in enumerate(candidates[0]):
+            theirs = {key: [f"{text}{end}" for text in texts] for key, texts in references.items()}
+            metric = CaptionSuite(["bleu"]).compute({"0": f"{caption}{end}"}, theirs).values["bleu_4"]
+            assert found["bleu_4"][0, number] == pytest.approx(metric)
+
+
 def test_captions_of_other_languages_are_split_for_the_reward() -> None:
     chinese = photos(("一只狗在草地上", "草地上有狗"), ("两只猫", "两只猫在睡觉"), ("一辆红色的公共汽车", "红色汽车"))
     apart = [replace(photo, captions=tuple(" ".join(text) for text in photo.captions)) for photo in chinese]
@@ -75,6 +104,7 @@ def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:
     image_source = DecodedImages({record.image_id: record.image for record in records}, decode_image)
     ids, candidates = [records[2].image_id, records[0].image_id], [["a red circle", "a dog"], ["a blue square", "x"]]
     values = CaptionReward(records, options, image_source).scores(ids, candidates, np.ones((2, 2), bool))
+    assert values.keys() == {"reward", "clip_score"}, "what has no weight is not computed"
     assert values["reward"] == pytest.approx(2.0 * values["clip_score"])
     for number in range(2):
         captions = {image_id: group[number] for image_id, group in zip(ids, candidates, strict=True)}
@@ -83,6 +113,20 @@ def test_clip_reward_agrees_with_the_metric(tmp_path: Path) -> None:
         alone = metric.statistics(CaptionSet(captions, references))[:, 0]
         # 2.5 times a cosine of float32 vectors, which may lie near 0.
         assert values["clip_score"][:, number] == pytest.approx(alone, rel=0, abs=2e-5)
+
+
+def test_clip_runs_on_the_device_of_the_captioner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoder, records, recipe = clip_images(tmp_path)
+    made: list[tuple[str, str]] = []
+
+    def noted(name: str, device: str) -> Any:
+        made.append((name, device))
+        return encoder
+
+    monkeypatch.setattr("hfcap.training.objectives.reward.ClipEncoder", noted)
+    options = ScstOptions(reward=RewardOptions(clip_score=1.0, clip_model=model))
+    CaptionReward(records, options, RewardImages(records, recipe, OneProcess()), "cuda")
+    assert made == [(model, "cuda")]
 
 
 def clip_images(tmp_path: Path, **data: Any) -> tuple[str, Any, list[CaptionedImage], Recipe]:
