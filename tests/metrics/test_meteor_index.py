@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import multiprocessing
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,33 +15,12 @@ from hfcap.metrics.meteor_parts import index as index_module
 from hfcap.metrics.meteor_parts.hashing import joined, line_hashes, word_hashes, word_shifts
 from hfcap.metrics.meteor_parts.index import MeteorIndex, find_rows, maybe_phrases, open_index
 from hfcap.metrics.meteor_parts.resources import MeteorResources, NonBreakingPrefixes
-
-_TABLE = (
-    ("kite", "paper toy"),
-    ("kite", "toy"),
-    ("lamp", "light"),
-    ("light", "lamp"),
-    ("put off", "delay"),
-    ("zzz", "un été"),
-)
-
-
-def _resources(folder: Path, table: tuple[tuple[str, str], ...] = _TABLE) -> MeteorResources:
-    folder.mkdir(parents=True, exist_ok=True)
-    found = MeteorResources(folder / "meteor-1.5.jar", folder / "paraphrase-en.gz")
-    with zipfile.ZipFile(found.jar, "w") as archive:
-        archive.writestr("function/english.words", "the\na\nof\n")
-        archive.writestr("nonbreaking/english.prefixes", "# titles\nMr\nNo #NUMERIC_ONLY#\n")
-        archive.writestr("synonym/english.synsets", "auto\n00000001\ncar\n00000001 00000002\nwagon\n00000002\n")
-        archive.writestr("synonym/english.exceptions", "car\ncarses\nunlisted\nwagons\n")
-    with gzip.open(found.paraphrases, "wt", encoding="utf-8") as handle:
-        handle.write("".join(f"0.5\n{phrase}\n{other}\n" for phrase, other in table))
-    return found
+from tests.metrics.meteor_resources import TABLE, table_text, write_resources
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> MeteorIndex:
-    return open_index(_resources(tmp_path / "resources"), tmp_path / "cache")
+    return open_index(write_resources(tmp_path / "resources"), tmp_path / "cache")
 
 
 def _partners(index: MeteorIndex, phrase: str) -> list[int]:
@@ -86,7 +63,7 @@ def test_table_keeps_its_order_and_direction(index: MeteorIndex) -> None:
     wanted = find_rows(index.phrases, word_hashes(["paper toy", "toy"])).tolist()
     assert _partners(index, "kite") == wanted
     assert _partners(index, "toy") == []
-    known = word_hashes([phrase for pair in _TABLE for phrase in pair])
+    known = word_hashes([phrase for pair in TABLE for phrase in pair])
     assert maybe_phrases(index, known).all()
     assert find_rows(index.phrases, word_hashes(["nothing like it"])).tolist() == [-1]
 
@@ -130,7 +107,7 @@ def test_without_a_common_word_the_statistics_hold_the_lengths_alone(index: Mete
 
 
 def test_second_use_reads_what_the_first_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resources = _resources(tmp_path / "resources")
+    resources = write_resources(tmp_path / "resources")
     first = open_index(resources, tmp_path / "cache")
     monkeypatch.setattr(index_module, "build_index", lambda *_: pytest.fail("built again"))
     second = open_index(resources, tmp_path / "cache")
@@ -139,14 +116,14 @@ def test_second_use_reads_what_the_first_built(tmp_path: Path, monkeypatch: pyte
 
 
 def test_other_resources_get_another_index(tmp_path: Path) -> None:
-    open_index(_resources(tmp_path / "one"), tmp_path / "cache")
-    other = open_index(_resources(tmp_path / "two", (*_TABLE, ("sun", "star"))), tmp_path / "cache")
+    open_index(write_resources(tmp_path / "one"), tmp_path / "cache")
+    other = open_index(write_resources(tmp_path / "two", table_text((*TABLE, ("sun", "star")))), tmp_path / "cache")
     assert len(_partners(other, "sun")) == 1
     assert len([path for path in (tmp_path / "cache" / "meteor").iterdir() if path.is_dir()]) == 2
 
 
 def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resources, cache = _resources(tmp_path / "resources"), tmp_path / "cache"
+    resources, cache = write_resources(tmp_path / "resources"), tmp_path / "cache"
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -156,7 +133,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(KeyboardInterrupt):
             open_index(resources, cache)
     assert not [path for path in (cache / "meteor").iterdir() if path.is_dir()]
-    assert len(open_index(resources, cache).paraphrases) == len(_TABLE)
+    assert len(open_index(resources, cache).paraphrases) == len(TABLE)
 
 
 def _open_and_score(jar: Path, paraphrases: Path, cache: Path, answers: multiprocessing.Queue[float]) -> None:
@@ -164,7 +141,7 @@ def _open_and_score(jar: Path, paraphrases: Path, cache: Path, answers: multipro
 
 
 def test_processes_share_one_build(tmp_path: Path) -> None:
-    resources = _resources(tmp_path / "resources")
+    resources = write_resources(tmp_path / "resources")
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     arguments = (resources.jar, resources.paraphrases, tmp_path / "cache", answers)
@@ -181,7 +158,7 @@ def test_processes_share_one_build(tmp_path: Path) -> None:
 
 
 def test_damaged_resources_are_named(tmp_path: Path) -> None:
-    resources = _resources(tmp_path / "resources")
+    resources = write_resources(tmp_path / "resources")
     content = resources.paraphrases.read_bytes()
     resources.paraphrases.write_bytes(content[:-20])
     with pytest.raises(WorkError, match="cannot be built"):
@@ -194,7 +171,7 @@ def test_damaged_resources_are_named(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match="HFCAP_CACHE"):
-        open_index(_resources(tmp_path / "resources"), tmp_path / "file")
+        open_index(write_resources(tmp_path / "resources"), tmp_path / "file")
 
 
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,16 +71,17 @@ def test_document_frequencies_are_those_that_the_recipe_names(tmp_path: Path) ->
 
 
 def test_bleu_of_the_reward_has_an_end_only_where_it_is_asked_for() -> None:
-    options = {"reward": RewardOptions(cider=0.0, bleu_4=1.0)}
-    candidates, ended = [["a man rides", "a man rides a brown horse"]], np.ones((1, 2), bool)
-    references = {PHOTOS[0].image_id: PHOTOS[0].captions}
+    reward = RewardOptions(cider=0.0, bleu_4=1.0)
+    candidates, ended = [["a man rides", "a man rides a brown horse", "a man rides"]], np.array([[True, True, False]])
     for end_token in (False, True):
-        found = CaptionReward(PHOTOS, ScstOptions(**options, end_token=end_token)).scores(["0"], candidates, ended)
+        options = ScstOptions(reward=reward, end_token=end_token)
+        found = CaptionReward(PHOTOS, options).scores(["0"], candidates, ended)
         assert found.keys() == {"reward", "bleu_4"}, "what has no weight is not computed"
-        end = " endofcaption" * end_token  # the end written out as a word of all captions
+        end = " endofcaption" * end_token  # the end written out as a word of all captions that have one
+        references = {"0": [f"{text}{end}" for text in PHOTOS[0].captions]}
         for number, caption in enumerate(candidates[0]):
-            theirs = {key: [f"{text}{end}" for text in texts] for key, texts in references.items()}
-            metric = CaptionSuite(["bleu"]).compute({"0": f"{caption}{end}"}, theirs).values["bleu_4"]
+            spelled = f"{caption}{end}" if ended[0, number] else caption
+            metric = CaptionSuite(["bleu"]).compute({"0": spelled}, references).values["bleu_4"]
             assert found["bleu_4"][0, number] == pytest.approx(metric)
 
 
