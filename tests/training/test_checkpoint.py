@@ -6,7 +6,6 @@ import random
 import re
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,58 +26,11 @@ from hfcap.training.checkpoint import (
     prune_checkpoints,
     remove_unfinished,
     restore_schedule,
-    save_checkpoint,
     set_damaged_aside,
 )
 from hfcap.training.optimization import MovingAverage, trained_parameters
 from tests.training.harness import assert_same_tensors
-
-
-class Small(nn.Module):
-    """Trained and frozen weights, buffers that are kept (batch norm's) and one that is not."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.frozen = nn.Linear(3, 4).requires_grad_(False)
-        self.norm = nn.BatchNorm1d(4)
-        self.out = nn.Linear(4, 2)
-        self.register_buffer("computed", torch.rand(2), persistent=False)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.out(self.norm(self.frozen(inputs)))
-
-
-class Training:
-    """A model, its optimiser and average, as the loop hands them to the checkpoint."""
-
-    def __init__(self, seed: int = 0, updates: int = 0) -> None:
-        self.model = Small(seed)
-        self.parameters = trained_parameters(self.model)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.1)
-        self.average = MovingAverage(self.parameters, 0.9)
-        for _ in range(updates):
-            self.model(torch.rand(5, 3)).square().sum().backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.average.update()
-
-    def save(self, folder: Path, progress: Progress, rank: int = 0, world: int = 1) -> Path:
-        progress.average_updates = self.average.updates
-        progress.scheduler = progress.scheduler or {"last_epoch": progress.step, "_step_count": progress.step + 1}
-        save_checkpoint(folder, self.model, self.optimizer, progress, self.average, process(rank, world))
-        return checkpoint_path(folder, progress.step)
-
-    def load(self, path: Path, rank: int = 0, world: int = 1, average: bool = True) -> Progress:
-        kept = self.average if average else None
-        return load_checkpoint(path, self.model, self.optimizer, kept, process(rank, world))
-
-
-def process(rank: int, world: int) -> Any:
-    """What the checkpoint asks of an accelerator."""
-    return SimpleNamespace(
-        process_index=rank, num_processes=world, is_main_process=rank == 0, wait_for_everyone=lambda: None
-    )
+from tests.training.small_training import Training, process
 
 
 def optimizer_state(training: Training) -> dict[str, torch.Tensor]:
@@ -94,7 +46,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     progress = Progress(
         step=12, epoch=2, window=3, images_seen=40, captions_seen=90, train_seconds=1.5, best_value=0.25, best_step=6,
         bad_validations=2, stopped_early=True, unlogged_loss=3.5, unlogged_units=7.0, unlogged_sums={"reward": 0.5},
-        scheduler={"last_epoch": 12, "_step_count": 13}, steps_per_epoch=5, scaler={"scale": 2.0},
+        scheduler={"last_epoch": 12, "_step_count": 13}, steps_per_epoch=5, scaler={"scale": 2.0}, batch_parts=2,
     )  # fmt: skip
     assert all(getattr(progress, f.name) != getattr(Progress(), f.name) for f in fields(Progress) if f.name not in (
         "processes", "average_updates",
@@ -271,15 +223,20 @@ def test_damaged_checkpoints_are_set_aside_from_the_newest_on(
     set_damaged_aside(tmp_path)
     assert checkpoint_steps(tmp_path) == [1, 3, 4]  # the first is neither continued from nor the best
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2
-    assert "step-00000005/model.safetensors: damaged" in said[0] and "the one before, step 4. The damaged" in said[0]
-    assert said[0].endswith("is now damaged-step-00000005, and may be deleted")
-    assert "step-00000002/model.safetensors: damaged" in said[1] and "the best of the checkpoints after it" in said[1]
+    follows = {
+        5: "continuing from the one before, step 4",
+        2: "the best of the checkpoints after it is taken in its place",
+    }
+    assert said == [
+        f"warning: {paths[step] / 'model.safetensors'}: damaged checkpoint (not the content that was written); {what}. "
+        f"The damaged one is now damaged-{paths[step].name}, and may be deleted"
+        for step, what in follows.items()
+    ]
     for step in (3, 4):
         _changed(paths[step] / "model.safetensors")
     set_damaged_aside(tmp_path)
     assert checkpoint_steps(tmp_path) == []
-    assert "there is none before it, so that training begins again" in capsys.readouterr().err.splitlines()[-1]
+    assert "); there is none before it, so that training begins again. The" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_weights_with_or_without_the_average(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from hfcap.captioners.base import Captioner
+from hfcap.data.images import decode_image
 from hfcap.data.loading import CaptionBatch, CaptionItem, Collate, PixelInputs
 from hfcap.data.source import load_split
 from hfcap.errors import WorkError
+from hfcap.metrics.shared.images import DecodedImages
 from hfcap.recipe.loading import RecipeError, load_recipe
 from hfcap.recipe.scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
@@ -109,6 +111,15 @@ def test_gradient_is_that_of_reinforce(captioner_name: str, baseline: Any, tmp_p
 def test_leave_one_out_by_hand() -> None:
     means = leave_one_out_means(np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]]))
     assert means.tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
+
+
+def test_the_reward_is_made_of_what_the_objective_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner, _, records = tiny_batch("vit_gpt2", tmp_path)
+    made: list[Any] = []
+    monkeypatch.setattr("hfcap.training.objectives.self_critical.CaptionReward", lambda *given: made.append(given))
+    options, images, words = ScstOptions(), DecodedImages({}, decode_image), str.upper
+    SelfCritical(captioner, options, records, 3, images, words)
+    assert made == [(records, options, images, "cpu", words)]
 
 
 def test_captions_are_cut_at_the_end_token_and_belong_to_their_image(tmp_path: Path) -> None:
