@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from functools import partial
@@ -236,9 +237,9 @@ def test_other_tokens_and_missing_captions_are_named_with_their_values(scored: S
     assert f"NOT comparable: tokenizer other (a, b, c) and {tokenizer} (d, e)" in warnings[0]
     assert warnings[-1] == "images without a caption count as empty captions: 0 (a, b, c and 1 more) and 2 (d)"
     write_leaderboard(found, tmp_path / "out")
-    for name in ("leaderboard.md", "leaderboard.html"):
-        shown = (tmp_path / "out" / name).read_text()
-        assert all(message in shown for message in warnings)
+    shown = html.unescape((tmp_path / "out" / "leaderboard.html").read_text())
+    assert all(message in shown for message in warnings)
+    assert leaderboard_markdown(found).count("**Warning:**") == len(warnings)
 
 
 def test_a_language_without_spaces_is_named(tmp_path: Path) -> None:
