@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hfcap.api.publishing import push_to_hub
     from hfcap.api.runs import TrainedRun, train
-    from hfcap.api.scores import compare, score
+    from hfcap.api.scores import compare, judge_metrics, score
     from hfcap.captioning.captioner import ImageCaptioner, load_captioner
     from hfcap.comparison.result import Comparison
     from hfcap.data.images import UnreadableImageError
     from hfcap.errors import MissingPackageError, OptionError, StoppedError, UserError, WorkError
+    from hfcap.judgments.agreement import AgreementReport
     from hfcap.publishing.push import PublishResult
     from hfcap.recipe.problems import RecipeError
     from hfcap.schema import Candidate, Caption, ScoreReport
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgreementReport",
     "Candidate",
     "Caption",
     "Comparison",
@@ -39,6 +41,7 @@ __all__ = [
     "UserError",
     "WorkError",
     "compare",
+    "judge_metrics",
     "load_captioner",
     "push_to_hub",
     "score",
@@ -48,11 +51,12 @@ __all__ = [
 _HOMES = {
     "hfcap.api.publishing": ("push_to_hub",),
     "hfcap.api.runs": ("TrainedRun", "train"),
-    "hfcap.api.scores": ("compare", "score"),
+    "hfcap.api.scores": ("compare", "judge_metrics", "score"),
     "hfcap.captioning.captioner": ("ImageCaptioner", "load_captioner"),
     "hfcap.comparison.result": ("Comparison",),
     "hfcap.data.images": ("UnreadableImageError",),
     "hfcap.errors": ("MissingPackageError", "OptionError", "StoppedError", "UserError", "WorkError"),
+    "hfcap.judgments.agreement": ("AgreementReport",),
     "hfcap.publishing.push": ("PublishResult",),
     "hfcap.recipe.problems": ("RecipeError",),
     "hfcap.schema": ("Candidate", "Caption", "ScoreReport"),

@@ -22,6 +22,7 @@ from tests.captioning.conftest import OPTIONS
 from tests.data.http_server import serving
 
 NAMES = [
+    "AgreementReport",
     "Candidate",
     "Caption",
     "Comparison",
@@ -37,6 +38,7 @@ NAMES = [
     "UserError",
     "WorkError",
     "compare",
+    "judge_metrics",
     "load_captioner",
     "push_to_hub",
     "score",

@@ -43,6 +43,7 @@ ORDER = [
     "scoring",
     "search",
     "comparison",
+    "judgments",
     "training",
     "card",
     "publishing",

@@ -16,6 +16,7 @@ from hfcap.schema import Caption, ScoreReport
 
 if TYPE_CHECKING:
     from hfcap.comparison import Comparison, System
+    from hfcap.judgments import AgreementReport
     from hfcap.scoring.score import Predictions, References
 
 PathLike = str | os.PathLike[str]
@@ -137,6 +138,58 @@ def compare(
             human = Path(references) if isinstance(references, str | os.PathLike) else None
             write_leaderboard(comparison, Path(output), references=human, images=source, n_examples=n_examples)
     return PrintableComparison(**vars(comparison))
+
+
+def judge_metrics(
+    dataset: PathLike,
+    *,
+    references: PathLike | Sequence[PathLike] = (),
+    metrics: Sequence[str] | str = DEFAULT_METRICS,
+    document_frequencies: str = "corpus",
+    metric_options: Mapping[str, Mapping[str, Any]] | None = None,
+    language: str = "en",
+    split: str | None = None,
+    config_name: str | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    output: PathLike | None = None,
+    progress: bool = False,
+) -> AgreementReport:
+    """Find out how well metrics agree with human judgments of captions, as `hfcap judge-metrics` does.
+
+    Args:
+        dataset: file, folder or Hub id of judged captions; docs/scoring.md describes the layouts.
+        references: file or files of human captions, for layouts that hold none (FOIL, Composite).
+        metrics, document_frequencies, metric_options, language: of the scoring; see `score`.
+        split, config_name: of a dataset.
+        n_resamples: of the bootstrap over images, at least 100. seed: of it.
+        output: folder for agreement.json and agreement.html.
+        progress: warnings go to the terminal; otherwise to the logger "hfcap".
+
+    Raises:
+        UserError: the judgments cannot be read or do not differ, a metric or option is wrong, or no metric orders them.
+        WorkError: the Hub cannot be reached.
+    """
+    from hfcap.judgments import judge_metrics as judge
+    from hfcap.judgments import read_judgments, write_agreement
+
+    files = [references] if isinstance(references, str | os.PathLike) else references
+    with reported(progress):
+        judgments = read_judgments(
+            os.fspath(dataset), references=[Path(file) for file in files], split=split, config_name=config_name
+        )
+        report = judge(
+            judgments,
+            metrics=_names(metrics),
+            metric_options=metric_options,
+            document_frequencies=document_frequencies,
+            language=language,
+            n_resamples=n_resamples,
+            seed=seed,
+        )
+        if output is not None:
+            write_agreement(report, Path(output))
+    return report
 
 
 def _scorer(

@@ -27,7 +27,7 @@ _STOPPED = 130
 PANELS = {
     "Runs": ("run", "doctor", "train", "status", "plot", "watch", "card", "list", "recipe-schema"),
     "Captions": ("caption", "review", "explain", "demo", "ensemble", "search"),
-    "Scores": ("score", "compare"),
+    "Scores": ("score", "compare", "judge-metrics"),
     "The Hub": ("publish", "verify", "merge", "publish-space", "publish-metric"),
     "Data": ("data", "features"),
 }

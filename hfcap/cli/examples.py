@@ -35,6 +35,10 @@ EXAMPLES = {
         "hfcap compare runs/a runs/b -o comparison --show-images",
         "hfcap compare a.jsonl b.jsonl --references references.json",
     ),
+    "judge-metrics": (
+        "hfcap judge-metrics Flickr8k_text/CrowdFlowerAnnotations.txt --metrics bleu,rouge_l,cider -o agreement",
+        "hfcap judge-metrics foilv1.0_test_2017.json --references captions_val2014.json",
+    ),
     "publish": ("hfcap publish runs/mine --repo-id you/name --dry-run", "hfcap publish runs/mine --repo-id you/name"),
     "verify": ("hfcap verify you/name",),
     "merge": ("hfcap merge runs/mine_lora -o merged",),

@@ -185,3 +185,41 @@ def compare(
     if output is not None:
         write_leaderboard(comparison, output, references=references, images=source, n_examples=examples)
         say(f"Leaderboard: {output / 'leaderboard.html'}")
+
+
+@app.command("judge-metrics")
+def judge_metrics(
+    dataset: Annotated[str, typer.Argument(help="human judgments of captions: file, folder or Hub id")],
+    references: Annotated[
+        list[Path] | None, typer.Option(help="human captions, where the judgments hold none; may be repeated")
+    ] = None,
+    metrics: Metrics = None,
+    document_frequencies: DocumentFrequencies = None,
+    option: MetricOption = None,
+    language: Language = None,
+    output: Annotated[Path | None, output_folder("folder for agreement.json and agreement.html")] = None,
+    split: Annotated[str | None, typer.Option(help="of a dataset; default: test")] = None,
+    config_name: Annotated[str | None, typer.Option(help="configuration (subset) of a dataset on the Hub")] = None,
+    n_resamples: Annotated[int, typer.Option(min=100, help="bootstrap resamples of the images")] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Compare metrics with human judgments: Kendall's tau or accuracy, intervals, paired tests, published values."""
+    from hfcap.judgments import agreement_table
+    from hfcap.scoring.signature import flattened
+
+    report = hfcap.judge_metrics(
+        dataset,
+        references=references or (),
+        **_scoring(metrics, document_frequencies, option),
+        language=language or "en",
+        output=output,
+        split=split,
+        config_name=config_name,
+        n_resamples=n_resamples,
+        seed=seed,
+        progress=True,
+    )
+    console.print(agreement_table(report))
+    say("|".join(f"{key}:{value}" for key, value in flattened(report.signature)))
+    if output is not None:
+        say(f"Agreement: {output / 'agreement.html'}")

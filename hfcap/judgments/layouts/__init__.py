@@ -1,0 +1,1 @@
+"""Readers of human judgments, one file per layout in which they are published."""
