@@ -1,21 +1,12 @@
-"""What the speed benchmarks share: models with random weights, captions, machine, clock, sides in child processes.
+"""Models with random weights of the true size, and captions of COCO's lengths, for the speed benchmarks.
 
-Weights do not change how long a step takes, so random ones do. Each side of a comparison runs in a process of its own,
-which makes its peak memory its own too.
+Weights do not change how long a step takes, so random ones do.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import random
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +31,6 @@ from hfcap.captioners.clip_prefix import ClipPrefix
 from hfcap.captioners.published.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
 from hfcap.captioners.shared.pretrained import new_image_processor
 from hfcap.captioners.vit_gpt2 import VitGpt2
-from hfcap.training.log import peak_memory_bytes
 
 FAMILIES = ("blip", "vit_gpt2", "clip_prefix")
 START, END, PAD = 1, 2, 0
@@ -137,119 +127,3 @@ def prepare_process(threads: int) -> None:
     """The same settings for both sides; hfcap sets flush_denormal in training, and random weights need it as much."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-
-
-def matrix_speed(size: int = 1536, repeats: int = 8) -> float:
-    """GFLOP/s of a float32 matrix product on this machine now: best of `repeats`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    left, right = (torch.randn(size, size, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        float((left @ right)[0, 0])
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e9
-
-
-def machine() -> dict[str, Any]:
-    """Hardware and versions, for the JSON file."""
-    import transformers
-
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-class Clock:
-    """Wall and processor seconds of each piece of work; the first one warms up."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was measured and start now."""
-        self.marks = [(time.perf_counter(), time.process_time())]
-
-    def tick(self) -> None:
-        """A piece of work has ended."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.marks.append((time.perf_counter(), time.process_time()))
-
-    def result(self) -> dict[str, Any]:
-        """Seconds of each piece without the first, and the peak memory of this process."""
-        pairs = list(zip(self.marks[1:-1], self.marks[2:], strict=True))
-        return {
-            "seconds": [after[0] - before[0] for before, after in pairs],
-            "processor_seconds": [after[1] - before[1] for before, after in pairs],
-            "peak_memory_bytes": peak_memory_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        }
-
-
-def in_turns(script: str, arguments: Sequence[str], sides: Sequence[str], rounds: int) -> dict[str, list[Any]]:
-    """Run the sides of a comparison one after the other, `rounds` times, so that all meet the same machine."""
-    runs: dict[str, list[Any]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, found in runs.items():
-            found.append(run_child(script, [*arguments, "--side", side]))
-    return runs
-
-
-def summaries(runs: dict[str, list[Any]], what: str, count: int) -> dict[str, Any]:
-    """Return for each side its medians over all runs, and hfcap's ratios to the other side.
-
-    Args:
-        what: what is counted ("captions"). count: how many of it one measured piece of work has.
-    """
-    found: dict[str, Any] = {}
-    for side, of_side in runs.items():
-        seconds, processor = ([s for run in of_side for s in run[key]] for key in ("seconds", "processor_seconds"))
-        found[side] = {
-            f"{what}_per_second": count / statistics.median(seconds),
-            f"{what}_per_processor_second": count / statistics.median(processor),
-            "peak_memory_bytes": max(run["peak_memory_bytes"] for run in of_side),
-            "runs": of_side,
-        }
-    [other] = set(runs) - {"hfcap"}
-    return found | {
-        f"ratio_{name}": value / found[other][name] for name, value in found["hfcap"].items() if name != "runs"
-    }
-
-
-def benchmark_parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have; `--side` and `--family` are for child processes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["true", "small"], default="true")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--rounds", type=int, default=1, help="how often the two sides take turns")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
-    parser.add_argument("--family", help=argparse.SUPPRESS)
-    return parser
-
-
-def options_for_child(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """Spell these options as arguments of a child process."""
-    return [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
-
-
-def run_child(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run one side in a fresh process and return the JSON object on its last line."""
-    command = [sys.executable, script, *arguments]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if result.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed ({result.returncode}):\n{result.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
-    return found

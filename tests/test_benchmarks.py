@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def _run(tmp_path: Path, script: str, *arguments: str) -> Any:
     output = tmp_path / "result.json"
-    command = [sys.executable, str(ROOT / "scripts" / script), "--size", "small", "--threads", "1", *arguments]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / script),
+        "--size",
+        "small",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+        *arguments,
+    ]
     result = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(output.read_text(encoding="utf-8"))
@@ -36,3 +51,37 @@ def test_training_gives_both_sides_the_same_number_of_captions(tmp_path: Path) -
     [row] = found["rows"]
     assert [run["captions"] for side in ("trainer", "hfcap") for run in row[side]["runs"]] == [10, 10]
     assert row["ratio_peak_memory_bytes"] > 0 and row["ratio_with_encoding_over_5_epochs"] > 0
+    assert 0 < row["share_of_floor"] < 1, "faster than its products and its memory"
+
+
+def _side(seconds: list[float], speeds: list[float]) -> dict[str, Any]:
+    return {"seconds": seconds, "processor_seconds": seconds, "peak_memory_bytes": 8, "matrix_gflops": speeds}
+
+
+@pytest.mark.parametrize(("speed", "text"), [(95.0, "2.00 (1.00 to 3.00)"), (90.0, "machine busy")])
+def test_a_busy_machine_gives_no_ratio(speed: float, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    sides = importlib.import_module("bench_sides")
+    runs = {
+        "plain": [_side([2.0, 2.0], [100.0, speed]), _side([6.0, 6.0], [100.0, 100.0])],
+        "hfcap": [{**_side([2.0, 2.0], [100.0, 100.0]), "floor_seconds": 1.0}, _side([2.0, 2.0], [100.0, 100.0])],
+    }
+    row = sides.summaries(runs, "images", 4)
+    assert sides.ratio_text(row, "ratio_images_per_second", even_if_busy=False) == text
+    assert sides.ratio_text(row, "ratio_images_per_second", even_if_busy=True) == "2.00 (1.00 to 3.00)"
+    assert row["plain"]["images_per_second"] == 1.0 and row["share_of_floor"] == 0.5
+
+
+def test_products_and_attention_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention on a CPU, which torch's own counter leaves out, counts as it does where it is two plain products."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    sides = importlib.import_module("bench_sides")
+    query, key = (torch.randn(2, 4, length, 32, requires_grad=True) for length in (64, 48))
+    counts = []
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        with sdpa_kernel(backend), sides.flop_counter() as counted:
+            torch.nn.functional.scaled_dot_product_attention(query, key, key).sum().backward()
+        counts.append(counted.get_total_flops())
+    # The one kernel computes the weights again in its backward pass: one product more.
+    product = 2 * 2 * 4 * 64 * 48 * 32
+    assert counts == [7 * product, 6 * product]

@@ -1,0 +1,215 @@
+"""Two sides of a comparison in turns, each in its own process: machine, clock, floor, medians, spread.
+
+A process of its own makes the peak memory of a side its own too. Between the sides a matrix product is timed: where its
+speed varies, something else ran, and a ratio of two times says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_models import FAMILIES  # type: ignore[import-not-found]  # next to this script, which runs as a file
+from torch.utils.flop_counter import FlopCounterMode
+
+from hfcap.training.log import peak_memory_bytes
+
+BUSY = 0.1
+"""The machine is busy where the speed of one product varies by more than this share in the course of a comparison."""
+
+
+def matrix_speed(size: int = 1536, repeats: int = 8) -> float:
+    """GFLOP/s of a float32 matrix product on this machine now: best of `repeats`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        float((left @ right)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best / 1e9
+
+
+def copy_speed(megabytes: int = 256, repeats: int = 5) -> float:
+    """GB/s at which this machine reads memory now: a sum over a large tensor, best of `repeats`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values = torch.ones(megabytes * 250_000, device=device)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        float(values.sum())
+        best = min(best, time.perf_counter() - started)
+    return megabytes / 1000 / best
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions, for the JSON file."""
+    import transformers
+
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
+    return {
+        "processor": processor,
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+class Clock:
+    """Wall and processor seconds of each piece of work; the first one warms up."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was measured and start now."""
+        self.marks = [(time.perf_counter(), time.process_time())]
+
+    def tick(self) -> None:
+        """A piece of work has ended."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    def result(self) -> dict[str, Any]:
+        """Seconds of each piece without the first, and the peak memory of this process."""
+        pairs = list(zip(self.marks[1:-1], self.marks[2:], strict=True))
+        return {
+            "seconds": [after[0] - before[0] for before, after in pairs],
+            "processor_seconds": [after[1] - before[1] for before, after in pairs],
+            "peak_memory_bytes": peak_memory_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        }
+
+
+def _attention(query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    batch, heads, length, width = query
+    return int(4 * batch * heads * length * key[-2] * width)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return _attention(query, key) * 5 // 2  # five products of that size, where forward has two
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter of the floating-point operations of products; it lacks attention on a CPU."""
+    of_cpu: dict[Any, Any] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=of_cpu)
+
+
+def in_turns(script: str, arguments: Sequence[str], sides: Sequence[str], rounds: int) -> dict[str, list[Any]]:
+    """Run the sides of a comparison one after the other, `rounds` times, so that all meet the same machine.
+
+    Each run gets `matrix_gflops`: the speed of a product before and after it.
+    """
+    runs: dict[str, list[Any]] = {side: [] for side in sides}
+    speed = matrix_speed()
+    for _ in range(rounds):
+        for side, found in runs.items():
+            run, before = run_child(script, [*arguments, "--side", side]), speed
+            speed = matrix_speed()
+            found.append({**run, "matrix_gflops": [before, speed]})
+    return runs
+
+
+def summaries(runs: dict[str, list[Any]], what: str, count: int) -> dict[str, Any]:
+    """Return for each side its medians over all runs, and hfcap's ratios to the other side.
+
+    Beside them: `ratio_spread`, least and greatest ratio of wall time among the rounds; `quiet`, whether the speed of
+    products stayed the same all the time; and where hfcap's side counted its work, `share_of_floor`.
+
+    Args:
+        what: what is counted ("captions"). count: how many of it one measured piece of work has.
+    """
+    found: dict[str, Any] = {}
+    for side, of_side in runs.items():
+        seconds, processor = ([s for run in of_side for s in run[key]] for key in ("seconds", "processor_seconds"))
+        found[side] = {
+            f"{what}_per_second": count / statistics.median(seconds),
+            f"{what}_per_processor_second": count / statistics.median(processor),
+            "peak_memory_bytes": max(run["peak_memory_bytes"] for run in of_side),
+            "runs": of_side,
+        }
+    [other] = set(runs) - {"hfcap"}
+    ratios = [
+        statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"])
+        for ours, theirs in zip(runs["hfcap"], runs[other], strict=True)
+    ]
+    speeds = [speed for of_side in runs.values() for run in of_side for speed in run["matrix_gflops"]]
+    found["ratio_spread"] = [min(ratios), max(ratios)]
+    found["quiet"] = max(speeds) <= (1 + BUSY) * min(speeds)
+    shares = [
+        run["floor_seconds"] / statistics.median(run["seconds"]) for run in runs["hfcap"] if "floor_seconds" in run
+    ]
+    if shares:
+        found["share_of_floor"] = statistics.median(shares)
+    return found | {
+        f"ratio_{name}": value / found[other][name] for name, value in found["hfcap"].items() if name != "runs"
+    }
+
+
+def ratio_text(row: dict[str, Any], name: str, even_if_busy: bool) -> str:
+    """Return a ratio of `summaries` for the table; none where something else ran."""
+    if not row["quiet"] and not even_if_busy:
+        return "machine busy"
+    least, greatest = row["ratio_spread"]
+    spread = f" ({least:.2f} to {greatest:.2f})" if name.endswith("_per_second") and least < greatest else ""
+    return f"{row[name]:.2f}{spread}"
+
+
+def floor_text(row: dict[str, Any]) -> str:
+    """Return how near hfcap came to its floor."""
+    return f"{row['share_of_floor']:.0%}" if "share_of_floor" in row and row["quiet"] else ""
+
+
+def benchmark_parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks have; `--side` and `--family` are for child processes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["true", "small"], default="true")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--rounds", type=int, default=3, help="how often the two sides take turns")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--even-if-busy",
+        action="store_true",
+        help=f"show ratios although the speed of a product varied by more than {BUSY:.0%} meanwhile",
+    )
+    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
+    parser.add_argument("--family", help=argparse.SUPPRESS)
+    return parser
+
+
+def options_for_child(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Spell these options as arguments of a child process."""
+    return [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+
+
+def run_child(script: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run one side in a fresh process and return the JSON object on its last line."""
+    command = [sys.executable, script, *arguments]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed ({result.returncode}):\n{result.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
