@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hfcap.data.loading import CaptionBatch, CaptionItem, Collate, PixelInputs
 from hfcap.data.source import load_split
 from hfcap.errors import WorkError
 from hfcap.metrics.shared.images import DecodedImages
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.loading import RecipeError, load_recipe
 from hfcap.recipe.scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
@@ -141,6 +143,42 @@ def test_captions_are_cut_at_the_end_token_and_belong_to_their_image(tmp_path: P
     assert asked == [[records[number].image_id for number in (4, 0, 2)]]
 
 
+def test_the_greedy_baseline_takes_the_likeliest_word_each_time(tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(num_samples=4, temperature=0.7), records, 7)
+    shared: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 7}
+    assert objective.greedy == GenerateOptions(**shared)
+    drawn = {"do_sample": True, "top_k": 0, "temperature": 0.7, "num_return_sequences": 4}
+    assert objective.sampling == GenerateOptions(**shared, **drawn)
+    captioner.model.eval()
+    with torch.no_grad():
+        states = captioner.encode(batch.images)
+        found = objective._generated(states, objective.greedy)
+        for image in range(3):
+            words: list[int] = []
+            while len(words) < 7 and captioner.end_token_id not in words:
+                inputs = torch.tensor([[*captioner.start_token_ids(), *words]])
+                row = PackedCaptions(inputs, torch.arange(inputs.shape[1])[None], torch.zeros_like(inputs), inputs)
+                words.append(int(captioner.logits(states[image : image + 1], row)[0, -1].argmax()))
+            ended = captioner.end_token_id in words
+            assert found.tokens[image] == [words[:-1] if ended else words] and found.ended[image, 0] == ended
+
+
+def test_validation_is_the_cross_entropy_of_human_captions(tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(), records, 3).eval()
+    with torch.no_grad():
+        states = captioner.encode(batch.images)
+        expected = -sum(
+            float(log_probability(captioner, states[image : image + 1], tokens, True, 1.0))
+            for image in range(3)
+            for tokens in ([5, 6, 7], [8])
+        )
+        assert float(objective(batch)) == pytest.approx(expected, rel=1e-5)
+    assert objective.seen == [] and objective.sums == {}
+    assert objective.start is None, "without a divergence nobody needs a copy"
+
+
 def test_samples_come_from_the_whole_distribution(tmp_path: Path) -> None:
     """The library's default keeps the 50 likeliest tokens; then the gradient would not be that of the reward."""
     captioner, batch, records = tiny_batch("clip_prefix", tmp_path)
@@ -204,9 +242,16 @@ def test_gradients_reach_every_weight_under_autocast(tmp_path: Path) -> None:
     assert projections and all(gradient is not None and float(gradient.abs().max()) > 0 for gradient in projections)
 
 
-def test_divergence_is_nothing_at_the_start_and_kullback_leibler_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("temperature", "encoded"), [(1.0, False), (0.5, True)])
+def test_divergence_is_nothing_at_the_start_and_kullback_leibler_later(
+    temperature: float, encoded: bool, tmp_path: Path
+) -> None:
     captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
-    objective = Recorder(captioner, ScstOptions(kl_weight=2.0), records, 5, rewards=np.ones((3, 5)))
+    options = ScstOptions(kl_weight=2.0, temperature=temperature)
+    objective = Recorder(captioner, options, records, 5, rewards=np.ones((3, 5)))
+    with torch.no_grad():  # a frozen encoder, whose states are kept, does not move
+        states = captioner.encode(batch.images)
+    batch = replace(batch, images=states, encoded=True) if encoded else batch
     assert abs(float(objective.train()(batch).detach())) < 1e-4  # equal rewards: no advantage, and nothing moved yet
     before = captioner.model.state_dict()
     start = {name: tensor.clone() for name, tensor in before.items()}
@@ -222,8 +267,10 @@ def test_divergence_is_nothing_at_the_start_and_kullback_leibler_later(tmp_path:
         captioner.model.load_state_dict(weights)
         captioner.model.eval()
         with torch.no_grad():
-            states = captioner.encode(batch.images)
-            tables.append([_tables(captioner, states[image : image + 1], samples, image) for image in range(3)])
+            states = batch.images if encoded else captioner.encode(batch.images)
+            tables.append(
+                [_tables(captioner, states[image : image + 1], samples, image, temperature) for image in range(3)]
+            )
     expected = sum(
         float((ours.exp() * (ours - theirs)).sum())
         for image in range(3)
@@ -231,20 +278,59 @@ def test_divergence_is_nothing_at_the_start_and_kullback_leibler_later(tmp_path:
     )
     assert expected > 0.1
     assert loss == pytest.approx(2.0 * expected, rel=1e-3)
+    assert objective.sums["divergence"] == pytest.approx(expected, rel=1e-3)
 
 
-def _tables(captioner: Captioner, states: torch.Tensor, samples: SampledCaptions, image: int) -> list[torch.Tensor]:
+def _tables(
+    captioner: Captioner, states: torch.Tensor, samples: SampledCaptions, image: int, temperature: float
+) -> list[torch.Tensor]:
     """Log-probabilities of the whole vocabulary at each choice of each caption."""
     found = []
     for number, tokens in enumerate(samples.tokens[image]):
         n_choices = len(tokens) + int(samples.ended[image, number])
         inputs = torch.tensor([[*captioner.start_token_ids(), *tokens]])
         row = PackedCaptions(inputs, torch.arange(inputs.shape[1])[None], torch.zeros_like(inputs), inputs)
-        found.append(captioner.logits(states, row)[0, :n_choices].log_softmax(-1))
+        found.append((captioner.logits(states, row)[0, :n_choices] / temperature).log_softmax(-1))
     return found
 
 
+def test_stored_states_are_not_encoded_again(tmp_path: Path) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(num_samples=2), records, 3, rewards=np.ones((3, 2))).train()
+    with torch.no_grad():
+        states = captioner.encode(batch.images)
+    captioner.encode = lambda *_: pytest.fail("encoded again")  # type: ignore[method-assign]
+    loss = objective(replace(batch, images=states, encoded=True))
+    assert float(loss.detach()) == 0.0 and loss.dtype == torch.float32  # equal rewards: no advantage
+
+
 # ---- records and the guard --------------------------------------------------------------------------------------
+
+
+def test_the_log_gets_sums_over_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(num_samples=2), records, 4).train()
+    texts = [["a man on a", "a man"], ["a dog in the", "dogs"], ["", "a cat with a"]]
+    tokens = [[[5, 6, 7, 8], [5, 6]], [[9], [8, 9]], [[], [7, 7, 7]]]
+    ended = np.array([[True, False], [False, False], [True, True]])
+    objective._generated = lambda *_: SampledCaptions(tokens, texts, ended)  # type: ignore[method-assign]
+    rewards = np.array([[0.5, 1.0], [2.0, 0.0], [0.25, 0.25]])
+    objective.reward.scores = lambda *_: {"reward": rewards, "cider": rewards * 2}  # type: ignore[method-assign]
+    clock = iter([10.0, 13.0, 18.0])
+    monkeypatch.setattr("hfcap.training.objectives.self_critical.time.perf_counter", lambda: next(clock))
+    objective(batch)
+    assert objective.sums == {
+        "samples": 6,
+        "advantage": 0.5 + 0.5 + 2.0 + 2.0,
+        "bad_endings": 4,  # one of them has no word
+        "unfinished": 3,
+        "words": 4 + 2 + 1 + 2 + 0 + 3,
+        "sampling_seconds": 3.0,
+        "reward_seconds": 5.0,
+        "reward": 4.0,
+        "cider": 8.0,
+    }
+    assert objective.units(batch) == 6
 
 
 def test_report_gives_means_over_all_processes() -> None:
@@ -259,11 +345,24 @@ def test_report_gives_means_over_all_processes() -> None:
     }
 
 
+def test_report_of_one_sample_and_of_none() -> None:
+    objective: Any = object.__new__(SelfCritical)
+    one = {"samples": 1.0, "reward": 3.0, "sampling_seconds": 0.5, "reward_seconds": 0.25}
+    assert objective.report(one, 1) == {"reward": 3.0, "samples_per_second": 2.0, "rewards_per_second": 4.0}
+    assert objective.report({"samples": 0.0, "reward": 0.0}, 1)["reward"] == 0.0
+
+
 @pytest.mark.parametrize("name", ["bad_endings", "validation_bad_endings"])
-def test_guard_stops_when_captions_end_in_the_middle(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end_token", [True, False])
+def test_guard_stops_when_captions_end_in_the_middle(name: str, end_token: bool, tmp_path: Path) -> None:
     captioner, _, records = tiny_batch("vit_gpt2", tmp_path)
-    objective = SelfCritical(captioner, ScstOptions(max_bad_endings=0.2), records, 3)
+    objective = SelfCritical(captioner, ScstOptions(max_bad_endings=0.2, end_token=end_token), records, 3)
     objective.check({"step": 7, name: 0.2})
     objective.check({"step": 7})
-    with pytest.raises(WorkError, match=r"step 7: 21% of the captions .*scst\.max_bad_endings: 0\.2"):
+    with pytest.raises(WorkError) as caught:
         objective.check({"step": 7, name: 0.21})
+    remedy = "lower train.learning_rate, set scst.kl_weight, or raise the limit"
+    assert str(caught.value) == (
+        "step 7: 21% of the captions end in the middle of a phrase ('a man on a'; scst.max_bad_endings: 0.2); "
+        + (remedy if end_token else "set scst.end_token: true")
+    )
