@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer
 
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import TrainOptions
+from hfcap.recipe.training_blocks import Optimizer
 from hfcap.training.optimization import (
     MovingAverage,
     build_optimizer,
@@ -19,6 +21,7 @@ from hfcap.training.optimization import (
     freeze_parts,
     frozen_modules,
     parameter_groups,
+    require_optimization,
     require_trained_parts,
     set_dropout,
     train_in_float32,
@@ -128,6 +131,76 @@ def test_one_trained_weight_in_half_precision_makes_all_float32(dtype: torch.dty
     captioner.model.double()
     train_in_float32(captioner, chosen)
     assert captioner.model["words"][0].weight.dtype == torch.float64
+
+
+def test_refusals_name_the_key_and_the_way_out() -> None:
+    captioner = two_parts()
+    captioner.model["words"].bfloat16()
+    said = {
+        "float32": "model.dtype: AdamW cannot train bfloat16 weights (words.0.weight), it would round their updates "
+        "away; train adapters alone (the block lora, without modules_to_save), or set dtype: float32 and "
+        "train.mixed_precision",
+        "freeze": "train.freeze: ['vision', 'text'] leaves nothing to train; take a part out of the list",
+        "no dropout": "train.dropout.vision: this part has no dropout layer that is switched on; leave the key out, or "
+        "build the model with dropout (resid_pdrop, hidden_dropout_prob, ... in its configuration)",
+        "not trained": "train.dropout.text: nothing of this part is trained (train.freeze, or LoRA elsewhere), so that "
+        "it has no dropout; leave the key out",
+    }
+    asked = {
+        "float32": lambda: train_in_float32(captioner, "bfloat16"),
+        "freeze": lambda: freeze_parts(captioner, options(freeze=["vision", "text"])),
+        "no dropout": lambda: set_dropout(captioner, options(dropout={"vision": 0.5})),
+        "not trained": lambda: require_trained_parts(captioner, options(dropout={"text": 0.5})),
+    }
+    for name, ask in asked.items():
+        with pytest.raises(UserError) as caught:
+            ask()
+        assert str(caught.value) == said[name]
+
+
+BITSANDBYTES = {
+    "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit",
+    "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+}  # fmt: skip
+"""Optimisers that transformers takes from bitsandbytes."""
+
+
+@pytest.mark.parametrize("name", sorted(get_args(Optimizer)))
+def test_bitsandbytes_is_required_where_transformers_takes_the_optimiser_from_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("hfcap.training.optimization.require_bitsandbytes", lambda *given: asked.append(given))
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda *_: (torch.optim.SGD, {})))
+    device = torch.device("meta")
+    require_optimization(options(optim=name), device)
+    assert asked == ([("train.optim", name, "adamw_torch", device)] if name in BITSANDBYTES else [])
+
+
+def test_what_the_library_says_is_shown_in_one_line_of_bearable_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ValueError("no\n   such" + "x" * 500)
+
+    monkeypatch.setattr("hfcap.training.optimization.get_scheduler", fails)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    with pytest.raises(UserError) as caught:
+        build_scheduler(optimizer, options(lr_scheduler_type="linear"), 10)
+    assert str(caught.value) == f"train.lr_scheduler_kwargs: not what linear takes: no\n   such{'x' * 190}"
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(fails))
+    with pytest.raises(UserError) as caught:
+        build_optimizer(two_parts(), options(optim="sgd"))
+    assert str(caught.value) == f"train.optim: transformers cannot make sgd here: no such{'x' * 293}"
+
+
+def test_the_note_on_the_old_name_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    require_optimization(options(warmup_ratio=0.25), torch.device("cpu"))
+    said = "note: train.warmup_ratio is called warmup_steps: 0.25 since transformers 5\n"
+    assert capsys.readouterr().err == said
 
 
 def test_the_average_follows_every_weight_and_stands_apart() -> None:
