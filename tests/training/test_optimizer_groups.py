@@ -179,6 +179,17 @@ def test_bitsandbytes_is_required_where_transformers_takes_the_optimiser_from_it
     assert asked == ([("train.optim", name, "adamw_torch", device)] if name in BITSANDBYTES else [])
 
 
+def test_what_is_said_of_one_weight_is_its_group_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = two_parts()
+    low = captioner.model["first"].weight
+    given = [{"params": [low], "rank": 2}, {"params": [w for w in captioner.model.parameters() if w is not low]}]
+    found = torch.optim.SGD, {"lr": 0.1, "params": given}
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda *_: found))
+    optimizer = build_optimizer(captioner, options(optim="galore_adamw", optim_target_modules=["first"]))
+    shapes = [([tuple(w.shape) for w in group["params"]], group.get("rank")) for group in optimizer.param_groups]
+    assert shapes == [([(4, 3)], 2), ([(4, 4)], None), ([(4,), (4,)], None), ([(4, 4)], None), ([(4,)], None)]
+
+
 def test_what_the_library_says_is_shown_in_one_line_of_bearable_length(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> Any:
         raise ValueError("no\n   such" + "x" * 500)

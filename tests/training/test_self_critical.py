@@ -14,21 +14,24 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.images import decode_image
 from hfcap.data.loading import CaptionBatch, CaptionItem, Collate, PixelInputs
 from hfcap.data.source import load_split
-from hfcap.errors import WorkError
 from hfcap.metrics.shared.images import DecodedImages
 from hfcap.recipe.blocks import GenerateOptions
-from hfcap.recipe.loading import RecipeError, load_recipe
+from hfcap.recipe.loading import RecipeError, load_recipe, recipe_from_mapping
 from hfcap.recipe.scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.build import build_captioner
 from hfcap.training.objectives.self_critical import SampledCaptions, SelfCritical, leave_one_out_means
 from tests.rounding import assert_equal_to_rounding
-from tests.training.harness import FAMILIES, tiny_recipe
+from tests.training.harness import FAMILIES, recipe_values
 
 
-def tiny_batch(captioner_name: str, folder: Path) -> tuple[Captioner, CaptionBatch, list[CaptionedImage]]:
+def tiny_batch(
+    captioner_name: str, folder: Path, prompt: str = ""
+) -> tuple[Captioner, CaptionBatch, list[CaptionedImage]]:
     """A tiny captioner without dropout and a batch of three images in an order that is not the dataset's."""
-    recipe = tiny_recipe(captioner_name, folder, dropout=0.0)
+    values = recipe_values(captioner_name, folder, dropout=0.0)
+    values["model"] |= {"prompt": prompt} if prompt else {}
+    recipe = recipe_from_mapping(values, "test")
     records = load_split(recipe.data, "train")
     captioner = build_captioner(recipe, records)
     inputs = PixelInputs(records, captioner.image_processor)
@@ -125,7 +128,7 @@ def test_the_reward_is_made_of_what_the_objective_was_given(tmp_path: Path, monk
 
 
 def test_captions_are_cut_at_the_end_token_and_belong_to_their_image(tmp_path: Path) -> None:
-    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    captioner, _, records = tiny_batch("vit_gpt2", tmp_path)
     objective = Recorder(captioner, ScstOptions(num_samples=2), records, 4)
     end, pad, start = captioner.end_token_id, captioner.pad_token_id, captioner.start_token_id
     rows = [[start, 9, 8, end, pad], [start, 9, 8, 7, 6], [start, end, pad, pad, pad], [start, 5, end, pad, pad]]
@@ -135,16 +138,50 @@ def test_captions_are_cut_at_the_end_token_and_belong_to_their_image(tmp_path: P
     assert samples.tokens == [[[9, 8], [9, 8, 7, 6]], [[], [5]]]
     assert samples.ended.tolist() == [[True, False], [True, True]]
     assert samples.texts[1][0] == ""
-    # The rewards are those of the images' own captions, though the batch is in another order than the dataset.
-    asked: list[Any] = []
-    objective.reward.scores = lambda ids, *rest: asked.append(ids) or {"reward": np.zeros((3, 2))}  # type: ignore
-    objective._generated = lambda *_: SampledCaptions([[[5], [6]]] * 3, [["a", "b"]] * 3, np.ones((3, 2), bool))  # type: ignore
-    objective.train()(batch)
-    assert asked == [[records[number].image_id for number in (4, 0, 2)]]
 
 
-def test_the_greedy_baseline_takes_the_likeliest_word_each_time(tmp_path: Path) -> None:
+def test_special_tokens_inside_a_caption_are_no_words_of_it(tmp_path: Path) -> None:
+    captioner, _, records = tiny_batch("blip", tmp_path)
+    objective = Recorder(captioner, ScstOptions(), records, 4)
+    end, start = captioner.end_token_id, captioner.start_token_ids()
+    special = next(token for token in captioner.tokenizer.all_special_ids if token != end)
+    word = next(token for token in range(1000) if token not in captioner.tokenizer.all_special_ids)
+    output = type("Output", (), {"sequences": torch.tensor([[*start, word, special, word, end]])})
+    captioner.generate = lambda *_: output  # type: ignore[method-assign]
+    samples = objective._generated(torch.zeros(1, 1, 1), objective.greedy)
+    assert samples.tokens == [[[word, special, word]]]
+    assert samples.texts == [[captioner.tokenizer.decode([word, word])]]
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+def test_rewards_are_asked_for_the_image_s_own_captions_with_their_ends(baseline: Any, tmp_path: Path) -> None:
+    """Though the batch is in another order than the dataset."""
     captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
+    objective = Recorder(captioner, ScstOptions(num_samples=2, baseline=baseline), records, 4)
+    drawn = SampledCaptions([[[5], [6]]] * 3, [["a", "b"], ["c", "d"], ["e", "f"]], np.eye(3, 2, dtype=bool))
+    likeliest = SampledCaptions([[[7]]] * 3, [["g"], ["h"], ["i"]], np.array([[True], [False], [True]]))
+    asked: list[tuple[Any, ...]] = []
+
+    def scores(*given: Any) -> dict[str, np.ndarray[Any, Any]]:
+        asked.append(given)
+        return {"reward": np.zeros(given[2].shape)}
+
+    objective.reward.scores = scores  # type: ignore[method-assign, assignment]
+    objective._generated = lambda _, options: drawn if options is objective.sampling else likeliest  # type: ignore
+    objective.train()(batch)
+    ids = [records[number].image_id for number in (4, 0, 2)]
+    expected = [drawn] if baseline == "leave_one_out" else [drawn, likeliest]
+    assert [(given[0], given[1], given[2].tolist()) for given in asked] == [
+        (ids, samples.texts, samples.ended.tolist()) for samples in expected
+    ]
+
+
+@pytest.mark.parametrize(("captioner_name", "prompt"), [("vit_gpt2", ""), ("clip_prefix", "a photo of")])
+def test_the_greedy_baseline_takes_the_likeliest_word_each_time(
+    captioner_name: str, prompt: str, tmp_path: Path
+) -> None:
+    captioner, batch, records = tiny_batch(captioner_name, tmp_path, prompt)
+    assert len(captioner.start_token_ids()) > 1 or not prompt
     objective = Recorder(captioner, ScstOptions(num_samples=4, temperature=0.7), records, 7)
     shared: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 7}
     assert objective.greedy == GenerateOptions(**shared)
@@ -302,67 +339,3 @@ def test_stored_states_are_not_encoded_again(tmp_path: Path) -> None:
     captioner.encode = lambda *_: pytest.fail("encoded again")  # type: ignore[method-assign]
     loss = objective(replace(batch, images=states, encoded=True))
     assert float(loss.detach()) == 0.0 and loss.dtype == torch.float32  # equal rewards: no advantage
-
-
-# ---- records and the guard --------------------------------------------------------------------------------------
-
-
-def test_the_log_gets_sums_over_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    captioner, batch, records = tiny_batch("vit_gpt2", tmp_path)
-    objective = Recorder(captioner, ScstOptions(num_samples=2), records, 4).train()
-    texts = [["a man on a", "a man"], ["a dog in the", "dogs"], ["", "a cat with a"]]
-    tokens = [[[5, 6, 7, 8], [5, 6]], [[9], [8, 9]], [[], [7, 7, 7]]]
-    ended = np.array([[True, False], [False, False], [True, True]])
-    objective._generated = lambda *_: SampledCaptions(tokens, texts, ended)  # type: ignore[method-assign]
-    rewards = np.array([[0.5, 1.0], [2.0, 0.0], [0.25, 0.25]])
-    objective.reward.scores = lambda *_: {"reward": rewards, "cider": rewards * 2}  # type: ignore[method-assign]
-    clock = iter([10.0, 13.0, 18.0])
-    monkeypatch.setattr("hfcap.training.objectives.self_critical.time.perf_counter", lambda: next(clock))
-    objective(batch)
-    assert objective.sums == {
-        "samples": 6,
-        "advantage": 0.5 + 0.5 + 2.0 + 2.0,
-        "bad_endings": 4,  # one of them has no word
-        "unfinished": 3,
-        "words": 4 + 2 + 1 + 2 + 0 + 3,
-        "sampling_seconds": 3.0,
-        "reward_seconds": 5.0,
-        "reward": 4.0,
-        "cider": 8.0,
-    }
-    assert objective.units(batch) == 6
-
-
-def test_report_gives_means_over_all_processes() -> None:
-    objective: Any = object.__new__(SelfCritical)
-    sums = {"samples": 40.0, "bad_endings": 4.0, "reward": 30.0, "sampling_seconds": 4.0, "reward_seconds": 2.0}
-    report = objective.report(sums, 2)
-    assert report == {
-        "bad_endings": 0.1,
-        "reward": 0.75,
-        "samples_per_second": 20.0,
-        "rewards_per_second": 40.0,
-    }
-
-
-def test_report_of_one_sample_and_of_none() -> None:
-    objective: Any = object.__new__(SelfCritical)
-    one = {"samples": 1.0, "reward": 3.0, "sampling_seconds": 0.5, "reward_seconds": 0.25}
-    assert objective.report(one, 1) == {"reward": 3.0, "samples_per_second": 2.0, "rewards_per_second": 4.0}
-    assert objective.report({"samples": 0.0, "reward": 0.0}, 1)["reward"] == 0.0
-
-
-@pytest.mark.parametrize("name", ["bad_endings", "validation_bad_endings"])
-@pytest.mark.parametrize("end_token", [True, False])
-def test_guard_stops_when_captions_end_in_the_middle(name: str, end_token: bool, tmp_path: Path) -> None:
-    captioner, _, records = tiny_batch("vit_gpt2", tmp_path)
-    objective = SelfCritical(captioner, ScstOptions(max_bad_endings=0.2, end_token=end_token), records, 3)
-    objective.check({"step": 7, name: 0.2})
-    objective.check({"step": 7})
-    with pytest.raises(WorkError) as caught:
-        objective.check({"step": 7, name: 0.21})
-    remedy = "lower train.learning_rate, set scst.kl_weight, or raise the limit"
-    assert str(caught.value) == (
-        "step 7: 21% of the captions end in the middle of a phrase ('a man on a'; scst.max_bad_endings: 0.2); "
-        + (remedy if end_token else "set scst.end_token: true")
-    )
