@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def as_prediction(record: CaptionedImage, captions: Sequence[GeneratedCaption]) 
         score=captions[0].score,
         candidates=tuple(caption.text for caption in captions),
         cut=captions[0].cut,
+        usage=captions[0].usage,
     )
 
 
@@ -88,6 +89,14 @@ def say_cut(n_cut: int, total: int, limit: int) -> None:
     if n_cut:
         said = f"{n_cut:,} of {total:,} captions were cut at {limit} tokens; raise max_new_tokens"
         error_console.print(said, style="yellow", markup=False, soft_wrap=True)
+
+
+def say_usage(usages: Iterable[dict[str, int] | None]) -> None:
+    """Say how many tokens a server read and wrote, where one counted."""
+    known = [usage for usage in usages if usage]
+    if known:
+        read, written = (sum(usage[name] for usage in known) for name in ("prompt_tokens", "completion_tokens"))
+        error_console.print(f"{read:,} tokens read, {written:,} written by the server", markup=False, soft_wrap=True)
 
 
 def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accelerator: Any) -> None:
@@ -119,8 +128,9 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
             progress.advance(task, len(predictions))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        n_cut = _merge_parts(path, job_name, [record.image_id for record in job.records])
-        say_cut(n_cut, total, job.options.max_new_tokens)
+        rows = _merge_parts(path, job_name, [record.image_id for record in job.records])
+        say_cut(sum(bool(row.get("cut")) for row in rows), total, job.options.max_new_tokens)
+        say_usage(row.get("usage") for row in rows)
     accelerator.wait_for_everyone()
 
 
@@ -132,6 +142,7 @@ def job_fingerprint(captioner: Captioner, job: DecodingJob, images: Any) -> str:
     """
     prompt = captioner.prompt if job.prompt is None else job.prompt
     values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, images]
+    values += [identity] if (identity := captioner.identity()) else []
     digest = hashlib.sha256(json.dumps(values).encode())
     for name, tensor in captioner.model.state_dict().items():
         # A sum of whole numbers: exact on every device, and it reads the weights only once.
@@ -159,8 +170,8 @@ def _finished_row(line: bytes) -> dict[str, Any] | None:
     return row if whole else None
 
 
-def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> int:
-    """Write the whole file in order; return how many captions were cut."""
+def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> list[dict[str, Any]]:
+    """Write the whole file in order; return its rows."""
     parts = sorted(path.parent.glob(f"{glob.escape(path.name)}.part-{job_name}-*"))
     rows = {row["image_id"]: row for part in parts for _, row in read_json_lines(part, "unfinished predictions")}
     missing = [image_id for image_id in order if image_id not in rows]
@@ -168,7 +179,7 @@ def _merge_parts(path: Path, job_name: str, order: Sequence[str]) -> int:
     write_json_lines(path, (rows[image_id] for image_id in order))
     for part in path.parent.glob(f"{glob.escape(path.name)}.part-*"):
         part.unlink()
-    return sum(bool(row.get("cut")) for row in rows.values())
+    return list(rows.values())
 
 
 def read_captions(path: Path) -> dict[str, str]:

@@ -205,6 +205,8 @@ class Prediction:
         candidates: all returned captions, best first (n-best or samples); the first is `caption`.
         review: why a person should look at it, empty where nothing speaks against it; None = it was not examined.
         cut: whether the caption ends at the length limit and not where the captioner ended it.
+        usage: tokens that a server read and wrote for all candidates (prompt_tokens, completion_tokens); None where
+            nobody counts them.
     """
 
     image_id: str
@@ -214,10 +216,11 @@ class Prediction:
     candidates: tuple[str, ...] = ()
     review: str | None = None
     cut: bool = False
+    usage: dict[str, int] | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """Return the JSON object of this prediction; `review` only where it was examined, `cut` only where it is."""
-        row = {
+        """Return the JSON object of this prediction; `review` and `usage` only where known, `cut` only where it is."""
+        row: dict[str, Any] = {
             "image_id": self.image_id,
             "file_name": self.file_name,
             "caption": self.caption,
@@ -225,6 +228,7 @@ class Prediction:
             "candidates": list(self.candidates),
         }
         row |= {"cut": True} if self.cut else {}
+        row |= {} if self.usage is None else {"usage": self.usage}
         return row if self.review is None else {**row, "review": self.review}
 
 
@@ -250,6 +254,7 @@ class Caption:
         candidates: all returned captions, best first; the first is this one.
         image: file name or web address; of an image without one "image N", N counted from 0 in what was given.
         cut: whether the text ends at the length limit (max_new_tokens) and not where the captioner ended it.
+        usage: tokens that a server read and wrote for it (prompt_tokens, completion_tokens); None where none counted.
     """
 
     text: str
@@ -257,6 +262,7 @@ class Caption:
     candidates: tuple[Candidate, ...]
     image: str
     cut: bool = False
+    usage: dict[str, int] | None = None
 
     def __str__(self) -> str:
         return self.text

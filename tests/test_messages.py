@@ -15,7 +15,7 @@ from hfcap.errors import MissingPackageError
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "hfcap").rglob("*.py"))
 
-KINDS = {"UserError", "UnfitColumnsError", "WorkError", "OptionError", "RecipeError", "ValueError"}
+KINDS = {"UserError", "UnfitColumnsError", "WorkError", "OptionError", "RecipeError", "PassingError", "ValueError"}
 SAID_ELSEWHERE = {
     "ChangedError": "the review page says it (review/page.py)",
     "MissingPackageError": "its constructor says what to install",

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap import registry
+from hfcap.captioners.asking.prompts import PromptDefaults
 from hfcap.captioners.facts import BaseModel, CardFacts, GeneratedCaption
 from hfcap.captioners.probe import generated, may_pack
-from hfcap.captioners.prompts import PromptDefaults
 from hfcap.captioners.shared.linear_layers import layers_below
 from hfcap.captioners.shared.metadata import SIDECAR, without_places
 from hfcap.captioners.shared.spaces import close_spaces
@@ -176,6 +176,13 @@ class Captioner(PromptDefaults, ABC):
     def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate what `plain_generate` does in less time; optional, and checked before it is used."""
         raise NotImplementedError
+
+    def check_decoding(self, options: GenerateOptions) -> None:  # most families follow all options
+        """Raise an OptionError for options that this captioner cannot follow, before the first caption."""
+
+    def identity(self) -> str:
+        """Return what captions depend on besides weights, options and prompt; empty where that is all."""
+        return ""
 
     def started_with(self, input_ids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Return start tokens (B, T) that go on with another word (B,) for each image, for the check of generation."""

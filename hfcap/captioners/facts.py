@@ -40,8 +40,10 @@ class GeneratedCaption:
 
     Attributes:
         cut: whether it ends at the length limit (`max_new_tokens`) and not where the model ended it.
+        usage: tokens that a server read and wrote for it (prompt_tokens, completion_tokens); None where none counted.
     """
 
     text: str
     score: float | None
     cut: bool = False
+    usage: dict[str, int] | None = None

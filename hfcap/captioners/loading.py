@@ -37,7 +37,8 @@ def load_captioner(
     """Load a captioner for use.
 
     Args:
-        location: run directory, folder written by hfcap or save_pretrained, adapter folder, or Hub id.
+        location: run directory, folder written by hfcap or save_pretrained, adapter folder, Hub id, or the address of
+            an OpenAI-compatible server.
         merge: fold an adapter into the weights (faster), unless those are stored in 4 or 8 bits; otherwise its layers
             stay separate.
 
@@ -69,12 +70,16 @@ def _loaded(location: str, revision: str | None, trust_remote_code: bool, merge:
 def local_folder(location: str, revision: str | None) -> Path:
     """Return the folder that holds the model: of a run directory, a local folder, or a snapshot from the Hub.
 
+    The address of a server of models stands for a captioner that asks its only model.
+
     Raises:
         UserError: nothing there, a revision of what is no Hub repository, or the Hub does not give it out.
         WorkError: the Hub cannot be reached.
     """
     path = Path(location)
     require_no_revision_of_folder(location, revision)
+    if location.startswith(("http://", "https://")):
+        return Path(registry.load("captioners", "openai_endpoint").REGISTERED.folder_for(location))
     if is_run_directory(location):
         if not RunDirectory(path).model.is_dir():
             raise UserError(f"{location}: this run has no model yet; finish it with: hfcap run {location}/recipe.yaml")

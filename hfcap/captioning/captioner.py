@@ -41,12 +41,13 @@ def load_captioner(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> ImageCaptioner:
-    """Load a captioner for use: a run, a model or adapter folder, or a model of the Hub.
+    """Load a captioner for use: a run, a model or adapter folder, a model of the Hub, or one that a server runs.
 
     Denormal numbers are flushed to zero in this process from then on, as in the command line: they are slow on CPUs.
 
     Args:
-        run: run directory (or what `hfcap.train` returned), folder written by hfcap or save_pretrained, or Hub id.
+        run: run directory (or what `hfcap.train` returned), folder written by hfcap or save_pretrained, Hub id, or
+            address of an OpenAI-compatible server (http://127.0.0.1:8000/v1), whose only model is asked.
         revision: commit, tag or branch of a Hub id.
         trust_remote_code: run code that comes with the model; only if you trust its author.
         device: as torch names it; default: the machine's accelerator (a GPU, a Mac's) if there is one.
@@ -217,4 +218,4 @@ class ImageCaptioner:
 
 def _caption(record: CaptionedImage, found: list[GeneratedCaption]) -> Caption:
     candidates = tuple(Candidate(caption.text, caption.score) for caption in found)
-    return Caption(candidates[0].text, candidates[0].score, candidates, record.file_name, found[0].cut)
+    return Caption(candidates[0].text, candidates[0].score, candidates, record.file_name, found[0].cut, found[0].usage)

@@ -25,7 +25,7 @@ from hfcap.captioning.wording import Wording
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import identity_of
 from hfcap.data.web.image_stream import ImageStream
-from hfcap.decoding import DecodingJob, as_prediction, job_fingerprint
+from hfcap.decoding import DecodingJob, as_prediction, job_fingerprint, say_cut, say_usage
 from hfcap.errors import StoppedError, UserError
 from hfcap.progress import console, error_console, progress_bar
 from hfcap.recipe.blocks import GenerateOptions
@@ -121,6 +121,8 @@ def caption_images(
     unfinished = None if kept is None else PartialOutput(kept, _fingerprint(captioner, job, images, finishing))
     with only_writer(kept):
         predictions = _Captioning(captioner, job, images, unfinished, again, finishing).finish()
+        say_cut(sum(one.cut for one in predictions), len(predictions), job.options.max_new_tokens)
+        say_usage(one.usage for one in predictions)
         finishing.deliver(predictions, images, output)
         if unfinished is not None:
             unfinished.remove()

@@ -101,6 +101,9 @@ def usage_code(
         decoding: further arguments of `generate`, in place of the model's own (`decoding_arguments`).
         only_safetensors: fail rather than fall back to pickles; a card leaves that to transformers.
     """
+    if _notes(model).get("needs_hfcap") == "true":
+        load = f"captioner = hfcap.load_captioner({_quoted(model_id)})"
+        return "\n".join(["import hfcap", "", load, 'print(captioner.caption("photo.jpg"))'])
     decoding = decoding_arguments(model) if decoding is None else decoding
     trust = ", trust_remote_code=True" if has_code else ""
     weights = ", use_safetensors=True" if only_safetensors else ""

@@ -80,7 +80,9 @@ Revision = Annotated[str | None, typer.Option(help="commit, tag or branch of the
 
 @app.command()
 def caption(
-    model: Annotated[str, typer.Argument(help="run directory, model folder, Hub id, or a recipe file")],
+    model: Annotated[
+        str, typer.Argument(help="run directory, model folder, Hub id, address of a server, or a recipe file")
+    ],
     inputs: Inputs = None,
     output: Annotated[Path | None, output_file(_FORMS)] = None,
     sidecar: Sidecar = None,

@@ -122,12 +122,14 @@ class _Examination:
             findings.warning(f"data.{split}_split", problem, recipe.data.to_score_more(split))
         _say("Building the captioner")
         captioner = build_captioner(recipe, train)
-        report.tokens = examine_tokens(recipe, captioner, train, findings)
+        if captioner.tokenizer is not None:
+            report.tokens = examine_tokens(recipe, captioner, train, findings)
         sheet = self.folder / SHEET_FILE
         if captioner.sees_one_image:
             report.pixels = examine_pixels(train, captioner.image_processor, sheet, findings)
         if not captioner.trains_by_gradients:
             return  # no labels, no loss, no training steps
+        assert report.tokens is not None, "what is trained reads tokens"
         if unpublishable := adapter_without_base(recipe):
             findings.warning(*unpublishable)
         make_trainable(captioner, recipe)

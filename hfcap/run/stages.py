@@ -23,7 +23,7 @@ from hfcap.errors import UserError
 from hfcap.failures.system import failures_of_the_system
 from hfcap.files import read_json_object, write_json, write_json_lines
 from hfcap.metrics.shared.caption_files import warn_on_terminal
-from hfcap.progress import console
+from hfcap.progress import console, error_console
 from hfcap.publishing.bases import adapter_without_base, say_of_missing_base
 from hfcap.publishing.push import check_may_publish, publish
 from hfcap.publishing.staging import stage_files
@@ -147,7 +147,15 @@ class Run:
         """Hours of training should not end at what could have been known before."""
         say_of_missing_base(self.recipe)
         if self.recipe.publish.repo_id is not None:
+            if reason := self._never_published:
+                raise UserError(f"publish.repo_id: this captioner cannot be published: {reason}; remove the key")
             check_may_publish(self.recipe.publish.repo_id)
+
+    @property
+    def _never_published(self) -> str | None:
+        """Why captioners of this family cannot be published; None where they can."""
+        family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
+        return family.publishing_limits.get("publish")
 
     def records(self, split: Split) -> list[CaptionedImage]:
         """Checked records of one split."""
@@ -282,6 +290,9 @@ class Run:
 
     def _publish(self, force: bool) -> None:
         if not self.accelerator.is_main_process or adapter_without_base(self.recipe) is not None:
+            return
+        if reason := self._never_published:
+            error_console.print(f"Nothing is packaged for the Hub: {reason}", markup=False, soft_wrap=True)
             return
         trust = self.recipe.model.trust_remote_code
         model = merged_model(self.directory, wanted=self.recipe.publish.merged, trust_remote_code=trust)

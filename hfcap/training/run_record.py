@@ -58,7 +58,10 @@ def describe_start(captioner: Captioner) -> dict[str, str]:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     tokenizer = captioner.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    if tokenizer is None:  # that of a server, which also has the weights
+        words = captioner.identity()
+    else:
+        words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     processor = json.dumps(captioner.image_processor.to_dict(), sort_keys=True, default=str)
     return {
         "weights": digest.hexdigest(),

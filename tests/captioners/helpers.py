@@ -21,7 +21,8 @@ from hfcap.data.packing import pack_captions
 from hfcap.schema import CaptionedImage, PackedCaptions
 from hfcap.training.objectives.token_loss import supervised_loss
 
-ALL_FAMILIES = registry.names("captioners")
+ALL_FAMILIES = [name for name in registry.names("captioners") if name != "openai_endpoint"]
+"""Families whose model is in this process; a served one has tests of its own (test_openai_endpoint*.py)."""
 
 
 def family_class(name: str) -> type[Captioner]:

@@ -8,9 +8,9 @@ from typing import Any, get_args
 import pytest
 from transformers import GenerationConfig
 
+from hfcap.captioners.asking.prompts import CHAT_STYLES, STYLE_TOKENS, Style
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import generation_defaults, load_captioner
-from hfcap.captioners.prompts import CHAT_STYLES, STYLE_TOKENS, Style
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build

@@ -52,14 +52,15 @@ def room_for_caption(captioner: Captioner, prompt: str | None = None) -> Room | 
 
 
 def require_room(captioner: Captioner, options: GenerateOptions, prompt: str | None = None) -> None:
-    """Refuse a captioning in which captions may outgrow the text model, before the first one is written.
+    """Refuse a captioning whose options the captioner cannot follow, or in which captions may outgrow the text model.
 
     Whether one does depends on the image: without this a folder would end half way.
 
     Raises:
-        OptionError: names max_new_tokens, and what would fit.
+        OptionError: names max_new_tokens, and what would fit; or another option.
         UserError: the captioner takes no prompt.
     """
+    captioner.check_decoding(options)
     room = room_for_caption(captioner, prompt)
     if room is None or options.max_new_tokens <= room.new_tokens:
         return

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 from transformers import GenerationConfig
 
+from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.prompts import CHAT_STYLES
 from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize, ImagesOfOwnShape
 from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
@@ -56,7 +56,7 @@ class VlmAdapter(ABC):
     speaks_chat: ClassVar[bool] = False
     """Whether the prompt goes through the processor's chat template, where it has one."""
     styles: ClassVar[Mapping[str, str]] = {}
-    """Style of captions (captioners/prompts.py) -> prompt that asks for it."""
+    """Style of captions (captioners/asking/prompts.py) -> prompt that asks for it."""
     usual_prompt: ClassVar[str] = ""
     """Prompt of a model that nobody saved one with: what its authors ask for captions with."""
 

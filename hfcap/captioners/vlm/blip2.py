@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from hfcap.captioners.prompts import CHAT_STYLES
+from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.shared.pretrained import require_positions
 from hfcap.captioners.vlm.adapter import CHAT_PROMPT, expand
 from hfcap.captioners.vlm.prefix import Prefix

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.prompts import CHAT_STYLES
 from hfcap.captioners.vlm.adapter import CHAT_PROMPT, expand
 from hfcap.captioners.vlm.rows import Rows, accepted
 from hfcap.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from hfcap.captioners.prompts import CHAT_STYLES
+from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.vlm.adapter import CHAT_PROMPT, expand
 from hfcap.captioners.vlm.rows import Rows, accepted
 from hfcap.generation.shared_attention import cache_argument

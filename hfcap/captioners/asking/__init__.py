@@ -1,0 +1,1 @@
+"""What captioners are asked, and what of their answers is a caption."""

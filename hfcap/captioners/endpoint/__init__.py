@@ -1,0 +1,1 @@
+"""Captioners that somebody else runs: the client of an OpenAI-compatible server."""
