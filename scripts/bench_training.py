@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,14 +47,17 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
+from torch.profiler import ProfilerActivity, profile
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfcap import registry
 from hfcap.captioners.adaptation.lora import add_lora
-from hfcap.data.loading import BatchLoader, CaptionDataset, Collate, epoch_batches
+from hfcap.captioners.base import Captioner
+from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, epoch_batches
+from hfcap.data.packing import pack_captions
 from hfcap.files import write_json
 from hfcap.recipe.blocks import LoraOptions, TrainOptions
-from hfcap.training.acceleration import use_cheap_layers
+from hfcap.training.acceleration import compile_layers, use_cheap_layers
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import build_optimizer, freeze_parts, frozen_modules, trained_parameters
 
@@ -84,20 +89,18 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
     family, size = options.family, options.size
     captioner = as_captioner(family, build_model(family, size), size)
     side = image_size(family, size)
-    result: dict[str, Any] = {}
+    accelerator = Accelerator(mixed_precision=options.precision)
+    captioner.model.to(accelerator.device)
+    result: dict[str, Any] = {"loss": _our_loss(captioner, side, accelerator)}
     shape: tuple[int, ...] = (3, side, side)
     if case == "lora":
         add_lora(captioner, LORA)
-        with torch.inference_mode():
-            images = torch.randn(options.images, *shape)
-            shape = tuple(captioner.encode(images[:1]).shape[1:])
-            started = time.perf_counter()
-            captioner.encode(images)
-            result["encode_seconds_per_image"] = (time.perf_counter() - started) / options.images
+        captioner.model.to(accelerator.device)
+        shape, result["encode_seconds_per_image"] = _encoding(captioner, options.images, side, accelerator)
     train = TrainOptions(max_steps=1, per_device_train_batch_size=options.images)
     freeze_parts(captioner, train)
     use_cheap_layers(captioner.model)
-    n_images = options.images * options.accumulation * (options.steps + 2)
+    n_images = options.images * options.accumulation * (options.steps + 5)
     # Enough for length grouping to do what it does in training.
     captions = random_captions(captioner.model, max(n_images, 16 * options.images), K)
     inputs = RandomInputs(len(captions), shape, case == "lora")
@@ -106,8 +109,8 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
     batches = epoch_batches(lengths, options.images, 0, 0)
     loader = BatchLoader(CaptionDataset(inputs, captions, K, 0), collate, 0).load(batches, 0)
 
-    accelerator = Accelerator(mixed_precision=options.precision)
-    captioner.model.to(accelerator.device)
+    if options.compile:
+        compile_layers(captioner.model)
     optimizer = build_optimizer(captioner, train)
     plain = CrossEntropy(captioner, 0.0)
     objective = accelerator.prepare(plain).train()
@@ -130,13 +133,54 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
         result["captions"] = update()
         clock.tick()
     result |= clock.result()
-    if options.precision == "no":
+    if torch.cuda.is_available():
+        result["gpu_busy_share"] = _busy_share(update)
+    if options.precision == "no" and not options.compile:
         with flop_counter() as counted:
             update()
         # AdamW reads weights, gradients and two averages, and writes all but the gradients.
         moved = 7 * sum(weight.numel() * weight.element_size() for weight in parameters)
         result["floor_seconds"] = counted.get_total_flops() / matrix_speed() / 1e9 + moved / copy_speed() / 1e9
     return result
+
+
+@torch.inference_mode()
+def _encoding(captioner: Captioner, count: int, side: int, accelerator: Accelerator) -> tuple[tuple[int, ...], float]:
+    """Return the shape of an image's states and the seconds for one image, among `count` at once."""
+    images = torch.randn(count, 3, side, side, device=accelerator.device)
+    clock = Clock()
+    with accelerator.autocast():
+        for _ in range(2):
+            states = captioner.encode(images)
+            clock.tick()
+    return tuple(states.shape[1:]), clock.result()["seconds"][0] / count
+
+
+def _same_batch(model: Any, side: int) -> tuple[torch.Tensor, list[list[list[int]]]]:
+    """Return the images and captions whose loss both sides tell: the same weights must give the same."""
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(7))
+    return pixels, random_captions(model, 2, K, seed=7)
+
+
+@torch.inference_mode()
+def _our_loss(captioner: Captioner, side: int, accelerator: Accelerator) -> float:
+    pixels, captions = _same_batch(captioner.model, side)
+    packed = pack_captions(captions, [START], captioner.end_token_id, captioner.pad_token_id)
+    batch = CaptionBatch(pixels, False, packed, 2 * K).to(accelerator.device)
+    objective = CrossEntropy(captioner, 0.0).eval()
+    with accelerator.autocast():
+        return float(objective(batch)) / objective.units(batch)
+
+
+def _busy_share(update: Callable[[], object], updates: int = 3) -> float:
+    """Share of the time of some updates in which the GPU computed."""
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(updates):
+            update()
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / seconds
 
 
 class TrainerClock(TrainerCallback):
@@ -187,10 +231,30 @@ def row_collate(family: str) -> Any:
     return collate
 
 
+@torch.inference_mode()
+def _their_loss(model: Any, options: argparse.Namespace) -> float:
+    """Mean loss of each caption in a row of its own, by the model's own forward."""
+    pixels, captions = _same_batch(model, image_size(options.family, options.size))
+    collate = row_collate(options.family)
+    rows = [(pixels[image], caption) for image, of_image in enumerate(captions) for caption in of_image]
+    kind = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    total, tokens = 0.0, 0
+    model.eval()
+    for image, caption in rows:
+        made = collate([{"pixel_values": image, "caption": caption}])
+        inputs = {name: value.to(model.device) for name, value in made.items()}
+        with torch.autocast(model.device.type, dtype=kind, enabled=kind is not None):
+            total += float(model(**inputs).loss) * (len(caption) + 1)
+        tokens += len(caption) + 1
+    model.train()
+    return total / tokens
+
+
 def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
     """Train a few updates with transformers' Trainer."""
     family, size = options.family, options.size
-    model = build_model(family, size)
+    model = build_model(family, size).to("cuda" if torch.cuda.is_available() else "cpu")
+    loss = _their_loss(model, options)
     if case == "lora":
         lora = LoraConfig(
             target_modules=registry.load("captioners", family).REGISTERED.lora_target_modules,
@@ -210,6 +274,8 @@ def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
             learning_rate=5e-5,
             max_grad_norm=1.0,
             bf16=options.precision == "bf16",
+            fp16=options.precision == "fp16",
+            use_cpu=not torch.cuda.is_available(),  # it takes bf16 on a CPU only if told
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
@@ -224,7 +290,8 @@ def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
             callbacks=[TrainerClock(clock)],
         )
         trainer.train()
-    return {**clock.result(), "captions": arguments.train_batch_size * arguments.gradient_accumulation_steps}
+    captions_per_update = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    return {**clock.result(), "captions": captions_per_update, "loss": loss}
 
 
 def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, Any]:
@@ -232,10 +299,14 @@ def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, An
     images = options.images or (2 if case == "full" and family == "blip" else 4)
     common = options_for_child(options, ("size", "threads", "steps", "accumulation", "precision"))
     common += ["--family", family, "--case", case, "--images", str(images)]
+    common += ["--compile"] if options.compile else []
     runs = in_turns(__file__, common, SIDES, options.rounds)
     [captions] = {run["captions"] for of_side in runs.values() for run in of_side}
     row: dict[str, Any] = {"family": family, "case": case, "captions_per_update": captions}
     row |= summaries(runs, "captions", captions)
+    row["loss"] = {side: of_side[0]["loss"] for side, of_side in runs.items()}
+    if "gpu_busy_share" in runs["hfcap"][0]:
+        row["gpu_busy_share"] = statistics.median(run["gpu_busy_share"] for run in runs["hfcap"])
     if case == "lora":
         encode = min(run["encode_seconds_per_image"] for run in runs["hfcap"])
         per_caption = 1 / row["hfcap"]["captions_per_second"] + encode / (K * EPOCHS)
@@ -272,7 +343,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="updates that count, after one that warms up")
     parser.add_argument("--images", type=int, help="images per micro-batch; each brings 5 captions")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per update, on both sides")
-    parser.add_argument("--precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no")
+    parser.add_argument("--compile", action="store_true", help="hfcap's side as with train.torch_compile")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     prepare_process(options.threads)

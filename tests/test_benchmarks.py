@@ -51,7 +51,22 @@ def test_training_gives_both_sides_the_same_number_of_captions(tmp_path: Path) -
     [row] = found["rows"]
     assert [run["captions"] for side in ("trainer", "hfcap") for run in row[side]["runs"]] == [10, 10]
     assert row["ratio_peak_memory_bytes"] > 0 and row["ratio_with_encoding_over_5_epochs"] > 0
+    assert row["loss"]["hfcap"] == pytest.approx(row["loss"]["trainer"], rel=1e-5)
     assert 0 < row["share_of_floor"] < 1, "faster than its products and its memory"
+
+
+def test_the_check_of_a_gpu_ends_on_a_cpu(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--size", "small", "--output", str(output)]
+    only = ["--only", "ViT-GPT2, captions", "fp16"]
+    result = subprocess.run([*command, *only], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    captions, fp16 = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    assert captions["same"] is True and captions["ratio_images_per_second"] > 0
+    if not torch.cuda.is_available():
+        assert fp16 == {"check": "ViT-GPT2, fp16", "not_run": "needs a GPU"}
+    late = subprocess.run([*command, *only, "--minutes", "0"], capture_output=True, text=True, check=False)
+    assert late.returncode == 0 and late.stdout.count("time was over") == 2
 
 
 def _side(seconds: list[float], speeds: list[float]) -> dict[str, Any]:
