@@ -173,10 +173,30 @@ def test_bitsandbytes_is_required_where_transformers_takes_the_optimiser_from_it
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr("hfcap.training.optimization.require_bitsandbytes", lambda *given: asked.append(given))
-    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda *_: (torch.optim.SGD, {})))
+
+    def factory(arguments: Any, model: Any) -> tuple[Any, dict[str, Any]]:
+        assert arguments.optim == name and isinstance(model, nn.Module)
+        return torch.optim.SGD, {}
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(factory))
     device = torch.device("meta")
     require_optimization(options(optim=name), device)
     assert asked == ([("train.optim", name, "adamw_torch", device)] if name in BITSANDBYTES else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("galore_adamw_layerwise", "it steps inside the backward pass, weight by weight"),
+        ("adalomo", "it steps inside the backward pass"),
+        ("schedule_free_sgd", "it keeps weights apart from those that it trains, outside what checkpoints hold"),
+    ],
+)
+def test_optimisers_that_the_loop_cannot_use_are_refused(name: str, reason: str) -> None:
+    given = options().model_copy(update={"optim": name})  # a recipe cannot name them
+    with pytest.raises(UserError) as caught:
+        require_optimization(given, torch.device("cpu"))
+    assert str(caught.value) == f"train.optim: hfcap cannot train with {name}: {reason}; choose another"
 
 
 def test_what_is_said_of_one_weight_is_its_group_s(monkeypatch: pytest.MonkeyPatch) -> None:
