@@ -158,7 +158,9 @@ def test_resources_are_those_of_the_installed_package(tmp_path: Path, monkeypatc
     assert MeteorResources.installed() == MeteorResources(jar, table)
     assert set(asked) == {"pycocoevalcap"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=None))
-    with pytest.raises(MissingPackageError, match=r"^METEOR \(its word lists and paraphrase table\).*pycocoevalcap"):
+    with pytest.raises(
+        MissingPackageError, match=r"^METEOR \(its word lists and paraphrase table\) needs the package 'pycocoevalcap'"
+    ):
         MeteorResources.installed()
 
 
@@ -169,6 +171,18 @@ def test_an_index_that_holds_a_pickle_is_not_read(tmp_path: Path) -> None:
     (folder / "phrases.npy").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="pickle"):
         load_index(folder)
+
+
+def test_the_progress_bar_says_what_takes_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: list[tuple[str, float | None]] = []
+
+    @contextlib.contextmanager
+    def progress_bar() -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(add_task=lambda text, total=None: tasks.append((text, total)), advance=lambda _: None)
+
+    monkeypatch.setattr(index_module, "progress_bar", progress_bar)
+    open_index(write_resources(tmp_path / "resources"), tmp_path / "cache")
+    assert tasks == [("METEOR: building the paraphrase index (once)", None)]
 
 
 def test_who_waited_for_the_index_does_not_build_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
