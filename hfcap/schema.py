@@ -269,6 +269,23 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceScores:
+    """Scores of the images that have one value in a column.
+
+    Attributes:
+        n_images: how many they are.
+        metrics: as in ScoreReport.
+        intervals: bootstrap intervals within the slice.
+        p_values: of the test against all other images, after Holm's correction over all slices and values of the file.
+    """
+
+    n_images: int
+    metrics: dict[str, float | None]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    p_values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreReport:
     """The content of scores/<split>.json.
 
@@ -280,6 +297,8 @@ class ScoreReport:
         statistics: metric name -> one row of sufficient statistics per image, in the order of `per_image`, for
             metrics that are not the mean of their per-image values (BLEU, METEOR): what resampling needs.
         predictions_sha256: which captions were scored; None in files of earlier versions.
+        groups: column -> image id -> value, of the columns that scores are told apart by.
+        slices: column -> value -> scores of the images that have it.
     """
 
     split: str
@@ -291,3 +310,5 @@ class ScoreReport:
     statistics: dict[str, list[list[float]]] = field(default_factory=dict)
     predictions_sha256: str | None = None
     schema_version: int = 1
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)
+    slices: dict[str, dict[str, SliceScores]] = field(default_factory=dict)

@@ -38,6 +38,7 @@ def score(
     n_resamples: int = 1000,
     seed: int = 0,
     allow_missing: bool = False,
+    by: Sequence[str] | str = (),
     output: PathLike | None = None,
     progress: bool = False,
 ) -> ScoreReport:
@@ -54,6 +55,7 @@ def score(
         split: which images of a reference file with splits.
         n_resamples: bootstrap resamples of the intervals; 0 = none. seed: of the bootstrap.
         allow_missing: score only the images with a prediction.
+        by: columns of the files whose values are also scored apart, or length, people, counts, colours, relations.
         output: score file to write.
         progress: warnings go to the terminal; otherwise to the logger "hfcap".
 
@@ -75,6 +77,7 @@ def score(
             n_resamples=n_resamples,
             seed=seed,
             allow_missing=allow_missing,
+            by=_names(by),
             output=None if output is None else Path(output),
         )
 

@@ -9,7 +9,8 @@ from hfcap.card.markdown_pieces import count, dataset_link, shown_number
 from hfcap.card.run_facts import RunFacts
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.recipe.blocks import GenerateOptions
-from hfcap.scoring.score_table import METRIC_NAMES, metric_name
+from hfcap.schema import SliceScores
+from hfcap.scoring.score_table import METRIC_NAMES, SLICES_EXPLAINED, metric_name, shown_slice
 from hfcap.scoring.verdict import BASELINE_NAMES, FEW_IMAGES
 
 
@@ -28,6 +29,7 @@ def evaluation(known: RunFacts) -> dict[str, Any] | None:
         "conditions": conditions,
         "table": _score_table(known, metrics),
         "notes": _score_notes(known),
+        "slices": _slices(known),
         "signature": code(signature) if signature else None,
     }
 
@@ -51,6 +53,7 @@ def _target(known: RunFacts) -> dict[str, Any] | None:
         "conditions": Safe("Not scored yet. What the recipe aims at, times 100:"),
         "table": table(["Metric", "Published"], rows, right=1),
         "notes": [Safe(f"Published values: {escape(expect.source)}; measured elsewhere.")],
+        "slices": [],
         "signature": None,
     }
 
@@ -72,6 +75,20 @@ def _score_table(known: RunFacts, metrics: dict[str, Any]) -> Safe:
         row += [shown_number(metric, expected.get(metric))] if expected else []
         rows.append(row)
     return table(columns, rows, right=len(columns) - 1)
+
+
+def _slices(known: RunFacts) -> list[Safe]:
+    """A table for each column that the scores are told apart by, and what the star means."""
+    tables = []
+    for column, values in known.scores.get("slices", {}).items():
+        slices = {value: SliceScores(**found) for value, found in values.items()}
+        outputs = [output for output in METRIC_NAMES if output in next(iter(slices.values())).metrics]
+        rows = [
+            [str(escape(value)), count(found.n_images), *(shown_slice(found, output) for output in outputs)]
+            for value, found in slices.items()
+        ]
+        tables.append(table([str(escape(column)), "Images", *map(metric_name, outputs)], rows, right=len(outputs) + 1))
+    return [*tables, Safe(escape(SLICES_EXPLAINED))] if tables else []
 
 
 def _score_notes(known: RunFacts) -> list[Safe]:

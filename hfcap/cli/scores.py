@@ -21,6 +21,7 @@ from hfcap.cli.common import (
 )
 from hfcap.errors import UserError
 from hfcap.progress import console
+from hfcap.schema import ScoreReport
 
 DEFAULT_METRICS = "bleu,rouge_l,cider"
 
@@ -36,6 +37,13 @@ MetricOption = Annotated[
 Language = Annotated[
     str | None,
     typer.Option(help="of the captions (ISO 639: de, zh, ...), which says how they are split into words; default: en"),
+]
+By = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="also score the images of each value of a column (domain, source, ...) apart; without such a column: "
+        "length, people, counts, colours or relations of the human captions; may be repeated"
+    ),
 ]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="score only the images with a prediction")]
 
@@ -60,7 +68,7 @@ def _refuse_options_of_files(run: Path, of_output: dict[str, object], **of_scori
     """
     refuse_idle(
         "a run is scored as its recipe says: change score.metrics, score.document_frequencies, "
-        "score.metric_options, score.language, score.split, score.n_resamples or score.seed, as in: "
+        "score.metric_options, score.language, score.by, score.split, score.n_resamples or score.seed, as in: "
         f"hfcap run {run} score.n_resamples=500",
         **of_scoring,
     )
@@ -69,6 +77,22 @@ def _refuse_options_of_files(run: Path, of_output: dict[str, object], **of_scori
         "files: hfcap score PREDICTIONS REFERENCES",
         **of_output,
     )
+
+
+def _show(report: ScoreReport, name: str) -> None:
+    """Print what scores mean, their table, their slices and their conditions."""
+    from hfcap.scoring import signature_line
+    from hfcap.scoring.score_table import SLICES_EXPLAINED, score_table, slice_tables
+    from hfcap.scoring.verdict import main_score
+
+    if (main := main_score(report)) is not None:
+        say(f"{main}.")
+    console.print(score_table({name: report}, f"Scores x 100 on {report.n_images:,} images"))
+    for table in slice_tables(report):
+        console.print(table)
+    if report.slices:
+        say(SLICES_EXPLAINED)
+    say(signature_line(report.signature))
 
 
 @app.command()
@@ -86,6 +110,7 @@ def score(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of the bootstrap; default: 0")] = None,
     allow_missing: AllowMissing = False,
+    by: By = None,
     force: Force = False,
     accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -104,15 +129,12 @@ def score(
             split=split,
             n_resamples=n_resamples,
             seed=seed,
+            by=by or None,
         )
         done = execute(str(predictions), None, "score", force, trust_remote_code, accept_changes)
         if done.accelerator.is_main_process:
             done.print_scores()
         return
-    from hfcap.scoring import signature_line
-    from hfcap.scoring.score_table import score_table
-    from hfcap.scoring.verdict import main_score
-
     report = hfcap.score(
         predictions,
         references,
@@ -124,11 +146,9 @@ def score(
         n_resamples=1000 if n_resamples is None else n_resamples,
         seed=seed or 0,
         allow_missing=allow_missing,
+        by=by or (),
     )
-    if (main := main_score(report)) is not None:
-        say(f"{main}.")
-    console.print(score_table({predictions.name: report}, f"Scores x 100 on {report.n_images:,} images"))
-    say(signature_line(report.signature))
+    _show(report, predictions.name)
     if output is not None:
         say(f"Scores: {output}")
 

@@ -11,12 +11,13 @@ import numpy as np
 from hfcap import registry
 from hfcap.comparison.conditions import check_same_data, metric_conditions, unequal_conditions
 from hfcap.comparison.result import Comparison, Difference
-from hfcap.comparison.significance import Pair, PairedDifference, holm, paired_differences
+from hfcap.comparison.significance import Pair, PairedDifference, paired_differences
+from hfcap.comparison.slices import compare_slices
 from hfcap.comparison.systems import ScorePredictions, System, read_systems
 from hfcap.comparison.verdict import beaten_by_baselines
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_values
+from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.suite import metric_for_statistics
 from hfcap.scoring.verdict import MAIN_METRICS
@@ -197,4 +198,5 @@ def compare_systems(
         published=tuple(published.values()),
         warnings=tuple(warnings),
         settings=settings,
+        slices=compare_slices(systems, equal, ranking, directions, settings),
     )

@@ -16,13 +16,15 @@ from hfcap.comparison.rendering import (
     explanation,
     shown_cost,
     shown_number,
+    slice_rows,
+    slices_explanation,
 )
 from hfcap.comparison.result import Comparison
-from hfcap.comparison.verdict import SIGNIFICANT, shown_p, verdict
+from hfcap.comparison.verdict import shown_p, verdict
 from hfcap.data.images import UnreadableImageError
 from hfcap.pages import data_block, render_page, thumbnail
 from hfcap.schema import ImageBytes
-from hfcap.scoring.score_table import metric_name
+from hfcap.scoring.score_table import SIGNIFICANT, metric_name
 from hfcap.scoring.signature import flattened
 
 
@@ -72,6 +74,7 @@ def leaderboard_page(
             if plot.kind == "cost"
         ],
         pairs=[_pair(comparison, pair, inlined, evidence, thumbnails, n_examples) for pair in pairs],
+        slices=_slices(comparison),
         listing=None if listing is None else _listing(comparison, listing, evidence, thumbnails),
         notes=evidence.notes,
         conditions=_conditions(comparison),
@@ -175,6 +178,13 @@ def _costs(comparison: Comparison) -> dict[str, Any] | None:
         for number, system in enumerate(comparison.systems, start=1)
     ]
     return {"titles": [COST_TITLES[key].title for key in keys], "rows": rows} if keys else None
+
+
+def _slices(comparison: Comparison) -> dict[str, Any] | None:
+    if not comparison.slices:
+        return None
+    header, rows = slice_rows(comparison)
+    return {"header": header, "rows": rows, "explanation": slices_explanation(comparison)}
 
 
 def _thumbnail(image: ImageBytes) -> str:

@@ -14,8 +14,8 @@ from hfcap.comparison.by_image import ByImage
 from hfcap.comparison.figures import ACCENT, INK, LINE, MUTED, PAPER, WARM, draw, shortened
 from hfcap.comparison.rendering import COST_TITLES, cost_keys, shown_number
 from hfcap.comparison.result import Comparison
-from hfcap.comparison.verdict import SIGNIFICANT, shown_p
-from hfcap.scoring.score_table import metric_name, scaled
+from hfcap.comparison.verdict import shown_p
+from hfcap.scoring.score_table import SIGNIFICANT, metric_name, scaled
 
 _BINS = 24
 

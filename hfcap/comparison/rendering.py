@@ -11,12 +11,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap.comparison.by_image import ByImage, by_image
-from hfcap.comparison.result import Comparison, Difference
+from hfcap.comparison.result import Comparison, Difference, SliceComparison
 from hfcap.comparison.systems import COSTS
-from hfcap.comparison.verdict import SIGNIFICANT, shown_p, verdict
+from hfcap.comparison.verdict import shown_p, verdict
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.scoring import signature_line
-from hfcap.scoring.score_table import shown_score
+from hfcap.scoring.score_table import SIGNIFICANT, metric_name, shown_score
 from hfcap.text import printable
 
 N_EXAMPLES = 6
@@ -125,6 +125,40 @@ def _difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]
     return ["system", *outputs], rows
 
 
+def slice_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the systems on slices of the images; * = significantly worse than the best there."""
+    header = ["", "images", *(system.name for system in comparison.systems)]
+    rows = [
+        [
+            f"{one.column}: {one.value}",
+            f"{one.n_images:,}",
+            *(_slice_cell(comparison, one, system.name) for system in comparison.systems),
+        ]
+        for one in comparison.slices
+    ]
+    return header, rows
+
+
+def _slice_cell(comparison: Comparison, one: SliceComparison, name: str) -> str:
+    assert comparison.ranking is not None
+    if name not in one.values:
+        return "-"
+    text = shown_number(comparison.ranking, one.values[name])
+    if name in one.intervals:
+        lower, upper = (shown_number(comparison.ranking, bound) for bound in one.intervals[name])
+        text += f" [{lower}, {upper}]"
+    found = one.differences.get(name)
+    return text + ("*" if found is not None and found.corrected_p_value < SIGNIFICANT else "")
+
+
+def slices_explanation(comparison: Comparison) -> str:
+    """Return what the table of slices shows."""
+    return (
+        f"{metric_name(comparison.ranking or '')} on slices of the images; * = worse than the best system "
+        f"on that slice (paired permutation test, p below {SIGNIFICANT} after Holm's correction over all slices)."
+    )
+
+
 def explanation(comparison: Comparison) -> str:
     """Return what the numbers of the tables are."""
     settings = comparison.settings
@@ -162,6 +196,12 @@ def leaderboard_table(comparison: Comparison, with_warnings: bool = True) -> Ren
     if comparison.differences:
         parts.append(_upright(*_difference_rows(comparison), "Difference to the best", set()))
     parts.append(Text(explanation(comparison), style="dim"))
+    if comparison.slices:
+        header, rows = slice_rows(comparison)
+        table = Table(*(Column(Text(printable(name))) for name in header), title="Slices")
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        parts += [table, Text(slices_explanation(comparison), style="dim")]
     return Group(*parts)
 
 
@@ -209,6 +249,9 @@ def leaderboard_markdown(comparison: Comparison) -> str:
             f"Images that the best system, {leader}, wins, ties and loses by their {output}.",
             _markdown_table(*_by_image_rows(comparison, pairs)),
         ]
+    if comparison.slices:
+        parts += ["## Slices", _markdown_table(*slice_rows(comparison))]
+        parts.append(escape(slices_explanation(comparison)))
     signatures = "\n".join(
         f"- {escape(system.name)}: {code(signature_line(system.report.signature), in_table=False)}"
         for system in comparison.systems
@@ -234,6 +277,26 @@ def _by_image_json(pairs: Sequence[ByImage]) -> dict[str, Any] | None:
             }
             for pair in pairs
         ],
+    }
+
+
+def _slice_json(one: SliceComparison) -> dict[str, Any]:
+    return {
+        "column": one.column,
+        "value": one.value,
+        "n_images": one.n_images,
+        "values": one.values,
+        "intervals": one.intervals,
+        "best": one.best,
+        "difference_to_best": {
+            name: {
+                "difference": found.paired.difference,
+                "interval": found.paired.interval,
+                "p_value": found.paired.p_value,
+                "corrected_p_value": found.corrected_p_value,
+            }
+            for name, found in one.differences.items()
+        },
     }
 
 
@@ -273,5 +336,6 @@ def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
             for row in comparison.published
         ],
         "by_image": _by_image_json(by_image(comparison)),
+        "slices": [_slice_json(one) for one in comparison.slices],
         "warnings": list(comparison.warnings),
     }

@@ -23,6 +23,28 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class SliceComparison:
+    """All systems on the images that have one value in a column, by the value that the leaderboard is ordered by.
+
+    Attributes:
+        column: what the images are told apart by.
+        value: what these images have there.
+        n_images: how many they are.
+        values: system name -> value on the slice; intervals: likewise, of the bootstrap within the slice.
+        best: name of the best system here.
+        differences: name of another system -> its difference to the best here; Holm's correction is over all slices.
+    """
+
+    column: str
+    value: str
+    n_images: int
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    best: str
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The result of comparing systems: the rows of a leaderboard, which rendering.py shows.
 
@@ -38,6 +60,7 @@ class Comparison:
         published: target rows of the recipes, each once.
         warnings: everything that makes the comparison less than equal.
         settings: n_resamples, seed, confidence_level.
+        slices: the systems on parts of the images, where the score files tell them apart.
     """
 
     systems: tuple[System, ...]
@@ -51,3 +74,4 @@ class Comparison:
     published: tuple[PublishedRow, ...]
     warnings: tuple[str, ...]
     settings: dict[str, Any]
+    slices: tuple[SliceComparison, ...] = ()

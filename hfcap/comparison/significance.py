@@ -1,4 +1,4 @@
-"""Is one system better than another on the same images? Paired bootstrap, paired permutation test, Holm's correction.
+"""Is one system better than another on the same images? Paired bootstrap and paired permutation test.
 
 Shapes: N images, S statistics, O outputs, R resamples. Both tests resample images, never single captions, and work on
 sums of per-image statistics, so that corpus metrics (BLEU, METEOR) are tested as exactly as means.
@@ -151,14 +151,3 @@ def shown_as_nothing(difference: float, plain: bool) -> bool:
         plain: the value is shown as it is, not x 100.
     """
     return abs(difference) < (_SHOWN_PLAIN if plain else _SHOWN)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple comparisons by Holm's (1979) step-down method, in the given order."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, position in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
-        corrected[position] = largest
-    return corrected

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 
 from hfcap.comparison.result import Comparison
 from hfcap.comparison.systems import System
-from hfcap.scoring.score_table import metric_name, shown_score
+from hfcap.scoring.score_table import SIGNIFICANT, metric_name, shown_score
 from hfcap.scoring.verdict import baseline_problem, main_score
-
-SIGNIFICANT = 0.05
-"""Differences with a smaller p-value after correction are marked."""
 
 
 def shown_p(value: float) -> str:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from hfcap import __version__
 from hfcap.comparison.result import Difference
-from hfcap.comparison.significance import PairedDifference, holm
+from hfcap.comparison.significance import PairedDifference
 from hfcap.data.images import FileImage
 from hfcap.errors import UserError
 from hfcap.judgments.kendall import PairAccuracy, RankAgreement
 from hfcap.judgments.published import KNOWN_SETS, PublishedValue
 from hfcap.judgments.records import Judgments
-from hfcap.metrics.shared.bootstrap import percentile_intervals, resample_weights
+from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resample_weights
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.shared.images import Images, image_files
 from hfcap.metrics.suite import DEFAULT_METRICS, CaptionSuite, checked_metric_names, metric_class

@@ -8,11 +8,11 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from hfcap.comparison.verdict import SIGNIFICANT, shown_p
+from hfcap.comparison.verdict import shown_p
 from hfcap.files import write_json, write_text
 from hfcap.judgments.agreement import AgreementReport, MetricAgreement
 from hfcap.pages import render_page
-from hfcap.scoring.score_table import metric_name
+from hfcap.scoring.score_table import SIGNIFICANT, metric_name
 from hfcap.scoring.signature import flattened
 
 _TITLES = {"tau_b": "tau-b", "tau_c": "tau-c"}

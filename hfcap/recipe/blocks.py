@@ -187,6 +187,11 @@ class ScoreOptions(Block):
     confidence_level: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of the intervals")
     n_resamples: NonNegativeInt = Field(1000, description="bootstrap resamples for the intervals; 0 = no intervals")
     seed: NonNegativeInt = Field(0, description="of the bootstrap")
+    by: list[str] = Field(
+        default_factory=list,
+        description="also score apart: group (of layouts that have groups: nocaps' domains), length, people, counts, "
+        "colours, relations (of the human captions)",
+    )
     baselines: list[Literal["most_frequent_caption", "blank_images"]] = Field(
         default_factory=list, description="also score these, to show what the images contribute"
     )

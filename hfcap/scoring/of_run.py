@@ -13,6 +13,7 @@ from hfcap.metrics.suite import CaptionSuite, metric_class
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
+from hfcap.scoring.columns import groups_by
 from hfcap.scoring.images import images_of_records
 from hfcap.scoring.score import found_language, score_files
 
@@ -52,7 +53,12 @@ class RunScoring:
         if language is None:
             human = {record.image_id: record.captions for record in self.records(score.split)}
             language = found_language(human, lambda message: None)  # scoring says it
-        CaptionSuite(score.metrics, score.document_frequencies, options, language)
+        suite = CaptionSuite(score.metrics, score.document_frequencies, options, language)
+        if score.by:
+            records = self.records(score.split)
+            human = {record.image_id: record.captions for record in records}
+            rows = {record.image_id: {"group": record.group} for record in records}
+            groups_by(score.by, rows, human, suite.tokenizer.words, lambda message: None)
 
     def score(self, names: Sequence[str], signature: Mapping[str, Any]) -> None:
         """Write the score file of each prediction file.
@@ -86,6 +92,7 @@ class RunScoring:
                 n_resamples=options.n_resamples,
                 seed=options.seed,
                 signature=signature,
+                by=options.by,
                 warn=warn,
             )
 

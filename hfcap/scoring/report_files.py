@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text, write_text
 from hfcap.run_directory.records import Signature, check_shape
-from hfcap.schema import ScoreReport
+from hfcap.schema import ScoreReport, SliceScores
 
 _MOST_IMAGES = 2**53
 
@@ -32,6 +33,12 @@ def write_scores(report: ScoreReport, path: Path) -> None:
         "signature": report.signature,
         "predictions_sha256": report.predictions_sha256,
     }
+    if report.slices:
+        head["slices"] = {
+            column: {value: asdict(scores) for value, scores in found.items()}
+            for column, found in report.slices.items()
+        }
+        head["groups"] = report.groups
     encode = json.JSONEncoder(allow_nan=False).encode
     rows = ",\n".join(f"    {encode(image_id)}: {encode(row)}" for image_id, row in report.per_image.items())
     tables = ",\n".join(
@@ -51,6 +58,41 @@ def _numbers(value: Any, path: Path, key: str) -> dict[str, float | None]:
         if number is not None and not math.isfinite(number):
             raise UserError(f"{path}: {key}.{name} must be finite, not {number!r}")
     return value
+
+
+def _intervals(value: Any, path: Path, key: str) -> dict[str, tuple[float, float]]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key!r} must map names to intervals; is this a score file?")
+    for name, bounds in value.items():
+        if not isinstance(bounds, list) or len(bounds) != 2 or None in bounds:
+            raise UserError(f"{path}: {key}.{name} must be [lower, upper], not {bounds!r}")
+        _numbers(dict(zip(("lower", "upper"), bounds, strict=True)), path, f"{key}.{name}")
+    return {name: (float(bounds[0]), float(bounds[1])) for name, bounds in value.items()}
+
+
+def _groups(value: dict[str, Any], path: Path) -> dict[str, dict[str, str]]:
+    for column, found in value.items():
+        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+            raise UserError(f"{path}: groups.{column} must map image ids to text; score again")
+    return value
+
+
+def _slices(value: Any, path: Path, key: str) -> dict[str, SliceScores]:
+    if not isinstance(value, dict) or not all(isinstance(found, dict) for found in value.values()):
+        raise UserError(f"{path}: {key!r} must map values to scores; score again")
+    slices = {}
+    for name, found in value.items():
+        count = found.get("n_images")
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < _MOST_IMAGES:
+            raise UserError(f"{path}: {key}.{name}.n_images must be a whole number, not {count!r}")
+        p_values = _numbers(found.get("p_values", {}), path, f"{key}.{name}.p_values")
+        slices[name] = SliceScores(
+            count,
+            _numbers(found.get("metrics"), path, f"{key}.{name}.metrics"),
+            _intervals(found.get("intervals", {}), path, f"{key}.{name}.intervals"),
+            {output: number for output, number in p_values.items() if number is not None},
+        )
+    return slices
 
 
 def _check_table(table: Any, n_rows: int, where: str) -> None:
@@ -92,14 +134,11 @@ def read_scores(path: Path) -> ScoreReport:
         raise UserError(f"{path}: not a score file (no 'metrics'); 'hfcap score' makes one")
     if value.get("schema_version") != 1:
         raise UserError(f"{path}: schema_version {value.get('schema_version')!r} is not 1; use a newer hfcap")
-    for key in ("per_image", "intervals", "statistics", "signature"):
+    for key in ("per_image", "intervals", "statistics", "signature", "groups", "slices"):
         if not isinstance(value.setdefault(key, {}), dict):
             raise UserError(f"{path}: {key!r} must be an object, not {value[key]!r}")
     check_shape(value["signature"], f"{path}: signature", Signature)
-    for name, bounds in value["intervals"].items():
-        if not isinstance(bounds, list) or len(bounds) != 2 or None in bounds:
-            raise UserError(f"{path}: intervals.{name} must be [lower, upper], not {bounds!r}")
-        _numbers(dict(zip(("lower", "upper"), bounds, strict=True)), path, f"intervals.{name}")
+    intervals = _intervals(value["intervals"], path, "intervals")
     if not isinstance(value.setdefault("predictions_sha256", None), str | None):
         raise UserError(f"{path}: predictions_sha256 must be text, not {value['predictions_sha256']!r}")
     per_image = value["per_image"]
@@ -116,9 +155,11 @@ def read_scores(path: Path) -> ScoreReport:
         split=str(value.get("split", "all")),
         n_images=value["n_images"],
         metrics=_numbers(value["metrics"], path, "metrics"),
-        intervals={name: (float(bounds[0]), float(bounds[1])) for name, bounds in value["intervals"].items()},
+        intervals=intervals,
         signature=value["signature"],
         per_image={key: _numbers(row, path, f"per_image.{key}") for key, row in per_image.items()},
         statistics=value["statistics"],
         predictions_sha256=value["predictions_sha256"],
+        groups=_groups(value["groups"], path),
+        slices={column: _slices(found, path, f"slices.{column}") for column, found in value["slices"].items()},
     )

@@ -17,6 +17,7 @@ from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_value
 from hfcap.metrics.shared.caption_files import (
     Warn,
     read_file_names,
+    read_image_rows,
     read_predictions,
     read_references,
     warn_on_terminal,
@@ -35,8 +36,10 @@ from hfcap.metrics.suite import (
     number_or_none,
 )
 from hfcap.schema import ScoreReport
+from hfcap.scoring.columns import groups_by
 from hfcap.scoring.report_files import write_scores
 from hfcap.scoring.signature import data_signature, predictions_hash
+from hfcap.scoring.slices import slice_scores
 from hfcap.scoring.verdict import FEW_IMAGES
 
 Predictions = Path | Mapping[str, str]
@@ -172,6 +175,7 @@ def score_files(
     metric_options: Mapping[str, Mapping[str, Any]] | None = None,
     image_source: Images | None = None,
     allow_missing: bool = False,
+    by: Sequence[str] = (),
     warn: Warn = warn_on_terminal,
 ) -> ScoreReport:
     """Score predictions against references, each a file or a mapping, and write the score file if `output` is given.
@@ -187,9 +191,10 @@ def score_files(
         metric_options: metric name -> its options (`options_class` of the metric).
         image_source: for metrics that look at images; in place of their option `images`.
         allow_missing: score only the predicted images where others have no prediction.
+        by: columns of the files, or of `columns.FROM_CAPTIONS`, whose values are also scored apart.
 
     Raises:
-        UserError: a file, metric or argument is wrong, or the files are not about the same images.
+        UserError: a file, metric, column or argument is wrong, or the files are not about the same images.
     """
     _check_bootstrap(confidence_level, n_resamples)
     metrics = checked_metric_names(metrics)
@@ -198,23 +203,37 @@ def score_files(
     suite = CaptionSuite(metrics, document_frequencies, options, language or found_language(human, warn))
     _warn_about_data(predicted, human, suite, warn)
     result = suite.compute(predicted, human)
-    resampled = resampled_values(result.metrics, result.statistics, n_resamples, seed)
+    groups = groups_by(by, _rows_of_images(predictions, references, by), human, suite.tokenizer.words, warn)
+    bootstrap = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
     conditions = {"hfcap": __version__, **data_signature(human, split or "all", n_missing), **result.signature}
-    conditions["bootstrap"] = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
-    conditions |= {"run": dict(signature)} if signature else {}
-    report = ScoreReport(
-        split=split or "all",
-        n_images=len(human),
+    conditions |= {"bootstrap": bootstrap, **({"run": dict(signature)} if signature else {})}
+    report = _report(result, predicted, groups, conditions)
+    if output is not None:
+        write_scores(report, output)
+    return report
+
+
+def _report(
+    result: SuiteResult,
+    predicted: Mapping[str, str],
+    groups: dict[str, dict[str, str]],
+    conditions: dict[str, Any],
+) -> ScoreReport:
+    """Values with intervals, of all images and of each slice."""
+    bootstrap = conditions["bootstrap"]
+    resampled = resampled_values(result.metrics, result.statistics, bootstrap["n_resamples"], bootstrap["seed"])
+    return ScoreReport(
+        split=conditions["split"],
+        n_images=len(predicted),
         metrics=result.values,
-        intervals=percentile_intervals(resampled, confidence_level),
+        intervals=percentile_intervals(resampled, bootstrap["confidence_level"]),
         signature=conditions,
         per_image=_per_image_rows(result),
         statistics=_statistics_rows(result),
         predictions_sha256=predictions_hash(predicted),
+        groups=groups,
+        slices=slice_scores(result, groups, **bootstrap),
     )
-    if output is not None:
-        write_scores(report, output)
-    return report
 
 
 def _with_images(
@@ -237,6 +256,15 @@ def _with_images(
         else:
             options[name]["image_source"] = image_source
     return options
+
+
+def _rows_of_images(predictions: Predictions, references: References, by: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Image id -> what the files say of it, the reference file where both do; nothing where nobody asks."""
+    rows: dict[str, dict[str, Any]] = {}
+    for path in (predictions, references):
+        for image_id, row in (read_image_rows(path) if by and isinstance(path, Path) else {}).items():
+            rows.setdefault(image_id, {}).update(row)
+    return rows
 
 
 def _statistics_rows(result: SuiteResult) -> dict[str, list[list[float]]]:

@@ -9,7 +9,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap import registry
-from hfcap.schema import ScoreReport
+from hfcap.schema import ScoreReport, SliceScores
+from hfcap.text import printable
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1",
@@ -24,6 +25,10 @@ METRIC_NAMES = {
     "ref_clip_score": "RefCLIPScore",
 }
 """Metrics that papers print times 100, in the order of the papers' tables."""
+
+
+SIGNIFICANT = 0.05
+"""Differences with a smaller p-value after correction are marked."""
 
 
 def metric_name(metric: str) -> str:
@@ -75,3 +80,36 @@ def _cell(report: ScoreReport, metric: str) -> str:
     if interval is None or report.metrics.get(metric) is None:
         return value
     return f"{value} ({'-'.join(shown_score(metric, bound) for bound in interval)})"
+
+
+def slice_tables(report: ScoreReport) -> list[Table]:
+    """Return a table for each column that scores are told apart by: one row per value, and one for all images."""
+    return [_slice_table(report, column) for column in report.slices]
+
+
+def _slice_table(report: ScoreReport, column: str) -> Table:
+    slices = report.slices[column]
+    outputs = list(next(iter(slices.values())).metrics)
+    heads = (Column(Text(printable(metric_name(output))), justify="right") for output in outputs)
+    table = Table(Column(Text(printable(column))), Column("images", justify="right"), *heads)
+    for value, found in slices.items():
+        cells = [shown_slice(found, output) for output in outputs]
+        table.add_row(Text(printable(value)), f"{found.n_images:,}", *cells)
+    table.add_row("all", f"{report.n_images:,}", *(shown_score(one, report.metrics.get(one)) for one in outputs))
+    return table
+
+
+def shown_slice(found: SliceScores, output: str) -> str:
+    """Return a slice's value with its interval; * = differs from all other images after Holm's correction."""
+    value = found.metrics.get(output)
+    text = shown_score(output, value)
+    if value is not None and (interval := found.intervals.get(output)) is not None:
+        text += f" ({'-'.join(shown_score(output, bound) for bound in interval)})"
+    return text + ("*" if found.p_values.get(output, 1.0) < SIGNIFICANT else "")
+
+
+SLICES_EXPLAINED = (
+    "* = differs from all other images (permutation test, p below 0.05 after Holm's correction over all slices and "
+    "values). CIDEr-D weighs n-grams by all images of the split."
+)
+"""Stands below the tables of slices."""

@@ -8,7 +8,6 @@ import pytest
 from hfcap.comparison.significance import (
     Pair,
     _swaps,
-    holm,
     paired_bootstrap,
     paired_differences,
     paired_permutation,
@@ -17,6 +16,7 @@ from hfcap.comparison.significance import (
 from hfcap.metrics.bleu import Bleu
 from hfcap.metrics.length import Length
 from hfcap.metrics.rouge_l import RougeL
+from hfcap.metrics.shared.bootstrap import holm
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.random_captions import random_captions
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from hfcap.metrics.shared.images import DecodedImages
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.recipe.blocks import Recipe
 from hfcap.recipe.loading import recipe_from_mapping
-from hfcap.run.stages import Run
+from hfcap.run.stages import Run, _coco_references
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.scoring import read_scores
 from hfcap.scoring.of_run import RunScoring
 from tests.captioners.clip_folder import write_clip
 from tests.training.harness import forget_accelerator, recipe_values
@@ -128,3 +130,18 @@ def test_what_a_metric_lacks_is_said_before_the_training(tmp_path: Path) -> None
             run.execute("score")
         assert not run.directory.model.exists() and not run.directory.checkpoints.exists()
         forget_accelerator()
+
+
+def test_a_run_scores_groups_of_its_images_apart(tmp_path: Path) -> None:
+    scoring = _scoring(_recipe(tmp_path, metrics=["rouge_l"], by=["group", "counts"]))
+    records = [replace(one, group=f"kind {number % 2}") for number, one in enumerate(scoring.records("test"))]
+    grouped = replace(scoring, records=lambda split: records)
+    write_json(grouped.directory.references("test"), _coco_references(records))
+    grouped.check()
+    grouped.score(["test"], {})
+    report = read_scores(grouped.directory.scores("test"))
+    assert {value: found.n_images for value, found in report.slices["group"].items()} == {"kind 0": 3, "kind 1": 2}
+    assert set(report.slices) == {"group", "counts"}
+    # What is wrong is said before hours of training.
+    with pytest.raises(UserError, match=r"column 'group': neither .* have it"):
+        scoring.check()

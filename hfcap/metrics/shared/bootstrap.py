@@ -1,11 +1,11 @@
-"""Bootstrap intervals for any metric whose values follow from summed per-image statistics.
+"""Bootstrap intervals for any metric whose values follow from summed per-image statistics; correction of p-values.
 
 Shapes: N images, S statistics, O outputs, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,3 +83,14 @@ def percentile_intervals(
             lower, upper = np.percentile(column, [tail, 100.0 - tail])
             intervals[output] = (float(lower), float(upper))
     return intervals
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for multiple comparisons by Holm's (1979) step-down method, in the given order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        corrected[position] = largest
+    return corrected

@@ -282,8 +282,8 @@ def read_references(
     return {image_id: tuple(group) for image_id, group in references.items()}
 
 
-def read_file_names(path: Path) -> dict[str, str]:
-    """Return image id -> file name of the image, as far as a prediction or reference file says so.
+def read_image_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Return image id -> what a prediction or reference file says of the image, as far as it says anything.
 
     Raises:
         UserError: the file is missing or malformed.
@@ -296,11 +296,20 @@ def read_file_names(path: Path) -> dict[str, str]:
     else:
         value = _parsed_json(path, "caption file")
         value = value.get("images") if isinstance(value, dict) else value
-    names: dict[str, str] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for row in value if isinstance(value, Iterable) else ():
         if isinstance(row, dict):
-            name = row.get("file_name", row.get("filename"))
             known = [row[key] for key in (*_ID_KEYS[:2], "cocoid", "imgid", "filename", "file_name") if key in row]
-            if isinstance(name, str) and known:
-                names[normalised_image_id(known[0], str(path))] = name
-    return names
+            if known:
+                rows[normalised_image_id(known[0], str(path))] = row
+    return rows
+
+
+def read_file_names(path: Path) -> dict[str, str]:
+    """Return image id -> file name of the image, as far as a prediction or reference file says so.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    names = {image_id: row.get("file_name", row.get("filename")) for image_id, row in read_image_rows(path).items()}
+    return {image_id: name for image_id, name in names.items() if isinstance(name, str)}

@@ -1,0 +1,82 @@
+"""Systems compared on parts of the images: each value of the columns that their score files tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap.comparison.result import Difference, SliceComparison
+from hfcap.comparison.significance import Pair, PairedDifference, paired_differences
+from hfcap.comparison.systems import System
+from hfcap.metrics.base import CaptionMetric
+from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resampled_values
+
+Rows = Mapping[str, NDArray[np.float64]]
+
+
+def compare_slices(
+    systems: Sequence[System],
+    metrics: Sequence[CaptionMetric],
+    output: str | None,
+    directions: Mapping[str, float],
+    settings: dict[str, Any],
+) -> tuple[SliceComparison, ...]:
+    """Return the systems on each slice by one value; empty where no score file has slices or the value no statistics.
+
+    Holm's correction is over all slices and systems; it is apart from that of the leaderboard.
+
+    Args:
+        metrics: those that are comparable.
+        output: the value that the leaderboard is ordered by.
+        directions: value -> 1 where higher is better, else -1.
+    """
+    metric = next((one for one in metrics if output in one.outputs), None)
+    groups = next((system.report.groups for system in systems if system.report.groups), {})
+    if output is None or metric is None:
+        return ()
+    rows = {system.name: rows for system in systems if (rows := system.statistics(metric)) is not None}
+    image_ids = sorted(systems[0].report.per_image)
+    found = [
+        _slice(metric, output, directions[output], rows, (column, value), member, settings)
+        for column, values in groups.items()
+        for value in sorted(set(values.values()))
+        if rows and (member := np.asarray([values.get(image_id) == value for image_id in image_ids])).any()
+    ]
+    tested = [(number, name) for number, (_, paired) in enumerate(found) for name in paired]
+    corrected = holm([found[number][1][name].p_value for number, name in tested])
+    for (number, name), p_value in zip(tested, corrected, strict=True):
+        comparison, paired = found[number]
+        comparison.differences[name] = Difference(paired[name], p_value)
+    return tuple(comparison for comparison, _ in found)
+
+
+def _slice(
+    metric: CaptionMetric,
+    output: str,
+    direction: float,
+    rows: Rows,
+    place: tuple[str, str],
+    member: NDArray[np.bool_],
+    settings: dict[str, Any],
+) -> tuple[SliceComparison, dict[str, PairedDifference]]:
+    """The systems on one slice, and their differences to the best there before correction."""
+    inside = {name: statistics[member] for name, statistics in rows.items()}
+    column = metric.outputs.index(output)
+    values = {name: float(metric.aggregate(statistics)[column]) for name, statistics in inside.items()}
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, statistics in inside.items():
+        drawn = resampled_values((metric,), {metric.name: statistics}, settings["n_resamples"], settings["seed"])
+        if (interval := percentile_intervals(drawn, settings["confidence_level"]).get(output)) is not None:
+            intervals[name] = interval
+    best = max(values, key=lambda name: direction * values[name])
+    others = [name for name in values if name != best]
+    pairs = [Pair(metric, inside[name], inside[best]) for name in others]
+    paired = {
+        name: differences[output]
+        for name, differences in zip(others, paired_differences(pairs, **settings), strict=True)
+        if output in differences
+    }
+    return SliceComparison(*place, int(member.sum()), values, intervals, best, {}), paired
