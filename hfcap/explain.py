@@ -162,20 +162,27 @@ def draw(explanation: Explanation) -> bytes:
     return content.getvalue()
 
 
-def _draw_word(axis: Axes, word: WordMap, image: np.ndarray[Any, Any]) -> None:
+def lit_image(word: WordMap, image: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the image as the word's map lights it, and the light: (height, width, 3) and (height, width), 0 to 1.
+
+    Unseen places are dark and grey; seen ones in their own colours, so that one sees what was looked at.
+    """
     height, width = image.shape[:2]
-    peak, mean = float(word.heat.max()), float(word.heat.mean())
     # Attention that is almost the same everywhere stays dim: against its own peak it would look like a finding.
-    brightest = max(peak, _BRIGHT_FROM_MEANS * mean, 1e-12)
+    brightest = max(float(word.heat.max()), _BRIGHT_FROM_MEANS * float(word.heat.mean()), 1e-12)
     heat = Image.fromarray((word.heat / brightest).astype(np.float32))
     smooth = np.asarray(heat.resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
     grey = image.mean(axis=2, keepdims=True)
-    # Unseen places: dark and grey; seen ones: in their own colours, so that one sees what was looked at.
     shown = smooth[..., None]
-    axis.imshow((shown * image + (1 - shown) * (0.25 * grey)).clip(0, 1))
+    return (shown * image + (1 - shown) * (0.25 * grey)).clip(0, 1), smooth
+
+
+def _draw_word(axis: Axes, word: WordMap, image: np.ndarray[Any, Any]) -> None:
+    lit, smooth = lit_image(word, image)
+    axis.imshow(lit)
     if smooth.max() > 0.5 > smooth.min():
         axis.contour(smooth, levels=[0.5], colors="#ffb000", linewidths=1.2)
-    _title(axis, word.word, f"peak {peak:.1%}, mean {mean:.1%}")
+    _title(axis, word.word, f"peak {word.heat.max():.1%}, mean {word.heat.mean():.1%}")
 
 
 def _title(axis: Axes, text: str, note: str) -> None:

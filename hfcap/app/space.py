@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfcap.app import interface
-from hfcap.card.example_images import RECORD
+from hfcap import text
+from hfcap.app import interface, page_files, page_look, page_models
+from hfcap.card.example_images import RECORD, drawn_images
 from hfcap.card.requirements import installed_versions, needed_packages, packages_on_card
+from hfcap.card.shown_scores import score_line
 from hfcap.card.usage_code import OPENING, decoding_settings
 from hfcap.errors import UserError
 from hfcap.files import read_text
@@ -27,9 +30,20 @@ CAPTIONERS = {{
 {entries}
 }}
 
+ABOUT = {about!r}
+EXAMPLES = {examples!r}
+
 if __name__ == "__main__":
-    build(CAPTIONERS, {defaults!r}).launch(max_file_size="20mb")
+    models = {{name: PageModel(caption, ABOUT[name]) for name, caption in CAPTIONERS.items()}}
+    build(models, {defaults!r}, title={title!r}, examples=EXAMPLES).launch(**launch_options())
 '''
+
+_PAGE = (interface, page_files, page_look, page_models, text)
+"""Modules that the page is made of: they stand next to app.py and need only gradio and transformers."""
+
+_OWN_IMPORT = re.compile(r"^from hfcap\.(?:app\.)?(\w+) import ", re.MULTILINE)
+
+_IMPORTS = {"interface": "build", "page_look": "launch_options", "page_models": "PageModel"}
 
 
 def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_code: bool = False) -> Path:
@@ -63,26 +77,31 @@ def stage_demo(model_ids: Sequence[str], folder: Path, title: str, trust_remote_
                     f"{model.location}: brings its own modelling code, which the Space would run; read it, then give "
                     "--trust-remote-code"
                 )
-        app = _app(models)
+        app = _app(models, title)
         requirements = sorted({line for model in models for line in _requirements(model)})
     listed = "".join(f"- [{model_id}](https://huggingface.co/{model_id})\n" for model_id in model_ids)
-    text = f"Upload an image; each model writes a caption:\n\n{listed}\nStaged by `hfcap publish-space`."
+    described = f"Upload an image; each model writes a caption:\n\n{listed}\nStaged by `hfcap publish-space`."
     write_space(
         folder,
         {
             "app.py": app,
-            "interface.py": Path(interface.__file__).read_text(encoding="utf-8"),
+            **page_sources(),
+            **{f"examples/{name}": content for name, content in drawn_images().items()},
             "requirements.txt": "".join(f"{line}\n" for line in requirements),
-            "README.md": space_card(title, text, models=list(model_ids), tags=["image-captioning", "hfcap"]),
+            "README.md": space_card(title, described, models=list(model_ids), tags=["image-captioning", "hfcap"]),
         },
     )
     return folder
 
 
+def _card(model: PublishedModel) -> str:
+    path = model.files / "README.md"
+    return read_text(path, "model card") if path.is_file() else ""
+
+
 def _requirements(model: PublishedModel) -> list[str]:
     """Return what the model's card says to install, in the version that is installed here."""
-    card = model.files / "README.md"
-    named = packages_on_card(read_text(card, "model card")) if (model.files / RECORD).is_file() else []
+    named = packages_on_card(_card(model)) if (model.files / RECORD).is_file() else []
     lines = []
     for requirement in named or needed_packages(model.files):
         name = requirement.partition(">=")[0]
@@ -93,8 +112,15 @@ def _requirements(model: PublishedModel) -> list[str]:
     return lines
 
 
-def _app(models: Sequence[PublishedModel]) -> str:
-    imports, loaders, entries = {"from interface import build"}, [], []
+def page_sources() -> dict[str, str]:
+    """Return the page's files by name, each importing the others as its neighbours."""
+    sources = {Path(str(module.__file__)).name: Path(str(module.__file__)) for module in _PAGE}
+    return {name: _OWN_IMPORT.sub(r"from \1 import ", read_text(path, "source")) for name, path in sources.items()}
+
+
+def _app(models: Sequence[PublishedModel], title: str) -> str:
+    imports = {f"from {name} import {what}" for name, what in _IMPORTS.items()}
+    loaders, entries = [], []
     for number, model in enumerate(models):
         load, caption = model.code(decoding=", **{**own, **decoding}", only_safetensors=True)
         lines = load.strip().splitlines()
@@ -122,5 +148,8 @@ def _app(models: Sequence[PublishedModel]) -> str:
         imports="\n".join(sorted(imports)),
         loaders="\n\n\n".join(loaders),
         entries="\n".join(entries),
+        about={model.location: score_line(_card(model)) for model in models},
+        examples=[f"examples/{name}" for name in drawn_images()],
         defaults=decoding_settings(models[0].files),
+        title=title,
     )

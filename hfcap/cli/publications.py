@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -176,12 +177,17 @@ def demo(
     accounts: Annotated[
         Path | None, typer.Option(help="FILE of lines 'name password'; without it whoever reaches the page may use it")
     ] = None,
+    title: Annotated[str, typer.Option(help="shown above the page")] = "Image captions",
+    examples: Annotated[Path | None, typer.Option(help="folder of images to try; default: drawn ones")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Open a page that captions images with several models side by side."""
-    from hfcap.app.demo import launch, load_models, read_demo_accounts
+    from hfcap.app.demo import load_models, read_demo_accounts, served
     from hfcap.captioners.quiet import quiet_loading
 
     quiet_loading()
     allowed = None if accounts is None else read_demo_accounts(accounts)
-    launch(load_models(models, trust_remote_code), host, port, allowed)
+    loaded = load_models(models, trust_remote_code)
+    with served(loaded, host, port, accounts=allowed, title=title, examples=examples) as address:
+        say(f"Open {address} in a browser; Ctrl-C ends.")
+        threading.Event().wait()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from hfcap.card.example_images import FOLDER, read_record
 from hfcap.card.front_matter import shown_value
 from hfcap.card.kept_sections import split_front_matter
 from hfcap.card.markdown_pieces import shown_number
+from hfcap.card.shown_scores import card_scores
 from hfcap.data.source import Source
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text, sha256_of, write_json
@@ -153,13 +153,9 @@ def _check_weights(folder: Path, hashes: Mapping[str, str]) -> tuple[list[str], 
 
 def _check_card(folder: Path, report: ScoreReport) -> tuple[list[str], str]:
     card = read_text(folder / "README.md", "model card") if (folder / "README.md").is_file() else ""
-    front, body = split_front_matter(card)
-    try:
-        values = yaml.safe_load(front)
-    except (yaml.YAMLError, RecursionError):
-        raise UserError("README.md: its metadata is no YAML; correct the card") from None
+    body = split_front_matter(card)[1]
     known = {name: value for name, value in report.metrics.items() if value is not None}
-    shown = dict(_model_index(values))
+    shown = card_scores(card)
     wrong = [
         f"the card's metadata says {name} {shown[name]}, the score file {shown_value(name, known.get(name, math.nan))}"
         for name in shown
@@ -177,18 +173,6 @@ def _check_card(folder: Path, report: ScoreReport) -> tuple[list[str], str]:
     if not n_compared:
         raise _NotCheckedError("the card shows no scores")
     return wrong, f"{n_compared} numbers as in the score file"
-
-
-def _model_index(metadata: Any) -> Iterator[tuple[str, float]]:
-    """Yield metric and value of the card's model-index, whatever else stands there."""
-    index = metadata.get("model-index") if isinstance(metadata, dict) else None
-    for model in index if isinstance(index, list) else []:
-        results = model.get("results") if isinstance(model, dict) else None
-        for result in results if isinstance(results, list) else []:
-            metrics = result.get("metrics") if isinstance(result, dict) else None
-            for metric in metrics if isinstance(metrics, list) else []:
-                if isinstance(metric, dict) and isinstance(metric.get("value"), int | float):
-                    yield str(metric.get("type")), float(metric["value"])
 
 
 def _check_values(reports: Mapping[str, ScoreReport]) -> tuple[list[str], str]:

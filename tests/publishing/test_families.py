@@ -114,7 +114,7 @@ SPACE = """
 import json, sys
 sys.path.insert(0, {space!r})
 from app import CAPTIONERS
-from interface import caption_with_all
+from page_models import caption_with_all
 """
 SPACE_CAPTIONS = """
 print(json.dumps(dict(zip(CAPTIONERS, caption_with_all(CAPTIONERS, "photo.jpg", 0, {})))))
@@ -225,8 +225,14 @@ def test_a_space_captions_with_all_of_them(published: Published) -> None:
     assert set(tree) - {".gitattributes"} == {
         "README.md",
         "app.py",
+        "examples/ball.png",
+        "examples/houses.png",
         "interface.py",
+        "page_files.py",
+        "page_look.py",
+        "page_models.py",
         "requirements.txt",
+        "text.py",
         "written-by-hfcap.txt",
     }
     # Pillow comes with gradio, and not in every version.
