@@ -2,6 +2,7 @@
 
 from hfcap.captioning.alt_text import AltText
 from hfcap.captioning.captioner import ImageCaptioner, load_captioner
+from hfcap.captioning.embedded_output import EmbeddedOutput
 from hfcap.captioning.forbidden import forbidden_words
 from hfcap.captioning.gate import QualityGate
 from hfcap.captioning.images import Finishing, caption_images
@@ -13,6 +14,7 @@ from hfcap.captioning.wording import Wording
 __all__ = [
     "AltText",
     "DatasetChoice",
+    "EmbeddedOutput",
     "Finishing",
     "ImageCaptioner",
     "QualityGate",

@@ -20,7 +20,7 @@ from hfcap.captioning.inputs import DatasetChoice, images_of, nothing_readable, 
 from hfcap.captioning.options import decoding_options
 from hfcap.captioning.output import caption_table, check_output, write_captions
 from hfcap.captioning.partial_output import PartialOutput, Result, Skipped, only_writer
-from hfcap.captioning.sidecar_output import SidecarOutput
+from hfcap.captioning.sidecar_output import ImageOutput
 from hfcap.captioning.wording import Wording
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import identity_of
@@ -38,14 +38,15 @@ class Finishing:
     """What happens to captions between the captioner and the file, and where they go besides a file.
 
     Attributes:
-        wording: text around them. gate: what is marked for review. sidecars: None = no sidecar is written.
+        wording: text around them. gate: what is marked for review. sidecars: captions that stay with their images, next
+            to them or inside; None = none do.
         page: whose copy gets them as alternative texts; None = no page.
         shown: print a table where nothing is written.
     """
 
     wording: Wording = field(default_factory=Wording)
     gate: QualityGate = field(default_factory=QualityGate)
-    sidecars: SidecarOutput | None = None
+    sidecars: ImageOutput | None = None
     page: AltText | None = field(default=None, repr=False)
     shown: bool = True
 

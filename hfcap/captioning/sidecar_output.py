@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,39 @@ Existing = Literal["skip", "overwrite", "append"]
 _JOURNAL = ".hfcap-sidecars"
 
 
+class ImageOutput(ABC):
+    """Where captions go that stay with their images: next to them, or inside."""
+
+    @abstractmethod
+    def wanted(self, images: ImageStream) -> ImageStream:
+        """Return the images that are captioned.
+
+        Raises:
+            UserError: these are no files, or nothing may be written there.
+        """
+
+    @abstractmethod
+    def journal(self, images: ImageStream) -> Path | None:
+        """Return what a stopped captioning notes its progress next to; None where the images themselves tell."""
+
+    def write(self, captioned: Iterable[tuple[CaptionedImage, Result]]) -> None:
+        """Write the captions of some images, each file completely or not at all; twice does no more than once."""
+        marks: dict[Path, dict[str, Mark]] = {}
+        for record, result in captioned:
+            path = path_of(record)
+            if path is not None and isinstance(result, Prediction) and self._write_one(path, result):
+                # Also where nothing was examined: what was said about another caption no longer holds.
+                marks.setdefault(path.parent, {})[image_name(path)] = Mark(result.review or "")
+        for folder, of_images in marks.items():
+            add_marks(folder, of_images)
+
+    @abstractmethod
+    def _write_one(self, image: Path, prediction: Prediction) -> bool:
+        """Write one caption; returns whether its mark may be another one now."""
+
+
 @dataclass(frozen=True)
-class SidecarOutput:
+class SidecarOutput(ImageOutput):
     """Where captions go that are written next to their images.
 
     Attributes:
@@ -40,7 +72,7 @@ class SidecarOutput:
             UserError: these are no files, two of them would share a sidecar, or nothing may be written there.
         """
         records = images.listed or []
-        paths = [_path(record) for record in records]
+        paths = [path_of(record) for record in records]
         if images.listed is None or None in paths:
             raise UserError("--sidecar: writes next to image files; give files or folders, or -o FILE for the others")
         places = [sidecar_of(path, self.kind) for path in paths if path is not None]
@@ -57,19 +89,8 @@ class SidecarOutput:
         """Return what a stopped captioning notes its progress next to; with `skip`, the sidecars themselves tell."""
         if self.existing == "skip":
             return None
-        folders = [path.parent.absolute() for record in images.listed or [] if (path := _path(record)) is not None]
+        folders = [path.parent.absolute() for record in images.listed or [] if (path := path_of(record)) is not None]
         return Path(os.path.commonpath(folders)) / _JOURNAL
-
-    def write(self, captioned: Iterable[tuple[CaptionedImage, Result]]) -> None:
-        """Write the captions of some images, each sidecar completely or not at all; twice does no more than once."""
-        marks: dict[Path, dict[str, Mark]] = {}
-        for record, result in captioned:
-            path = _path(record)
-            if path is not None and isinstance(result, Prediction) and self._write_one(path, result):
-                # Also where nothing was examined: what was said about another caption no longer holds.
-                marks.setdefault(path.parent, {})[image_name(path)] = Mark(result.review or "")
-        for folder, of_images in marks.items():
-            add_marks(folder, of_images)
 
     def _write_one(self, image: Path, prediction: Prediction) -> bool:
         """Write one sidecar; returns whether its mark may be another one now."""
@@ -85,7 +106,8 @@ class SidecarOutput:
         return True
 
 
-def _path(record: CaptionedImage) -> Path | None:
+def path_of(record: CaptionedImage) -> Path | None:
+    """Return the file of an image; None where it is none."""
     return record.image.path if isinstance(record.image, FileImage) else None
 
 

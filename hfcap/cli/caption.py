@@ -24,6 +24,7 @@ from hfcap.errors import UserError
 
 if TYPE_CHECKING:
     from hfcap.captioning import Finishing
+    from hfcap.captioning.sidecar_output import ImageOutput
     from hfcap.data.web.image_stream import ImageStream
     from hfcap.schema import Prediction
 
@@ -40,8 +41,9 @@ Inputs = Annotated[
 Sidecar = Annotated[Literal["txt", "json"] | None, typer.Option(help="write next to each image: 001.txt for 001.png")]
 Existing = Annotated[
     Literal["skip", "overwrite", "append"] | None,
-    typer.Option(help="with --sidecar: images that have one; default: skip"),
+    typer.Option(help="with --sidecar, --embed: images that have one; default: skip"),
 ]
+Embed = Annotated[bool, typer.Option("--embed", help="write into each image file, as its description (XMP, IPTC)")]
 AltTextPage = Annotated[
     Path | None, typer.Option(help="HTML or Markdown page: -o gets a copy whose images have alternative texts")
 ]
@@ -86,6 +88,7 @@ def caption(
     inputs: Inputs = None,
     output: Annotated[Path | None, output_file(_FORMS)] = None,
     sidecar: Sidecar = None,
+    embed: Embed = False,
     existing: Existing = None,
     alt_text: AltTextPage = None,
     push_to_hub: PushToHub = None,
@@ -172,7 +175,9 @@ def _caption_images(
     if marked := sum(bool(prediction.review) for prediction in found):
         say(f"{marked:,} of {len(found):,} captions are marked for review")
     if finishing.sidecars is not None:
-        say(f"Captions: {len(found):,} sidecars" if found else "Nothing to do: every image has a sidecar")
+        what = "descriptions in images" if given.get("embed") else "sidecars"
+        one = "description" if given.get("embed") else "sidecar"
+        say(f"Captions: {len(found):,} {what}" if found else f"Nothing to do: every image has a {one}")
     if output is not None:
         say(f"Captions: {output}")
     if "push_to_hub" in given:
@@ -194,25 +199,20 @@ def _of(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _finishing(given: dict[str, Any], output: Path | None, inputs: list[str] | None) -> Finishing:
-    from hfcap.captioning import AltText, Finishing, QualityGate, SidecarOutput, Wording, forbidden_words
+    from hfcap.captioning import AltText, Finishing, QualityGate, Wording, forbidden_words
 
-    page, sidecars = None, None
+    page = None
     if "alt_text" in given:
         if inputs:
             raise UserError("--alt-text: captions the images of the page; leave the others out")
-        refuse_idle("has no effect with --alt-text", **_of(given, ("sidecar", *_DATASET)))
+        refuse_idle("has no effect with --alt-text", **_of(given, ("sidecar", "embed", *_DATASET)))
         page = AltText(given["alt_text"])
         page.check_output(output, given["alt_text"])
-    if "sidecar" not in given:
-        refuse_idle("has an effect only with --sidecar", existing=given.get("existing"))
-    elif output is not None:
-        raise UserError("-o, --sidecar: give one of them")
-    else:
-        sidecars = SidecarOutput(given["sidecar"], given.get("existing", "skip"))
+    sidecars = _with_images(given, output)
     if "push_to_hub" in given:
         from hfcap.publishing.push import check_may_publish
 
-        refuse_idle("does not go with --push-to-hub", **_of(given, ("sidecar", "alt_text")))
+        refuse_idle("does not go with --push-to-hub", **_of(given, ("sidecar", "embed", "alt_text")))
         check_may_publish(given["push_to_hub"])
     if "review_below_clip_score" not in given:
         refuse_idle("has an effect only with --review-below-clip-score", clip_model=given.get("clip_model"))
@@ -225,3 +225,20 @@ def _finishing(given: dict[str, Any], output: Path | None, inputs: list[str] | N
     return Finishing(
         Wording(**_of(given, ("prefix", "suffix"))), gate, sidecars, page, shown="push_to_hub" not in given
     )
+
+
+def _with_images(given: dict[str, Any], output: Path | None) -> ImageOutput | None:
+    """Return where captions go that stay with their images."""
+    from hfcap.captioning import EmbeddedOutput, SidecarOutput
+
+    chosen = [f"--{name}" for name in ("sidecar", "embed") if given.get(name)]
+    if not chosen:
+        refuse_idle("has an effect only with --sidecar or --embed", existing=given.get("existing"))
+        return None
+    if len(chosen) > 1 or output is not None:
+        raise UserError(f"-o, {', '.join(chosen)}: give one of them")
+    if "sidecar" in given:
+        return SidecarOutput(given["sidecar"], given.get("existing", "skip"))
+    if given.get("existing") == "append":
+        raise UserError("--existing append: an image has one description; give skip or overwrite")
+    return EmbeddedOutput(given.get("existing", "skip"))

@@ -48,14 +48,15 @@ class FolderImages:
             heic = any(name.lower().endswith((".heic", ".heif")) for name in self.unread)
             remedy = "convert them to JPEG" + (" (HEIC is read with: pip install pillow-heif)" if heic else "")
             parts.append(
-                f"{counted(len(self.unread), 'file')} of formats that are not read ({_some(self.unread)}): {remedy}"
+                f"{counted(len(self.unread), 'file')} of formats that are not read ({some(self.unread)}): {remedy}"
             )
         if self.hidden:
-            parts.append(f"{counted(len(self.hidden), 'hidden file')} ({_some(self.hidden)})")
+            parts.append(f"{counted(len(self.hidden), 'hidden file')} ({some(self.hidden)})")
         return "left out: " + "; ".join(parts) if parts else ""
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hfcap.captioning.embedded_output import description_of
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build
 from tests.cli.command_line import Hfcap, assert_refused
@@ -46,14 +47,21 @@ def test_every_command_of_the_page_works(hfcap: Hfcap, workplace: Path) -> None:
         assert (texts["1.txt"] == "my own words") == (len(said) == 1)
     assert "Captions: 2 sidecars" in said[0] and "2 of 2 captions are marked for review" in said[0]
     assert (photos / "review.jsonl").is_file() and "Captions: 3 sidecars" in said[1]
+    assert len(said) == 3 and "Captions: 3 descriptions in images" in said[2]
+    assert all(description_of(path) for path in photos.rglob("*.*") if path.suffix.lower() == ".jpg")
     assert all(text.startswith("sks dog ") and text.strip().endswith(", film still") for text in texts.values())
     again = hfcap("caption", "runs/mine", "photos", "--sidecar", "txt")
     assert again.code == 0 and "Nothing to do: every image has a sidecar" in again.out
+    again = hfcap("caption", "runs/mine", "photos", "--embed")
+    assert again.code == 0 and "Nothing to do: every image has a description" in again.out
 
 
 def test_options_that_do_not_go_together(hfcap: Hfcap, workplace: Path) -> None:
     start = ("caption", "runs/mine", "photos")
     assert_refused(hfcap(*start, "--existing", "append"), "--existing", "only with --sidecar")
+    assert_refused(hfcap(*start, "--embed", "-o", "x.csv"), "-o, --embed: give one of them")
+    assert_refused(hfcap(*start, "--embed", "--existing", "append"), "--existing append", "one description")
+    assert_refused(hfcap("caption", "runs/mine", "--embed"), "--embed", "give images or a dataset as INPUT")
     assert_refused(hfcap(*start, "--clip-model", "x"), "--clip-model", "only with --review-below-clip-score")
     assert_refused(hfcap(*start, "--sidecar", "txt", "-o", "x.csv"), "-o, --sidecar: give one of them")
     assert_refused(hfcap("caption", "runs/mine", "--sidecar", "txt"), "--sidecar", "give images or a dataset as INPUT")
