@@ -14,7 +14,7 @@ from hfcap.errors import MissingPackageError, UserError
 from hfcap.files import check_can_write, write_bytes
 from hfcap.progress import error_console
 from hfcap.schema import CaptionedImage, Prediction
-from hfcap.text import counted, printable
+from hfcap.text import counted, has_controls, printable
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"))
 """Files that exiv2 writes metadata into; not GIF, BMP, AVIF and HEIC."""
@@ -68,10 +68,16 @@ class EmbeddedOutput(ImageOutput):
         return None
 
     def _write_one(self, image: Path, prediction: Prediction) -> bool:
-        if description_of(image) != prediction.caption:
-            write_bytes(image, with_description(image.read_bytes(), prediction.caption, image))
+        text = storable(prediction.caption)
+        if description_of(image) != text:
+            write_bytes(image, with_description(image.read_bytes(), text, image))
             return True
         return prediction.review is not None
+
+
+def storable(text: str) -> str:
+    """Return a text with spaces in the place of control characters, which XML cannot hold."""
+    return "".join(" " if has_controls(one) else one for one in text)
 
 
 def description_of(path: Path) -> str:

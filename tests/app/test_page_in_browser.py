@@ -231,7 +231,10 @@ def test_the_command_says_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> No
         with urllib.request.urlopen(address[1], timeout=20) as answer:
             assert b"garden" in answer.read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        try:
+            assert process.wait(timeout=30) == 130
+        finally:
+            process.kill()
         said = process.stdout.read() + process.stderr.read()
     assert "share" not in said and "Traceback" not in said, said
 

@@ -19,7 +19,6 @@ from tests.captioners.helpers import write_image
 pyexiv2 = pytest.importorskip("pyexiv2")
 
 Model = tuple[Captioner, str]
-Screen = tuple[io.StringIO, io.StringIO]
 HOSTILE = 'ein grüner <Ball> & "rdf" ]]> 犬'
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 FORMATS: dict[str, dict[str, Any]] = {
@@ -113,18 +112,23 @@ def embed(model: Model, folder: Path, existing: Any = "skip", **more: Any) -> di
     return {Path(one.file_name).relative_to(folder).as_posix(): one.caption for one in found}
 
 
-def test_descriptions_of_people_are_skipped_or_overwritten(model: Model, folder: Path, screen: Screen) -> None:
+def test_descriptions_of_people_are_skipped_or_overwritten(
+    model: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = embed(model, folder, wording=Wording(prefix="sks"))
     assert list(found) == ["0.jpg", "3.webp", "deeper/2.tif"]
-    assert {name: description_of(folder / name) for name in found} == found
+    # XML holds no control characters, which this model writes now and then.
+    readable = {name: "".join(" " if ord(one) < 32 else one for one in text) for name, text in found.items()}
+    assert {name: description_of(folder / name) for name in found} == readable
     assert all(text.startswith("sks ") for text in found.values())
     assert description_of(folder / "1.png") == "my own words"
-    assert "1 image in formats that hold no description (4.gif)" in screen[1].getvalue()
+    assert "1 image in formats that hold no description (4.gif)" in capsys.readouterr().err
     kept = {path: path.read_bytes() for path in folder.rglob("*.*")}
     assert embed(model, folder) == {}
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == kept
     again = embed(model, folder, "overwrite", wording=Wording(prefix="sks"))
-    assert set(again) - set(found) == {"1.png"} and description_of(folder / "1.png") == again["1.png"]
+    assert set(again) - set(found) == {"1.png"}
+    assert description_of(folder / "1.png") == "".join(" " if ord(one) < 32 else one for one in again["1.png"])
     # An equal description leaves the file as it is.
     changed = {path.name for path in folder.rglob("*.*") if path.read_bytes() != kept[path]}
     assert changed == {"1.png"} | {Path(name).name for name in found if again[name] != found[name]}
@@ -139,5 +143,5 @@ def test_what_cannot_hold_a_description(model: Model, folder: Path, monkeypatch:
     with pytest.raises(UserError, match=r"0\.jpg: no description can be written"):
         with_description(damaged.read_bytes(), "a", damaged)
     monkeypatch.setattr("hfcap.captioning.embedded_output.find_spec", lambda _: None)
-    with pytest.raises(MissingPackageError, match=r"--embed needs the package 'pyexiv2': pip install 'pyexiv2>=2"):
+    with pytest.raises(MissingPackageError, match=r"--embed needs the package 'pyexiv2': pip install 'pyexiv2"):
         embed(model, folder)
