@@ -2,13 +2,13 @@
 
 from hfcap.captioning.alt_text import AltText
 from hfcap.captioning.captioner import ImageCaptioner, load_captioner
-from hfcap.captioning.embedded_output import EmbeddedOutput
 from hfcap.captioning.forbidden import forbidden_words
 from hfcap.captioning.gate import QualityGate
 from hfcap.captioning.images import Finishing, caption_images
 from hfcap.captioning.inputs import DatasetChoice, find_images, images_of, one_image
 from hfcap.captioning.options import decoding_options, with_enough_beams
-from hfcap.captioning.sidecar_output import SidecarOutput
+from hfcap.captioning.with_images.embedded_output import EmbeddedOutput
+from hfcap.captioning.with_images.sidecar_output import SidecarOutput
 from hfcap.captioning.wording import Wording
 
 __all__ = [

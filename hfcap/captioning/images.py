@@ -20,7 +20,7 @@ from hfcap.captioning.inputs import DatasetChoice, images_of, nothing_readable, 
 from hfcap.captioning.options import decoding_options
 from hfcap.captioning.output import caption_table, check_output, write_captions
 from hfcap.captioning.partial_output import PartialOutput, Result, Skipped, only_writer
-from hfcap.captioning.sidecar_output import ImageOutput
+from hfcap.captioning.with_images.sidecar_output import ImageOutput
 from hfcap.captioning.wording import Wording
 from hfcap.data.loading import PixelInputs
 from hfcap.data.pixels import identity_of

@@ -24,7 +24,7 @@ from hfcap.errors import UserError
 
 if TYPE_CHECKING:
     from hfcap.captioning import Finishing
-    from hfcap.captioning.sidecar_output import ImageOutput
+    from hfcap.captioning.with_images.sidecar_output import ImageOutput
     from hfcap.data.web.image_stream import ImageStream
     from hfcap.schema import Prediction
 

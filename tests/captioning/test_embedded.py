@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioning import EmbeddedOutput, Finishing, QualityGate, Wording, caption_images
-from hfcap.captioning.embedded_output import description_of, with_description
+from hfcap.captioning.with_images.embedded_output import description_of, with_description
 from hfcap.errors import MissingPackageError, UserError
 from tests.captioners.helpers import write_image
 
@@ -142,6 +142,6 @@ def test_what_cannot_hold_a_description(model: Model, folder: Path, monkeypatch:
     assert description_of(damaged) == ""
     with pytest.raises(UserError, match=r"0\.jpg: no description can be written"):
         with_description(damaged.read_bytes(), "a", damaged)
-    monkeypatch.setattr("hfcap.captioning.embedded_output.find_spec", lambda _: None)
+    monkeypatch.setattr("hfcap.captioning.with_images.embedded_output.find_spec", lambda _: None)
     with pytest.raises(MissingPackageError, match=r"--embed needs the package 'pyexiv2': pip install 'pyexiv2"):
         embed(model, folder)

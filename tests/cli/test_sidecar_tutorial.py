@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hfcap.captioning.embedded_output import description_of
+from hfcap.captioning.with_images.embedded_output import description_of
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import build
 from tests.cli.command_line import Hfcap, assert_refused

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from hfcap.captioning.sidecar_output import ImageOutput, path_of
+from hfcap.captioning.with_images.sidecar_output import ImageOutput, path_of
 from hfcap.data.image_files import some
 from hfcap.data.web.image_stream import ImageStream, listed_images
 from hfcap.errors import MissingPackageError, UserError
