@@ -289,6 +289,9 @@ def test_only_complete_checkpoints_count_in_the_order_of_their_steps(tmp_path: P
     for name in ("step-00000900", "step-00001000", "step-00000020", ".step-00000030.writing", "step-final", "steps-1"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000040").write_text("a file")
+    # Copies and names that hfcap never gave: too few digits, too many, and digits of another script.
+    for name in ("step-0000050", "step-1234567890123", "step-\u0660\u0660\u0660\u0660\u0660\u0660\u0661\u0660"):
+        (tmp_path / name).mkdir()
     # Beyond eight digits names no longer sort like numbers.
     (tmp_path / "step-123456789").mkdir()
     assert checkpoint_steps(tmp_path) == [20, 900, 1000, 123456789]
