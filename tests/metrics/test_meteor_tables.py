@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import pickle
 import random
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,27 @@ def test_an_index_that_holds_a_pickle_is_not_read(tmp_path: Path) -> None:
     (folder / "phrases.npy").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="pickle"):
         load_index(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("phrases.npy", b""),
+        ("paraphrases.npy", b"\x93NUMPY"),
+        ("synsets.npy", None),
+        ("words.json", b"{"),
+        ("words.json", b"[]"),
+    ],
+)
+def test_a_damaged_index_is_named_with_the_way_out(name: str, content: bytes | None, tmp_path: Path) -> None:
+    resources, cache = write_resources(tmp_path / "resources"), tmp_path / "cache"
+    open_index(resources, cache)
+    folder = next(path for path in (cache / "meteor").iterdir() if path.is_dir())
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(WorkError, match=rf"{folder.name}: METEOR's index is damaged \(.+\); delete the folder$"):
+        open_index(resources, cache)
+    shutil.rmtree(folder)
+    assert_holds(open_index(resources, cache), TABLE)
 
 
 def test_the_progress_bar_says_what_takes_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ phrase are a slice of one array. The index lies in $HFCAP_CACHE or ~/.cache/hfca
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gzip
 import json
 import shutil
@@ -32,6 +31,7 @@ INDEX_VERSION = 1
 """Part of the folder name: another layout or another hash never reads an old index."""
 
 _LINES_PER_PAIR = 3
+_WORDS = "words.json"
 
 
 @dataclass(frozen=True)
@@ -196,12 +196,12 @@ def build_index(resources: MeteorResources, folder: Path) -> None:
     with folder_being_written(folder) as temporary:
         for name in _array_names():
             np.save(temporary / f"{name}.npy", arrays[name], allow_pickle=False)
-        write_text(temporary / "words.json", json.dumps(words, ensure_ascii=False))
+        write_text(temporary / _WORDS, json.dumps(words, ensure_ascii=False))
 
 
 def load_index(folder: Path) -> MeteorIndex:
     """Map an index into memory; nothing is read before it is needed."""
-    words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+    words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _array_names()}
     return MeteorIndex(
         **arrays,
@@ -218,23 +218,30 @@ def open_index(resources: MeteorResources | None = None, cache: Path | None = No
 
     Raises:
         MissingPackageError: pycocoevalcap is not installed.
-        WorkError: the folder cannot be written or the table is damaged.
+        WorkError: the folder cannot be written, or the table or the index is damaged.
     """
     resources = resources or MeteorResources.installed()
     folder = (cache or cache_folder()) / "meteor" / f"v{INDEX_VERSION}-{resources.fingerprint()}"
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return load_index(folder)
+    if (folder / _WORDS).is_file():
+        return _whole(folder)
     if cache is None and (problem := write_problem(folder.parent)) is not None:
         return _for_this_process(resources, problem)
     try:
         with only_one(folder.with_name(f"{folder.name}.lock")):
-            if not (folder / "words.json").is_file():
+            if not (folder / _WORDS).is_file():
                 build_index(resources, folder)
     except (OSError, EOFError) as error:
         raise WorkError(
             f"{folder}: METEOR's index cannot be built ({error}); name another folder with HFCAP_CACHE"
         ) from error
-    return load_index(folder)
+    return _whole(folder)
+
+
+def _whole(folder: Path) -> MeteorIndex:
+    try:
+        return load_index(folder)
+    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise WorkError(f"{folder}: METEOR's index is damaged ({error}); delete the folder") from error
 
 
 @lru_cache
