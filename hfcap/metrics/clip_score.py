@@ -13,6 +13,7 @@ from pydantic import Field
 from hfcap.errors import UserError, WorkError
 from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
+from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.metrics.shared.images import DecodedImages, FileBytes, Images, image_files
 from hfcap.places import LocalPath, Location
 from hfcap.schema import IMAGE_BACKEND
@@ -30,9 +31,11 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def clip_score(images: NDArray[np.float32], captions: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return 2.5 * max(cosine, 0) of pairs of unit vectors: (N, D) and (N, D) -> (N,) float64."""
-    return _SCALE * np.maximum((images * captions).sum(axis=-1), 0.0).astype(np.float64)
+def clip_score(
+    images: NDArray[np.float32], captions: NDArray[np.float32], scale: float = _SCALE
+) -> NDArray[np.float64]:
+    """Return scale * max(cosine, 0) of pairs of unit vectors: (N, D) and (N, D) -> (N,) float64."""
+    return scale * np.maximum((images * captions).sum(axis=-1), 0.0).astype(np.float64)
 
 
 def _in_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -104,6 +107,19 @@ class ClipEncoder:
             found.append(getattr(output, "pooler_output", output).cpu().numpy())
         return _unit(np.concatenate(found))
 
+    @property
+    def longest(self) -> int:
+        """Tokens that the text encoder reads, prompt, start and end among them."""
+        return self._longest
+
+    def is_cut(self, captions: Sequence[str]) -> NDArray[np.bool_]:
+        """Return whether each caption has more tokens than the text encoder reads, (M,) bool."""
+        longer: list[bool] = []
+        for batch in _in_batches(captions, self._batch_size):
+            tokens = self._tokenizer([PROMPT + caption for caption in batch], verbose=False)["input_ids"]
+            longer += [len(ids) > self._longest for ids in tokens]
+        return np.asarray(longer, dtype=bool)
+
     def images(self, image_source: Images, image_ids: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors of images, (N, D) float32.
 
@@ -112,6 +128,20 @@ class ClipEncoder:
         """
         return _unit(
             image_source.embeddings(self._name, self._model, self._image_processor, image_ids, self._batch_size)
+        )
+
+
+def _warn_of_cut(encoder: ClipEncoder, cut: NDArray[np.bool_], candidates: Sequence[int], human: Sequence[int]) -> None:
+    """Say how many captions are longer than what CLIP reads of them."""
+    found = [
+        f"{int(cut[numbers].sum()):,} of {len(numbers):,} {what}"
+        for what, numbers in (("captions", list(candidates)), ("human captions", list(human)))
+        if cut[numbers].any()
+    ]
+    if found:
+        warn_on_terminal(
+            f"clip_score: {' and '.join(found)} are longer than the {encoder.longest} tokens that the model reads; "
+            "only their beginning is scored: choose a model for long texts, or judge them by other metrics too"
         )
 
 
@@ -124,6 +154,9 @@ class ClipScoreOptions(MetricOptions):
     )
     device: str | None = Field(None, description="where CLIP runs; default: CUDA where there is one, else the CPU")
     batch_size: Annotated[int, Field(gt=0)] = Field(64, description="images or captions at a time")
+    scale: Annotated[float, Field(gt=0, le=100)] = Field(
+        _SCALE, description="factor of the cosine: 2.5 as CLIPScore, 2 as PAC-S, whose weights `model` then is"
+    )
 
 
 class ClipScore(CaptionMetric):
@@ -172,8 +205,9 @@ class ClipScore(CaptionMetric):
         own = [number_of.setdefault(caption, len(number_of)) for caption in captions.candidates]
         human = [number_of.setdefault(caption, len(number_of)) for group in captions.references for caption in group]
         texts = encoder.texts(list(number_of))
+        _warn_of_cut(encoder, encoder.is_cut(list(number_of)), own, human)
         candidates = texts[own]
-        score = clip_score(images, candidates)
+        score = clip_score(images, candidates, options.scale)
         of_image = captions.reference_set.image_of_caption
         similarity = (texts[human] * candidates[of_image]).sum(axis=-1).astype(np.float64)
         best = np.zeros(len(captions))
@@ -189,7 +223,7 @@ class ClipScore(CaptionMetric):
         model = {"model": folder.name if weights else self._options.model}
         if weights:
             model["weights"] = ",".join(sha256_of(path)[:16] for path in weights)
-        return {**model, "prompt": PROMPT, "precision": "float32", "scale": _SCALE}
+        return {**model, "prompt": PROMPT, "precision": "float32", "scale": self._options.scale}
 
 
 REGISTERED = ClipScore

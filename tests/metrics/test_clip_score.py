@@ -170,3 +170,35 @@ def test_signature_tells_models_apart_and_hides_where_they_lie(clip_folder: str,
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert _clip_score(str(tmp_path / signature["model"])).signature() != signature
     assert _clip_score("openai/clip-vit-base-patch32").signature()["model"] == "openai/clip-vit-base-patch32"
+
+
+def test_captions_that_are_cut_are_counted(clip_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The long caption of image 3; with the prompt, the tiny CLIP reads eight letters of a caption at most."""
+    from transformers import CLIPTokenizer
+
+    _clip_score(clip_folder).statistics(_captions())
+    said = " ".join(capsys.readouterr().err.split())
+    tokenizer: Any = CLIPTokenizer.from_pretrained(clip_folder)
+
+    def is_long(caption: str) -> bool:
+        return len(tokenizer("A photo depicts " + caption)["input_ids"]) > LONGEST
+
+    own = sum(map(is_long, _CANDIDATES.values()))
+    human = sum(is_long(line) for group in _REFERENCES.values() for line in group)
+    assert 0 < own < 3 and 0 < human < 6
+    assert f"{own} of 3 captions and {human} of 6 human captions are longer than the {LONGEST} tokens" in said
+    short = CaptionSet({"1": "a"}, ReferenceSet({"1": ["b"]}))
+    _clip_score(clip_folder).statistics(short)
+    assert "longer than" not in capsys.readouterr().err
+
+
+def test_the_scale_of_pac_s(clip_folder: str) -> None:
+    """PAC-S = 2 * max(cos, 0), and its harmonic mean with the best reference (Sarto et al. 2023)."""
+    metric = _clip_score(clip_folder, scale=2.0)
+    assert metric.signature()["scale"] == 2.0
+    expected = []
+    for score, with_references in _by_hand(clip_folder):
+        best = score * with_references / (2 * score - with_references) if score else 0.0
+        pac = 2.0 * score / 2.5
+        expected.append([pac, 2 * pac * best / (pac + best) if pac + best else 0.0])
+    np.testing.assert_allclose(metric.statistics(_captions()), expected, atol=1e-5)
