@@ -12,6 +12,7 @@ from hfcap.card.front_matter import front_matter
 from hfcap.card.kept_sections import MARK, merge_sections, split_front_matter
 from hfcap.card.requirements import install_command
 from hfcap.card.run_facts import RunFacts, read_card_input
+from hfcap.card.serving import serving
 from hfcap.card.usage_code import usage_code
 from hfcap.files import read_text, write_bytes, write_text
 from hfcap.pages.markdown import Safe, code_block, escape, finalize
@@ -87,6 +88,7 @@ def _context(known: RunFacts) -> dict[str, object]:
         "caution": prose.caution(known),
         "install": Safe(install_command(known.requirements)),
         "usage": code_block(usage, "python"),
+        "serving": serving(known.repo_id or ".", known.model, known.has_code, known.is_adapter),
         "unpublished": known.repo_id is None,
         "printed": prose.printed(known),
         "has_code": known.has_code,

@@ -10,7 +10,7 @@ from hfcap.files import read_json, read_text
 from hfcap.schema import IMAGE_BACKEND
 
 
-def _notes(model: Path) -> dict[str, str]:
+def read_notes(model: Path) -> dict[str, str]:
     """Return what hfcap noted next to the weights; empty for models of others."""
     note = model / "hfcap.json"
     values = read_json(note, "hfcap's note next to the weights") if note.is_file() else {}
@@ -21,12 +21,12 @@ def _notes(model: Path) -> dict[str, str]:
 
 def read_prompt(model: Path) -> str:
     """Return the caption prompt that hfcap noted next to the weights; empty where there is none."""
-    return _notes(model).get("prompt", "").strip()
+    return read_notes(model).get("prompt", "").strip()
 
 
 def brings_code(model: Path) -> bool:
     """Whether loading runs modelling code of the repository, or of the base model of an adapter."""
-    if _notes(model).get("brings_code") == "true":
+    if read_notes(model).get("brings_code") == "true":
         return True
     settings = "".join(read_text(path, "configuration of the model") for path in sorted(model.glob("*.json")))
     return '"auto_map"' in settings and any(model.glob("*.py"))
@@ -70,7 +70,7 @@ def decoding_arguments(model: Path) -> str:
 
     They stand in the call because BLIP's `generate` does not read generation_config.json.
     """
-    if _notes(model).get("decodes") == "false":
+    if read_notes(model).get("decodes") == "false":
         return ""
     return "".join(f", {name}={value!r}" for name, value in decoding_settings(model).items())
 
@@ -101,14 +101,14 @@ def usage_code(
         decoding: further arguments of `generate`, in place of the model's own (`decoding_arguments`).
         only_safetensors: fail rather than fall back to pickles; a card leaves that to transformers.
     """
-    if _notes(model).get("needs_hfcap") == "true":
+    if read_notes(model).get("needs_hfcap") == "true":
         load = f"captioner = hfcap.load_captioner({_quoted(model_id)})"
         return "\n".join(["import hfcap", "", load, 'print(captioner.caption("photo.jpg"))'])
     decoding = decoding_arguments(model) if decoding is None else decoding
     trust = ", trust_remote_code=True" if has_code else ""
     weights = ", use_safetensors=True" if only_safetensors else ""
     own = f", revision={_quoted(revision)}" if revision else ""
-    as_trained = _notes(model).get("image_backend") == IMAGE_BACKEND
+    as_trained = read_notes(model).get("image_backend") == IMAGE_BACKEND
     image_processor = "AutoImageProcessor, " if as_trained else ""
     lines = [
         "from PIL import Image, ImageOps",
@@ -141,7 +141,7 @@ def usage_code(
 
 
 def _resizing(model: Path) -> str:
-    size = _notes(model).get("image_size")
+    size = read_notes(model).get("image_size")
     if size is None:
         return ""
     if not size.isdecimal():
@@ -151,7 +151,7 @@ def _resizing(model: Path) -> str:
 
 def _lines_as_noted(model: Path, decoding: str) -> list[str]:
     """Return the lines from `image` to the printed caption, for families that note how their processor is called."""
-    notes = _notes(model)
+    notes = read_notes(model)
     if notes.get("call") == "chat":
         text = f', {{"type": "text", "text": {_quoted(read_prompt(model))}}}' if read_prompt(model) else ""
         lines = [

@@ -64,7 +64,11 @@ def test_chat_model_with_lora_behind_a_frozen_encoder(tmp_path: Path, monkeypatc
         "returns": "prompt and caption",
         "image_backend": "pil",
     }
-    assert "apply_chat_template" in run.card.read_text()
+    card = run.card.read_text()
+    assert "apply_chat_template" in card
+    # The adapter needs its base model: a server takes them merged.
+    assert "hfcap merge . -o merged\n" in card and "transformers serve merged  # or: vllm serve merged" in card
+    assert "the prompt `what is on it?`" in card
 
 
 def test_encoder_decoder_trained_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +79,7 @@ def test_encoder_decoder_trained_in_full(tmp_path: Path, monkeypatch: pytest.Mon
     assert summary["encoder_frozen"] and 0 < summary["trainable_parameters"] < summary["parameters"]
     image = write_image(tmp_path / "photo.jpg", seed=3)
     assert card_caption(run.publish, image, "florence2", monkeypatch) is not None
+    assert "transformers serve" not in run.card.read_text()  # a task is no chat
 
 
 def test_lora_on_weights_in_half_precision(tmp_path: Path) -> None:

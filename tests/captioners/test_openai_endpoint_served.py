@@ -1,7 +1,8 @@
-"""What `transformers serve`, started for real, says of images is what the model says here."""
+"""What `transformers serve`, started for real as a card says, says of images is what the model says here."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import hfcap
 from hfcap.captioners.openai_endpoint import OpenAIEndpoint, OpenAIEndpointOptions
+from hfcap.card.serving import serving
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import write_image
@@ -35,7 +37,10 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     itt(request.param, prompt=PROMPT).save(folder / "model", OPTIONS)
     sizes = ((64, 64), (96, 64), (64, 128))
     images = [write_image(folder / f"{number}.png", number, size) for number, size in enumerate(sizes)]
-    with transformers_serve(folder / "model") as base_url:
+    said = serving(str(folder / "model"), folder / "model", has_code=False, is_adapter=False)
+    assert said is not None and f"the prompt `{PROMPT}`" in said["text"]
+    (line,) = [one for one in said["commands"].splitlines() if one.startswith("transformers serve")]
+    with transformers_serve(folder / "model", shlex.split(line, comments=True)[1:]) as base_url:
         yield Served(folder / "model", base_url, images)
 
 

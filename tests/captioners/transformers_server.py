@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,17 +22,21 @@ _STARTS_WITHIN = 120.0
 
 
 @contextlib.contextmanager
-def transformers_serve(model: Path) -> Iterator[str]:
-    """Serve a model folder for the length of the block; gives the address with /v1."""
+def transformers_serve(model: Path, arguments: Sequence[str] = ()) -> Iterator[str]:
+    """Serve a model folder for the length of the block; gives the address with /v1.
+
+    Args:
+        arguments: of `transformers`, where a card says them.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command = [*(arguments or ("serve", str(model))), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     log = model.parent / f"{model.name}.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, *arguments], env=environment, stdout=output, stderr=output
+            [sys.executable, "-c", _COMMAND, *command], env=environment, stdout=output, stderr=output
         )
         try:
             _wait(f"http://127.0.0.1:{port}/health", server, log)
