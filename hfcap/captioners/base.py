@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 
 from hfcap import registry
 from hfcap.captioners.asking.prompts import PromptDefaults
+from hfcap.captioners.asking.thinking import answers
 from hfcap.captioners.facts import BaseModel, CardFacts, GeneratedCaption
 from hfcap.captioners.probe import generated, may_pack
 from hfcap.captioners.shared.linear_layers import layers_below
@@ -356,14 +357,14 @@ class Captioner(PromptDefaults, ABC):
         config.output_scores = options.num_beams > 1
         output = self.generate(image_states, start.expand(image_states.shape[0], -1), config)
         written = output.sequences[:, start.shape[1] :]
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        texts = answers(self.tokenizer, written, self.thinks_first)
         ends = torch.tensor(config.eos_token_id, device=written.device).reshape(-1)
         ended = torch.isin(written, ends).any(dim=1).tolist()
         beam_scores = getattr(output, "sequences_scores", None)
         scores = [None] * len(texts) if beam_scores is None else [float(score) for score in beam_scores]
         captions = [
-            GeneratedCaption(" ".join(text.split()), score, cut=not end)
-            for text, score, end in zip(texts, scores, ended, strict=True)
+            GeneratedCaption(" ".join(text.split()), score, cut=thinking or not end)
+            for (text, thinking), score, end in zip(texts, scores, ended, strict=True)
         ]
         n = options.num_return_sequences
         return [captions[first : first + n] for first in range(0, len(captions), n)]

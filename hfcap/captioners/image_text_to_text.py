@@ -200,6 +200,11 @@ class ImageTextToText(Captioner):
                 soft_wrap=True,
             )
 
+    @property
+    def thinks_first(self) -> bool:
+        """Whether the chat template puts the model into the middle of thinking."""
+        return self.kind.thinks_first()
+
     def style_prompt(self, style: str) -> str:
         """Return the instruction, or the task of models that know tasks."""
         if style not in self.kind.styles:

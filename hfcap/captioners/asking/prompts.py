@@ -30,6 +30,11 @@ class PromptDefaults:
         """Return decoding options for a model that hfcap did not save, under those that its checkpoint gives."""
         return {}
 
+    @property
+    def thinks_first(self) -> bool:
+        """Whether the prompt begins the model's thinking, which an answer then goes on with."""
+        return False
+
     def style_prompt(self, style: str) -> str:
         """Return the prompt that asks for captions of this style (`CHAT_STYLES`).
 

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hfcap.captioners.asking.prompts import CHAT_STYLES
+from hfcap.captioners.asking.thinking import thinks_at_end
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize, ImagesOfOwnShape
 from hfcap.errors import UserError
@@ -319,6 +320,13 @@ class VlmAdapter(ABC):
             return_dict=True,
             return_tensors="pt",
         )
+
+    def thinks_first(self) -> bool:
+        """Whether what the chat template writes before a reply begins the model's thinking."""
+        if not self.chats():
+            return False
+        question = [_user_message(self.captioner.prompt)]
+        return thinks_at_end(self.processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False))
 
     def _chat_ends(self) -> tuple[str, str] | None:
         """Text that the chat template writes before and after a reply; None without a template."""
