@@ -336,7 +336,7 @@ class Captioner(PromptDefaults, ABC):
 
     def generation_config(self, options: GenerateOptions) -> GenerationConfig:
         """Return transformers' GenerationConfig for the recipe's `generate` block."""
-        values = options.model_dump(exclude={"seed"} if options.do_sample else set(SAMPLING_ONLY))
+        values = options.model_dump(exclude={"style", *(["seed"] if options.do_sample else SAMPLING_ONLY)})
         return GenerationConfig(
             **values,
             bos_token_id=self.start_token_id,

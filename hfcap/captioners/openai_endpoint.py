@@ -211,6 +211,10 @@ class OpenAIEndpoint(NonparametricCaptioner):
             "needs_hfcap": "true",
         }
 
+    def style_prompt(self, style: str) -> str:
+        """Return the instruction: every served model takes some."""
+        return CHAT_STYLES[style]
+
     def identity(self) -> str:
         """Return server, model, fields of requests and form of images, on which captions depend."""
         names = {"base_url", "model", "extra_body", "max_side", "image_format"}
@@ -234,7 +238,7 @@ class OpenAIEndpoint(NonparametricCaptioner):
                         f"decoding options: num_beams={value}: a served model has no beam search; set num_beams: 1 "
                         "(--num-beams 1), and --sample for several captions an image"
                     )
-            elif name not in _FOLLOWED and value != getattr(usual, name):
+            elif name not in {*_FOLLOWED, "style"} and value != getattr(usual, name):
                 raise OptionError(
                     f"decoding options: {name}: servers have no common field for it; leave it out, and put the "
                     "server's own field into model.extra_body"

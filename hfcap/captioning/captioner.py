@@ -26,6 +26,7 @@ from hfcap.environment import default_device
 from hfcap.errors import OptionError
 from hfcap.progress import progress_bar, reported
 from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.styles import with_room_for_style
 from hfcap.schema import Candidate, Caption, CaptionedImage
 
 logger = logging.getLogger("hfcap")
@@ -127,7 +128,7 @@ class ImageCaptioner:
         Raises:
             OptionError: one is unknown (the message names the known ones), out of its range, or would be ignored.
         """
-        options = decoding_options({**self.defaults, **with_enough_beams(generation)})
+        options = decoding_options({**self.defaults, **with_room_for_style(with_enough_beams(generation))})
         if idle := options.without_effect(generation):
             raise OptionError(f"{idle[0]}: has no effect without do_sample=True; set it, or leave {idle[0]} out")
         return options
@@ -176,8 +177,9 @@ class ImageCaptioner:
             batch_size: images at a time. Samples depend on it, other captions at most by rounding.
             unreadable: raise for an image that cannot be read, or skip it in a list with a warning in the log.
             progress: show a bar on standard error; otherwise counts are logged.
-            generation: num_beams, max_new_tokens, num_return_sequences, do_sample, temperature, top_p, seed and the
-                others of transformers that `options` knows; they replace those saved with the model.
+            generation: num_beams, max_new_tokens, num_return_sequences, do_sample, temperature, top_p, seed, style
+                (short, detailed, tags, alt_text: in place of a prompt) and the others that `options` knows; they
+                replace those saved with the model.
 
         Raises:
             OptionError: an option is unknown, out of its range, or would be ignored.
@@ -190,7 +192,9 @@ class ImageCaptioner:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(f"batch_size: must be at least 1, not {batch_size!r}")
         pixels = PixelInputs([], self.captioner.image_processor)
-        job = DecodingJob([], pixels, self.options(**generation), batch_size, 0, prompt)
+        options = self.options(**generation)
+        prompt = self.captioner.prompt_for(options.style, prompt)
+        job = DecodingJob([], pixels, options, batch_size, 0, prompt)
         require_room(self.captioner, job.options, prompt)
         records = image_records([images] if one else images)  # type: ignore[list-item,arg-type]  # one image, or not
         total = 1 if one else len(images) if isinstance(images, Sized) else None

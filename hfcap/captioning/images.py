@@ -29,6 +29,7 @@ from hfcap.decoding import DecodingJob, as_prediction, job_fingerprint, say_cut,
 from hfcap.errors import StoppedError, UserError
 from hfcap.progress import console, error_console, progress_bar
 from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.styles import with_room_for_style
 from hfcap.schema import CaptionedImage, Prediction
 from hfcap.text import counted
 
@@ -139,9 +140,11 @@ def _job(
     overrides: dict[str, Any],
     forbidden: Sequence[str],
 ) -> tuple[Captioner, DecodingJob]:
-    options = decoding_options({**generation_defaults(local_folder(model, revision)), **overrides})
+    defaults = generation_defaults(local_folder(model, revision))
+    options = decoding_options({**defaults, **with_room_for_style(overrides)})
     _require_effect(overrides, options)
     captioner = ready_captioner(model, revision, trust_remote_code)
+    prompt = captioner.prompt_for(options.style, prompt)
     require_room(captioner, options, prompt)
     if forbidden:
         ids = [*(options.bad_words_ids or []), *bad_words_ids(captioner, forbidden)]

@@ -62,6 +62,10 @@ ForbidWords = Annotated[str | None, typer.Option(help="words that captions do no
 PromptOption = Annotated[
     str | None, typer.Option(help="what the captioner is told, or goes on from; not part of captions")
 ]
+StyleOption = Annotated[
+    Literal["short", "detailed", "tags", "alt_text"] | None,
+    typer.Option(help="what is asked for in place of --prompt, of models that take instructions"),
+]
 NumReturnSequences = Annotated[int | None, typer.Option(min=1, help="captions per image")]
 DoSample = Annotated[bool | None, typer.Option("--sample", help="sample captions instead of beam search")]
 Temperature = Annotated[float | None, typer.Option(min=0.01, help="with --sample: below 1 likelier words")]
@@ -100,6 +104,7 @@ def caption(
     clip_model: ClipModel = None,
     forbid_words: ForbidWords = None,
     prompt: PromptOption = None,
+    style: StyleOption = None,
     num_beams: NumBeams = None,
     max_new_tokens: MaxNewTokens = None,
     num_return_sequences: NumReturnSequences = None,
@@ -135,7 +140,10 @@ def caption(
 
 
 _NOT_OPTIONS = ("model", "inputs", "output", "public", "accept_changes", "trust_remote_code", "force")
-_GENERATION = (*("num_beams", "max_new_tokens", "num_return_sequences", "do_sample", "temperature", "top_p", "seed"),)
+_SAMPLED = ("do_sample", "temperature", "top_p", "seed")
+_GENERATION = (
+    *("style", "num_beams", "max_new_tokens", "num_return_sequences", "do_sample", "temperature", "top_p", "seed"),
+)
 _DATASET = ("split", "config_name", "image_column", "images")
 
 

@@ -17,6 +17,7 @@ from hfcap.recipe.block_base import Block, NonNegativeInt, PositiveInt, Share
 from hfcap.recipe.dpo import DpoOptions
 from hfcap.recipe.publish_fields import require_id, require_language, require_licence, size_in_bytes
 from hfcap.recipe.scst import ScstOptions
+from hfcap.recipe.styles import Style, with_room_for_style
 from hfcap.recipe.training_blocks import LoraOptions as LoraOptions
 from hfcap.recipe.training_blocks import TrainOptions as TrainOptions
 
@@ -124,8 +125,13 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 
 
 class GenerateOptions(Block):
-    """Decoding, with the names of transformers' GenerationConfig."""
+    """Decoding, with the names of transformers' GenerationConfig; `style` is hfcap's own."""
 
+    style: Style | None = Field(
+        None,
+        description="what captions are asked for in place of a prompt, of models that take instructions; it also sets "
+        "max_new_tokens where that is not given",
+    )
     num_beams: PositiveInt = Field(3, le=1000, description="beams of the search; 1 = greedy")
     max_new_tokens: PositiveInt = Field(30, le=10_000, description="most tokens of a caption")
     min_new_tokens: NonNegativeInt = Field(0, description="fewest tokens of a caption")
@@ -147,6 +153,11 @@ class GenerateOptions(Block):
         1, le=1000, description="n-best list or number of samples kept as candidates"
     )
     seed: NonNegativeInt = Field(0, description="of sampling; another batch size draws other captions")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_style(cls, values: Any) -> Any:
+        return with_room_for_style(values)
 
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:

@@ -46,9 +46,22 @@ def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> 
     else:
         captions = (caption for record in train_records for caption in record.captions)
         captioner = family.build(recipe.model, captions)
+    if recipe.generate.style is not None:
+        _ask_for_style(captioner, recipe)
     if recipe.model.attn_implementation is not None:
         choose_attention(captioner, recipe.model.attn_implementation)
     return captioner
+
+
+def _ask_for_style(captioner: Captioner, recipe: Recipe) -> None:
+    """Let training, too, ask for captions of the style, in the place of a prompt."""
+    prompt = captioner.style_prompt(str(recipe.generate.style))
+    usual = type(recipe.model).model_fields["prompt"].default
+    if recipe.model.prompt not in (usual, prompt):
+        raise UserError(
+            f"generate.style: {recipe.generate.style} and model.prompt both say what is asked; remove one of them"
+        )
+    captioner.prompt = prompt
 
 
 def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) -> Captioner:

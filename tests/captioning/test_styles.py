@@ -8,11 +8,12 @@ from typing import Any, get_args
 import pytest
 from transformers import GenerationConfig
 
-from hfcap.captioners.asking.prompts import CHAT_STYLES, STYLE_TOKENS, Style
+from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import generation_defaults, load_captioner
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.styles import STYLE_TOKENS, Style
 from tests.captioners.helpers import build
 from tests.captioners.itt_models import itt
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from hfcap.errors import UserError
-
-Style = Literal["short", "detailed", "tags", "alt_text"]
+from hfcap.errors import OptionError, UserError
+from hfcap.recipe.styles import Style
 
 CHAT_STYLES: Mapping[str, str] = {
     "short": "Describe the image in one short sentence.",
@@ -17,9 +16,6 @@ CHAT_STYLES: Mapping[str, str] = {
     "alt_text": "Write alt text for the image: one plain sentence of at most 125 characters, without 'image of'.",
 }
 """Style -> instruction for models that take instructions."""
-
-STYLE_TOKENS: Mapping[str, int] = {"short": 64, "detailed": 384, "tags": 96, "alt_text": 64}
-"""Style -> max_new_tokens: a caption of this style ends before, as a rule."""
 
 
 class PromptDefaults:
@@ -42,6 +38,19 @@ class PromptDefaults:
             UserError: captioners of this kind cannot be asked for it.
         """
         raise UserError(f"style {style}: this captioner takes no instructions; leave the style out")
+
+    def prompt_for(self, style: Style | None, prompt: str | None) -> str | None:
+        """Return the prompt that somebody gave, or that of the style that somebody gave; None where neither is given.
+
+        Raises:
+            OptionError: both are given.
+            UserError: this captioner cannot be asked for the style.
+        """
+        if style is None:
+            return prompt
+        if prompt is not None:
+            raise OptionError(f"style {style}: a prompt says already what is asked; leave one of them out")
+        return self.style_prompt(style)
 
     def take_usual_prompt(self) -> None:  # most families write captions without being asked
         """Ask for captions as the model's authors do, where nobody saved a prompt with it."""
