@@ -296,6 +296,8 @@ def test_a_key_in_the_recipe_is_refused_and_not_repeated(key: str, tmp_path: Pat
         ({}, "exactly one of base_url and pretrained"),
         ({"base_url": "127.0.0.1:8000"}, "no web address; write it as http"),
         ({"base_url": "file:///etc/passwd"}, "no web address"),
+        ({"base_url": "http://127.0.0.1/v1\u00e9"}, "no web address"),
+        ({"base_url": "http://127.0.0.1/v 1"}, "no web address"),
         ({"base_url": "http://me:secret@127.0.0.1/v1"}, "must hold no user name, password or query"),
         ({"base_url": "http://127.0.0.1/v1?key=secret"}, "must hold no user name, password or query"),
         ({"base_url": "https://example.com/v1"}, "images would leave this machine; set trust_remote_code: true"),

@@ -52,7 +52,8 @@ def address_problem(base_url: str) -> str | None:
         host, _ = parts.hostname, parts.port
     except ValueError:
         return "is no web address; write it as http://127.0.0.1:8000/v1"
-    if parts.scheme not in ("http", "https") or not host:
+    sendable = base_url.isascii() and base_url.isprintable() and " " not in base_url
+    if parts.scheme not in ("http", "https") or not host or not sendable:
         return "is no web address; write it as http://127.0.0.1:8000/v1"
     if "@" in parts.netloc or parts.query or parts.fragment:
         return "must hold no user name, password or query; put a key into the environment (api_key_env)"
