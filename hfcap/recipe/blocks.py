@@ -127,11 +127,6 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 class GenerateOptions(Block):
     """Decoding, with the names of transformers' GenerationConfig; `style` is hfcap's own."""
 
-    style: Style | None = Field(
-        None,
-        description="what captions are asked for in place of a prompt, of models that take instructions; it also sets "
-        "max_new_tokens where that is not given",
-    )
     num_beams: PositiveInt = Field(3, le=1000, description="beams of the search; 1 = greedy")
     max_new_tokens: PositiveInt = Field(30, le=10_000, description="most tokens of a caption")
     min_new_tokens: NonNegativeInt = Field(0, description="fewest tokens of a caption")
@@ -153,6 +148,11 @@ class GenerateOptions(Block):
         1, le=1000, description="n-best list or number of samples kept as candidates"
     )
     seed: NonNegativeInt = Field(0, description="of sampling; another batch size draws other captions")
+    style: Style | None = Field(
+        None,
+        description="what captions are asked for in place of a prompt, of models that take instructions; it also sets "
+        "max_new_tokens where that is not given",
+    )
 
     @model_validator(mode="before")
     @classmethod
