@@ -12,8 +12,7 @@ from hfcap.card.front_matter import front_matter
 from hfcap.card.kept_sections import MARK, merge_sections, split_front_matter
 from hfcap.card.requirements import install_command
 from hfcap.card.run_facts import RunFacts, read_card_input
-from hfcap.card.serving import serving
-from hfcap.card.usage_code import usage_code
+from hfcap.card.usage_code import serving, usage_code
 from hfcap.files import read_text, write_bytes, write_text
 from hfcap.pages.markdown import Safe, code_block, escape, finalize
 from hfcap.run_directory.paths import RunDirectory

@@ -1,13 +1,16 @@
-"""The code that the card shows: the shortest that captions an image with plain transformers, without hfcap."""
+"""The code that the card shows: the shortest that captions an image with plain transformers, and servers' commands."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_text
+from hfcap.pages.markdown import Safe, code, code_block
 from hfcap.schema import IMAGE_BACKEND
+from hfcap.text import has_controls
 
 
 def read_notes(model: Path) -> dict[str, str]:
@@ -194,3 +197,39 @@ def _captioning_lines(prompt: str, decoding: str, model_type: str | None) -> lis
             f"tokens = model.generate(**inputs{decoding})",
         ]
     return [*lines, "print(processor.decode(tokens[0], skip_special_tokens=True).strip().removeprefix(prompt).strip())"]
+
+
+_ADDRESS = "http://localhost:8000/v1"
+"""Where `transformers serve` and `vllm serve` listen."""
+
+
+def serving(model_id: str, model: Path, has_code: bool, is_adapter: bool) -> dict[str, Any] | None:
+    """Return commands and a sentence for the card; None for models that no server of chat completions takes.
+
+    Args:
+        model_id: Hub id of the repository, or "." for the folder itself.
+        model: folder with the weights.
+        has_code: the repository brings its own modelling code.
+    """
+    notes = read_notes(model)
+    if notes.get("call") != "chat" or has_code:
+        return None
+    merging = [f"hfcap merge {model_id} -o merged"] if is_adapter else []
+    served = "merged" if is_adapter else model_id
+    commands = [
+        *merging,
+        'pip install "transformers[serving]"',
+        f"transformers serve {served}  # or: vllm serve {served}",
+    ]
+    prompt = read_prompt(model)
+    asked = f" and the prompt {code(prompt)}" if prompt and not has_controls(prompt) else ""
+    text = (
+        f"The server answers OpenAI's chat completions at {_ADDRESS}, asked with the image{asked}; `vllm serve` "
+        "needs a vLLM that knows this model type."
+    )
+    if notes.get("image_size"):
+        text += (
+            f" In training every image was made one square of {notes['image_size']} pixels first; a server does not "
+            "do that, so that captions can differ."
+        )
+    return {"commands": code_block("\n".join(commands), "sh"), "text": Safe(text)}

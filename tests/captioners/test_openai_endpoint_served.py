@@ -11,7 +11,7 @@ import pytest
 
 import hfcap
 from hfcap.captioners.openai_endpoint import OpenAIEndpoint, OpenAIEndpointOptions
-from hfcap.card.serving import serving
+from hfcap.card.usage_code import serving
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.helpers import write_image
