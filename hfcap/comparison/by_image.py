@@ -75,7 +75,7 @@ def by_image(comparison: Comparison) -> tuple[ByImage, ...]:
     for output in dict.fromkeys([*ranking, *(name for name in comparison.outputs if name in comparison.directions)]):
         having = [system for system in comparison.systems if _has(system, output)]
         if len(having) > 1:
-            pairs = [_pair(comparison, having[0], other, output) for other in having[1:]]
+            pairs = [pair_by_image(comparison, having[0], other, output) for other in having[1:]]
             return tuple(pair for pair in pairs if pair.image_ids)
     return ()
 
@@ -84,7 +84,8 @@ def _has(system: System, output: str) -> bool:
     return any(row.get(output) is not None for row in system.report.per_image.values())
 
 
-def _pair(comparison: Comparison, leader: System, other: System, output: str) -> ByImage:
+def pair_by_image(comparison: Comparison, leader: System, other: System, output: str) -> ByImage:
+    """Return two systems on the images for which both have the value."""
     ids: list[str] = []
     values: list[tuple[float, float]] = []
     for image_id in sorted(leader.report.per_image):

@@ -20,6 +20,7 @@ from hfcap.comparison.rendering import (
     slices_explanation,
 )
 from hfcap.comparison.result import Comparison
+from hfcap.comparison.slices import SliceExamples
 from hfcap.comparison.verdict import shown_p, verdict
 from hfcap.data.images import UnreadableImageError
 from hfcap.pages import data_block, render_page, thumbnail
@@ -35,6 +36,7 @@ def leaderboard_page(
     evidence: Evidence,
     n_examples: int,
     listing: Listing | None = None,
+    parts: Sequence[SliceExamples] = (),
 ) -> str:
     """Return the page.
 
@@ -44,6 +46,7 @@ def leaderboard_page(
         evidence: captions, human captions and files of the images with the largest differences.
         n_examples: so many wins and losses of each pair are shown.
         listing: the single images that can be searched; None = no such list.
+        parts: examples of the slices on which a system is significantly worse.
     """
     inlined = {
         (plot.kind, plot.subject): inline(plot.svg, f"p{number}", plot.description) for number, plot in enumerate(plots)
@@ -74,7 +77,7 @@ def leaderboard_page(
             if plot.kind == "cost"
         ],
         pairs=[_pair(comparison, pair, inlined, evidence, thumbnails, n_examples) for pair in pairs],
-        slices=_slices(comparison),
+        slices=_slices(comparison, parts, evidence, thumbnails),
         listing=None if listing is None else _listing(comparison, listing, evidence, thumbnails),
         notes=evidence.notes,
         conditions=_conditions(comparison),
@@ -180,11 +183,26 @@ def _costs(comparison: Comparison) -> dict[str, Any] | None:
     return {"titles": [COST_TITLES[key].title for key in keys], "rows": rows} if keys else None
 
 
-def _slices(comparison: Comparison) -> dict[str, Any] | None:
+def _slices(
+    comparison: Comparison, parts: Sequence[SliceExamples], evidence: Evidence, thumbnails: dict[str, str]
+) -> dict[str, Any] | None:
     if not comparison.slices:
         return None
     header, rows = slice_rows(comparison)
-    return {"header": header, "rows": rows, "explanation": slices_explanation(comparison)}
+    examples = [
+        {
+            "name": f"{part.slice.column}: {part.slice.value}",
+            "leader": part.pair.leader.name,
+            "leader_number": comparison.systems.index(part.pair.leader) + 1,
+            "other": part.pair.other.name,
+            "number": comparison.systems.index(part.pair.other) + 1,
+            "examples": [
+                _example(comparison, part.pair, position, evidence, thumbnails) for position in part.positions
+            ],
+        }
+        for part in parts
+    ]
+    return {"header": header, "rows": rows, "explanation": slices_explanation(comparison), "parts": examples}
 
 
 def _thumbnail(image: ImageBytes) -> str:

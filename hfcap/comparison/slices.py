@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.comparison.result import Difference, SliceComparison
+from hfcap.comparison.by_image import ByImage, pair_by_image
+from hfcap.comparison.result import Comparison, Difference, SliceComparison
 from hfcap.comparison.significance import Pair, PairedDifference, paired_differences
 from hfcap.comparison.systems import System
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resampled_values
+from hfcap.scoring.score_table import SIGNIFICANT
 
 Rows = Mapping[str, NDArray[np.float64]]
+
+MOST_SLICES = 12
+"""So many pairs of slice and system have examples, the most certain differences first."""
 
 
 def compare_slices(
@@ -80,3 +86,50 @@ def _slice(
         if output in differences
     }
     return SliceComparison(*place, int(member.sum()), values, intervals, best, {}), paired
+
+
+@dataclass(frozen=True, slots=True)
+class SliceExamples:
+    """One system against the best one on a slice.
+
+    Attributes:
+        slice: the part of the images.
+        pair: the best system there, and the other one, on all images.
+        positions: of the images in `pair` where the other one loses most, the largest loss first.
+    """
+
+    slice: SliceComparison
+    pair: ByImage
+    positions: tuple[int, ...]
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The images' ids."""
+        return [self.pair.image_ids[position] for position in self.positions]
+
+
+def slice_examples(comparison: Comparison, count: int) -> list[SliceExamples]:
+    """Return up to `count` images for each significant difference on a slice."""
+    systems = {system.name: system for system in comparison.systems}
+    groups = next((system.report.groups for system in comparison.systems if system.report.groups), {})
+    found = [
+        (difference.corrected_p_value, one, name)
+        for one in comparison.slices
+        for name, difference in one.differences.items()
+        if difference.corrected_p_value < SIGNIFICANT
+    ]
+    examples = []
+    for _, one, name in sorted(found, key=lambda entry: entry[0])[:MOST_SLICES]:
+        assert comparison.ranking is not None
+        pair = pair_by_image(comparison, systems[one.best], systems[name], comparison.ranking)
+        advantages = pair.advantages
+        member = groups[one.column]
+        lost = [
+            position
+            for position, image_id in enumerate(pair.image_ids)
+            if member.get(image_id) == one.value and advantages[position] > 0
+        ]
+        lost.sort(key=lambda position: (-advantages[position], pair.image_ids[position]))
+        if lost[:count]:
+            examples.append(SliceExamples(one, pair, tuple(lost[:count])))
+    return examples

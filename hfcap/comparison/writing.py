@@ -12,6 +12,7 @@ from hfcap.comparison.page import leaderboard_page
 from hfcap.comparison.plots import draw_plots
 from hfcap.comparison.rendering import N_EXAMPLES, leaderboard_json, leaderboard_markdown
 from hfcap.comparison.result import Comparison
+from hfcap.comparison.slices import slice_examples
 from hfcap.files import folder_being_written, write_json, write_text
 
 PLOTS_FOLDER = "leaderboard_plots"
@@ -37,13 +38,14 @@ def write_leaderboard(
     """
     pairs = by_image(comparison)
     listing = choose_listing(comparison)
-    extremes = images_to_show(pairs, n_examples)
+    parts = slice_examples(comparison, n_examples)
+    extremes = [*images_to_show(pairs, n_examples), *(image_id for part in parts for image_id in part.image_ids)]
     listed, shown = ((), ()) if listing is None else (listing.image_ids, listing.shown)
     known = list(dict.fromkeys([*extremes, *listed]))
     pictured = list(dict.fromkeys([*extremes, *shown]))
     evidence = gather_evidence(comparison, known, references=references, images=images, shown=pictured)
     plots = draw_plots(comparison, pairs)
-    page = leaderboard_page(comparison, pairs, plots, evidence, n_examples, listing)
+    page = leaderboard_page(comparison, pairs, plots, evidence, n_examples, listing, parts)
     write_text(folder / "leaderboard.md", leaderboard_markdown(comparison))
     write_json(folder / "leaderboard.json", leaderboard_json(comparison))
     if plots:

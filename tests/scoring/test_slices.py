@@ -18,6 +18,7 @@ import hfcap
 from hfcap.card.render import render_card
 from hfcap.cli import app
 from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown, leaderboard_table, write_leaderboard
+from hfcap.comparison.slices import slice_examples
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json
 from hfcap.metrics.shared.bootstrap import holm
@@ -213,6 +214,18 @@ def test_systems_are_compared_on_each_slice(tmp_path: Path) -> None:
     write_leaderboard(comparison, tmp_path / "out")
     page = (tmp_path / "out/leaderboard.html").read_text(encoding="utf-8")
     assert "Slices" in page and "domain: out-domain" in page
+    (part,) = slice_examples(comparison, 4)
+    assert (part.slice.value, part.pair.other.name) == ("out-domain", weak)
+    losses = sorted(
+        (
+            (reports["good_scores"].per_image[key]["cider"] or 0.0) - (row["cider"] or 0.0)
+            for key, row in reports[weak].per_image.items()
+            if reports[weak].groups["domain"][key] == "out-domain"
+        ),
+        reverse=True,
+    )
+    assert [part.pair.advantages[position] for position in part.positions] == pytest.approx(losses[:4])
+    assert page.count('<details class="slice">') == 1 and "domain: out-domain: where" in page
     assert "## Slices" in leaderboard_markdown(comparison)
     assert [one["value"] for one in leaderboard_json(comparison)["slices"]] == sorted(found)
     console = Console(width=200, record=True)
