@@ -6,17 +6,24 @@ doctor's measurement all come here, so that the same options give the same capti
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.data.loading import prepared
 from hfcap.data.pixels import PixelPlan
 from hfcap.errors import library_faults, reason_of
+from hfcap.failures.memory import is_full_memory, smaller_batch
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import Images
 
 _SEED_STRIDE = 1_000_003
 """Seeds of one captioning lie between those of two neighbouring seeds."""
+
+_at_once: WeakKeyDictionary[Captioner, int] = WeakKeyDictionary()
+"""How many images the memory holds at once, for captioners whose batches were too large for it."""
 
 
 def generate_captions(
@@ -31,7 +38,8 @@ def generate_captions(
 ) -> list[list[GeneratedCaption]]:
     """Caption one batch; for each image `num_return_sequences` captions, best first.
 
-    The model must be in evaluation mode.
+    The model must be in evaluation mode. Where the memory does not hold the batch, it is captioned in smaller ones, and
+    so are those that follow.
 
     Args:
         images: levels (B, 3, height, width) uint8 that `plan` normalises, pixel values, or states of the encoder
@@ -43,9 +51,31 @@ def generate_captions(
             a captioning that goes on after a stop and any number of processes draw the same; None leaves the random
             state as it is.
     """
-    if options.do_sample and place is not None:
-        torch.manual_seed(options.seed * _SEED_STRIDE + place)
-    inputs = prepared(images, plan, captioner.device)
+    found: list[list[GeneratedCaption]] = []
+    done = 0
+    while done < len(images):
+        some = images[done : done + _at_once.get(captioner, len(images))]
+        if options.do_sample and place is not None:
+            torch.manual_seed(options.seed * _SEED_STRIDE + place + done)
+        captions = _captions_in_memory(captioner, some, options, prompt, plan, encoded)
+        if captions is None:
+            clear_device_cache(garbage_collection=True)
+            _at_once[captioner] = smaller_batch(len(some))
+        else:
+            found += captions
+            done += len(some)
+    return found
+
+
+def _captions_in_memory(
+    captioner: Captioner,
+    images: Images,
+    options: GenerateOptions,
+    prompt: str | None,
+    plan: PixelPlan | None,
+    encoded: bool,
+) -> list[list[GeneratedCaption]] | None:
+    """Caption images together; None where the memory does not hold as many."""
 
     def message(error: Exception) -> str:
         name = captioner.base_models[0].id if captioner.base_models else captioner.card_facts.title
@@ -55,6 +85,12 @@ def generate_captions(
         )
 
     with library_faults(message):
-        with torch.inference_mode():
-            states = inputs if encoded else captioner.encode(inputs)
-        return captioner.caption_states(states, options, prompt)
+        try:
+            inputs = prepared(images, plan, captioner.device)
+            with torch.inference_mode():
+                states = inputs if encoded else captioner.encode(inputs)
+            return captioner.caption_states(states, options, prompt)
+        except RuntimeError as error:
+            if len(images) == 1 or not is_full_memory(error):
+                raise
+    return None

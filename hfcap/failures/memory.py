@@ -26,11 +26,12 @@ def parts_of(batches: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
     return cut
 
 
-def more_parts(sizes: Sequence[int], parts: int) -> int:
+def more_parts(sizes: Sequence[int], parts: int, where: str) -> int:
     """Return twice as many parts for batches that were too large, and say so.
 
     Args:
         sizes: images of each part of the update that the memory did not hold. parts: into how many batches are cut.
+        where: what is being done.
 
     Raises:
         WorkError: each part has one image already.
@@ -38,8 +39,8 @@ def more_parts(sizes: Sequence[int], parts: int) -> int:
     largest = max(sizes)
     if largest == 1:
         raise WorkError(
-            "the memory is too small for the training of one image at a time; set train.gradient_checkpointing: true "
-            "or train.mixed_precision: bf16, make the images smaller (model.image_size), or train adapters (the block "
+            f"{where}: the memory is too small for one image at a time; set train.gradient_checkpointing: true or "
+            "train.mixed_precision: bf16, make the images smaller (model.image_size), or train adapters (the block "
             "lora)"
         )
     error_console.print(
@@ -51,3 +52,16 @@ def more_parts(sizes: Sequence[int], parts: int) -> int:
         soft_wrap=True,
     )
     return parts * 2
+
+
+def smaller_batch(size: int) -> int:
+    """Return how many images to caption at once where the memory does not hold `size`, and say so."""
+    smaller = -(-size // 2)
+    error_console.print(
+        f"The memory is too small to caption {size} images at once: it goes on with {smaller} at a time (the option "
+        "--batch-size, or train.per_device_eval_batch_size, begins with fewer)",
+        style="yellow",
+        markup=False,
+        soft_wrap=True,
+    )
+    return smaller

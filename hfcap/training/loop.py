@@ -113,7 +113,7 @@ class TrainingRun:
         if self.accelerator.is_main_process and self.progress.step and not self._done():
             error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
         self._set_training_mode()
-        named = failures_of_the_system(lambda: f"step {self.progress.step + 1} of the training")
+        named = failures_of_the_system(self._where)
         with stop_on_signal(self._request_stop), progress_bar("status") as bar, named:
             task = bar.add_task(
                 "Training",
@@ -154,6 +154,9 @@ class TrainingRun:
             error_console.print(f"Ending the training at step {self.progress.step} of {self.total_steps}")
         self._finish()
         return self.progress
+
+    def _where(self) -> str:
+        return f"step {self.progress.step + 1} of the training"
 
     def _done(self) -> bool:
         return self.progress.step >= self.total_steps or self.progress.stopped_early
@@ -216,7 +219,8 @@ class TrainingRun:
             # The other processes of several wait for these gradients.
             if self.accelerator.num_processes > 1 or not is_full_memory(error):
                 raise
-            self.progress.batch_parts = more_parts([len(batch.images) for batch in window], self.progress.batch_parts)
+            sizes = [len(batch.images) for batch in window]
+            self.progress.batch_parts = more_parts(sizes, self.progress.batch_parts, self._where())
         # The error, which held what the batch had computed, is gone here.
         self.prepared_optimizer.zero_grad()
         self.plain_objective.restart_sums(sums)

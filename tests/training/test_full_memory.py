@@ -95,7 +95,9 @@ def test_a_resumed_training_begins_with_the_parts(tmp_path: Path, monkeypatch: p
 
 def test_one_image_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(0, monkeypatch, "forward")
-    with pytest.raises(WorkError, match=r"too small for the training of one image at a time; .*gradient_checkpointing"):
+    with pytest.raises(
+        WorkError, match=r"step 1 of the training: .* too small for one image at a time; .*gradient_checkpointing"
+    ):
         train(recipe(tmp_path))
 
 
