@@ -131,9 +131,41 @@ def test_a_command_that_failed_ends_although_workers_leave_signals_to_it(tmp_pat
     assert done.returncode == 1 and "the memory is too small" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(NO_MEMORY)], ids=["Python", "torch"])
+GIVEN_UP = """
+import pathlib, sys, time
+from hfcap.data.loading import image_loader
+
+class Slow:
+    plan = None
+    encoded = False
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        reading.touch()
+        time.sleep(600)
+
+reading = pathlib.Path(sys.argv[1])
+iterator = iter(image_loader(Slow(), [[0], [1]], 1))
+while not reading.exists():
+    time.sleep(0.1)
+del iterator  # torch waits 5 seconds, asks by SIGTERM, and lets go
+print("end", flush=True)
+"""
+
+
+def test_a_worker_that_torch_gave_up_ends_with_the_process(tmp_path: Path) -> None:
+    """On a busy machine a worker takes longer to end than torch waits for it."""
+    done = run_program([sys.executable, "-c", GIVEN_UP, str(tmp_path / "reading")], timeout=120)
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [(MemoryError(), "per_device_train_batch_size"), (RuntimeError(NO_MEMORY), "train.gradient_checkpointing: true")],
+    ids=["Python", "torch"],
+)
 def test_too_little_memory_in_a_step(
-    error: Exception, tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch
+    error: Exception, remedy: str, tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path, train={"max_steps": 4, "save_steps": 1})
     original, calls = CrossEntropy.forward, iter(range(100))
@@ -146,7 +178,7 @@ def test_too_little_memory_in_a_step(
     with monkeypatch.context() as patch:
         patch.setattr(CrossEntropy, "forward", fails_later)
         outcome = hfcap("train", recipe)
-    assert_one_sentence(outcome, "step 3 of the training: the memory is too small", "per_device_train_batch_size")
+    assert_one_sentence(outcome, "step 3 of the training: the memory is too small", remedy)
     assert Result(RunDirectory(tmp_path / "runs" / "tiny")).steps
     assert hfcap("train", recipe).code == 0
 

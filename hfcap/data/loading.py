@@ -323,27 +323,26 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class _Loader(DataLoader[Any]):
-    """A DataLoader whose workers end with the process, also where an error keeps its iterator alive until then.
+    """A DataLoader whose workers end with the process, whether its iterator is still there or torch gave them up.
 
-    Python asks them by SIGTERM, which they leave to the main process, and would wait for them for ever.
+    Python and torch ask them by SIGTERM, which they leave to the main process; Python would wait for them for ever.
     """
 
     def __iter__(self) -> Any:
-        """Return an iterator, and remember whose workers it has."""
+        """Return an iterator, and remember its workers."""
         iterator = super().__iter__()
-        _iterators.add(iterator)
+        _workers.update(getattr(iterator, "_workers", ()))  # torch's own; there are none without worker processes
         return iterator
 
 
 @atexit.register
 def _end_workers() -> None:
-    for iterator in _iterators:
-        for worker in getattr(iterator, "_workers", ()):  # torch's own; there are none without worker processes
-            worker.kill()
+    for worker in _workers:
+        worker.kill()
 
 
 class BatchLoader:

@@ -113,8 +113,7 @@ class TrainingRun:
         if self.accelerator.is_main_process and self.progress.step and not self._done():
             error_console.print(f"Continuing at step {self.progress.step} of {self.total_steps}")
         self._set_training_mode()
-        named = failures_of_the_system(self._where)
-        with stop_on_signal(self._request_stop), progress_bar("status") as bar, named:
+        with stop_on_signal(self._request_stop), progress_bar("status") as bar, failures_of_the_system(self._where):
             task = bar.add_task(
                 "Training",
                 total=self.total_steps,
