@@ -114,6 +114,7 @@ class CaptionedImage:
         captions: human captions, at least one, none empty (empty only where a user captions images without text).
         image: where the encoded bytes come from.
         group: what the dataset tells images apart by (nocaps: in-domain, near-domain, out-domain); empty = nothing.
+        prompts: what the captions answer, as the dataset says (LLaVA's questions); empty = it names none.
     """
 
     image_id: str
@@ -121,6 +122,7 @@ class CaptionedImage:
     captions: tuple[str, ...]
     image: ImageBytes
     group: str = ""
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from hfcap.app.page_look import launch_options
 from hfcap.app.page_models import PageModel, Say
 from hfcap.app.word_stream import words_told
 from hfcap.captioners.base import Captioner
-from hfcap.captioners.shared.room import require_room, room_for_caption
+from hfcap.captioners.shared.room import require_room, takes_prompt
 from hfcap.captioning import load_captioner
 from hfcap.captioning.given import image_records
 from hfcap.card.example_images import drawn_images
@@ -51,7 +51,7 @@ class LoadedModel(PageModel):
         self.defaults = self.captioner.defaults
         family = self.captioner.captioner
         self.explains = type(family).word_attention is not Captioner.word_attention
-        self.takes_prompt = _takes_prompt(family)
+        self.takes_prompt = takes_prompt(family)
         # The first caption also finds out which faster ways are right; none of the page's should be timed with that.
         self.captioner.caption(Image.new("RGB", (64, 48), "grey"), num_return_sequences=1)
 
@@ -89,14 +89,6 @@ class LoadedModel(PageModel):
     def _seeded(decoding: Mapping[str, Any]) -> dict[str, Any]:
         # The page, which also runs without hfcap, seeds torch itself.
         return {**decoding, **({"seed": torch.initial_seed()} if decoding.get("do_sample") else {})}
-
-
-def _takes_prompt(captioner: Captioner) -> bool:
-    try:
-        room_for_caption(captioner, "a")
-    except UserError:
-        return False
-    return True
 
 
 def scores_of(location: str) -> str:

@@ -15,7 +15,7 @@ from hfcap.metrics.shared.languages import CODES
 from hfcap.metrics.shared.scripts import unspaced_language
 from hfcap.schema import CaptionedImage
 from hfcap.store.image_hashes import image_hashes
-from hfcap.text import counted
+from hfcap.text import counted, printable
 
 MAX_COMPARED_IMAGES = 10_000
 """Up to so many images are read to find the same bytes in two splits; beyond, only names are compared."""
@@ -24,6 +24,7 @@ _SHARE_OF_REPETITION = 0.05
 _FEWEST_REPETITIONS = 10
 _SHARE_OF_FEW = 0.2
 """Fewer repetitions than that alarm only from this share on: two of forty people may say the same."""
+_SHOWN_PROMPT = 60
 _N_FREQUENT = 5
 
 
@@ -122,6 +123,28 @@ def _report_traps(train: Sequence[CaptionedImage], findings: Findings) -> None:
     for trap in (*caption_traps(captions), repeated_in_images([record.captions for record in train])):
         if trap is not None:
             findings.warning("data.source", f"{trap.sentence(len(captions))}; the captioner will learn it", trap.remedy)
+
+
+def report_prompts(train: Sequence[CaptionedImage], prompt: str, takes_one: bool, findings: Findings) -> None:
+    """Say of captions that answer prompts which of these the captioner is not told, in training or after.
+
+    Args:
+        prompt: the captioner's own, which all its captions answer. takes_one: whether it can be told one.
+    """
+    answered = Counter(" ".join(text.split()) for record in train for text in record.prompts)
+    untold = {text: count for text, count in answered.items() if text != " ".join(prompt.split())}
+    if not untold:
+        return
+    text = max(untold, key=lambda one: untold[one])
+    told = f"the captioner is told {printable(prompt)!r} instead" if prompt else "the captioner is told none of them"
+    one = f"set model.prompt to it{'' if len(answered) == 1 else ', and leave the other captions out with data.filter'}"
+    none = "this captioner takes no prompt: leave out captions that answer questions, with data.filter"
+    findings.warning(
+        "model.prompt",
+        f"captions of {counted(sum(untold.values()), 'image')} answer {counted(len(untold), 'prompt')} of the dataset, "
+        f"most often {printable(text[:_SHOWN_PROMPT])!r}, and {told}; it learns to give the answers unasked",
+        one if takes_one else none,
+    )
 
 
 def _report_selection(splits: Mapping[str, Sequence[CaptionedImage]], findings: Findings) -> None:

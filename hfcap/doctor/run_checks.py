@@ -11,12 +11,13 @@ import torch
 
 from hfcap import registry
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.shared.room import takes_prompt
 from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.data.source import Split, load_split
 from hfcap.doctor.console_report import print_report
 from hfcap.doctor.cost import Memory, estimate_cost, plan_schedule, report_memory
-from hfcap.doctor.dataset import examine_data
+from hfcap.doctor.dataset import examine_data, report_prompts
 from hfcap.doctor.findings import not_yours
 from hfcap.doctor.labels import examine_labels, example_batch, shown_images
 from hfcap.doctor.measurement import measure, memory_of
@@ -122,6 +123,7 @@ class _Examination:
             findings.warning(f"data.{split}_split", problem, recipe.data.to_score_more(split))
         _say("Building the captioner")
         captioner = build_captioner(recipe, train)
+        report_prompts(train, captioner.prompt, takes_prompt(captioner), findings)
         if captioner.tokenizer is not None:
             report.tokens = examine_tokens(recipe, captioner, train, findings)
         sheet = self.folder / SHEET_FILE

@@ -389,6 +389,7 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "llava": _llava,
     "trl_messages": _trl("messages", "messages"),
     "trl_completion": _trl("prompt", "completion"),
+    "coco_format": _of_coco("my_{}.json", "a red rose"),
     "table": _table,
     "file_names": _file_names,
 }

@@ -14,6 +14,7 @@ from PIL import Image
 from hfcap import registry
 from hfcap.captioners import blip
 from hfcap.data.images import FileImage
+from hfcap.data.sources.folder import FolderOptions
 from hfcap.doctor import dataset
 from hfcap.doctor.findings import Findings
 from hfcap.schema import CaptionedImage
@@ -136,3 +137,47 @@ def test_a_small_test_split_is_warned_of_with_the_remedy(tmp_path: Path) -> None
     (warning,) = [one for one in report["problems"] if one["key"] == "data.test_split"]
     assert "only 3 images are scored (split test)" in warning["message"] and warning["remedy"] == "raise data.n_test"
     assert report_of(tiny_recipe(tmp_path), healthy=True)["problems"] == []
+
+
+def test_captions_that_answer_prompts_which_the_captioner_is_not_told(tmp_path: Path) -> None:
+    """LLaVA's questions: training without them teaches the answers without the question, and nobody said so."""
+    questions = ["<image>\nWhat is it?", "<image>\nWhich colour is it?"]
+    rows = []
+    for number in range(12):
+        Image.new("RGB", (32, 32), f"hsl({30 * number}, 80%, 50%)").save(tmp_path / f"{number}.png")
+        asked, answer = questions[number % 3 == 0], f"a wall with the number {number}"
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+        rows.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    data = FolderOptions(source="folder", root=str(tmp_path), validation_share=0.25, test_share=0.25)
+
+    def problems(family: str, **model: Any) -> list[dict[str, Any]]:
+        recipe = tiny_recipe(tmp_path, family, model=model).model_copy(update={"data": data})
+        found = report_of(recipe, True)["problems"]
+        return [problem for problem in found if problem["key"] == "model.prompt"]
+
+    [told] = problems("blip")
+    assert "answer 2 prompts of the dataset, most often '<image> Wh" in told["message"]
+    assert "none of them" in told["message"] and "data.filter" in told["remedy"] and "model.prompt" in told["remedy"]
+    [other] = problems("blip", prompt="a photo of")
+    assert "is told 'a photo of' instead" in other["message"]
+    [none] = problems("retrieval")
+    assert "takes no prompt" in none["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answered", "said"),
+    [
+        ("What is it?", ("What  is it?",), []),
+        ("", (), []),
+        ("", ("What is it?",), ["set model.prompt to it"]),
+        ("What is it?", ("What is it?", "\x1b[31mWhere?"), ["\N{REPLACEMENT CHARACTER}[31mWhere?"]),
+    ],
+)
+def test_which_prompts_are_reported(prompt: str, answered: tuple[str, ...], said: list[str], tmp_path: Path) -> None:
+    findings = Findings()
+    train = [CaptionedImage("a", "a.png", ("a wall",), FileImage(tmp_path / "a.png"), prompts=answered)]
+    dataset.report_prompts(train, prompt, True, findings)
+    assert len(findings.problems) == len(said)
+    for problem, wanted in zip(findings.problems, said, strict=True):
+        assert wanted in problem.message + problem.remedy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hfcap.captioners.base import Captioner
-from hfcap.errors import OptionError
+from hfcap.errors import OptionError, UserError
 from hfcap.recipe.blocks import GenerateOptions
 
 
@@ -49,6 +49,15 @@ def room_for_caption(captioner: Captioner, prompt: str | None = None) -> Room | 
     finally:
         captioner.prompt = own
     return None if limit is None else Room(limit + before, before + start)
+
+
+def takes_prompt(captioner: Captioner) -> bool:
+    """Whether the captioner can be told a prompt."""
+    try:
+        room_for_caption(captioner, "a")
+    except UserError:
+        return False
+    return True
 
 
 def require_room(captioner: Captioner, options: GenerateOptions, prompt: str | None = None) -> None:

@@ -34,6 +34,7 @@ class Entry:
     image_id: str | None = None
     group: str = ""
     listed_as: str | None = None
+    prompt: str = ""
 
 
 @dataclass
@@ -119,6 +120,7 @@ class EntryReader:
             _text(row, self.options.image_id_column or self.layout.image_id),
             _text(row, self.layout.group) or "",
             _text(row, self.layout.listed_as),
+            prompt,
         )
 
     def _image(self, row: Row) -> str | ImageBytes | None:

@@ -37,7 +37,8 @@ def grouped(entries: Sequence[Entry], images: Sequence[tuple[str, ImageBytes]], 
     groups: dict[str, Group] = {}
     for entry, (name, image) in zip(entries, images, strict=True):
         image_id = name if entry.image_id is None else entry.image_id
-        record = CaptionedImage(image_id, name, entry.captions, image, entry.group)
+        prompts = (entry.prompt,) if entry.prompt else ()
+        record = CaptionedImage(image_id, name, entry.captions, image, entry.group, prompts)
         _join(groups, image_id, Group(entry.where, record, entry.split))
     if not by_content:
         return list(groups.values())
@@ -59,7 +60,8 @@ def _join(groups: dict[str, Group], key: str, group: Group) -> None:
             f"{first.split!r}; choose one"
         )
     captions = first.record.captions + group.record.captions
-    groups[key] = replace(first, record=replace(first.record, captions=captions))
+    prompts = tuple(dict.fromkeys(first.record.prompts + group.record.prompts))
+    groups[key] = replace(first, record=replace(first.record, captions=captions, prompts=prompts))
 
 
 def _place(where: str) -> str:

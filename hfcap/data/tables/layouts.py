@@ -50,6 +50,17 @@ OWN: tuple[Layout, ...] = (
 
 ANY: tuple[Layout, ...] = (
     Layout(
+        name="coco_format",
+        title="COCO's format, as tools for annotation write it",
+        tables=("*.json", "*/*.json"),
+        shows='`{"images": [...], "annotations": [...]}`',
+        needs=("annotations", "file_name"),
+        image=("file_name",),
+        captions=("annotations[].caption",),
+        image_id="id",
+        drops_captions=True,
+    ),
+    Layout(
         name="table",
         whole_folder=True,
         title="any other table with a column that names the image and one of captions",
