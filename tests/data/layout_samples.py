@@ -335,10 +335,8 @@ def _llava(root: Path) -> Sample:
             "id": name,
             "image": f"elsewhere/train2017/{name}",
             "conversations": [
-                {"from": "human", "value": "<image>\nDescribe it."},
-                {"from": "gpt", "value": one},
-                {"from": "human", "value": "What colour?"},
-                {"from": "gpt", "value": "red"},
+                *({"from": "human", "value": "<image>\nDescribe it."}, {"from": "gpt", "value": one}),
+                *({"from": "human", "value": "What colour?"}, {"from": "gpt", "value": "red"}),
             ],
         }
         for name, (one,) in OWN.items()
