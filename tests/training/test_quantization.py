@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.captioners.adaptation.targets import adapted_modules
+from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.vlm.loading import load_model
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from hfcap.recipe.loading import recipe_from_mapping
 from tests.captioners.helpers import build, packed, packed_loss, pixel_values, random_captions
@@ -61,6 +63,42 @@ def test_frozen_layers_are_in_four_bits_and_only_the_adapter_trains(family: str)
         for name, weight in captioner.model.named_parameters()
         if "lora_B" in name
     )
+
+
+def _lora_gradients(captioner: Captioner, pixels: torch.Tensor, captions: Any) -> list[torch.Tensor]:
+    captioner.model.zero_grad()
+    packed_loss(captioner, pixels, captions).backward()
+    named = captioner.model.named_parameters()
+    return [weight.grad.clone() for name, weight in named if "lora_B" in name and weight.grad is not None]
+
+
+def test_a_validation_leaves_four_bit_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation packs them on AVX512-BF16 (Intel from 2020, AMD from Zen 4); gradients are wrong from then on."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    assert bitsandbytes.nn.Linear4bit(WIDTH, WIDTH).support_avx512bf16_for_cpu  # what decides, in this release
+    captioner = build("vit_gpt2", **wide("vit_gpt2"))
+    pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [2, 1])
+    add_lora(captioner, LoraOptions(r=2, lora_alpha=4, lora_dropout=0.0, load_in_4bit=True))
+    layers = [m for m in captioner.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    before = [layer.weight.clone() for layer in layers]
+    captioner.model.train()
+    gradients = _lora_gradients(captioner, pixels, captions)
+    captioner.model.eval()
+    with torch.no_grad():
+        packed_loss(captioner, pixels, captions)
+    assert layers and not any(getattr(one.weight.quant_state, "packing_format_for_cpu", False) for one in layers)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+    captioner.model.train()
+    again = _lora_gradients(captioner, pixels, captions)
+    assert gradients and all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+
+
+def test_vision_language_models_loaded_in_four_bits_are_kept_from_it_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(bitsandbytes.nn.Linear4bit(WIDTH, WIDTH))
+    model[0].support_avx512bf16_for_cpu = True
+    monkeypatch.setattr("hfcap.captioners.vlm.loading.whole_model", lambda *_, **__: model)
+    load_model("somewhere", None, False, None, None)
+    assert model[0].support_avx512bf16_for_cpu is False
 
 
 def test_qlora_resumes_exactly_and_its_adapter_goes_onto_the_full_base(

@@ -34,6 +34,8 @@ def keep_layout(model: nn.Module) -> None:
     """Stop 4-bit layers from rewriting their weights at the first evaluation on a processor with AVX512-BF16.
 
     bitsandbytes (0.50) packs them for inference there, once and for all: gradients through packed weights are wrong.
+    Processors with it: Intel's Cooper Lake (2020) and servers from Sapphire Rapids on, AMD's from Zen 4 on; on others,
+    and on GPUs, nothing is packed.
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     for layer in layers:
