@@ -108,14 +108,34 @@ def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
 def _user_errors(path: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"{path}: {what} not found; check the path") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(no_file(path, what)) from None
+    except PermissionError as error:
         raise UserError(f"{path}: {what} cannot be read ({error.strerror}); give a file that you may read") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: {what} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
+
+
+def no_file(path: Path, what: str) -> str:
+    """Return what is wrong with a path that must be a file: a folder (with a file in it that may be meant) or nothing.
+
+    Args:
+        what: is in the file, as in "prediction file".
+    """
+    if not path.is_dir():
+        return f"{path}: {what} not found; check the path"
+    inside = sorted(found for one in ("*.json*", "*.csv", "predictions/*.json*") for found in path.glob(one))
+    word = what.split()[0]
+    meant = next((found for found in inside if word in str(found.relative_to(path))), inside[0] if inside else None)
+    remedy = f"give a file in it, such as {meant}" if meant else "give the file"
+    return f"{path}: is a folder, where the {what} is wanted; {remedy}"
+
+
+def no_folder(path: Path, what: str, remedy: str) -> str:
+    """Return what is wrong with a path that must be a folder: a file, or nothing; and what to do."""
+    return f"{path}: {f'is a file, where the {what} is wanted' if path.exists() else f'{what} not found'}; {remedy}"
 
 
 def parse_json(

@@ -32,7 +32,8 @@ SAID_ELSEWHERE = {
 
 WHOLE_MESSAGES = re.compile(
     r"""^\{(?:
-        message\(error\) | problems\[0\] | str\(busy\) | str\(error\) | (?:nothing_readable|_not_understood)\(.*\)
+        message\(error\) | problems\[0\] | str\(busy\) | str\(error\)
+        | (?:nothing_readable|_not_understood|no_file|no_folder)\(.*\)
         | problems
         | \[f'\{path\}:\ \{error\}'\]
         | '\\n'\.join\(.*\)
@@ -41,7 +42,9 @@ WHOLE_MESSAGES = re.compile(
 )
 """Messages that were made elsewhere: by a function `message` (which is read here, too), or lists of problems."""
 
-HANDED_ON = re.compile(r"(?:: |^)\{(?:error|lines|problem|reason|missing_package\(error\)|'; '\.join\(problems\))\}$")
+HANDED_ON = re.compile(
+    r"(?:: |^)\{(?:error|lines|problem|reason|(?:no_file|no_folder|missing_package)\(.*\)|'; '\.join\(problems\))\}$"
+)
 """Messages that end with another one, which has its remedy."""
 
 VERBS = (
@@ -111,6 +114,8 @@ def raised(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
         elif isinstance(node, ast.FunctionDef) and node.name in (
             "message",
             "_no_pixels",
+            "no_file",
+            "no_folder",
             "nothing_readable",
             "_not_understood",
         ):

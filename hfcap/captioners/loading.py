@@ -23,7 +23,7 @@ from hfcap.captioners.shared.metadata import SIDECAR, read_sidecar
 from hfcap.captioners.shared.pretrained import require_no_revision_of_folder
 from hfcap.errors import UserError, WorkError, library_faults, reason_of
 from hfcap.failures.hub import out_of_reach
-from hfcap.files import folder_being_written, read_json, read_json_object
+from hfcap.files import folder_being_written, no_folder, read_json, read_json_object
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.records import Environment, checked_record
@@ -87,7 +87,7 @@ def local_folder(location: str, revision: str | None) -> Path:
     if path.is_dir():
         return path
     if path.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1:
-        raise UserError(f"{location}: no such folder; give a run directory, a model folder or a Hub id")
+        raise UserError(no_folder(path, "folder of a model", "give a run directory, a model folder or a Hub id"))
     try:
         return Path(
             snapshot_download(

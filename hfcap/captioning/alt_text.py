@@ -20,7 +20,7 @@ from hfcap.data.images import FileImage
 from hfcap.data.web.image_stream import ImageStream, listed_images
 from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError
-from hfcap.files import MAX_LINE_BYTES, write_bytes
+from hfcap.files import MAX_LINE_BYTES, no_file, write_bytes
 from hfcap.schema import CaptionedImage, ImageBytes
 from hfcap.text import has_controls
 
@@ -63,7 +63,7 @@ class AltText:
         try:
             content = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError):
-            raise UserError(f"{path}: page not found; check the name") from None
+            raise UserError(no_file(path, "page")) from None
         if content.startswith(_UTF16) or len(content) > MAX_LINE_BYTES:
             raise UserError(f"{path}: is UTF-16, or has more than {MAX_LINE_BYTES:,} bytes; save it as UTF-8")
         self._text = content.decode("latin-1")

@@ -20,6 +20,7 @@ from hfcap.cli.common import (
     say,
 )
 from hfcap.errors import UserError
+from hfcap.files import no_folder
 from hfcap.progress import console
 from hfcap.schema import ScoreReport
 
@@ -118,6 +119,11 @@ def score(
     """Score any caption file against human captions; with one argument, a run."""
     if references is None and predictions.suffix in (".json", ".jsonl", ".csv"):
         raise UserError(f"{predictions}: give the human captions after it, as in: hfcap score {predictions} REFERENCES")
+    if references is None and predictions.is_dir() and not (predictions / "recipe.yaml").is_file():
+        raise UserError(
+            f"{predictions}: no run directory (no recipe.yaml); give one that 'hfcap run' made, or two files: "
+            "hfcap score PREDICTIONS REFERENCES"
+        )
     if references is None:
         _refuse_options_of_files(
             predictions,
@@ -180,7 +186,7 @@ def compare(
     if source is not None and output is None:
         raise UserError("--show-images and --images: the images are in leaderboard.html; give its folder with -o")
     if images is not None and not images.is_dir():
-        raise UserError(f"--images: {images}: folder not found; give the folder of the images")
+        raise UserError(f"--images: {no_folder(images, 'image folder', 'give the folder of the images')}")
     if references is None:
         refuse_idle(
             "runs and score files are compared by the scores they have; give --references to score prediction files",

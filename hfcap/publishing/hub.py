@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -139,6 +140,8 @@ def check_repo_id(repo_id: str, what: str = "--repo-id") -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(f"{what}: {error}; write namespace/name") from None
+    if Path(repo_id).is_dir() or Path(repo_id).is_file():
+        raise UserError(f"{what}: {repo_id} is on this machine; give a repository of the Hub, namespace/name")
     if "/" not in repo_id:
         raise UserError(f"{what}: {repo_id!r} lacks the namespace; write your-name/{repo_id}")
 

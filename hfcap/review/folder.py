@@ -15,7 +15,7 @@ from hfcap.data.image_files import folder_images
 from hfcap.data.marks import Mark, add_marks, append_lines, image_name, marks_of
 from hfcap.data.sidecars import SIDECAR_KINDS, Sidecar, SidecarKind, read_sidecar_file, sidecar_of
 from hfcap.errors import UserError
-from hfcap.files import write_bytes
+from hfcap.files import no_folder, write_bytes
 from hfcap.text import has_controls
 
 PAIRS_FILE = "edits.jsonl"
@@ -61,7 +61,7 @@ class ReviewFolder:
 
     def __init__(self, folder: Path, kind: SidecarKind | None = None) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: folder not found; check the name")
+            raise UserError(no_folder(folder, "folder", "give the folder of images and sidecars"))
         self.folder = folder
         found = folder_images(folder)
         self.images = found.found

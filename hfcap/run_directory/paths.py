@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfcap.errors import UserError
-from hfcap.files import UNFINISHED, only_one
+from hfcap.files import UNFINISHED, no_folder, only_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class RunDirectory:
             UserError: `path` holds no recipe.yaml.
         """
         run = cls(path)
+        if path.is_file():
+            raise UserError(no_folder(path, "run directory", "give the folder that 'hfcap run' made"))
         if not run.recipe.is_file():
             raise UserError(f"{path}: not a run directory (no recipe.yaml); give the folder that 'hfcap run' made")
         return run

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hfcap.errors import UserError
-from hfcap.files import cache_folder
+from hfcap.files import cache_folder, no_folder
 from hfcap.store.row_store import RowStore, StoreInfo
 
 _SECONDS_PER_DAY = 86400.0
@@ -21,7 +21,7 @@ def kept_stores(folder: Path | None = None) -> list[StoreInfo]:
         UserError: there is no such folder.
     """
     if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; check the path")
+        raise UserError(no_folder(folder, "folder", "give the folder of stores"))
     roots = [cache_folder() / "features", cache_folder() / "images"] if folder is None else [folder]
     folders = [path for root in roots if root.is_dir() for path in root.iterdir() if _is_store(path)]
     return sorted((RowStore(path).info() for path in folders), key=lambda info: -info.last_used)

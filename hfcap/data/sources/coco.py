@@ -13,7 +13,7 @@ from hfcap.data.checks import clean_caption
 from hfcap.data.images import FileImage, resolve_inside
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
-from hfcap.files import read_json
+from hfcap.files import no_folder, read_json
 from hfcap.places import LocalPath
 from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
@@ -49,7 +49,7 @@ def load(options: CocoOptions, split_name: str) -> list[CaptionedImage]:
     """
     root = Path(options.root).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root}: folder not found (data.root); {_remedy(root)}")
+        raise UserError(no_folder(root, "folder", f"give the recipe's key data.root; {_remedy(root)}"))
     split_file = _first_existing(root / KARPATHY_FILE, root / "annotations" / KARPATHY_FILE)
     if split_file is None:
         raise UserError(

@@ -16,7 +16,7 @@ from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.splits import SplitShares, canonical, drawn_splits
 from hfcap.data.tables.coco_format import coco_entries, distinct_ids, refuse_orphans
 from hfcap.errors import UserError
-from hfcap.files import read_json
+from hfcap.files import no_folder, read_json
 from hfcap.places import LocalPath
 from hfcap.schema import CaptionedImage
 
@@ -109,7 +109,7 @@ def _image_folder(options: CocoJsonOptions, split_name: str, captions_path: Path
         folder = captions_path.parent / "images" if options.images is None else Path(options.images).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: image folder not found; give the recipe's key data.images (on the command line --images)"
+            no_folder(folder, "image folder", "give the recipe's key data.images (on the command line --images)")
         )
     return folder
 

@@ -19,6 +19,7 @@ from hfcap.data.tables.layouts import BY_NAME
 from hfcap.data.tables.loading import groups_of, records_of
 from hfcap.data.tables.options import TableOptions
 from hfcap.errors import UserError
+from hfcap.files import no_folder
 from hfcap.places import LocalPath
 from hfcap.registry import did_you_mean
 from hfcap.schema import CaptionedImage
@@ -74,7 +75,7 @@ def found_layout(options: FolderOptions) -> tuple[Layout, list[TableFile]]:
     """
     root = Path(options.root).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root}: folder not found; name it with the recipe's key data.root")
+        raise UserError(no_folder(root, "folder", "name it with the recipe's key data.root"))
     if options.layout != "auto":
         if options.layout not in BY_NAME:
             raise UserError(f"unknown layout {options.layout!r} (data.layout){did_you_mean(options.layout, BY_NAME)}")

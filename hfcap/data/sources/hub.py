@@ -27,6 +27,7 @@ from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.failures.hub import give_up_soon, out_of_reach
+from hfcap.files import no_folder
 from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.places import Location
 from hfcap.schema import CaptionedImage
@@ -277,7 +278,7 @@ def open_splits(
         if path.is_dir():
             return datasets.load_dataset(str(path), name=options.config_name, streaming=streaming)
         if options.dataset.startswith((".", "/", "~")):
-            raise UserError(f"{path}: folder not found; name it with the recipe's key data.dataset")
+            raise UserError(no_folder(path, "folder", "name it with the recipe's key data.dataset"))
         return datasets.load_dataset(
             options.dataset, name=options.config_name, revision=options.revision, streaming=streaming
         )

@@ -16,6 +16,7 @@ from hfcap.data.tables.layouts import COLUMNS_ONLY
 from hfcap.data.tables.loading import groups_of, records_of
 from hfcap.data.tables.options import TableOptions
 from hfcap.errors import UserError
+from hfcap.files import no_folder
 from hfcap.places import LocalPath
 from hfcap.schema import CaptionedImage
 
@@ -64,7 +65,7 @@ def all_groups(options: TableSourceOptions) -> tuple[list[Group], EntryReader]:
     path = Path(options.table).expanduser()
     folder = path.parent if options.images is None else Path(options.images).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder}: image folder not found; name it with the recipe's key data.images")
+        raise UserError(no_folder(folder, "image folder", "name it with the recipe's key data.images"))
     reader = EntryReader(COLUMNS_ONLY, options, options.uncaptioned_images == "ignore", delimiter=options.delimiter)
     return groups_of([TableFile(path)], reader, options, folder, str(path)), reader
 

@@ -22,7 +22,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from hfcap.errors import MissingPackageError, UserError
-from hfcap.files import cache_folder, write_bytes, write_problem
+from hfcap.files import cache_folder, no_file, write_bytes, write_problem
 from hfcap.metrics.base import ReferenceSet
 from hfcap.metrics.shared.caption_files import read_references
 from hfcap.metrics.shared.ngrams import ORDERS, ReferenceNgrams
@@ -209,6 +209,8 @@ def load_document_frequencies(name: str, *, end_word: bool = False) -> DocumentF
             counted.save(kept)
         return DocumentFrequencies.load(kept)
     path = Path(name)
+    if path.is_dir():
+        raise UserError(f"document_frequencies: {no_file(path, 'file of human captions')}")
     if not path.is_file():
         hint = did_you_mean(name, ("corpus", "coco-train", "coco-val"))
         raise UserError(f"document_frequencies {name!r}: no such file of human captions{hint}")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.errors import UserError
+from hfcap.files import no_folder
 from hfcap.progress import track
 from hfcap.schema import IMAGE_FORMATS, ImageBytes
 
@@ -137,7 +138,7 @@ def image_files(folder: Path, image_ids: Sequence[str], file_names: Mapping[str,
         UserError: there is no such folder, or an image has no image in it, or several.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of images; check the path")
+        raise UserError(no_folder(folder, "image folder", "give the folder of the images"))
     by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if (mimetypes.guess_type(path.name)[0] or "").startswith("image/") and path.is_file():
