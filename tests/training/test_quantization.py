@@ -94,11 +94,12 @@ def test_a_validation_leaves_four_bit_weights_as_they_are(monkeypatch: pytest.Mo
 
 
 def test_vision_language_models_loaded_in_four_bits_are_kept_from_it_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = torch.nn.Sequential(bitsandbytes.nn.Linear4bit(WIDTH, WIDTH))
-    model[0].support_avx512bf16_for_cpu = True
+    layer: Any = bitsandbytes.nn.Linear4bit(WIDTH, WIDTH)
+    layer.support_avx512bf16_for_cpu = True
+    model = torch.nn.Sequential(layer)
     monkeypatch.setattr("hfcap.captioners.vlm.loading.whole_model", lambda *_, **__: model)
     load_model("somewhere", None, False, None, None)
-    assert model[0].support_avx512bf16_for_cpu is False
+    assert layer.support_avx512bf16_for_cpu is False
 
 
 def test_qlora_resumes_exactly_and_its_adapter_goes_onto_the_full_base(
