@@ -96,6 +96,16 @@ def _show(report: ScoreReport, name: str) -> None:
     say(signature_line(report.signature))
 
 
+def _refuse_what_is_no_run(path: Path) -> None:
+    if path.suffix in (".json", ".jsonl", ".csv"):
+        raise UserError(f"{path}: give the human captions after it, as in: hfcap score {path} REFERENCES")
+    if path.is_dir() and not (path / "recipe.yaml").is_file():
+        raise UserError(
+            f"{path}: no run directory (no recipe.yaml); give one that 'hfcap run' made, or two files: "
+            "hfcap score PREDICTIONS REFERENCES"
+        )
+
+
 @app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="result file with image_id and caption, or a run or recipe")],
@@ -117,14 +127,8 @@ def score(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score any caption file against human captions; with one argument, a run."""
-    if references is None and predictions.suffix in (".json", ".jsonl", ".csv"):
-        raise UserError(f"{predictions}: give the human captions after it, as in: hfcap score {predictions} REFERENCES")
-    if references is None and predictions.is_dir() and not (predictions / "recipe.yaml").is_file():
-        raise UserError(
-            f"{predictions}: no run directory (no recipe.yaml); give one that 'hfcap run' made, or two files: "
-            "hfcap score PREDICTIONS REFERENCES"
-        )
     if references is None:
+        _refuse_what_is_no_run(predictions)
         _refuse_options_of_files(
             predictions,
             {"output": output, "allow_missing": allow_missing},
