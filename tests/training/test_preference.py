@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def test_the_loss_is_trl_s(family: str, max_tokens: int) -> None:
     before = copy.copy(start)
     before.model = reference.eval()
     images = pixel_values(start, 3)
-    expected, margins = torch.zeros(()), []
+    expected, margins, gains = torch.zeros(()), [], []
     for number in numbers:
         for pair in tokens[number]:
             values = []
@@ -87,6 +89,7 @@ def test_the_loss_is_trl_s(family: str, max_tokens: int) -> None:
                 ]
             expected = expected + trl_sigmoid_loss(values[0], values[1], values[2], values[3], BETA)
             margins.append(float(values[0] - values[1] - values[2] + values[3]))
+            gains.append(float(values[0] - values[2]))
     expected.backward()
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
     for name, weight in start.model.named_parameters():
@@ -95,6 +98,9 @@ def test_the_loss_is_trl_s(family: str, max_tokens: int) -> None:
     report = objective.report(objective.sums, 1)
     assert report["reward_accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / len(margins))
     assert report["reward_margin"] == pytest.approx(BETA * sum(margins) / len(margins), rel=1e-3, abs=1e-5)
+    both = report["reward_chosen"] - report["reward_rejected"]
+    assert both == pytest.approx(report["reward_margin"], rel=1e-3, abs=1e-5)
+    assert report["reward_chosen"] == pytest.approx(BETA * sum(gains) / len(gains), rel=1e-3, abs=1e-5)
 
 
 def test_at_the_start_nothing_is_preferred() -> None:
@@ -124,6 +130,76 @@ def test_files_of_pairs(tmp_path: Path) -> None:
     records = load_split(tiny_recipe("blip", tmp_path).data, "train")
     with pytest.raises(UserError, match=r"dpo.pairs: none of its images \(a, ...\) is in the training split"):
         pairs_of_records(records, {"a": [Pair("x", "y")]}, "dpo.pairs")
+
+
+def test_pairs_name_images_by_file_or_by_id(tmp_path: Path) -> None:
+    records = load_split(tiny_recipe("blip", tmp_path).data, "train")[:3]
+    records = [replace(record, image_id=f"id-{number}") for number, record in enumerate(records)]
+    first, second = [Pair("x", "y")], [Pair("x", "z"), Pair("v", "w")]
+    found = pairs_of_records(records, {"id-2": second, records[0].file_name: first}, "dpo.pairs")
+    assert found == [(records[0], first), (records[2], second)]
+    with pytest.raises(UserError) as caught:
+        pairs_of_records(records, {"a": first, "b": second}, "edits.jsonl")
+    assert str(caught.value) == (
+        f"edits.jsonl: none of its images (a, ...) is in the training split ({records[0].file_name}, ...); name images "
+        "as the data source does"
+    )
+    with pytest.raises(UserError, match=r"\bpairs of captions\b"):
+        read_pairs(tmp_path / "missing.jsonl")
+
+
+def test_stored_states_and_validation(tmp_path: Path) -> None:
+    """States of a frozen encoder give the loss of their images; in evaluation it is that of the human captions."""
+    captioner = build("vit_gpt2")
+    tokens = [[(group[0], group[1])] for group in random_captions(captioner, [2, 2, 2])]
+    objective = Preference(captioner, DpoOptions(pairs="x"), tokens, 40)
+    batch = batch_of(captioner, (0, 2))
+    with torch.no_grad():
+        for weight in captioner.part_modules()["text"][0].parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+        stored = replace(batch, images=captioner.encode(batch.images), encoded=True)
+        expected = float(objective.train()(batch))
+        captioner.encode = lambda *_: pytest.fail("encoded again")  # type: ignore[method-assign]
+        assert float(objective(stored)) == pytest.approx(expected, rel=1e-5) != pytest.approx(2 * math.log(2), rel=1e-3)
+        validation = float(objective.eval()(stored))
+        captioner.model.eval()
+        by_hand = -sum(float(log_probability(captioner, state, [7], True)) for state in stored.images)
+        assert validation == pytest.approx(by_hand, rel=1e-5)
+    assert objective.report({}, 1) == {} and objective.report({"pairs": 1.0, "reward_margin": 3.0}, 2) == {
+        "reward_margin": 3.0
+    }
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_acts_on_the_update_only_where_asked(dropout: bool) -> None:
+    captioner = build("vit_gpt2")
+    tokens = [[(group[0], group[1])] for group in random_captions(captioner, [2, 2, 2])]
+    objective = Preference(captioner, DpoOptions(pairs="x", dropout=dropout), tokens, 40).train()
+    modes: list[bool] = []
+    logits = captioner.logits
+
+    def noted(*given: Any) -> torch.Tensor:
+        modes.extend(module.training for module in captioner.model.decoder.modules())
+        return logits(*given)
+
+    captioner.logits = noted  # type: ignore[method-assign, assignment]
+    objective(batch_of(captioner, (0, 1)))
+    assert set(modes) == {dropout} and captioner.model.decoder.training
+
+
+def test_a_pair_of_equals_is_not_told_apart() -> None:
+    objective: Any = object.__new__(Preference)
+    torch.nn.Module.__init__(objective)
+    objective.restart_sums({})
+    rewards, there = torch.tensor([[1.0, 1.0, 3.0, 2.0], [4.0, 5.0, 9.0, 9.0]]), torch.tensor([[1, 1], [1, 0]]).bool()
+    objective._note(rewards, torch.tensor([0.0, 1.0, -1.0]), there)
+    assert objective.sums == {
+        "pairs": 3,
+        "reward_accuracy": 1.0,
+        "reward_margin": 0.0,
+        "reward_chosen": 1.0 + 3.0 + 4.0,
+        "reward_rejected": 1.0 + 2.0 + 5.0,
+    }
 
 
 def preferred_recipe(tmp_path: Path, **train: Any) -> dict[str, Any]:
