@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioning import caption_images
 from hfcap.captioning.captioner import ImageCaptioner
 from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob, write_predictions
 from hfcap.files import read_json_lines
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction
-from tests.captioners.helpers import MemoryImage, build, pixel_values
+from tests.captioners.helpers import MemoryImage, build, pixel_values, write_image
 
 OPTIONS = GenerateOptions(num_beams=1, max_new_tokens=4)
 
@@ -84,3 +85,12 @@ def test_the_python_interface_says_so(tmp_path: Path) -> None:
     build("blip").save(tmp_path, OPTIONS)
     caption = ImageCaptioner(tmp_path).caption(MemoryImage(0).read(), max_new_tokens=3, num_beams=1)
     assert caption.cut and len(caption.text.split()) <= 3
+
+
+def test_the_command_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("blip").save(tmp_path / "model", OPTIONS)
+    images = [str(write_image(tmp_path / f"{number}.png", number)) for number in range(4)]
+    rows = caption_images(str(tmp_path / "model"), images, tmp_path / "captions.jsonl")
+    n_cut = sum(row.cut for row in rows)
+    assert n_cut > 0
+    assert f"{n_cut} of 4 captions were cut at 4 tokens; raise max_new_tokens" in capsys.readouterr().err
