@@ -86,8 +86,10 @@ def local_folder(location: str, revision: str | None) -> Path:
         return RunDirectory(path).model
     if path.is_dir():
         return path
-    if path.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1:
+    if path.exists():
         raise UserError(no_folder(path, "folder of a model", "give a run directory, a model folder or a Hub id"))
+    if location.startswith((".", "/", "~")) or location.count("/") > 1:
+        raise UserError(f"{location}: no such folder; give a run directory, a model folder or a Hub id")
     try:
         return Path(
             snapshot_download(

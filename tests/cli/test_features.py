@@ -63,7 +63,7 @@ def test_list_is_whole_without_a_terminal(tmp_path: Path) -> None:
 
 def test_list_of_another_folder(hfcap: Hfcap, stores: dict[str, Path], tmp_path: Path) -> None:
     assert "1 stores" in hfcap("features", "list", "--folder", str(tmp_path / "images")).out
-    assert_refused(hfcap("features", "list", "--folder", str(tmp_path / "nowhere")), "nowhere", "no such folder")
+    assert_refused(hfcap("features", "list", "--folder", str(tmp_path / "nowhere")), "nowhere", "folder not found")
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_score_with_wrong_options_names_all_of_them(tmp_path: Path, hfcap: Hfcap
     ("metric", "options", "fragments"),
     [
         ("clip_score", [], ["give its option images"]),
-        ("clip_score", ["clip_score.images=nowhere"], ["nowhere", "no such folder"]),
+        ("clip_score", ["clip_score.images=nowhere"], ["nowhere", "folder not found"]),
         ("chair", [], ["instances"]),
         ("chair", ["chair.instances=nowhere.json"], ["nowhere.json", "not found"]),
         ("spice", ["spice.jar=nowhere.jar"], ["nowhere.jar", "not found"]),

@@ -145,7 +145,7 @@ def test_images_by_name(tmp_path: Path) -> None:
         image_files(tmp_path, ["17", "y"], {"y": "gone.jpg"})
     with pytest.raises(UserError, match="several files for image 'twice'"):
         image_files(tmp_path, ["twice"])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="folder not found"):
         image_files(tmp_path / "none", ["17"])
 
 
