@@ -76,6 +76,7 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("p.json --references r.json -o f.txt", _GIVE_FOLDER),
         ("p.json --references r.json -o out --images f.txt", r"--images: f\.txt: is a file, where the image folder is"),
     ],
+    "judge-metrics": [("r.json -o f.txt", _GIVE_FOLDER)],
     "publish": [("folder", _NO_RUN)],
     "verify": [
         ("folder", r"folder is on this machine; give a repository of the Hub"),
