@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,3 +39,17 @@ def quiet_libraries(hub_bars: bool = False) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
         if not hub_bars and not hub_quiet:
             enable_progress_bars()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Leave out what PEFT warns of inside the block and nobody needs to act on."""
+    with warnings.catch_warnings():
+        # One option stands for all layers; PEFT sets it right for those that keep their weight otherwise.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
+        # Shared weights are taken apart before an adapter is merged (adaptation/merging.py).
+        warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")
+        # Its advice saves memory that the whole model takes anyhow.
+        warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage")
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from hfcap.captioners.adaptation.merging import probe_logits, require_mergeable,
 from hfcap.captioners.adaptation.quantization import quantize_linear_layers, require_bitsandbytes
 from hfcap.captioners.adaptation.targets import FROM_WEIGHTS, adapted_modules, require_parameters
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.quiet import quiet_peft
 from hfcap.captioners.shared.pretrained import unreadable_files
 from hfcap.errors import UserError, WorkError, reason_of
 from hfcap.recipe.blocks import LoraOptions
@@ -44,7 +44,7 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
     config = LoraConfig(
         target_modules=_targets(captioner, options, names),
         modules_to_save=modules_to_save or None,
-        # GPT-2's layers keep their weight transposed; PEFT would correct this by itself, with a warning for each.
+        # GPT-2's layers keep their weight transposed. Where a model has layers of both kinds, PEFT sets it for each.
         fan_in_fan_out=all(type(captioner.model.get_submodule(name)).__name__ == "Conv1D" for name in names),
         # With a larger share EVA moves ranks between layers, and what `r` says would hold for none of them.
         eva_config=EvaConfig(rho=1.0) if options.init_lora_weights == "eva" else None,
@@ -53,9 +53,8 @@ def add_lora(captioner: Captioner, options: LoraOptions) -> PeftModel:
     starts_as_before = options.init_lora_weights in FROM_WEIGHTS and not options.load_in_4bit
     before = probe_logits(captioner) if starts_as_before else None
     try:
-        # Its advice saves memory that the whole model takes anyhow.
-        warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage")
-        peft_model = get_peft_model(captioner.model, config)
+        with quiet_peft():
+            peft_model = get_peft_model(captioner.model, config)
     except (ValueError, NotImplementedError) as error:
         raise UserError(
             f"lora: peft refuses these options: {' '.join(str(error).split())[:300]}; change them"
@@ -127,7 +126,8 @@ def load_adapter(captioner: Captioner, folder: Path | str) -> PeftModel:
     if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
         # PEFT would read adapter_model.bin, a pickle, or ask the Hub for a repository of this name.
         raise UserError(f"{folder}: holds no {SAFETENSORS_WEIGHTS_NAME}; save the adapter with safetensors")
-    with unreadable_files(lambda error: f"{folder}: the adapter does not fit its base model: {reason_of(error)}"):
+    fault = unreadable_files(lambda error: f"{folder}: the adapter does not fit its base model: {reason_of(error)}")
+    with fault, quiet_peft():
         peft_model = PeftModel.from_pretrained(captioner.model, str(folder))
     if peft_model.active_peft_config.is_prompt_learning:
         raise UserError(

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.quiet import quiet_peft
 from hfcap.errors import UserError, WorkError
 from hfcap.schema import PackedCaptions
 
@@ -38,7 +39,8 @@ def merge_adapter(captioner: Captioner, peft_model: Any) -> Captioner:
     before = probe_logits(captioner)
     flags = [(config, config.tie_word_embeddings) for config in _tying_configs(captioner.model)]
     _separate_adapted(captioner.model)
-    model = peft_model.merge_and_unload()
+    with quiet_peft():
+        model = peft_model.merge_and_unload()
     for config, value in flags:  # PEFT changes the outermost one alone
         config.tie_word_embeddings = value
     if all(torch.equal(*pair) for pair in _tied_pairs(model)):
