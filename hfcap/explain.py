@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -158,7 +159,10 @@ def draw(explanation: Explanation) -> bytes:
     for axis, word in zip(axes[1:], explanation.words, strict=False):
         _draw_word(axis, word, explanation.image)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A letter that the font lacks is an empty box on the image, which shows it.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     return content.getvalue()
 
 
