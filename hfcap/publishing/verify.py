@@ -32,8 +32,8 @@ TOLERATED_SHARE = 0.2
 """Of the run's own images: captions that were close to another one change by rounding, since hfcap scores from features
 in half precision and resizes to whole levels. Of five images one may differ.
 
-Of 200 captions of the quick start's model none changed with other batch sizes, half-precision features or torch's plain and
-AVX2 kernels; the true share is then below 1.5 % (95 %), and two of five differ by rounding in at most one of 400
+Of 200 captions of the quick start's model none changed with other batch sizes, half-precision features or torch's plain
+and AVX2 kernels; the true share is then below 1.5 % (95 %), and two of five differ by rounding in at most one of 400
 verifications. A model whose weights are other ones fails by their hashes already."""
 
 

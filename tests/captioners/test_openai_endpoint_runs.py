@@ -104,7 +104,8 @@ def test_commands_take_it_as_any_other(run: RunDirectory, tmp_path: Path) -> Non
     assert " image" in output.read_text()
     assert "100 tokens read, 7 written" in done.output
     page = LoadedModel(str(run.path))
-    assert page(random_image(3), page.defaults).endswith(" image")
+    [(caption, _)] = page.captions(random_image(3), page.defaults, None, lambda words: None)
+    assert caption.endswith(" image")
     refused = CliRunner().invoke(app, ["explain", str(run.path), str(image), "-o", str(tmp_path / "maps.png")])
     assert isinstance(refused.exception, UserError) and "only the server can look inside" in str(refused.exception)
 

@@ -15,7 +15,7 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from hfcap.app.interface import open_image
+from hfcap.app.page_models import open_image
 from hfcap.card.front_matter import eval_results_file
 from hfcap.card.kept_sections import MARK, split_front_matter
 from hfcap.card.render import missing_facts, render_card, write_card
