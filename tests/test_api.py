@@ -276,6 +276,7 @@ def test_impossible_options_are_refused(
 def test_options_go_over_those_saved_with_the_model(captioner: hfcap.ImageCaptioner) -> None:
     assert captioner.options() == OPTIONS
     assert captioner.options(max_new_tokens=4) == OPTIONS.model_copy(update={"max_new_tokens": 4})
+    assert captioner.options(num_return_sequences=1) == OPTIONS  # one caption is what there is anyway
     assert captioner.options(num_return_sequences=5).num_beams == 5
     assert captioner.options(num_return_sequences=2, do_sample=True).num_beams == 1  # no beam search
     assert captioner.options(num_beams=2, do_sample=True).num_beams == 2

@@ -47,5 +47,7 @@ def with_enough_beams(given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     if given.get("do_sample"):
         return {**given, "num_beams": 1}
-    several = given.get("num_return_sequences")
-    return {**given, "num_beams": max(several, _BEAMS_OF_SEVERAL)} if isinstance(several, int) else dict(given)
+    count = given.get("num_return_sequences")
+    if not isinstance(count, int) or count == 1:
+        return dict(given)
+    return {**given, "num_beams": max(count, _BEAMS_OF_SEVERAL)}
