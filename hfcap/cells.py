@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.files import read_text
 
 _EMPTY_CELLS = {"nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"}
@@ -39,7 +39,7 @@ def captions_of_cell(cell: str, where: str) -> list[str]:
     text = cell.strip()
     if stands_for_nothing(text):
         raise UserError(
-            f"{where}: the caption is {text!r}, as programs write an empty cell; leave the caption out or write one"
+            f"{where}: the caption is {shown(text)}, as programs write an empty cell; leave it out or write a caption"
         )
     texts = texts_of_list(text)
     if texts is not None:

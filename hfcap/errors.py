@@ -1,10 +1,28 @@
 """Exceptions that a user can cause, and the exit code each one stands for."""
 
 import contextlib
+import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+
+LONGEST_MESSAGE = 4000
+_VALUES = reprlib.Repr()
+_VALUES.maxstring = _VALUES.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Return a value that a file holds as messages show it: the beginning of what is long."""
+    text = _VALUES.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _within_bounds(message: object) -> object:
+    """Leave out the middle of a message that nobody would read: its beginning says where, its end what to do."""
+    if not isinstance(message, str) or len(message) <= LONGEST_MESSAGE:
+        return message
+    return f"{message[: LONGEST_MESSAGE - 1000]} [...] {message[-900:]}"
 
 
 class UserError(ValueError):
@@ -13,6 +31,9 @@ class UserError(ValueError):
     The command line prints the message without a traceback and exits with code 2.
     """
 
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*map(_within_bounds, arguments))
+
 
 class OptionError(UserError):
     """An option of captioning is unknown, out of its range, or would be ignored."""
@@ -20,6 +41,9 @@ class OptionError(UserError):
 
 class WorkError(RuntimeError):
     """The input was right but the work could not be done (network, disk, remote refusal); exit code 1."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*map(_within_bounds, arguments))
 
 
 class StoppedError(RuntimeError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hfcap.errors import MissingPackageError
+from hfcap.errors import LONGEST_MESSAGE, MissingPackageError, UserError, WorkError, shown
+from hfcap.metrics.shared.caption_files import read_references
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "hfcap").rglob("*.py"))
@@ -196,3 +199,22 @@ def message(error):
         (6, "message", "two {error}"),
     ]
     assert "pip install" in str(MissingPackageError("gradio", "the demo"))
+
+
+def test_values_are_shown_in_short(tmp_path: Path) -> None:
+    """A file of another kind in the place of captions: its whole content stood in the message."""
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({"references": {f"{number}.jpg": ["a dog"] * 5 for number in range(1000)}}))
+    with pytest.raises(UserError, match=r"key 'references': the caption must be text, not \{'0\.jpg'") as found:
+        read_references(path)
+    assert len(str(found.value)) < len(str(path)) + 300
+    assert shown("a dog") == "'a dog'" and shown(12) == "12" and shown(None) == "None"
+    assert len(shown([["x" * 1000] * 10] * 10)) <= 200
+
+
+@pytest.mark.parametrize("kind", [UserError, WorkError])
+def test_a_message_is_never_longer_than_anybody_reads(kind: type[Exception]) -> None:
+    short, said = kind("wrong"), str(kind("recipe.yaml: " + "x" * 100_000 + "; correct it"))
+    assert str(short) == "wrong" and len(said) <= LONGEST_MESSAGE
+    assert said.startswith("recipe.yaml: x") and said.endswith("x; correct it")
+    assert str(pickle.loads(pickle.dumps(kind(said)))) == said  # a worker's error comes home

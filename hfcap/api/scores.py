@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.metrics.shared.caption_files import each_once, normalised_image_id, warn_on_terminal
 from hfcap.metrics.suite import DEFAULT_METRICS
 from hfcap.progress import reported
@@ -259,7 +259,7 @@ def _predicted(predictions: Any) -> Predictions:
         text = caption.text if isinstance(caption, Caption) else caption
         if not isinstance(text, str):
             raise UserError(
-                f"predictions: the caption of image {image_id!r} must be text or a Caption, not {caption!r}"
+                f"predictions: the caption of image {image_id!r} must be text or a Caption, not {shown(caption)}"
             )
         captions[normalised_image_id(image_id, "predictions")] = text
     return captions
@@ -272,7 +272,7 @@ def _human(references: Any) -> References:
     for image_id, group in _mapping(references, "references").items():
         texts = [group] if isinstance(group, str) else list(group)
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"references: image {image_id!r} needs a text or a list of texts, not {group!r}")
+            raise UserError(f"references: image {image_id!r} needs a text or a list of texts, not {shown(group)}")
         captions[normalised_image_id(image_id, "references")] = tuple(texts)
     return captions
 

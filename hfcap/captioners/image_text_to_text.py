@@ -28,7 +28,7 @@ from hfcap.captioners.vlm.mllama import Mllama
 from hfcap.captioners.vlm.options import ImageTextToTextOptions as ImageTextToTextOptions
 from hfcap.captioners.vlm.prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners.vlm.qwen import QwenVL
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.files import read_json_object
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
@@ -124,7 +124,7 @@ class ImageTextToText(Captioner):
     ) -> Self:
         if values.get("model_type") != "git":
             raise UserError(
-                f"model.from_config: model_type is {values.get('model_type')!r}, but only 'git' is trained from "
+                f"model.from_config: model_type is {shown(values.get('model_type'))}, but only 'git' is trained from "
                 "scratch; give pretrained for other models"
             )
         tokenizer = train_tokenizer(options.tokenizer or TokenizerOptions(), training_captions)
@@ -171,7 +171,7 @@ class ImageTextToText(Captioner):
         super().take_sidecar(values)
         for name in ("image_size", "min_pixels", "max_pixels"):
             if not values.get(name, "1").isdecimal():
-                raise UserError(f"hfcap.json: {name} must be a whole number, not {values[name]!r}")
+                raise UserError(f"hfcap.json: {name} must be a whole number, not {shown(values[name])}")
         if "image_size" in values or values.get("images") == OWN_SHAPE:
             least, most = (int(values[name]) if name in values else None for name in ("min_pixels", "max_pixels"))
             limit_pixels(self.processor.image_processor, least, most)

@@ -23,7 +23,7 @@ from hfcap.data.images import UnreadableImageError
 from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.environment import default_device
-from hfcap.errors import OptionError
+from hfcap.errors import OptionError, shown
 from hfcap.progress import progress_bar, reported
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.styles import with_room_for_style
@@ -188,9 +188,9 @@ class ImageCaptioner:
         """
         one = is_one_image(images)
         if unreadable not in ("raise", "skip"):
-            raise OptionError(f"unreadable: choose 'raise' or 'skip', not {unreadable!r}")
+            raise OptionError(f"unreadable: choose 'raise' or 'skip', not {shown(unreadable)}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size: must be at least 1, not {batch_size!r}")
+            raise OptionError(f"batch_size: must be at least 1, not {shown(batch_size)}")
         pixels = PixelInputs([], self.captioner.image_processor)
         options = self.options(**generation)
         prompt = self.captioner.prompt_for(options.style, prompt)

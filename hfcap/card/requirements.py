@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from hfcap.card.code_files import needed_code
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.files import read_json
 
 CORE = ("transformers", "torch", "pillow")
@@ -144,7 +144,7 @@ def _short(package: str, version: str) -> str:
         return re.sub(r"^(\d+\.\d+)(\.0)+$", r"\1", Version(version).public)
     except InvalidVersion:
         raise UserError(
-            f"versions of the run: {package} has {version[:80]!r}, which is no version; correct environment.json"
+            f"versions of the run: {package} has {shown(version[:80])}, which is no version; correct environment.json"
         ) from None
 
 

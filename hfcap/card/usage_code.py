@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.files import read_json, read_text
 from hfcap.pages.markdown import Safe, code, code_block
 from hfcap.schema import IMAGE_BACKEND
@@ -64,7 +64,7 @@ def decoding_settings(model: Path) -> dict[str, bool | int | float]:
     chosen = {name: values.get(name) for name in names}
     for name, value in chosen.items():
         if value is not None and not isinstance(value, (bool, int, float)):
-            raise UserError(f"{path}: {name} must be a number, not {value!r}")
+            raise UserError(f"{path}: {name} must be a number, not {shown(value)}")
     return {name: value for name, value in chosen.items() if value is not None and value != _WITHOUT_EFFECT.get(name)}
 
 
@@ -148,7 +148,7 @@ def _resizing(model: Path) -> str:
     if size is None:
         return ""
     if not size.isdecimal():
-        raise UserError(f"{model / 'hfcap.json'}: image_size must be a whole number, not {size!r}")
+        raise UserError(f"{model / 'hfcap.json'}: image_size must be a whole number, not {shown(size)}")
     return f".resize(({size}, {size}))"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.files import read_json
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.shared.coco_objects import CATEGORIES, mentioned_objects
@@ -41,7 +41,9 @@ def read_instances(paths: Sequence[Path]) -> dict[str, frozenset[str]]:
             ) from None
         unknown = sorted(set(names.values()) - set(CATEGORIES))
         if unknown:
-            raise UserError(f"{path}: CHAIR knows COCO's 80 categories only, not {unknown[0]!r}; give COCO's own file")
+            raise UserError(
+                f"{path}: CHAIR knows COCO's 80 categories only, not {shown(unknown[0])}; give COCO's own file"
+            )
     return {image_id: frozenset(categories) for image_id, categories in found.items()}
 
 

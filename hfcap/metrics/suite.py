@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from hfcap import registry
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
 from hfcap.metrics.shared.languages import tokenizer_of
 
@@ -89,7 +89,7 @@ def _problem(detail: Mapping[str, Any], known: Sequence[str]) -> str:
     key = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         return f"unknown option {key!r}{registry.did_you_mean(key, known)}"
-    return f"option {key!r}: {detail['msg']}, not {detail['input']!r}"
+    return f"option {key!r}: {detail['msg']}, not {shown(detail['input'])}"
 
 
 def metric_for_statistics(name: str) -> CaptionMetric:
@@ -123,10 +123,12 @@ def _check_captions(predictions: Mapping[str, str], references: ReferenceSet) ->
         raise UserError("predictions: no captions to score; give some")
     for image_id, caption in predictions.items():
         if not isinstance(caption, str):
-            raise UserError(f"the caption of image {image_id!r} must be text, not {caption!r}")
+            raise UserError(f"the caption of image {image_id!r} must be text, not {shown(caption)}")
     for image_id, group in zip(references.image_ids, references.captions, strict=True):
         if not group or not all(isinstance(caption, str) for caption in group):
-            raise UserError(f"image {image_id!r} needs a list of human captions, all of them text, not {list(group)!r}")
+            raise UserError(
+                f"image {image_id!r} needs a list of human captions, all of them text, not {shown(list(group))}"
+            )
 
 
 class CaptionSuite:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.files import read_json, read_text, write_text
 from hfcap.run_directory.records import Signature, check_shape
 from hfcap.schema import ScoreReport, SliceScores
@@ -54,9 +54,9 @@ def _numbers(value: Any, path: Path, key: str) -> dict[str, float | None]:
         raise UserError(f"{path}: {key!r} must map names to numbers; is this a score file?")
     for name, number in value.items():
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-            raise UserError(f"{path}: {key}.{name} must be a number or null, not {number!r}")
+            raise UserError(f"{path}: {key}.{name} must be a number or null, not {shown(number)}")
         if number is not None and not math.isfinite(number):
-            raise UserError(f"{path}: {key}.{name} must be finite, not {number!r}")
+            raise UserError(f"{path}: {key}.{name} must be finite, not {shown(number)}")
     return value
 
 
@@ -65,7 +65,7 @@ def _intervals(value: Any, path: Path, key: str) -> dict[str, tuple[float, float
         raise UserError(f"{path}: {key!r} must map names to intervals; is this a score file?")
     for name, bounds in value.items():
         if not isinstance(bounds, list) or len(bounds) != 2 or None in bounds:
-            raise UserError(f"{path}: {key}.{name} must be [lower, upper], not {bounds!r}")
+            raise UserError(f"{path}: {key}.{name} must be [lower, upper], not {shown(bounds)}")
         _numbers(dict(zip(("lower", "upper"), bounds, strict=True)), path, f"{key}.{name}")
     return {name: (float(bounds[0]), float(bounds[1])) for name, bounds in value.items()}
 
@@ -84,7 +84,7 @@ def _slices(value: Any, path: Path, key: str) -> dict[str, SliceScores]:
     for name, found in value.items():
         count = found.get("n_images")
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < _MOST_IMAGES:
-            raise UserError(f"{path}: {key}.{name}.n_images must be a whole number, not {count!r}")
+            raise UserError(f"{path}: {key}.{name}.n_images must be a whole number, not {shown(count)}")
         p_values = _numbers(found.get("p_values", {}), path, f"{key}.{name}.p_values")
         slices[name] = SliceScores(
             count,
@@ -136,19 +136,19 @@ def read_scores(path: Path) -> ScoreReport:
         raise UserError(f"{path}: schema_version {value.get('schema_version')!r} is not 1; use a newer hfcap")
     for key in ("per_image", "intervals", "statistics", "signature", "groups", "slices"):
         if not isinstance(value.setdefault(key, {}), dict):
-            raise UserError(f"{path}: {key!r} must be an object, not {value[key]!r}")
+            raise UserError(f"{path}: {key!r} must be an object, not {shown(value[key])}")
     check_shape(value["signature"], f"{path}: signature", Signature)
     intervals = _intervals(value["intervals"], path, "intervals")
     if not isinstance(value.setdefault("predictions_sha256", None), str | None):
-        raise UserError(f"{path}: predictions_sha256 must be text, not {value['predictions_sha256']!r}")
+        raise UserError(f"{path}: predictions_sha256 must be text, not {shown(value['predictions_sha256'])}")
     per_image = value["per_image"]
     # Recorded cards keep the images that they show, and nothing to resample.
     if value.setdefault("n_images", len(per_image)) != len(per_image) and value["statistics"]:
         raise UserError(
-            f"{path}: n_images is {value['n_images']!r}, but 'per_image' has {len(per_image):,} images; score again"
+            f"{path}: n_images is {shown(value['n_images'])}, but 'per_image' has {len(per_image):,}; score again"
         )
     if not isinstance(value["n_images"], int) or not 0 <= value["n_images"] < _MOST_IMAGES:
-        raise UserError(f"{path}: n_images must be a whole number, not {value['n_images']!r}")
+        raise UserError(f"{path}: n_images must be a whole number, not {shown(value['n_images'])}")
     for name, table in value["statistics"].items():
         _check_table(table, len(per_image), f"{path}: statistics.{name}")
     return ScoreReport(

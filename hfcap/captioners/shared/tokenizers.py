@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from hfcap.captioners.shared.pretrained import loading_problem, unreadable_files
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.recipe.blocks import TokenizerOptions
 
 START, END, PAD = "<start>", "<end>", "<pad>"
@@ -25,7 +25,9 @@ def token_number(value: Any, name: str) -> int:
         UserError: it names none; the message says which.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{name} of the model must be the number of a token, not {value!r}; correct its config.json")
+        raise UserError(
+            f"{name} of the model must be the number of a token, not {shown(value)}; correct its config.json"
+        )
     return value
 
 

@@ -22,7 +22,7 @@ from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.asking.thinking import thinks_at_end
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize, ImagesOfOwnShape
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.schema import PackedCaptions
 
 _MARK = "hfcapmark"
@@ -238,7 +238,7 @@ class VlmAdapter(ABC):
             if isinstance(end, int):
                 return end
             if end is not None:
-                raise UserError(f"model.pretrained: eos_token_id must be the number of a token, not {end!r}")
+                raise UserError(f"model.pretrained: eos_token_id must be the number of a token, not {shown(end)}")
         raise UserError(
             "model.pretrained: neither model nor tokenizer names an end token, so that captions could never "
             "stop; choose another model"

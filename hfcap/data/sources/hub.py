@@ -25,7 +25,7 @@ from hfcap.data.tables.options import TableOptions
 from hfcap.data.web.hub_columns import Columns, column_of, find_columns
 from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit, undecoded
 from hfcap.data.web.network_errors import transport_errors
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import UserError, WorkError, shown
 from hfcap.failures.hub import give_up_soon, out_of_reach
 from hfcap.files import no_folder
 from hfcap.metrics.shared.caption_files import warn_on_terminal
@@ -246,7 +246,7 @@ def row_fields(options: HubOptions, columns: Columns, split: str, number: int, r
     image_id = f"{split}-{number}" if columns.image_id is None else row[columns.image_id]
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise UserError(
-            f"{where}: {columns.image_id} is {image_id!r}, no usable id; choose another data.image_id_column"
+            f"{where}: {columns.image_id} is {shown(image_id)}, no usable id; choose another data.image_id_column"
         )
     return {"image_id": str(image_id), "captions": captions}
 

@@ -13,7 +13,7 @@ from hfcap.data.source import NoSuchSplitError
 from hfcap.data.sources.hub import HubOptions, open_splits
 from hfcap.data.tables.reading import Row, TableForm, read_rows
 from hfcap.data.web.hub_images import RowImage, undecoded
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.judgments.records import JudgedCaption, Judgments, Preference, Rating, tidy
 from hfcap.schema import ImageBytes
 
@@ -102,7 +102,7 @@ def _cell(row: Row, names: tuple[str, ...]) -> Any:
 
 def _text(cell: Any, row: Row, what: str) -> str:
     if not isinstance(cell, str):
-        raise UserError(f"{row.where}: the {what} must be text, not {cell!r}")
+        raise UserError(f"{row.where}: the {what} must be text, not {shown(cell)}")
     return tidy(cell)
 
 
@@ -112,7 +112,7 @@ def _score(cell: Any, row: Row) -> float:
     except (TypeError, ValueError):
         score = math.nan
     if isinstance(cell, bool) or not math.isfinite(score):
-        raise UserError(f"{row.where}: the score must be a number, not {cell!r}")
+        raise UserError(f"{row.where}: the score must be a number, not {shown(cell)}")
     return score
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfcap.cells import JoinedLines, captions_of_cell, csv_rows, stands_for_nothing, texts_of_list
-from hfcap.errors import UserError
+from hfcap.errors import UserError, shown
 from hfcap.files import parse_json, read_json_lines, read_text
 from hfcap.progress import error_console
 from hfcap.text import printable
@@ -62,7 +62,7 @@ def normalised_image_id(value: Any, where: str) -> str:
         return str(value)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    raise UserError(f"{where}: image_id must be a number or a non-empty string, not {value!r}")
+    raise UserError(f"{where}: image_id must be a number or a non-empty string, not {shown(value)}")
 
 
 def _no_repeated_keys(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
@@ -137,7 +137,7 @@ def _rows(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row
 
 def _checked_caption(caption: Any, where: str) -> str:
     if not isinstance(caption, str):
-        raise UserError(f"{where}: the caption must be text, not {caption!r}")
+        raise UserError(f"{where}: the caption must be text, not {shown(caption)}")
     return caption
 
 
