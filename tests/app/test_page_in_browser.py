@@ -223,7 +223,14 @@ def test_models_that_hfcap_loads(driven: Browser, tmp_path: Path) -> None:
 def test_the_command_says_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run").path
     command = [sys.executable, "-m", "hfcap", "demo", str(run), "--title", "Our <garden>"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell started in the background ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         said = process.stdout.readline()
         address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/) in a browser; Ctrl-C ends\.\n", said)
