@@ -95,8 +95,8 @@ def _cell(row: Row, names: tuple[str, ...]) -> Any:
         if row.cells.get(name) is not None:
             return row.cells[name]
     raise UserError(
-        f"{row.where}: no column {' or '.join(names)}; found {', '.join(map(str, row.cells))}; name the columns "
-        "of candidates, references and scores so"
+        f"{row.where}: no column {' or '.join(names)}; found {', '.join(map(str, row.cells))}; rename it, or give "
+        "the file of judgments itself where the folder holds other files, too"
     )
 
 
