@@ -31,6 +31,9 @@ class Scripted:
         self.model = torch.nn.Linear(2, 2).train()
         self.given: list[Any] = []
 
+    def identity(self) -> str:
+        return ""
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         assert torch.is_inference_mode_enabled() and not self.model.training
         return images + 100

@@ -268,7 +268,7 @@ def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
     assert list(read_json_lines(path, "lines")) == [(1, {"a": "1\u20282"}), (4, {"a": 2})]
     with pytest.raises(UserError, match="not found"):
         list(read_json_lines(tmp_path / "none", "lines"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder"):
         list(read_json_lines(tmp_path, "lines"))
 
 

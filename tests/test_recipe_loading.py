@@ -202,7 +202,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="recipe not found"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="recipe cannot be read"):
+    with pytest.raises(UserError, match="is a folder, where the recipe is wanted"):
         load_recipe(tmp_path)
 
 

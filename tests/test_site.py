@@ -87,7 +87,7 @@ def test_what_the_reference_describes_is_linked(site: Path) -> None:
 
 def test_diagrams_are_drawn(site: Path) -> None:
     page = (site / "captioners.html").read_text(encoding="utf-8")
-    assert page.count('<div class="flow">') == 9
+    assert page.count('<div class="flow">') == 10
     assert "<span>ViT</span><i>patch states &rarr;</i><span>BERT-like decoder with cross-attention</span>" in page
 
 

@@ -139,7 +139,14 @@ def test_saving_what_another_program_changed_is_a_conflict(server: LocalServer, 
 
 def test_the_command_says_its_address_and_ends_with_ctrl_c(folder: Path) -> None:
     command = [sys.executable, "-m", "hfcap", "review", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell started in the background ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         said = process.stdout.readline()
         address = re.search(r"4 images; open this address, Ctrl-C ends: (http://127\.0\.0\.1:\d+/[\w-]+/)", said)
