@@ -274,6 +274,7 @@ def test_remembered_facts_whose_table_has_no_name(tmp_path: Path, monkeypatch: p
         ("config.json", ("text_config", "hidden_size"), "wide"),
         ("config.json", ("vision_config", "num_attention_heads"), []),
         ("config.json", ("vision_config", "image_size"), 48),
+        ("config.json", ("vision_config", "num_hidden_layers"), 2_000_000_000),
         ("processor_config.json", ("image_processor", "image_std"), ["a", "b", "c"]),
         ("processor_config.json", ("image_processor", "image_mean"), {"x": 1}),
         ("processor_config.json", ("image_processor", "size"), {"height": -3, "width": 4}),
@@ -308,6 +309,9 @@ def test_what_lies_next_to_a_model_is_named(built: RunDirectory, tmp_path: Path)
     with pytest.raises(UserError, match=r"max_new_tokens: .*less than or equal to 10000"):
         hfcap.load_captioner(model).caption(image)
     change(model / "generation_config.json", max_new_tokens=3)
+    change(model / "config.json", model_type=["blip"])
+    with pytest.raises(UserError, match=r"holds a model of type \['blip'\]"):
+        hfcap.load_captioner(model)
     change(model / "hfcap.json", captioner="blop")
     with pytest.raises(UserError, match=r"hfcap\.json: unknown captioner 'blop'; did you mean 'blip'"):
         hfcap.load_captioner(model)

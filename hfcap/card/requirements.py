@@ -144,7 +144,8 @@ def _short(package: str, version: str) -> str:
         return re.sub(r"^(\d+\.\d+)(\.0)+$", r"\1", Version(version).public)
     except InvalidVersion:
         raise UserError(
-            f"versions of the run: {package} has {shown(version[:80])}, which is no version; correct environment.json"
+            f"versions of the run: {package} has {shown(version[:80])}, which is no version; correct "
+            "verification/captions.json, or environment.json where that has none"
         ) from None
 
 

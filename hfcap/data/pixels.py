@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -246,6 +247,8 @@ def _three(values: Any) -> tuple[float, ...] | None:
 
 def _agrees(plan: PixelPlan, image_processor: Any) -> bool:
     """Whether plan and processor say the same about generated images, and neither refuses one."""
+    if not all(math.isfinite(scale) and scale for scale in plan.scale):
+        return False  # every image would be the same
     step = 1 / max(abs(scale) for scale in plan.scale)
     for image in _probes():
         try:

@@ -196,12 +196,13 @@ def damage_of(path: Path) -> str | None:
         for name in ("model", "optimizer", *(f"random-{rank}" for rank in range(progress.processes))):
             with safe_open(path / f"{name}.safetensors", framework="pt"):
                 pass  # complete as far as its header tells, also where an earlier version wrote no checksums
-        weights = _read_tensors(path / "model.safetensors")
+        files = [path / "model.safetensors", *path.glob("average.safetensors")]
+        weights = [entry for file in files for entry in _read_tensors(file).items()]
     except (OSError, SafetensorError, UserError) as error:
         return f"{path}: damaged checkpoint ({error})"
     except WorkError as error:
         return str(error)
-    wrong = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    wrong = [name for name, tensor in weights if not bool(tensor.isfinite().all())]
     return f"{path}: weights that are no longer numbers ({wrong[0]})" if wrong else None
 
 

@@ -365,6 +365,15 @@ def test_number_type_of_the_weights(tmp_path: Path) -> None:
         assert len(captioner.caption_states(states.float(), GenerateOptions(max_new_tokens=3))) == 2
 
 
+@pytest.mark.parametrize("end", [False, "…", [True]])
+def test_an_end_token_that_is_no_number(end: Any, tmp_path: Path) -> None:
+    build("image_text_to_text").save(tmp_path, GenerateOptions())
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": end}))
+    with pytest.raises(UserError, match=r"eos_token_id of the model must be the number .*generation_config\.json"):
+        load_captioner(str(tmp_path)).caption_states(torch.zeros(1, 5, 32), GenerateOptions(max_new_tokens=2))
+
+
 def test_processor_that_needs_torchvision(tmp_path: Path) -> None:
     captioner = itt("qwen2_vl")
     captioner.save(tmp_path, GenerateOptions())

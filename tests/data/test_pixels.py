@@ -61,6 +61,8 @@ NOT_SAID: dict[str, tuple[str, dict[str, Any]]] = {
     "resized otherwise": ("Levit", {}),
     "rescaled otherwise": ("EfficientNet", {}),
     "not resized": ("ViT", {"do_resize": False}),
+    "divided by infinity": ("ViT", {"image_std": [float("inf")] * 3}),
+    "multiplied by nothing": ("ViT", {"rescale_factor": 0.0}),
 }
 
 

@@ -190,6 +190,7 @@ DAMAGE: list[tuple[str, Any, bool, str]] = [
     ("random-1.safetensors", Path.unlink, True, r"step-00000003: damaged checkpoint \(.*random-1\.safetensors"),
     ("random-1.safetensors", Path.unlink, False, r"step-00000003: damaged checkpoint \(.*random-1\.safetensors"),
     ("model.safetensors", _not_finite, False, r"step-00000003: weights that are no longer numbers \(out\.bias\)"),
+    ("average.safetensors", _not_finite, False, r"step-00000003: weights that are no longer numbers \(out\.bias\)"),
     ("state.json", lambda path: path.write_text('{"step": "x"}'), True, r"state\.json: damaged .*\(1 validation error"),
     ("state.json", lambda path: path.write_text("{"), True, r"damaged checkpoint \(.*state\.json: checkpoint state\b"),
     (CHECKSUMS, lambda path: path.write_text("["), True, r"damaged checkpoint \(.*: checksums of a checkpoint\b"),

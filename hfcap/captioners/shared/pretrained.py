@@ -19,11 +19,14 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hfcap.errors import UserError, WorkError, library_faults, reason_of
+from hfcap.errors import UserError, WorkError, library_faults, reason_of, shown
 from hfcap.failures.hub import out_of_reach
 from hfcap.files import write_bytes
 from hfcap.recipe.blocks import ModelOptions
 from hfcap.schema import IMAGE_BACKEND
+
+MOST_LAYERS = 10_000
+"""More than any model has; a damaged configuration may ask for billions."""
 
 TINY_VIT = {
     "model_type": "vit",
@@ -240,9 +243,20 @@ def _require_model_type(location: str, revision: str | None, model_types: Collec
         found = values.get("model_type")
     except _UNREADABLE:
         return  # loading says what is wrong
-    if found is not None and found not in model_types:
+    _require_layers(values, f"{key}: {location}")
+    if found is not None and (not isinstance(found, str) or found not in model_types):
         wanted = repr(*model_types) if len(model_types) == 1 else "one that this captioner knows"
-        raise UserError(f"{key}: {location} holds a model of type {found!r}, not {wanted}; check the captioner key")
+        raise UserError(
+            f"{key}: {location} holds a model of type {shown(found)}, not {wanted}; check the captioner key"
+        )
+
+
+def _require_layers(values: Any, where: str) -> None:
+    # transformers builds the layers before it looks at the weights, and would take for ever or all memory.
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if key.endswith("layers") and isinstance(value, int) and value > MOST_LAYERS:
+            raise UserError(f"{where}: config.json asks for {value:,} layers ({key}); correct it")
+        _require_layers(value, where)
 
 
 def config_from_mapping(values: dict[str, Any], key: str) -> Any:

@@ -77,5 +77,5 @@ def require_room(captioner: Captioner, options: GenerateOptions, prompt: str | N
     raise OptionError(
         f"decoding options: max_new_tokens={options.max_new_tokens} does not fit into the text model: of its "
         f"{room.positions} positions {room.taken} are taken by prefix, start token and prompt; {shorter}give a "
-        "shorter prompt"
+        "shorter prompt (the model's own is in its hfcap.json)"
     )

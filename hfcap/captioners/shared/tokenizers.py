@@ -26,7 +26,8 @@ def token_number(value: Any, name: str) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(
-            f"{name} of the model must be the number of a token, not {shown(value)}; correct its config.json"
+            f"{name} of the model must be the number of a token, not {shown(value)}; correct its "
+            "generation_config.json or config.json"
         )
     return value
 

@@ -21,8 +21,9 @@ from transformers import GenerationConfig
 from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.asking.thinking import thinks_at_end
 from hfcap.captioners.base import Captioner
+from hfcap.captioners.shared.tokenizers import token_number
 from hfcap.captioners.vlm.one_size_images import ImagesOfOneSize, ImagesOfOwnShape
-from hfcap.errors import UserError, shown
+from hfcap.errors import UserError
 from hfcap.schema import PackedCaptions
 
 _MARK = "hfcapmark"
@@ -235,10 +236,8 @@ class VlmAdapter(ABC):
         for holder in (model.generation_config, model.config.get_text_config(decoder=True), tokenizer):
             end = getattr(holder, "eos_token_id", None)
             end = end[0] if isinstance(end, (list, tuple)) and end else end
-            if isinstance(end, int):
-                return end
             if end is not None:
-                raise UserError(f"model.pretrained: eos_token_id must be the number of a token, not {shown(end)}")
+                return token_number(end, "eos_token_id")
         raise UserError(
             "model.pretrained: neither model nor tokenizer names an end token, so that captions could never "
             "stop; choose another model"
