@@ -12,6 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from hfcap.captioners.base import Captioner, GeneratedCaption
+from hfcap.captioners.quiet import quiet_generate
 from hfcap.data.loading import prepared
 from hfcap.data.pixels import PixelPlan
 from hfcap.errors import library_faults, reason_of
@@ -89,7 +90,8 @@ def _captions_in_memory(
             inputs = prepared(images, plan, captioner.device)
             with torch.inference_mode():
                 states = inputs if encoded else captioner.encode(inputs)
-            return captioner.caption_states(states, options, prompt)
+            with quiet_generate():
+                return captioner.caption_states(states, options, prompt)
         except RuntimeError as error:
             if len(images) == 1 or not is_full_memory(error):
                 raise

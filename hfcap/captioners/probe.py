@@ -272,7 +272,8 @@ def _same(plain: Any, fast: Any, first: int, trial: GenerationConfig, allowed: f
     ours, theirs = ([_up_to_end(row, ends) for row in output.sequences[:, first:].tolist()] for output in (fast, plain))
     steps = plain.scores
     finite = torch.cat([step[step.isfinite()] for step in steps])
-    tolerance = allowed * float(finite.float().std(correction=0))
+    # A damaged model may score every word as no number.
+    tolerance = allowed * float(finite.float().std(correction=0)) if len(finite) else 0.0
     if trial.num_beams > 1:
         difference = (fast.sequences_scores.float() - plain.sequences_scores.float()).abs()
         # Different words with the same score are a tie.

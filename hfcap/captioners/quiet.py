@@ -42,6 +42,17 @@ def quiet_libraries(hub_bars: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def quiet_generate() -> Iterator[None]:
+    """Leave out what `generate` warns of inside the block although it is what captions need."""
+    with warnings.catch_warnings():
+        # Words of a prompt may come again in the caption.
+        warnings.filterwarnings(
+            "ignore", message="Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`"
+        )
+        yield
+
+
+@contextmanager
 def quiet_peft() -> Iterator[None]:
     """Leave out what PEFT warns of inside the block and nobody needs to act on."""
     with warnings.catch_warnings():

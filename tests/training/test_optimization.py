@@ -265,6 +265,8 @@ def test_warmup_counts_updates_not_micro_batches(tmp_path: Path) -> None:
     assert rates == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
+# The schedule was made for the optimiser whose place SGD takes.
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
 def test_clipping_limits_the_gradient_and_zero_switches_it_off(tmp_path: Path) -> None:
     """Seen with plain SGD, whose update is the gradient times the rate."""
     moved = {}
