@@ -13,6 +13,8 @@ STYLE_TOKENS: Mapping[str, int] = {"short": 64, "detailed": 384, "tags": 96, "al
 
 def with_room_for_style(given: Any) -> Any:
     """Return decoding options with the length that their style needs, where they name a style and no length."""
-    if not isinstance(given, dict) or given.get("style") not in STYLE_TOKENS or "max_new_tokens" in given:
+    if not isinstance(given, dict) or "max_new_tokens" in given:
         return given
-    return {**given, "max_new_tokens": STYLE_TOKENS[given["style"]]}
+    style = given.get("style")  # whatever a recipe says
+    length = STYLE_TOKENS.get(style) if isinstance(style, str) else None
+    return given if length is None else {**given, "max_new_tokens": length}

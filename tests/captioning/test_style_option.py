@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import hfcap
@@ -86,3 +87,10 @@ def test_a_recipe_asks_for_a_style(chat: ChatServer, tmp_path: Path) -> None:
     values["model"]["prompt"] = "What is it?"
     with pytest.raises(UserError, match=r"generate\.style: alt_text and model\.prompt both say what is asked"):
         build_captioner(recipe_from_mapping(values, "test"), [])
+
+
+@pytest.mark.parametrize("style", [["tags"], {"a": 1}, 3])
+def test_a_style_that_is_none(style: Any) -> None:
+    with pytest.raises(ValidationError, match="style"):
+        GenerateOptions.model_validate({"style": style})
+    assert GenerateOptions.model_validate({"style": "tags"}).max_new_tokens == 96
