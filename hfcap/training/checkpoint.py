@@ -198,11 +198,13 @@ def damage_of(path: Path) -> str | None:
                 pass  # complete as far as its header tells, also where an earlier version wrote no checksums
         files = [path / "model.safetensors", *path.glob("average.safetensors")]
         weights = [entry for file in files for entry in _read_tensors(file).items()]
+        state = _read_tensors(path / "optimizer.safetensors")
     except (OSError, SafetensorError, UserError) as error:
         return f"{path}: damaged checkpoint ({error})"
     except WorkError as error:
         return str(error)
     wrong = [name for name, tensor in weights if not bool(tensor.isfinite().all())]
+    wrong += [f"{name} of the optimiser" for name, tensor in state.items() if bool(tensor.isnan().any())]
     return f"{path}: weights that are no longer numbers ({wrong[0]})" if wrong else None
 
 

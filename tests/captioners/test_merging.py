@@ -258,6 +258,8 @@ def test_the_tolerance_follows_the_number_type(dtype: torch.dtype) -> None:
     expected = torch.tensor([[-3.0, 8.0], [1.0, 2.0]])
     unit = 8.0 * torch.finfo(dtype).eps
     require_same_logits(expected, expected + 3 * unit, model, "one", "other")
+    with pytest.raises(WorkError, match=r"^other predicts what are no numbers .*image_std"):
+        require_same_logits(expected * torch.nan, expected, model, "one", "other")
     too_far = 2000 if dtype == torch.float32 else 20
     for found in (expected + too_far * unit, expected * torch.nan):
         with pytest.raises(WorkError, match=f"one predicts otherwise than other.*rounding of {str(dtype)[6:]}"):

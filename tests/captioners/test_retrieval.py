@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from transformers import AutoModel
 
 from hfcap.captioners.loading import load_captioner
+from hfcap.captioners.published.modeling_retrieval import RetrievalConfig
 from hfcap.captioners.retrieval import Retrieval, RetrievalOptions
 from hfcap.captioners.shared import dual_encoder
 from hfcap.captioners.shared.dual_encoder import DualEncoder
@@ -299,3 +300,9 @@ def test_a_prompt_is_refused_and_an_index_without_captions_says_so() -> None:
     empty = Retrieval.build(RetrievalOptions(**Retrieval.tiny()), CORPUS)
     with pytest.raises(ValueError, match="fit it first"):
         empty.caption_states(states, GenerateOptions())
+
+
+@pytest.mark.parametrize("changes", [{"n_neighbours": 3.0}, {"consensus_size": "4"}, {"consensus_size": True}])
+def test_a_damaged_configuration(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"config\.json: {next(iter(changes))} must be a whole number"):
+        RetrievalConfig(**changes)

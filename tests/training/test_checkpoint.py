@@ -185,11 +185,16 @@ def _not_finite(path: Path) -> None:
     save_file({**load_file(path), "out.bias": torch.tensor([0.0, torch.inf])}, path)
 
 
+def _no_number(path: Path) -> None:
+    save_file({**load_file(path), "added": torch.tensor([0.0, torch.nan])}, path)
+
+
 DAMAGE: list[tuple[str, Any, bool, str]] = [
     ("optimizer.safetensors", _changed, True, r"optimizer\.safetensors: damaged checkpoint \(not the content"),
     ("random-1.safetensors", Path.unlink, True, r"step-00000003: damaged checkpoint \(.*random-1\.safetensors"),
     ("random-1.safetensors", Path.unlink, False, r"step-00000003: damaged checkpoint \(.*random-1\.safetensors"),
     ("model.safetensors", _not_finite, False, r"step-00000003: weights that are no longer numbers \(out\.bias\)"),
+    ("optimizer.safetensors", _no_number, False, r"are no longer numbers \(added of the optimiser\)"),
     ("average.safetensors", _not_finite, False, r"step-00000003: weights that are no longer numbers \(out\.bias\)"),
     ("state.json", lambda path: path.write_text('{"step": "x"}'), True, r"state\.json: damaged .*\(1 validation error"),
     ("state.json", lambda path: path.write_text("{"), True, r"damaged checkpoint \(.*state\.json: checkpoint state\b"),

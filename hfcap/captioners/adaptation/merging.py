@@ -96,6 +96,11 @@ def require_same_logits(expected: torch.Tensor, found: torch.Tensor, model: Any,
     Raises:
         WorkError: they differ, or some are not numbers.
     """
+    if not bool(expected.isfinite().all()):
+        raise WorkError(
+            f"{other} predicts what are no numbers for a drawn image; check the model's weights, and image_mean and "
+            "image_std in its processor_config.json or preprocessor_config.json"
+        )
     types = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
     coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
     tolerance = (_ROUNDINGS if coarsest == torch.float32 else _ROUNDINGS_HALF) * torch.finfo(coarsest).eps

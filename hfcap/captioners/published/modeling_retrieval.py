@@ -55,6 +55,9 @@ class RetrievalConfig(PreTrainedConfig):
         sizes: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
+        for name, number in (("n_neighbours", n_neighbours), ("consensus_size", consensus_size or 1)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"config.json: {name} must be a whole number of at least 1, not {number!r}")
         self.vision_config = as_config(vision_config)
         self.search = search
         self.n_neighbours = n_neighbours
