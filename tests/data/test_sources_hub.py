@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import datasets
 import fsspec  # type: ignore[import-untyped]
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageColor
 from pydantic import ValidationError
@@ -56,6 +58,17 @@ def test_parquet_file(name: str, tmp_path: Path) -> None:
     assert [record.captions[0] for record in records] == [f"{colour} image" for colour in COLOURS]
     assert [record.image_id for record in records] == [f"train-{i}" for i in range(5)]
     assert decode_image(records[2].image).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_parquet_file_whose_description_is_damaged(tmp_path: Path) -> None:
+    options = parquet(tmp_path, table())
+    path = tmp_path / "data.parquet"
+    found = pq.read_table(path)
+    path.unlink()
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"caption": True}}}).encode()}
+    pq.write_table(found.replace_schema_metadata(metadata), path)
+    with pytest.raises(UserError, match=r"data\.parquet cannot be opened \(.*\); check data\.dataset"):
+        load(options, "train")
 
 
 def test_images_are_read_when_asked_for_and_travel_to_workers(tmp_path: Path) -> None:

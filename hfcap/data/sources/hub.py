@@ -284,8 +284,12 @@ def open_splits(
         )
     except UserError:
         raise
-    # `datasets` raises these for what doesn't exist or isn't understood: id, configuration, revision, files.
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    # `datasets` raises these for what doesn't exist or isn't understood: id, configuration, revision, files; the last
+    # three for files whose description of the columns is damaged.
+    except (
+        *(OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError),
+        *(TypeError, LookupError, AttributeError),
+    ) as error:
         if problem := out_of_reach(error):
             raise WorkError(
                 f"dataset {options.dataset} cannot be opened: no such file or folder here; on the Hub: {problem}"
