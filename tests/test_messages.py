@@ -18,7 +18,7 @@ from hfcap.metrics.shared.caption_files import read_references
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "hfcap").rglob("*.py"))
 
-KINDS = {"UserError", "UnfitColumnsError", "WorkError", "OptionError", "RecipeError", "PassingError", "ValueError"}
+KINDS = {"UserError", "UnfitColumnsError", "WorkError", "OptionError", "RecipeError", "TransientError", "ValueError"}
 SAID_ELSEWHERE = {
     "ChangedError": "the review page says it (review/page.py)",
     "MissingPackageError": "its constructor says what to install",

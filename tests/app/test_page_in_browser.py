@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from hfcap.app.page_models import PageModel, Say
 from hfcap.app.space import page_sources
 from tests.browser import Browser, browser
 from tests.data.sample_images import write_jpeg
+from tests.interrupting import serving
 from tests.publishing.run_builder import build_run
 
 pytest.importorskip("gradio")
@@ -222,28 +222,12 @@ def test_models_that_hfcap_loads(driven: Browser, tmp_path: Path) -> None:
 
 def test_the_command_says_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run").path
-    command = [sys.executable, "-m", "hfcap", "demo", str(run), "--title", "Our <garden>"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # What a shell started in the background ignores Ctrl-C, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        said = process.stdout.readline()
+    with serving("demo", str(run), "--title", "Our <garden>") as (said, rest):
         address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/) in a browser; Ctrl-C ends\.\n", said)
-        assert address is not None, said + process.stderr.read()
+        assert address is not None, said
         with urllib.request.urlopen(address[1], timeout=20) as answer:
             assert b"garden" in answer.read()
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(timeout=30) == 130
-        finally:
-            process.kill()
-        said = process.stdout.read() + process.stderr.read()
-    assert "share" not in said and "Traceback" not in said, said
+    assert "share" not in said + "".join(rest)
 
 
 def test_the_page_of_a_space_needs_no_hfcap(tmp_path: Path) -> None:

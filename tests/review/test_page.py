@@ -9,9 +9,6 @@ import http.client
 import io
 import json
 import re
-import signal
-import subprocess
-import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -31,6 +28,7 @@ from hfcap.review import ReviewFolder, ReviewPage
 from hfcap.review.folder import PAIRS_FILE
 from tests.browser import chromium
 from tests.data.sample_images import write_jpeg
+from tests.interrupting import serving
 
 HOSTILE = "</textarea><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
@@ -138,23 +136,10 @@ def test_saving_what_another_program_changed_is_a_conflict(server: LocalServer, 
 
 
 def test_the_command_says_its_address_and_ends_with_ctrl_c(folder: Path) -> None:
-    command = [sys.executable, "-m", "hfcap", "review", str(folder)]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # What a shell started in the background ignores Ctrl-C, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        said = process.stdout.readline()
+    with serving("review", str(folder)) as (said, _):
         address = re.search(r"4 images; open this address, Ctrl-C ends: (http://127\.0\.0\.1:\d+/[\w-]+/)", said)
-        assert address is not None, said + process.stderr.read()
+        assert address is not None, said
         assert b"photos &lt;b&gt;" in ask(address[1])[2]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
-        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_port_that_is_taken(server: LocalServer, folder: Path) -> None:

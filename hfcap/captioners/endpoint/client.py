@@ -60,7 +60,7 @@ def address_problem(base_url: str) -> str | None:
     return None
 
 
-class PassingError(WorkError):
+class TransientError(WorkError):
     """A request failed, and another try may help; `pause` is the seconds that the server asks for."""
 
     def __init__(self, message: str, pause: float | None = None) -> None:
@@ -136,7 +136,7 @@ class Client:
         for attempt in range(self.max_retries + 1):
             try:
                 answer = self._once(path, content)
-            except PassingError as failure:
+            except TransientError as failure:
                 given_up = not self._answered and attempt >= _ASKED_AT_FIRST
                 if attempt == self.max_retries or given_up or stopping.wait(_pause(attempt, failure.pause)):
                     raise
@@ -161,12 +161,12 @@ class Client:
         except (TimeoutError, OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
-                raise PassingError(
+                raise TransientError(
                     f"{self.base_url}: no answer within {self.timeout:g} s; raise model.timeout, or lower "
                     "model.max_concurrency"
                 ) from None
             said = printable(" ".join(str(reason).split())) or type(reason).__name__
-            raise PassingError(
+            raise TransientError(
                 f"{self.base_url}: cannot be reached ({said}); start the server, or correct model.base_url"
             ) from None
         except ValueError:
@@ -204,7 +204,7 @@ class Client:
                 said = ""
         because = f" ({said})" if said else ""
         if code in _TRIED_AGAIN:
-            raise PassingError(
+            raise TransientError(
                 f"{server}: HTTP {code}{because}; wait until it is less busy, or lower model.max_concurrency",
                 _seconds(error.headers.get("Retry-After")),
             )

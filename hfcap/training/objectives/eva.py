@@ -32,9 +32,11 @@ def begin_with_data(peft_model: Any, captioner: Captioner, dataset: CaptionDatas
     objective = CrossEntropy(captioner, 0.0)
 
     def forward(_model: Any, number: torch.Tensor) -> None:
+        """Let the layers see one batch; PEFT's hooks take what goes into them."""
         objective(batches[int(number)].to(captioner.device))
 
     def rows(layer_input: Any, _number: torch.Tensor, _name: str) -> torch.Tensor:
+        """Return what goes into a layer, one token a row (tokens, width), float32."""
         states = layer_input if isinstance(layer_input, torch.Tensor) else layer_input[0]
         return states.flatten(0, -2).float()
 
