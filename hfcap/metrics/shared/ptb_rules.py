@@ -2,11 +2,13 @@
 
 Found by black-box experiments: the Java tool was given every word of up to four letters, pairs of word endings and
 apostrophes, every character of the Basic Multilingual Plane, and all captions of COCO 2014, and only its output was
-looked at (scripts/conformance_tokenizer.py repeats the last of these). The alternatives of `TOKEN` are tried in order
-at each position; characters that none of them matches (white space, controls, emoji) separate tokens and vanish.
+looked at (scripts/conformance_tokenizer.py repeats the last of these). The alternatives of the pattern are tried in
+order at each position; characters that none of them matches (white space, controls, emoji) separate tokens and vanish.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import regex
 
@@ -64,48 +66,51 @@ _SYMBOLS = (
     r"\uffe0\uffe1\uffe5\uffe6--[\p{L}\p{M}\p{Nd}]]"
 )
 
-TOKEN = regex.compile(
-    "|".join(
-        (
-            r"</?!?[a-z][^\s<>]*>",
-            r"&(?:amp|lt|gt|quot|apos|nbsp);|&(?:[a-z]+(?:acute|grave|uml|circ|tilde|cedil|slash)|\#\d+);",
-            r"(?:https?|ftp)://[^\s\"<>]*[^\s\"<>.,;:!?)(\]'-]",
-            rf"(?-i:(?:{_NAME}\.)+(?:com|net|org|edu))/[^\s\"<>|()]+[^\s\"<>|.!?(){{}},-]",
-            r"\([0-9]{2,3}\)[ \u00a0]?[0-9]{3,4}[- \u00a0]?[0-9]{3,5}",
-            r"-(?:[lr][rcs]b)-",
-            r"[\w.%+-]*[\p{L}\p{Nd}]@[\p{L}\p{Nd}][\w-]*(?:\.[\w-]+)*",
-            rf"\#{{2,}}|@{{2,}}|[@\#]{_LETTER}\w*",
-            rf"(?-i:[<>]?[:;=][-o*']?[\(\)DPpdO\\\{{@|\[\]]|[xX]D){_ENDS}|\^_\^|-_-",
-            # Numbers: dates and fractions; times and decimals; signed integers; '20s.
-            r"\d+/\d+(?:/\d+)?(?![\p{L}\p{Nd}_-])",
-            r"[+-]?\d+(?:[.,:]\d+)+|[+-]?(?:[.,:]\d+)+",
-            rf"[+-]\d+{_ENDS}",
-            rf"{_APOSTROPHE}\d\ds{_ENDS}(?!{_APOSTROPHE})",
-            # The split words of the Penn Treebank.
-            rf"can(?=not{_ALONE})|(?:gon(?=na)|got(?=ta)|wan(?=na)|lem(?=me)|gim(?=me))(?=..{_ALONE})",
-            rf"{_APOSTROPHE}t(?=(?:is|was){_ENDS})",
-            rf"{_PART}{_HYPHENS}+(?:/{_PART}{_HYPHENS}*)*|{_PART}(?:/{_PART}{_HYPHENS}*)+",
-            rf"(?:(?!{_NOT}){_CHARACTER})+(?={_NOT})|{_NOT}|{_CLITIC}|{_ELIDED}",
-            rf"{_APOSTROPHE}(?:em(?!{_CHARACTER}{{2}})|n(?:{_APOSTROPHE}|(?=\s|$))|(?:till?|cause){_ENDS})",
-            rf"(?<={_LETTER}){_APOSTROPHE}n{_ENDS}",
-            rf"[jy]{_APOSTROPHE}(?={_LETTER})|[djl]{_APOSTROPHE}|(?:dunkin|somethin|ol){_APOSTROPHE}{_ENDS}",
-            # Abbreviations keep their dot; that of a single letter ends a sentence that visibly ends.
-            rf"{_LETTER}(?=\.(?:\s*$|\s+{_STARTER}))",
-            rf"(?:{_LETTER}\.)+(?:{_LETTER}(?!{_CHARACTER}|\.))?(?!{_LETTER})(?:-{_WORD})?",
-            rf"(?:{_any_of(_ALWAYS_ABBREVIATED)}|(?-i:{_CAPITALISED})|ph\.d)\.(?!{_LETTER})",
-            rf"(?:{_any_of(_ABBREVIATED_BEFORE_A_NUMBER)})\.(?=\s*\d)",
-            rf"(?!\d){_CHARACTER}+(?:\.(?={_LETTER}){_CHARACTER}+)+",
-            rf"{_PART}\.(?=[,;:])",
-            r"(?-i:\p{Lu}+(?:&\p{Lu}+)+)",
-            rf"(?:c\+\+|[cf]\#){_ENDS}|(?:us|a|c|nz|hk)\$(?=\d)",
-            _WORD,
-            r"\.\.\.|--+|[!?]+|\*+|_+|``|''|<<|>>",
-            _SYMBOLS,
-        )
-    ),
-    regex.IGNORECASE | regex.V1,
+_TOKEN = "|".join(
+    (
+        r"</?!?[a-z][^\s<>]*>",
+        r"&(?:amp|lt|gt|quot|apos|nbsp);|&(?:[a-z]+(?:acute|grave|uml|circ|tilde|cedil|slash)|\#\d+);",
+        r"(?:https?|ftp)://[^\s\"<>]*[^\s\"<>.,;:!?)(\]'-]",
+        rf"(?-i:(?:{_NAME}\.)+(?:com|net|org|edu))/[^\s\"<>|()]+[^\s\"<>|.!?(){{}},-]",
+        r"\([0-9]{2,3}\)[ \u00a0]?[0-9]{3,4}[- \u00a0]?[0-9]{3,5}",
+        r"-(?:[lr][rcs]b)-",
+        r"[\w.%+-]*[\p{L}\p{Nd}]@[\p{L}\p{Nd}][\w-]*(?:\.[\w-]+)*",
+        rf"\#{{2,}}|@{{2,}}|[@\#]{_LETTER}\w*",
+        rf"(?-i:[<>]?[:;=][-o*']?[\(\)DPpdO\\\{{@|\[\]]|[xX]D){_ENDS}|\^_\^|-_-",
+        # Numbers: dates and fractions; times and decimals; signed integers; '20s.
+        r"\d+/\d+(?:/\d+)?(?![\p{L}\p{Nd}_-])",
+        r"[+-]?\d+(?:[.,:]\d+)+|[+-]?(?:[.,:]\d+)+",
+        rf"[+-]\d+{_ENDS}",
+        rf"{_APOSTROPHE}\d\ds{_ENDS}(?!{_APOSTROPHE})",
+        # The split words of the Penn Treebank.
+        rf"can(?=not{_ALONE})|(?:gon(?=na)|got(?=ta)|wan(?=na)|lem(?=me)|gim(?=me))(?=..{_ALONE})",
+        rf"{_APOSTROPHE}t(?=(?:is|was){_ENDS})",
+        rf"{_PART}{_HYPHENS}+(?:/{_PART}{_HYPHENS}*)*|{_PART}(?:/{_PART}{_HYPHENS}*)+",
+        rf"(?:(?!{_NOT}){_CHARACTER})+(?={_NOT})|{_NOT}|{_CLITIC}|{_ELIDED}",
+        rf"{_APOSTROPHE}(?:em(?!{_CHARACTER}{{2}})|n(?:{_APOSTROPHE}|(?=\s|$))|(?:till?|cause){_ENDS})",
+        rf"(?<={_LETTER}){_APOSTROPHE}n{_ENDS}",
+        rf"[jy]{_APOSTROPHE}(?={_LETTER})|[djl]{_APOSTROPHE}|(?:dunkin|somethin|ol){_APOSTROPHE}{_ENDS}",
+        # Abbreviations keep their dot; that of a single letter ends a sentence that visibly ends.
+        rf"{_LETTER}(?=\.(?:\s*$|\s+{_STARTER}))",
+        rf"(?:{_LETTER}\.)+(?:{_LETTER}(?!{_CHARACTER}|\.))?(?!{_LETTER})(?:-{_WORD})?",
+        rf"(?:{_any_of(_ALWAYS_ABBREVIATED)}|(?-i:{_CAPITALISED})|ph\.d)\.(?!{_LETTER})",
+        rf"(?:{_any_of(_ABBREVIATED_BEFORE_A_NUMBER)})\.(?=\s*\d)",
+        rf"(?!\d){_CHARACTER}+(?:\.(?={_LETTER}){_CHARACTER}+)+",
+        rf"{_PART}\.(?=[,;:])",
+        r"(?-i:\p{Lu}+(?:&\p{Lu}+)+)",
+        rf"(?:c\+\+|[cf]\#){_ENDS}|(?:us|a|c|nz|hk)\$(?=\d)",
+        _WORD,
+        r"\.\.\.|--+|[!?]+|\*+|_+|``|''|<<|>>",
+        _SYMBOLS,
+    )
 )
-"""One token."""
+
+
+@cache
+def token_pattern() -> regex.Pattern[str]:
+    """Return the pattern of one token; compiled when it is first asked for, since that takes 0.2 s."""
+    return regex.compile(_TOKEN, regex.IGNORECASE | regex.V1)
+
 
 NEEDS_CONTEXT = regex.compile(
     rf"(?<![\p{{L}}\p{{M}}\p{{Nd}}.])(?:{_LETTER}|{_any_of(_ABBREVIATED_BEFORE_A_NUMBER)})\.$|\([0-9]{{2,3}}\)$"

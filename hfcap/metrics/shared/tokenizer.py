@@ -11,7 +11,14 @@ from itertools import chain, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.metrics.shared.ptb_rules import NEEDS_CONTEXT, REMOVED, REWRITTEN, SPELLING, SPLIT_OR_ABBREVIATED, TOKEN
+from hfcap.metrics.shared.ptb_rules import (
+    NEEDS_CONTEXT,
+    REMOVED,
+    REWRITTEN,
+    SPELLING,
+    SPLIT_OR_ABBREVIATED,
+    token_pattern,
+)
 
 TOKENIZER_VERSION = "ptb-coco-2"
 """Changes whenever any caption could be tokenised differently."""
@@ -26,7 +33,7 @@ _tokens_of_piece: dict[str, tuple[str, ...] | None] = {}
 
 def _scan(text: str) -> tuple[str, ...]:
     words: list[str] = []
-    for match in TOKEN.finditer(text):
+    for match in token_pattern().finditer(text):
         token = match.group()
         if token in REMOVED or (token[0] == "-" and not token.strip("-")):
             continue
