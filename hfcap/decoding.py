@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner, GeneratedCaption
@@ -144,10 +145,18 @@ def job_fingerprint(captioner: Captioner, job: DecodingJob, images: Any) -> str:
     values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, images]
     values += [identity] if (identity := captioner.identity()) else []
     digest = hashlib.sha256(json.dumps(values).encode())
-    for name, tensor in captioner.model.state_dict().items():
-        # A sum of whole numbers: exact on every device, and it reads the weights only once.
-        digest.update(f"{name} {int(tensor.detach().contiguous().view(-1).view(torch.uint8).sum())}".encode())
+    for name, weight in captioner.model.state_dict().items():
+        for tensor in _plain_tensors(weight):
+            # A sum of whole numbers: exact on every device, and it reads the weights only once.
+            digest.update(f"{name} {int(tensor.detach().contiguous().view(-1).view(torch.uint8).sum())}".encode())
     return digest.hexdigest()[:16]
+
+
+def _plain_tensors(weight: torch.Tensor) -> list[torch.Tensor]:
+    """Return what a weight is made of: itself, or of a quantised one whole numbers, scales and offsets."""
+    if not is_traceable_wrapper_subclass(weight):
+        return [weight]
+    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
 
 
 def _finished_ids(part: Path) -> set[str]:

@@ -147,7 +147,13 @@ def _facts(captioner: Captioner) -> dict[str, Any]:
         "dtype": str(parameter.dtype),
         "device": parameter.device.type,
         **({"shapes": "own"} if captioner.own_shapes else {}),
+        **({"weights": kinds} if (kinds := _kinds_of_weights(model)) else {}),
     }
+
+
+def _kinds_of_weights(model: Any) -> list[str]:
+    """Return the types of quantised weights, which their layers do not tell."""
+    return sorted({type(weight).__name__ for weight in model.parameters()} - {"Parameter"})
 
 
 def _configs(model: Any) -> Iterator[Any]:

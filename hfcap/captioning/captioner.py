@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 
+from hfcap.captioners.adaptation.quantization import WeightOnly, quantize_for_captioning
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
 from hfcap.captioners.loading import load_captioner as load_family_captioner
@@ -40,6 +41,7 @@ def load_captioner(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    quantization: WeightOnly | None = None,
     progress: bool = False,
 ) -> ImageCaptioner:
     """Load a captioner for use: a run, a model or adapter folder, a model of the Hub, or one that a server runs.
@@ -52,23 +54,37 @@ def load_captioner(
         revision: commit, tag or branch of a Hub id.
         trust_remote_code: run code that comes with the model; only if you trust its author.
         device: as torch names it; default: the machine's accelerator (a GPU, a Mac's) if there is one.
+        quantization: int8 or int4: weights of linear layers in 8 or 4 bits, by the package torchao.
         progress: show bars of downloads on standard error.
 
     Raises:
         UserError: nothing there that hfcap can caption with; the message says what was found.
-        OptionError: no such device.
+        OptionError: no such device or quantisation.
         WorkError: the Hub cannot be reached.
     """
-    return ImageCaptioner(run, revision=revision, trust_remote_code=trust_remote_code, device=device, progress=progress)
+    return ImageCaptioner(
+        run,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        quantization=quantization,
+        progress=progress,
+    )
 
 
 def ready_captioner(
-    location: str, revision: str | None, trust_remote_code: bool, device: str | torch.device | None = None
+    location: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    device: str | torch.device | None = None,
+    quantization: WeightOnly | None = None,
 ) -> Captioner:
     """Load a captioner onto the device that it captions on; see `load_captioner`."""
     chosen = default_device() if device is None else _device(device)
     torch.set_flush_denormal(True)
     captioner = load_family_captioner(location, revision, trust_remote_code)
+    if quantization is not None:
+        quantize_for_captioning(captioner, quantization)
     captioner.model.to(chosen)
     return captioner
 
@@ -103,13 +119,14 @@ class ImageCaptioner:
         revision: str | None = None,
         trust_remote_code: bool = False,
         device: str | torch.device | None = None,
+        quantization: WeightOnly | None = None,
         progress: bool = False,
     ) -> None:
         place = os.fspath(location)
         self.location = str(Path(place).expanduser()) if place.startswith("~") else place
         with reported(progress), quiet_libraries(hub_bars=progress):
             self.defaults: dict[str, Any] = generation_defaults(local_folder(self.location, revision))
-            self.captioner = ready_captioner(self.location, revision, trust_remote_code, device)
+            self.captioner = ready_captioner(self.location, revision, trust_remote_code, device, quantization)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r}, family={self.captioner.family!r}, device={self.device})"

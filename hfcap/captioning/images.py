@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfcap.captioners.adaptation.quantization import WeightOnly
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
 from hfcap.captioners.shared.room import require_room
@@ -81,6 +82,7 @@ def caption_images(
     batch_size: int = 16,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: WeightOnly | None = None,
     dataset: DatasetChoice | None = None,
     again: bool = False,
     finishing: Finishing | None = None,
@@ -95,7 +97,7 @@ def caption_images(
             without sidecars a table is printed.
         overrides: decoding options that replace the ones saved with the model.
         prompt: text every caption starts with; None = the model's own.
-        dataset: which images of a dataset.
+        quantization: as `load_captioner` takes it. dataset: which images of a dataset.
         again: forget what a stopped captioning into `output` has done.
         finishing: words around captions, marks for review, sidecars.
 
@@ -117,8 +119,8 @@ def caption_images(
     if images.listed is not None:
         # Better known before the model is fetched.
         require_one_readable(images.listed)
-    forbidden = finishing.gate.forbidden
-    captioner, job = _job(model, prompt, batch_size, revision, trust_remote_code, overrides or {}, forbidden)
+    loading = (model, revision, trust_remote_code, quantization)
+    captioner, job = _job(*loading, prompt, batch_size, overrides or {}, finishing.gate.forbidden)
     finishing.gate.require_scores(job.options)
     unfinished = None if kept is None else PartialOutput(kept, _fingerprint(captioner, job, images, finishing))
     with only_writer(kept):
@@ -133,17 +135,18 @@ def caption_images(
 
 def _job(
     model: str,
-    prompt: str | None,
-    batch_size: int,
     revision: str | None,
     trust_remote_code: bool,
+    quantization: WeightOnly | None,
+    prompt: str | None,
+    batch_size: int,
     overrides: dict[str, Any],
     forbidden: Sequence[str],
 ) -> tuple[Captioner, DecodingJob]:
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **with_room_for_style(overrides)})
     _require_effect(overrides, options)
-    captioner = ready_captioner(model, revision, trust_remote_code)
+    captioner = ready_captioner(model, revision, trust_remote_code, quantization=quantization)
     prompt = captioner.prompt_for(options.style, prompt)
     require_room(captioner, options, prompt)
     if forbidden:

@@ -73,6 +73,10 @@ TopP = Annotated[float | None, typer.Option(min=0.01, max=1.0, help="with --samp
 Seed = Annotated[
     int | None, typer.Option(min=0, help="random seed, only with --sample; an equal --batch-size draws equal captions")
 ]
+Quantization = Annotated[
+    Literal["int8", "int4"] | None,
+    typer.Option(help="weights in 8 or 4 bits; needs torchao (pip install torchao)"),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="images at a time; default: 16")]
 Split = Annotated[str | None, typer.Option(help="of a dataset; default: all")]
 ConfigName = Annotated[str | None, typer.Option(help="configuration of a Hub dataset")]
@@ -113,6 +117,7 @@ def caption(
     top_p: TopP = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
+    quantization: Quantization = None,
     split: Split = None,
     config_name: ConfigName = None,
     image_column: ImageColumn = None,
@@ -176,6 +181,7 @@ def _caption_images(
             prompt=given.get("prompt"),
             batch_size=given.get("batch_size", 16),
             revision=given.get("revision"),
+            quantization=given.get("quantization"),
             trust_remote_code=trust_remote_code,
             again=force,
             finishing=finishing,

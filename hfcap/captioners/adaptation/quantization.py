@@ -1,15 +1,25 @@
-"""QLoRA (Dettmers et al. 2023, arXiv:2305.14314): the frozen linear layers of a decoder in 4 bits while LoRA trains."""
+"""Linear layers with weights of few bits: QLoRA's frozen ones while LoRA trains, and all of them while captioning.
+
+QLoRA: Dettmers et al. 2023, arXiv:2305.14314, by bitsandbytes. For captioning alone: weight-only rounding by torchao.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from hfcap.captioners.adaptation.merging import is_quantized
 from hfcap.captioners.base import Captioner
-from hfcap.errors import MissingPackageError, UserError
+from hfcap.captioners.shared.linear_layers import layers_below
+from hfcap.errors import MissingPackageError, OptionError, UserError, shown
+
+WeightOnly = Literal["int8", "int4"]
+"""Weights rounded for captioning: int8 with one scale a row, int4 with one for every 32 values of a row."""
+
+_GROUP = 32
 
 
 def require_bitsandbytes(key: str, value: str, alternative: str, device: torch.device) -> Any:
@@ -50,9 +60,63 @@ def quantize_linear_layers(captioner: Captioner, names: list[str], bitsandbytes:
     keep_layout(captioner.model)
 
 
+def quantize_for_captioning(captioner: Captioner, quantization: WeightOnly) -> None:
+    """Round the weights of the linear layers, heads left out, in place: for captioning, not for training or saving.
+
+    Activations keep their number type. 4-bit values take a byte each in memory: torchao 0.18 packs two into one on
+    CUDA GPUs alone.
+
+    Raises:
+        OptionError: no such quantisation, or this captioner has no layers for it.
+        UserError: torchao is not installed.
+    """
+    if quantization not in get_args(WeightOnly):
+        raise OptionError(f"quantization: choose int8 or int4, not {shown(quantization)}")
+    title = captioner.card_facts.title
+    if not captioner.trains_by_gradients:
+        raise OptionError(f"quantization: {title} has no linear layers of its own to quantise; leave it out")
+    if is_quantized(captioner.model):
+        raise OptionError("quantization: the model's weights are stored in few bits already; leave it out")
+    names = [
+        name
+        for name in layers_below(captioner.model, [captioner.model])
+        if quantization == "int8" or _plain_weight(captioner.model.get_submodule(name)).shape[1] % _GROUP == 0
+    ]
+    if not names:
+        raise OptionError(f"quantization: no linear layer of {title} suits {quantization}; leave it out")
+    try:
+        torchao = importlib.import_module("torchao.quantization")
+    except ImportError as error:
+        raise MissingPackageError("torchao", f"quantization: {quantization}", f", or leave it out ({error})") from error
+    for name in names:
+        _round(captioner.model, name, quantization, torchao)
+
+
+def _round(model: nn.Module, name: str, quantization: WeightOnly, torchao: Any) -> None:
+    if quantization == "int8":
+        config = torchao.Int8WeightOnlyConfig(set_inductor_config=False)
+    else:
+        four_bits: Any = torch.int4  # type: ignore[attr-defined]  # torch does not annotate it
+        config = torchao.IntxWeightOnlyConfig(four_bits, torchao.PerGroup(_GROUP))
+    layer: Any = model.get_submodule(name)
+    if not isinstance(layer, nn.Linear):  # torchao knows no other
+        weight, bias = _plain_weight(layer), layer.bias
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
+        layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+        layer.bias = bias
+        layer.training = False
+        setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+    torchao.quantize_(layer, config)
+
+
+def _plain_weight(layer: Any) -> torch.Tensor:
+    """Weight (out, in) of a linear layer; GPT-2's Conv1D keeps its own transposed."""
+    weight: torch.Tensor = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+    return weight
+
+
 def _four_bits(layer: Any, bitsandbytes: Any) -> nn.Module:
-    # GPT-2's Conv1D keeps its weight transposed.
-    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+    weight = _plain_weight(layer)
     n_out, n_in = weight.shape
     replacement: nn.Module = bitsandbytes.nn.Linear4bit(
         n_in, n_out, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
