@@ -6,6 +6,7 @@ doctor's measurement all come here, so that the same options give the same capti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,7 +32,7 @@ def generate_captions(
     captioner: Captioner,
     images: Images,
     options: GenerateOptions,
-    prompt: str | None = None,
+    prompt: str | Sequence[str] | None = None,
     *,
     plan: PixelPlan | None = None,
     encoded: bool = False,
@@ -45,7 +46,7 @@ def generate_captions(
     Args:
         images: levels (B, 3, height, width) uint8 that `plan` normalises, pixel values, or states of the encoder
             (B, S, D); `SizedImages` where images keep their shape; on any device.
-        prompt: text every caption starts with; None = the captioner's own.
+        prompt: text every caption starts with, or one for each image; None = the captioner's own.
         plan: how levels become pixel values; None where nothing is left to do.
         encoded: whether these are states of the encoder.
         place: number of the first image in the whole captioning. Sampling is seeded by it and `options.seed`, so that
@@ -58,7 +59,8 @@ def generate_captions(
         some = images[done : done + _at_once.get(captioner, len(images))]
         if options.do_sample and place is not None:
             torch.manual_seed(options.seed * _SEED_STRIDE + place + done)
-        captions = _captions_in_memory(captioner, some, options, prompt, plan, encoded)
+        asked = prompt if isinstance(prompt, str | None) else prompt[done : done + len(some)]
+        captions = _captions_in_memory(captioner, some, options, asked, plan, encoded)
         if captions is None:
             clear_device_cache(garbage_collection=True)
             _at_once[captioner] = smaller_batch(len(some))
@@ -72,7 +74,7 @@ def _captions_in_memory(
     captioner: Captioner,
     images: Images,
     options: GenerateOptions,
-    prompt: str | None,
+    prompt: str | Sequence[str] | None,
     plan: PixelPlan | None,
     encoded: bool,
 ) -> list[list[GeneratedCaption]] | None:
@@ -91,7 +93,9 @@ def _captions_in_memory(
             with torch.inference_mode():
                 states = inputs if encoded else captioner.encode(inputs)
             with quiet_generate():
-                return captioner.caption_states(states, options, prompt)
+                if isinstance(prompt, str | None):
+                    return captioner.caption_states(states, options, prompt)
+                return captioner.caption_each(states, options, prompt)
         except RuntimeError as error:
             if len(images) == 1 or not is_full_memory(error):
                 raise

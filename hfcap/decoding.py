@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hfcap.caption_batch import generate_captions
+from hfcap.captioners.asking.asked import prompts_of
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.data.loading import ImageInputs, image_loader, sizes_of
 from hfcap.errors import UserError
@@ -30,7 +31,7 @@ class DecodingJob:
     Attributes:
         records: images, in the order of `inputs`.
         inputs: pixels or stored image states of the records.
-        prompt: text every caption starts with; None = the captioner's own.
+        prompt: text every caption starts with, perhaps with fields; None = the captioner's own.
     """
 
     records: Sequence[CaptionedImage]
@@ -66,8 +67,9 @@ def caption_batch(
         place: number of the first image in the whole job.
     """
     inputs = job.inputs
+    asked = prompts_of(captioner, job.prompt, records)
     found = generate_captions(
-        captioner, images, job.options, job.prompt, plan=inputs.plan, encoded=inputs.encoded, place=place
+        captioner, images, job.options, asked, plan=inputs.plan, encoded=inputs.encoded, place=place
     )
     return [as_prediction(record, captions) for record, captions in zip(records, found, strict=True)]
 
@@ -105,8 +107,13 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
 
     Finished batches are kept in `<path>.part-<job>-<rank>` until all are there; a batch that was cut off is done again
     as a whole, so that it draws the same samples. Another job (other options, images or weights) starts again.
+
+    Raises:
+        UserError: an image has no value for a field of the prompt.
     """
-    job_name = job_fingerprint(captioner, job, [record.image_id for record in job.records])
+    asked = prompts_of(captioner, job.prompt, job.records)
+    ids = [record.image_id for record in job.records]
+    job_name = job_fingerprint(captioner, job, [ids, asked] if isinstance(asked, list) else ids)
     part = path.with_name(f"{path.name}.part-{job_name}-{accelerator.process_index}")
     part.parent.mkdir(parents=True, exist_ok=True)
     done = _finished_ids(part)
@@ -141,7 +148,7 @@ def job_fingerprint(captioner: Captioner, job: DecodingJob, images: Any) -> str:
     Args:
         images: what tells these images from others, as JSON has it.
     """
-    prompt = captioner.prompt if job.prompt is None else job.prompt
+    prompt = captioner.template if job.prompt is None else job.prompt
     values = [type(job.inputs).__name__, job.options.model_dump(mode="json"), job.batch_size, prompt, images]
     values += [identity] if (identity := captioner.identity()) else []
     digest = hashlib.sha256(json.dumps(values).encode())

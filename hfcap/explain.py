@@ -20,11 +20,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from hfcap.captioners.asking.asked import has_fields, prompt_of
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import generation_defaults, local_folder
 from hfcap.captioners.shared.room import require_room
 from hfcap.captioning import decoding_options, one_image
 from hfcap.captioning.captioner import ready_captioner
+from hfcap.captioning.columns import with_columns
 from hfcap.data.loading import PixelInputs
 from hfcap.errors import UserError
 from hfcap.files import write_bytes
@@ -81,6 +83,9 @@ def explain_image(
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **(overrides or {}), "num_return_sequences": 1})
     captioner = ready_captioner(model, revision, trust_remote_code)
+    if has_fields(captioner, prompt):
+        record = next(with_columns([record]))
+    prompt = prompt_of(captioner, prompt, record)
     require_room(captioner, options, prompt)
     inputs = PixelInputs([record], captioner.image_processor)
     explanation = explain(captioner, inputs.pixel_values([0]), options, prompt)

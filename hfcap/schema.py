@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
@@ -52,11 +52,12 @@ class SizedImages:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, chosen: int | slice) -> SizedImages:
+    def __getitem__(self, chosen: int | slice | Sequence[int]) -> SizedImages:
         """Return one image, or some, as images."""
-        if isinstance(chosen, int):
-            return SizedImages((self.values[chosen],), (self.sizes[chosen],))
-        return SizedImages(self.values[chosen], self.sizes[chosen])
+        if isinstance(chosen, slice):
+            return SizedImages(self.values[chosen], self.sizes[chosen])
+        numbers = [chosen] if isinstance(chosen, int) else chosen
+        return SizedImages(tuple(self.values[n] for n in numbers), tuple(self.sizes[n] for n in numbers))
 
     @property
     def shape(self) -> tuple[int]:
@@ -115,6 +116,7 @@ class CaptionedImage:
         image: where the encoded bytes come from.
         group: what the dataset tells images apart by (nocaps: in-domain, near-domain, out-domain); empty = nothing.
         prompts: what the captions answer, as the dataset says (LLaVA's questions); empty = it names none.
+        columns: what the image's table says of it otherwise, column -> text, which prompts may name as fields.
     """
 
     image_id: str
@@ -123,6 +125,7 @@ class CaptionedImage:
     image: ImageBytes
     group: str = ""
     prompts: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class PackedCaptions:
         position_ids: (B, P) int64, restarting at 0 for each caption.
         caption_index: (B, P) int64, 0..K-1 = which caption of the row, -1 = padding.
         labels: (B, P) int64, the token each position must predict (already shifted), IGNORED_LABEL elsewhere.
+        prompts: of each caption of each image, what it answers in place of the captioner's prompt; None = that one.
         label_places: (N,) int64, where labels stand among all B * P positions. lengths: positions of each caption of
             each image. Both tell the host what the tensors hold, so that no device has to be waited for; None where
             the tensors were made on a device.
@@ -145,6 +149,7 @@ class PackedCaptions:
     position_ids: torch.Tensor
     caption_index: torch.Tensor
     labels: torch.Tensor
+    prompts: tuple[tuple[str, ...], ...] | None = None
     label_places: torch.Tensor | None = field(init=False, default=None)
     lengths: list[list[int]] | None = field(init=False, default=None)
 
@@ -179,17 +184,16 @@ class PackedCaptions:
     def rows(self, numbers: Sequence[int]) -> PackedCaptions:
         """Return the rows of some of the images."""
         chosen = list(numbers)
-        rows = PackedCaptions(
-            self.input_ids[chosen], self.position_ids[chosen], self.caption_index[chosen], self.labels[chosen]
-        )
+        prompts = None if self.prompts is None else tuple(self.prompts[number] for number in chosen)
+        ids, positions = self.input_ids[chosen], self.position_ids[chosen]
+        rows = PackedCaptions(ids, positions, self.caption_index[chosen], self.labels[chosen], prompts)
         if rows.lengths is None and self.lengths is not None:
             rows._note(None, [self.lengths[number] for number in chosen])
         return rows
 
     def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedCaptions:
-        moved = PackedCaptions(
-            move(self.input_ids), move(self.position_ids), move(self.caption_index), move(self.labels)
-        )
+        ids, positions = move(self.input_ids), move(self.position_ids)
+        moved = PackedCaptions(ids, positions, move(self.caption_index), move(self.labels), self.prompts)
         moved._note(None if self.label_places is None else move(self.label_places), self.lengths)
         return moved
 

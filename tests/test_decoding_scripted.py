@@ -24,7 +24,7 @@ from tests.test_decoding import BEAMS, SAMPLES, Process, StoredStates, _parts, _
 class Scripted:
     """Stands for a captioner: captions that tell what it was given."""
 
-    prompt = "a photo"
+    prompt = template = "a photo"
     device = torch.device("cpu")
 
     def __init__(self) -> None:

@@ -70,7 +70,7 @@ def test_the_commands_of_the_captioning_page_are_understood(tmp_path: Path, monk
                 and context.params["model"] == "runs/mine"
                 and (context.params["inputs"] or context.params["alt_text"])
             )
-    assert len(lines) == 16
+    assert len(lines) == 17
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

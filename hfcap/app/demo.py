@@ -30,6 +30,7 @@ from hfcap.data.loading import PixelInputs
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.explain import explain, lit_image
 from hfcap.files import read_text, write_bytes
+from hfcap.recipe.prompt_fields import fields_of, filled
 from hfcap.scoring import score_captions
 from hfcap.scoring.score_table import metric_name, shown_score
 
@@ -52,6 +53,11 @@ class LoadedModel(PageModel):
         family = self.captioner.captioner
         self.explains = type(family).word_attention is not Captioner.word_attention
         self.takes_prompt = takes_prompt(family)
+        if fields := fields_of(family.template):
+            raise UserError(
+                f"{location}: asks {family.template!r} of each image, and images of the demo come without a table that "
+                f"has {fields[0]}; caption a folder with metadata instead: hfcap caption {location} FOLDER"
+            )
         # The first caption also finds out which faster ways are right; none of the page's should be timed with that.
         self.captioner.caption(Image.new("RGB", (64, 48), "grey"), num_return_sequences=1)
 
@@ -77,6 +83,7 @@ class LoadedModel(PageModel):
         """
         captioner = self.captioner.captioner
         options = self.captioner.options(**{**self._seeded(decoding), "num_return_sequences": 1})
+        prompt = None if prompt is None else filled(prompt, {}, "this image")
         require_room(captioner, options, prompt)
         pixels = PixelInputs(list(image_records([image])), captioner.image_processor).pixel_values([0])
         found = explain(captioner, pixels, options, prompt)

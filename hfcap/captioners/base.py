@@ -41,7 +41,6 @@ class Captioner(PromptDefaults, ABC):
     Attributes:
         model: the transformers model; LoRA layers are injected into it in place.
         processor: image processor and tokenizer as one saved object.
-        prompt: text that starts every caption, never part of the loss or of the caption.
     """
 
     options_class: ClassVar[type[ModelOptions]]
@@ -74,7 +73,7 @@ class Captioner(PromptDefaults, ABC):
         self.model = model
         self.processor = processor
         close_spaces(getattr(processor, "tokenizer", None))  # an index of captions has none
-        self.prompt = prompt
+        self.ask(prompt)
         self.base_models = list(base_models)
         self.assembled = assembled
         """True when no repository holds these weights as a whole (parts put together, or built from a config)."""
@@ -242,13 +241,16 @@ class Captioner(PromptDefaults, ABC):
         """Run everything after the encoder over packed captions: (B, S, D) and (B, P) -> (B, P, V)."""
         return self.head(self.decoder_states(image_states, packed))
 
-    def decoder_states(self, image_states: torch.Tensor, packed: PackedCaptions) -> torch.Tensor:
+    def decoder_states(
+        self, image_states: torch.Tensor, packed: PackedCaptions, length: int | None = None
+    ) -> torch.Tensor:
         """Run everything after the encoder but the head: (B, S, D) and (B, P) -> (B, P, H).
 
         Training computes the head only where labels are. Where captions cannot be packed, these are the logits of one
-        row per caption, put back to where they are packed, and the head leaves them as they are.
+        row per caption, put back to where they are packed, and the head leaves them as they are. `length` is that of
+        the rows that these are parts of, which decides for all of them.
         """
-        self._packed = self.packs_captions and may_pack(self, image_states, packed.input_ids.shape[1])
+        self._packed = self.packs_captions and may_pack(self, image_states, length or packed.input_ids.shape[1])
         if self._packed:
             return self.packed_states(image_states, packed)
         rows = as_rows(packed)
@@ -267,7 +269,7 @@ class Captioner(PromptDefaults, ABC):
         """Load the whole captioner that `model.pretrained` names."""
         assert options.pretrained is not None
         captioner = cls.from_folder(options.pretrained, options.revision, options.trust_remote_code)
-        captioner.prompt = options.prompt
+        captioner.ask(options.prompt)
         captioner.base_models = [BaseModel(options.pretrained, options.revision, "captioner")]
         return captioner
 
@@ -385,7 +387,7 @@ class Captioner(PromptDefaults, ABC):
 
     def sidecar(self) -> dict[str, str]:
         """Return what transformers has no field for, to be kept next to the weights."""
-        values = {"captioner": self.family, "prompt": self.prompt}
+        values = {"captioner": self.family, "prompt": self.template}
         if getattr(self.image_processor, "backend", None) == IMAGE_BACKEND:
             values["image_backend"] = IMAGE_BACKEND
         own_code = not type(self.model).__module__.startswith("transformers.")
@@ -394,4 +396,4 @@ class Captioner(PromptDefaults, ABC):
 
     def take_sidecar(self, values: Mapping[str, str]) -> None:
         """Take over what `sidecar` gave when this captioner, or an adapter for it, was saved."""
-        self.prompt = values.get("prompt", self.prompt)
+        self.ask(values.get("prompt", self.template))

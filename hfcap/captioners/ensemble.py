@@ -42,6 +42,7 @@ from hfcap.places import Location
 from hfcap.progress import track
 from hfcap.recipe.block_base import Block, NonNegativeInt, PositiveInt
 from hfcap.recipe.blocks import GenerateOptions, ModelOptions, TokenizerOptions
+from hfcap.recipe.prompt_fields import fields_of
 from hfcap.schema import SizedImages
 
 _MEMBER_FOLDER = re.compile(r"member_\d+")
@@ -314,6 +315,11 @@ def _load_member(member: MemberOptions, trust_remote_code: bool) -> Captioner:
     try:
         captioner = load_captioner(member.model, member.revision, trust_remote_code)
         require_merged(captioner, member.model)
+        if fields_of(captioner.template):
+            raise UserError(
+                f"asks {captioner.template!r}, and the members of an ensemble ask the same of every image; choose one "
+                "whose prompt has no fields"
+            )
         return captioner
     except UserError as error:
         raise UserError(f"model.members: {member.model}: {error}") from error

@@ -30,6 +30,7 @@ from hfcap.captioners.vlm.prefix_kinds import Idefics3, Llava, PaliGemma
 from hfcap.captioners.vlm.qwen import QwenVL
 from hfcap.errors import UserError, shown
 from hfcap.files import read_json_object
+from hfcap.generation.prompt_parts import by_prompt, joined
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions, SizedImages
@@ -302,14 +303,22 @@ class ImageTextToText(Captioner):
         for numbers in groups.values():
             yield numbers, torch.stack([images.values[number] for number in numbers])
 
-    def decoder_states(self, image_states: Any, packed: PackedCaptions) -> torch.Tensor:
-        """Run everything after the encoder but the head, images with equally many tokens together."""
+    def decoder_states(self, image_states: Any, packed: PackedCaptions, length: int | None = None) -> torch.Tensor:
+        """Run everything after the encoder but the head, images with equally many tokens and one prompt together."""
+        if packed.prompts is not None and not self.kind.prompt_in_rows:
+            length = packed.input_ids.shape[1]
+            found_parts = []
+            for part in by_prompt(packed):
+                with self.asked(part.prompt):
+                    states = self.decoder_states(image_states[part.images], part.packed, length)
+                    found_parts.append((part, states))
+            return joined(found_parts, packed)
         if not isinstance(image_states, SizedImages):
-            return super().decoder_states(image_states, packed)
+            return super().decoder_states(image_states, packed, length)
         found: dict[int, torch.Tensor] = {}
         for numbers, states in self._alike(image_states):
             with self.kind.images_of(image_states.sizes[numbers[0]]):
-                found |= dict(zip(numbers, super().decoder_states(states, packed.rows(numbers)), strict=True))
+                found |= dict(zip(numbers, super().decoder_states(states, packed.rows(numbers), length), strict=True))
         return torch.stack([found[number] for number in range(len(found))])
 
     def plain_logits(self, image_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
@@ -361,9 +370,7 @@ class ImageTextToText(Captioner):
         self, image_states: Any, options: GenerateOptions, prompt: str | None = None
     ) -> list[list[GeneratedCaption]]:
         """Caption encoded images; another prompt takes the place of the captioner's own for the call."""
-        own = self.prompt
-        self.prompt = own if prompt is None else prompt
-        try:
+        with self.asked(prompt):
             if not isinstance(image_states, SizedImages):
                 return super().caption_states(image_states, options)
             found: dict[int, list[GeneratedCaption]] = {}
@@ -371,8 +378,6 @@ class ImageTextToText(Captioner):
                 with self.kind.images_of(image_states.sizes[numbers[0]]):
                     found |= dict(zip(numbers, super().caption_states(states, options), strict=True))
             return [found[number] for number in range(len(found))]
-        finally:
-            self.prompt = own
 
 
 REGISTERED = ImageTextToText

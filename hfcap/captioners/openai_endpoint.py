@@ -197,7 +197,7 @@ class OpenAIEndpoint(NonparametricCaptioner):
         """Write where the server is and what it is asked, and the decoding defaults; no key."""
         self.check_decoding(options)
         values = self.options.model_dump(mode="json", exclude={"trust_remote_code", "pretrained"})
-        write_json(folder / "config.json", {"model_type": MODEL_TYPE, **values, "prompt": self.prompt})
+        write_json(folder / "config.json", {"model_type": MODEL_TYPE, **values, "prompt": self.template})
         written = _FOLLOWED - (set() if options.do_sample else set(SAMPLING_ONLY)) | {"num_beams"}
         write_json(folder / "generation_config.json", options.model_dump(mode="json", include=written))
         self.save_processor(folder)
@@ -206,7 +206,7 @@ class OpenAIEndpoint(NonparametricCaptioner):
         """Return family and prompt, and that there is nothing to publish."""
         return {
             "captioner": self.family,
-            "prompt": self.prompt,
+            "prompt": self.template,
             "unpublishable": "its weights are where the server is",
             "needs_hfcap": "true",
         }
@@ -258,12 +258,18 @@ class OpenAIEndpoint(NonparametricCaptioner):
             UserError: the server refuses.
             WorkError: it cannot be reached, or answers no captions.
         """
+        text = self.prompt if prompt is None else prompt
+        return self.caption_each(image_states, options, [text] * len(image_states))
+
+    def caption_each(
+        self, image_states: Any, options: GenerateOptions, prompts: Sequence[str]
+    ) -> list[list[GeneratedCaption]]:
+        """Ask the server about each image with its own prompt; see `caption_states`."""
         self.check_decoding(options)
         assert isinstance(image_states, SizedImages)
         processor: SentImages = self.image_processor
-        text = self.prompt if prompt is None else prompt
         bodies = []
-        for values, size in zip(image_states.values, image_states.sizes, strict=True):
+        for values, size, text in zip(image_states.values, image_states.sizes, prompts, strict=True):
             asked = self._body(processor.data_url(values, size), text, options)
             # One request for each sample: not every server gives several answers to one.
             bodies += [asked | self._drawn(options) for _ in range(options.num_return_sequences)]

@@ -12,12 +12,14 @@ from typing import Any, Literal, overload
 import torch
 
 from hfcap.captioners.adaptation.quantization import WeightOnly, quantize_for_captioning
+from hfcap.captioners.asking.asked import has_fields
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
 from hfcap.captioners.loading import load_captioner as load_family_captioner
 from hfcap.captioners.quiet import quiet_libraries
 from hfcap.captioners.shared.room import require_room
 from hfcap.captioning.batches import caption_records
+from hfcap.captioning.columns import with_columns
 from hfcap.captioning.given import ImageLike, image_records, is_one_image
 from hfcap.captioning.options import decoding_options, with_enough_beams
 from hfcap.data.images import UnreadableImageError
@@ -27,6 +29,7 @@ from hfcap.environment import default_device
 from hfcap.errors import OptionError, shown
 from hfcap.progress import progress_bar, reported
 from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.prompt_fields import with_stand_ins
 from hfcap.recipe.styles import with_room_for_style
 from hfcap.schema import Candidate, Caption, CaptionedImage
 
@@ -190,7 +193,8 @@ class ImageCaptioner:
             images: one image, which gives one Caption, or an iterable of images, which gives a list in their order.
                 An image is a path, an address of http or https, an encoded file's bytes, a Pillow image, or an array:
                 numpy (height, width, channels) or torch (channels, height, width), uint8 or floats from 0 to 1.
-            prompt: text every caption starts with, not part of it; None = the model's own.
+            prompt: text every caption starts with, not part of it; None = the model's own. `{name}` stands for the
+                column `name` of the metadata file next to an image file, `{{` for a brace.
             batch_size: images at a time. Samples depend on it, other captions at most by rounding.
             unreadable: raise for an image that cannot be read, or skip it in a list with a warning in the log.
             progress: show a bar on standard error; otherwise counts are logged.
@@ -212,8 +216,10 @@ class ImageCaptioner:
         options = self.options(**generation)
         prompt = self.captioner.prompt_for(options.style, prompt)
         job = DecodingJob([], pixels, options, batch_size, 0, prompt)
-        require_room(self.captioner, job.options, prompt)
         records = image_records([images] if one else images)  # type: ignore[list-item,arg-type]  # one image, or not
+        if has_fields(self.captioner, prompt):
+            records = with_columns(records)
+        require_room(self.captioner, options, self.captioner.prompt if prompt is None else with_stand_ins(prompt))
         total = 1 if one else len(images) if isinstance(images, Sized) else None
         with reported(progress), quiet_libraries(hub_bars=progress):
             captions = self._captions(job, records, total, skip=unreadable == "skip" and not one)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hfcap.captioners.adaptation.quantization import WeightOnly
+from hfcap.captioners.asking.asked import prompts_of
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
-from hfcap.captioners.shared.room import require_room
 from hfcap.captioning.alt_text import AltText
 from hfcap.captioning.batches import CaptionedRecord, caption_records
 from hfcap.captioning.captioner import ready_captioner
+from hfcap.captioning.columns import prepared_for
 from hfcap.captioning.forbidden import bad_words_ids
 from hfcap.captioning.gate import QualityGate
 from hfcap.captioning.inputs import DatasetChoice, images_of, nothing_readable, require_one_readable
@@ -89,7 +90,7 @@ def caption_images(
 ) -> list[Prediction]:
     """Caption images with a run directory, a model folder or a Hub model; print a table, or write files.
 
-    Images that cannot be read are named on standard error and left out.
+    Images that cannot be read are named on standard error and left out. What Ctrl-C interrupts is kept beside `output`.
 
     Args:
         inputs: files, folders, patterns, web addresses; or one dataset; or what `images_of` made of them.
@@ -103,7 +104,6 @@ def caption_images(
 
     Raises:
         UserError: wrong inputs or options, no image can be read, or another captioning writes `output`.
-        StoppedError: Ctrl-C; what is finished is kept beside `output`.
         WorkError: the Hub cannot be reached, or a dataset's stream breaks.
     """
     finishing = finishing or Finishing()
@@ -121,6 +121,7 @@ def caption_images(
         require_one_readable(images.listed)
     loading = (model, revision, trust_remote_code, quantization)
     captioner, job = _job(*loading, prompt, batch_size, overrides or {}, finishing.gate.forbidden)
+    images = prepared_for(captioner, job, images)
     finishing.gate.require_scores(job.options)
     unfinished = None if kept is None else PartialOutput(kept, _fingerprint(captioner, job, images, finishing))
     with only_writer(kept):
@@ -148,7 +149,6 @@ def _job(
     _require_effect(overrides, options)
     captioner = ready_captioner(model, revision, trust_remote_code, quantization=quantization)
     prompt = captioner.prompt_for(options.style, prompt)
-    require_room(captioner, options, prompt)
     if forbidden:
         ids = [*(options.bad_words_ids or []), *bad_words_ids(captioner, forbidden)]
         options = options.model_copy(update={"bad_words_ids": ids})
@@ -164,7 +164,10 @@ def _require_effect(given: dict[str, Any], options: GenerateOptions) -> None:
 def _fingerprint(captioner: Captioner, job: DecodingJob, images: ImageStream, finishing: Finishing) -> str:
     # Unlike in a run directory, models with the same weights may see images in different ways.
     processor = identity_of(captioner.image_processor)
-    return job_fingerprint(captioner, job, [type(captioner).__name__, processor, images.identity, repr(finishing)])
+    asked = prompts_of(captioner, job.prompt, images.listed) if images.listed is not None else None
+    told = [asked] if isinstance(asked, list) else []
+    identity = [type(captioner).__name__, processor, images.identity, repr(finishing), *told]
+    return job_fingerprint(captioner, job, identity)
 
 
 class _Captioning:

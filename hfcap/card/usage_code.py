@@ -9,6 +9,7 @@ from typing import Any
 from hfcap.errors import UserError, shown
 from hfcap.files import read_json, read_text
 from hfcap.pages.markdown import Safe, code, code_block
+from hfcap.recipe.prompt_fields import fields_of, with_stand_ins
 from hfcap.schema import IMAGE_BACKEND
 from hfcap.text import has_controls
 
@@ -81,6 +82,12 @@ def decoding_arguments(model: Path) -> str:
 def _quoted(text: str) -> str:
     # JSON's escapes are Python's; non-ASCII characters are escaped, so nothing can end the literal or the code block.
     return json.dumps(text)
+
+
+def _prompt_literal(template: str) -> str:
+    """Return Python's expression for a prompt, whose fields are filled with their own names."""
+    fields = ", ".join(f"{_quoted(field)}: {_quoted(field)}" for field in fields_of(template))
+    return f"{_quoted(template)}.format(**{{{fields}}})" if fields else _quoted(with_stand_ins(template))
 
 
 def usage_code(
@@ -156,7 +163,7 @@ def _lines_as_noted(model: Path, decoding: str) -> list[str]:
     """Return the lines from `image` to the printed caption, for families that note how their processor is called."""
     notes = read_notes(model)
     if notes.get("call") == "chat":
-        text = f', {{"type": "text", "text": {_quoted(read_prompt(model))}}}' if read_prompt(model) else ""
+        text = f', {{"type": "text", "text": {_prompt_literal(read_prompt(model))}}}' if read_prompt(model) else ""
         lines = [
             f'messages = [{{"role": "user", "content": [{{"type": "image", "image": image}}{text}]}}]',
             "inputs = processor.apply_chat_template(",
@@ -164,7 +171,7 @@ def _lines_as_noted(model: Path, decoding: str) -> list[str]:
             ").to(model.dtype)",
         ]
     elif notes.get("call") == "text":
-        text = _quoted(notes.get("text", ""))
+        text = _prompt_literal(notes.get("text", ""))
         lines = [f'inputs = processor(images=image, text={text}, return_tensors="pt").to(model.dtype)']
     else:
         return []
@@ -184,7 +191,7 @@ def _captioning_lines(prompt: str, decoding: str, model_type: str | None) -> lis
             f"tokens = model.generate(**inputs{decoding})",
             "print(processor.decode(tokens[0], skip_special_tokens=True).strip())",
         ]
-    lines = [f"prompt = {_quoted(prompt)}  # every training caption began with it"]
+    lines = [f"prompt = {_prompt_literal(prompt)}  # every training caption began with it"]
     if model_type == "vision-encoder-decoder":
         lines += [
             'pixels = processor(images=image, return_tensors="pt").pixel_values',

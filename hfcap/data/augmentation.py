@@ -16,6 +16,7 @@ from typing import Literal
 from PIL import Image, ImageEnhance, ImageOps
 
 from hfcap.data.loading import CaptionDataset, CaptionItem, ImageInputs, PixelInputs
+from hfcap.data.packing import AskedPrompt
 from hfcap.recipe.blocks import AugmentOptions
 
 _OPPOSITE = {"left": "right", "right": "left"}
@@ -159,8 +160,9 @@ class AugmentedDataset(CaptionDataset):
         synonyms: Mapping[str, Sequence[str]],
         hidden_token: int,
         max_tokens: int | None = None,
+        asked: Sequence[Sequence[AskedPrompt]] | None = None,
     ) -> None:
-        super().__init__(inputs, tokens, captions_per_image, seed, max_tokens)
+        super().__init__(inputs, tokens, captions_per_image, seed, max_tokens, asked)
         self.captions = captions
         self.options = options
         self.tokenise = tokenise
@@ -181,9 +183,9 @@ class AugmentedDataset(CaptionDataset):
         if self.options.word_dropout:
             chance = self._chance("words", epoch, index)
             shown = [drop_words(caption, self.options.word_dropout, self.hidden_token, chance) for caption in tokens]
-        if not self.options.changes_images:
-            return CaptionItem(self.inputs[index], tokens, index, shown, ended)
-        return CaptionItem(self._pixels.processed(self.changed_image(epoch, index, flip)), tokens, index, shown, ended)
+        changed = self.options.changes_images
+        image = self._pixels.processed(self.changed_image(epoch, index, flip)) if changed else self.inputs[index]
+        return CaptionItem(image, tokens, index, shown, ended, self.asked_of(index, numbers))
 
     def changed_captions(self, epoch: int, index: int, numbers: Sequence[int]) -> tuple[list[str], bool]:
         """Return the captions with these numbers as they are trained on, and whether the image is mirrored."""

@@ -9,7 +9,7 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -17,7 +17,8 @@ from PIL.Image import open as open_image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hfcap.data.images import OpenedImage, decode_image
-from hfcap.data.packing import pack_captions
+from hfcap.data.packing import AskedPrompt, pack_captions
+from hfcap.data.packing import CaptionItem as CaptionItem
 from hfcap.data.pixels import PixelPlan, plan_of
 from hfcap.errors import library_faults, reason_of
 from hfcap.schema import IMAGE_FORMATS, CaptionedImage, Images, PackedCaptions, SizedImages
@@ -187,30 +188,13 @@ class CaptionBatch:
         return replace(self, images=self.images.pin_memory(), packed=self.packed.pin_memory())
 
 
-class CaptionItem(NamedTuple):
-    """One image of a batch.
-
-    Attributes:
-        image: pixels (3, height, width) or image states (S, D).
-        captions: token ids of the captions drawn for this epoch, in random order.
-        number: position in the dataset.
-        shown: what the decoder reads in place of `captions` (word dropout); None = the captions.
-        ended: for each caption whether its end follows; one that was cut has none. None = all have.
-    """
-
-    image: Any
-    captions: list[Sequence[int]]
-    number: int
-    shown: list[list[int]] | None = None
-    ended: list[bool] | None = None
-
-
 class CaptionDataset(Dataset[Any]):
     """Images with tokenised captions; an item is addressed by (epoch, index) so that workers hold no state.
 
     Args:
         tokens: of the captions of each image, each with at least one token more than `max_tokens` if it is longer.
         max_tokens: longer captions are cut, and the cut is no end; None = none is cut.
+        asked: what each caption of each image answers; None = all answer the captioner's prompt.
     """
 
     def __init__(
@@ -220,8 +204,10 @@ class CaptionDataset(Dataset[Any]):
         captions_per_image: int | None,
         seed: int,
         max_tokens: int | None = None,
+        asked: Sequence[Sequence[AskedPrompt]] | None = None,
     ) -> None:
         assert len(inputs) == len(tokens)
+        self.asked = asked
         self.max_tokens = max_tokens
         self.inputs = inputs
         self.tokens = tokens
@@ -234,9 +220,13 @@ class CaptionDataset(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> CaptionItem:
         """Return the image input and the captions drawn for this epoch."""
         epoch, index = key
-        captions = [self.tokens[index][number] for number in self.drawn(epoch, index)]
-        cut, ended = self.cut(captions)
-        return CaptionItem(self.inputs[index], cut, index, ended=ended)
+        numbers = self.drawn(epoch, index)
+        cut, ended = self.cut([self.tokens[index][number] for number in numbers])
+        return CaptionItem(self.inputs[index], cut, index, ended=ended, asked=self.asked_of(index, numbers))
+
+    def asked_of(self, index: int, numbers: Sequence[int]) -> list[AskedPrompt] | None:
+        """Return what captions of an image answer; None = the captioner's prompt."""
+        return None if self.asked is None else [self.asked[index][number] for number in numbers]
 
     def cut(self, captions: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[bool]]:
         """Return captions of at most `max_tokens` tokens, and for each whether its end follows."""
@@ -267,9 +257,9 @@ class Collate:
         captions = [item.captions for item in items]
         shown = [item.captions if item.shown is None else item.shown for item in items]
         ended = [[True] * len(item.captions) if item.ended is None else item.ended for item in items]
-        packed = pack_captions(
-            captions, self.start_token_ids, self.end_token_id, self.pad_token_id, ended=ended, shown=shown
-        )
+        prompts = [item.asked for item in items if item.asked is not None] or None
+        ids = (self.start_token_ids, self.end_token_id, self.pad_token_id)
+        packed = pack_captions(captions, *ids, ended=ended, shown=shown, asked=prompts)
         images = stacked([item.image for item in items])
         numbers = tuple(item.number for item in items)
         return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers, self.plan)

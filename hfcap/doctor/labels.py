@@ -194,10 +194,12 @@ def count_labels(
         supervised=int((targets != IGNORED_LABEL).sum()),
         padding_in_loss=int(((packed.caption_index < 0) & (targets != IGNORED_LABEL)).sum()),
     )
-    for inputs, index, row in zip(
-        packed.input_ids.tolist(), packed.caption_index.tolist(), targets.tolist(), strict=True
+    for image, (inputs, index, row) in enumerate(
+        zip(packed.input_ids.tolist(), packed.caption_index.tolist(), targets.tolist(), strict=True)
     ):
         for number in sorted(set(index) - {-1}):
+            if packed.prompts is not None:
+                start = captioner.start_token_ids(packed.prompts[image][number])
             places = [place for place, owner in enumerate(index) if owner == number]
             counts = counts.plus(
                 _count_one([inputs[p] for p in places], [row[p] for p in places], start, end, max_tokens)

@@ -35,7 +35,7 @@ from hfcap.schema import CaptionedImage
 from hfcap.scoring.verdict import few_images_problem
 from hfcap.text import counted, gigabytes
 from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
-from hfcap.training.assemble import tokenised, train_dataset, uses_feature_store
+from hfcap.training.assemble import asked_prompts, tokenised, train_dataset, uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
 
 REPORT_FILE = "doctor.json"
@@ -140,7 +140,8 @@ class _Examination:
         limit = recipe.data.max_caption_tokens
         tokens = tokenised(captioner, train, limit)
         inputs = PixelInputs(train, captioner.image_processor)
-        dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, recipe.train.seed, limit)
+        asked, seed = asked_prompts(captioner, train), recipe.train.seed
+        dataset = CaptionDataset(inputs, tokens, recipe.data.captions_per_image, seed, limit, asked)
         trained_on = train_dataset(captioner, train, inputs, tokens, recipe)
         if isinstance(trained_on, AugmentedDataset) and captioner.sees_one_image:
             show_augmented(trained_on, captioner.image_processor, sheet)

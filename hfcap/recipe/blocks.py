@@ -15,6 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, mod
 from hfcap.places import FrequencyFile, LocalPath, Location, Place
 from hfcap.recipe.block_base import Block, NonNegativeInt, PositiveInt, Share
 from hfcap.recipe.dpo import DpoOptions
+from hfcap.recipe.prompt_fields import fields_of
 from hfcap.recipe.publish_fields import require_id, require_language, require_licence, size_in_bytes
 from hfcap.recipe.scst import ScstOptions
 from hfcap.recipe.styles import Style, with_room_for_style
@@ -37,7 +38,11 @@ class ModelOptions(Block):
     pretrained: Location | None = Field(None, description="Hub id or local folder of a whole captioner to start from")
     revision: str | None = Field(None, description="commit, tag or branch of `pretrained`")
     trust_remote_code: bool = Field(False, description="run code that comes with the base model; only if you trust it")
-    prompt: str = Field("", description="text that starts every caption, in training and in generation")
+    prompt: str = Field(
+        "",
+        description="text that starts every caption, in training and in generation; {name} stands for the column name "
+        "of the image's table, {{ for a brace",
+    )
     attn_implementation: Attention | dict[str, Attention] | None = Field(
         None, description="attention kernel by transformers' name, or one for each part: {vision: flash_attention_2}"
     )
@@ -45,6 +50,12 @@ class ModelOptions(Block):
 
     freezing_keys: ClassVar[tuple[str, ...]] = ()
     """Keys that, once set, leave nothing to train but LoRA's weights."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _fields_are_names(cls, value: str) -> str:
+        fields_of(value)
+        return value
 
 
 class DataOptions(Block):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfcap import registry
+from hfcap.captioners.asking.asked import longest, prompts_of, require_columns
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.captioners.shared.room import require_room
@@ -173,6 +174,8 @@ class Run:
             self.records(split)
         if last != "train":
             self.records(self.recipe.score.split)
+        for name, records in self._splits.items():
+            require_columns(self.recipe.model.prompt, records, name)
         if last not in ("train", "caption"):
             self._scoring.check()
             split = self.recipe.score.split
@@ -210,7 +213,8 @@ class Run:
             write_json(self.directory.references(split), _coco_references(records))
             self.watch.note_split(split, records)
         captioner = self._trained_captioner()
-        require_room(captioner, self.recipe.generate)  # training looked as well, but the recipe may have changed
+        # Training looked as well, but the recipe may have changed.
+        require_room(captioner, self.recipe.generate, longest(captioner, prompts_of(captioner, None, records)))
         frozen = read_json_object(self.directory.summary, "training summary").get("encoder_frozen")
         stored = bool(frozen) and self.recipe.data.may_store_features
         inputs = image_inputs(captioner, records, self.recipe, stored, self.accelerator)

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfcap.captioners.asking.asked import has_fields, prompts_of
 from hfcap.captioners.base import Captioner
 from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
+from hfcap.data.packing import AskedPrompt
 from hfcap.decoding import DecodingJob
 from hfcap.errors import UserError
 from hfcap.metrics.shared.languages import tokenizer_of
@@ -125,6 +127,19 @@ def changes_images(recipe: Recipe) -> bool:
     return recipe.augment is not None and recipe.augment.changes_images
 
 
+def asked_prompts(captioner: Captioner, records: Sequence[CaptionedImage]) -> list[list[AskedPrompt]] | None:
+    """Return what each caption of each image answers; None where all answer the captioner's prompt.
+
+    Raises:
+        UserError: an image has no value for a field of the prompt.
+    """
+    prompts = prompts_of(captioner, None, records)
+    if not isinstance(prompts, list):
+        return None
+    asked = {text: AskedPrompt(text, tuple(captioner.start_token_ids(text))) for text in dict.fromkeys(prompts)}
+    return [[asked[text]] * len(record.captions) for text, record in zip(prompts, records, strict=True)]
+
+
 def train_dataset(
     captioner: Captioner,
     records: Sequence[CaptionedImage],
@@ -134,8 +149,9 @@ def train_dataset(
 ) -> CaptionDataset:
     """Return the training split, with the recipe's augmentation; validation never comes from here."""
     limit, per_image, seed = recipe.data.max_caption_tokens, recipe.data.captions_per_image, recipe.train.seed
+    asked = asked_prompts(captioner, records)
     if recipe.augment is None:
-        return CaptionDataset(inputs, tokens, per_image, seed, limit)
+        return CaptionDataset(inputs, tokens, per_image, seed, limit, asked)
     captions = [record.captions for record in records]
     synonyms = {}
     if recipe.augment.synonym_replacement:
@@ -154,6 +170,7 @@ def train_dataset(
         synonyms,
         hidden_token(captioner),
         limit,
+        asked,
     )
 
 
@@ -192,6 +209,11 @@ def _caption_values(
 def _objective(
     recipe: Recipe, captioner: Captioner, train_records: Sequence[CaptionedImage], accelerator: Any
 ) -> CrossEntropy:
+    if has_fields(captioner) and (block := "dpo" if recipe.dpo else "scst" if recipe.scst else ""):
+        raise UserError(
+            f"{block}: trains after one prompt for all images, and model.prompt {captioner.template!r} has fields; "
+            f"write a prompt without any, or leave {block} out"
+        )
     if recipe.dpo is not None:
         return _preference(recipe.dpo, captioner, train_records, recipe.data.max_caption_tokens)
     if recipe.scst is None:
@@ -247,9 +269,8 @@ def training_run(
     train = train_dataset(captioner, splits["train"], inputs["train"], tokens["train"], recipe)
     if accelerator.is_main_process:
         warn_of_cuts(tokens, recipe.data.max_caption_tokens)
-    validation = CaptionDataset(
-        inputs["validation"], tokens["validation"], None, options.seed, recipe.data.max_caption_tokens
-    )
+    limit, asked = recipe.data.max_caption_tokens, asked_prompts(captioner, splits["validation"])
+    validation = CaptionDataset(inputs["validation"], tokens["validation"], None, options.seed, limit, asked)
     job = DecodingJob(
         splits["validation"],
         validation.inputs,

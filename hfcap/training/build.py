@@ -71,9 +71,9 @@ def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) ->
         raise UserError(
             f"captioner: {location} holds a {captioner.family}, not a {recipe.captioner}; change one of them"
         )
-    if captioner.prompt.strip() != recipe.model.prompt.strip():
+    if captioner.template.strip() != recipe.model.prompt.strip():
         raise UserError(
-            f"model.prompt: the captioner in {location} was trained with prompt {captioner.prompt!r}, not "
+            f"model.prompt: the captioner in {location} was trained with prompt {captioner.template!r}, not "
             f"{recipe.model.prompt!r}; set model.prompt to the same text"
         )
     captioner.base_models = earlier_base_models(location)
@@ -82,12 +82,12 @@ def _from_earlier_run(recipe: Recipe, location: str, family: type[Captioner]) ->
     return captioner
 
 
-def text_without_room(captioner: Captioner, recipe: Recipe) -> tuple[str, str, str] | None:
+def text_without_room(captioner: Captioner, recipe: Recipe, prompt: str | None = None) -> tuple[str, str, str] | None:
     """Return key, problem and remedy where captions of the recipe's length would exceed the text model's positions.
 
     Training reads start token, prompt and caption; generation reads all it has written but the last token.
     """
-    room = room_for_caption(captioner)
+    room = room_for_caption(captioner, prompt)
     if room is None:
         return None
     lengths = {
@@ -108,13 +108,16 @@ def text_without_room(captioner: Captioner, recipe: Recipe) -> tuple[str, str, s
     return None
 
 
-def require_room_for_captions(captioner: Captioner, recipe: Recipe) -> None:
+def require_room_for_captions(captioner: Captioner, recipe: Recipe, prompt: str | None = None) -> None:
     """Refuse a recipe whose captions may exceed the text model's positions, before anything is computed.
+
+    Args:
+        prompt: the longest; None = the captioner's own.
 
     Raises:
         UserError: names data.max_caption_tokens or generate.max_new_tokens, and what would fit.
     """
-    found = text_without_room(captioner, recipe)
+    found = text_without_room(captioner, recipe, prompt)
     if found is not None:
         key, problem, remedy = found
         raise UserError(f"{key}: {problem}; {remedy}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from hfcap.captioners.adaptation.lora import save_adapter
 from hfcap.captioners.adaptation.targets import adapted_modules, lora_coverage
+from hfcap.captioners.asking.asked import longest, prompts_of
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
 from hfcap.captioners.shared.round_trip import round_trip
@@ -97,7 +98,8 @@ def train_stage(
     restart_peak_memory(accelerator.device)
     require_optimization(recipe.train, accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
-    require_room_for_captions(captioner, recipe)
+    both = [record for records in splits.values() for record in records]
+    require_room_for_captions(captioner, recipe, longest(captioner, prompts_of(captioner, None, both)))
     require_number_types(captioner, accelerator.device)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)

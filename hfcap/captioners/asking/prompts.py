@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hfcap.captioners.facts import GeneratedCaption
 from hfcap.errors import OptionError, UserError
+from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.prompt_fields import as_template, with_stand_ins
 from hfcap.recipe.styles import Style
 
 CHAT_STYLES: Mapping[str, str] = {
@@ -19,7 +23,58 @@ CHAT_STYLES: Mapping[str, str] = {
 
 
 class PromptDefaults:
-    """Defaults of captioners that write captions without being asked."""
+    """The prompt, and defaults of captioners that write captions without being asked."""
+
+    template: str = ""
+    """The prompt as it was given: with fields that are filled for each image (recipe/prompt_fields.py)."""
+    _prompt: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """Text that starts every caption, never part of loss or caption; fields have their names in their places."""
+        return self._prompt
+
+    @prompt.setter
+    def prompt(self, text: str) -> None:
+        """Take a text as it is."""
+        self.ask(as_template(text))
+
+    def ask(self, template: str) -> None:
+        """Take another prompt, perhaps one with fields.
+
+        Raises:
+            UserError: braces that are no field.
+        """
+        self._prompt, self.template = with_stand_ins(template), template
+
+    def caption_states(
+        self, image_states: Any, options: GenerateOptions, prompt: str | None = None
+    ) -> list[list[GeneratedCaption]]:
+        """Caption encoded images, all after one prompt."""
+        raise NotImplementedError
+
+    def caption_each(
+        self, image_states: Any, options: GenerateOptions, prompts: Sequence[str]
+    ) -> list[list[GeneratedCaption]]:
+        """Caption encoded images, each after its own prompt; those with the same one are computed together."""
+        groups: dict[str, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(number)
+        found: dict[int, list[GeneratedCaption]] = {}
+        for prompt, numbers in groups.items():
+            found |= dict(zip(numbers, self.caption_states(image_states[numbers], options, prompt), strict=True))
+        return [found[number] for number in range(len(prompts))]
+
+    @contextmanager
+    def asked(self, text: str | None) -> Iterator[None]:
+        """Let another text be the prompt inside the block; None = leave it."""
+        own = self.template
+        if text is not None:
+            self.prompt = text
+        try:
+            yield
+        finally:
+            self.ask(own)
 
     @classmethod
     def usual_decoding(cls, folder: Path) -> dict[str, Any]:

@@ -41,13 +41,9 @@ def room_for_caption(captioner: Captioner, prompt: str | None = None) -> Room | 
     Raises:
         UserError: the captioner takes no prompt.
     """
-    own = captioner.prompt
-    captioner.prompt = own if prompt is None else prompt
-    try:
+    with captioner.asked(prompt):
         limit, before = captioner.max_text_tokens, captioner.positions_before_text
         start = len(captioner.start_token_ids(prompt))
-    finally:
-        captioner.prompt = own
     return None if limit is None else Room(limit + before, before + start)
 
 

@@ -28,6 +28,7 @@ from hfcap.schema import PackedCaptions
 
 _MARK = "hfcapmark"
 _BLANK_SIDE = 64
+_MOST_PROMPTS = 10_000
 PLAIN = (90, 130, 170)
 """No level that normalisation turns to zero, which some models take for padding."""
 
@@ -57,6 +58,8 @@ class VlmAdapter(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     speaks_chat: ClassVar[bool] = False
     """Whether the prompt goes through the processor's chat template, where it has one."""
+    prompt_in_rows: ClassVar[bool] = False
+    """Whether the prompt's tokens begin each caption's row, and stand nowhere else."""
     styles: ClassVar[Mapping[str, str]] = {}
     """Style of captions (captioners/asking/prompts.py) -> prompt that asks for it."""
     usual_prompt: ClassVar[str] = ""
@@ -213,7 +216,7 @@ class VlmAdapter(ABC):
         returns = "caption" if self.model.config.is_encoder_decoder else "prompt and caption"
         if self.chats():
             return {"call": "chat", "returns": returns}
-        return {"call": "text", "text": self.processor_text(self.captioner.prompt.strip()), "returns": returns}
+        return {"call": "text", "text": self.processor_text(self.captioner.template.strip()), "returns": returns}
 
     def start_token_ids(self, prompt: str) -> list[int]:
         """Return the tokens that every caption's row begins with: the last of the prompt."""
@@ -264,6 +267,10 @@ class VlmAdapter(ABC):
         """Return the processor's tokens for the prompt and one image; every image of its size gives the same ones."""
         key = (prompt.strip(), self.size)
         if key not in self._prompts:
+            if len(self._prompts) >= _MOST_PROMPTS:
+                # Prompts with fields: each image its own, and masks over pixels may come with each.
+                for kept in (self._prompts, self._layouts, self._of_layout):
+                    kept.clear()
             self._prompts[key] = self.inputs_for(prompt.strip(), self.blank())
         return self._prompts[key]
 

@@ -210,7 +210,10 @@ class Generic(Rows):
         return self._forms[key]
 
     def _form_key(self) -> str | None:
-        return None if self.size is None else self.layout(self.size)
+        if self.size is None:
+            return None
+        with self.captioner.asked(""):  # whatever the prompt is, and be it another for each image
+            return self.layout(self.size)
 
     def _note_form(self, output: Any) -> None:
         key = self._form_key()

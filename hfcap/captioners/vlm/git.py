@@ -22,6 +22,7 @@ class Git(VlmAdapter):
     """GitForCausalLM: the prompt is the beginning of the caption; image states see one another, words look back."""
 
     model_types = ("git",)
+    prompt_in_rows = True
 
     def prepare(self) -> None:
         """Let the tokenizer write [CLS] before a text and nothing after it: GIT's prompts go on with the caption."""

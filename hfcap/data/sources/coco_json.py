@@ -18,6 +18,7 @@ from hfcap.data.tables.coco_format import coco_entries, distinct_ids, refuse_orp
 from hfcap.errors import UserError
 from hfcap.files import no_folder, read_json
 from hfcap.places import LocalPath
+from hfcap.recipe.prompt_fields import values_of
 from hfcap.schema import CaptionedImage
 
 
@@ -89,7 +90,7 @@ def _record(path: Path, folder: Path, image: dict[str, Any], captions: Sequence[
         file = resolve_inside(folder, name)
     except UserError as error:
         raise UserError(f"{path}: image id {image_id}: {error}") from None
-    return CaptionedImage(image_id, name, tuple(captions), FileImage(file))
+    return CaptionedImage(image_id, name, tuple(captions), FileImage(file), columns=values_of(image))
 
 
 def _captions_path(options: CocoJsonOptions, split_name: str) -> Path:

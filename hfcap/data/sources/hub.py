@@ -22,8 +22,8 @@ from hfcap.data.tables.entries import JOINED_REMEDY, Entry, passes, without_prom
 from hfcap.data.tables.grouping import grouped
 from hfcap.data.tables.loading import records_of
 from hfcap.data.tables.options import TableOptions
-from hfcap.data.web.hub_columns import Columns, column_of, find_columns
-from hfcap.data.web.hub_images import RowImage, stream_to_cache, streamed_commit, undecoded
+from hfcap.data.web.hub_columns import Columns, column_of, find_columns, text_columns
+from hfcap.data.web.hub_images import RowColumns, RowImage, stream_to_cache, streamed_commit, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError, shown
 from hfcap.failures.hub import give_up_soon, out_of_reach
@@ -141,6 +141,8 @@ def _entries(
     images = undecoded(whole, columns.image_base)
     more = [column_of(place, whole.features) for place in (*options.filter, *([split_column] if split_column else []))]
     texts = whole.select_columns(list(dict.fromkeys([*columns.of_text, *more])))
+    hidden = [columns.image_base, *(column_of(place, whole.features) for place in columns.captions)]
+    said = whole.select_columns(text_columns(whole.features, hidden))
     for number, row in enumerate(texts.select(range(start, end)), start=start):
         if not passes(row, options.filter):
             continue
@@ -152,7 +154,14 @@ def _entries(
         folder = local if local.is_dir() else None
         image = RowImage(images, columns.image, number, where, folder, options.allow_local_addresses)
         split = values_at(row, split_column) if split_column else []
-        yield Entry(where, image, tuple(fields["captions"]), str(split[0]) if split else None, fields["image_id"])
+        yield Entry(
+            where,
+            image,
+            tuple(fields["captions"]),
+            str(split[0]) if split else None,
+            fields["image_id"],
+            columns=RowColumns(said, number),
+        )
         if options.caption_separator is None:
             for cell in (value for place in columns.captions for value in values_at(row, place)):
                 joined.add(cell if isinstance(cell, str) else "")

@@ -16,6 +16,7 @@ from hfcap.data.tables.layout import Layout, TableFile
 from hfcap.data.tables.options import TableOptions
 from hfcap.data.tables.reading import Row, read_rows
 from hfcap.errors import UserError
+from hfcap.recipe.prompt_fields import values_of
 from hfcap.registry import did_you_mean
 from hfcap.schema import ImageBytes
 from hfcap.text import counted, is_absolute
@@ -35,6 +36,7 @@ class Entry:
     group: str = ""
     listed_as: str | None = None
     prompt: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -121,6 +123,7 @@ class EntryReader:
             _text(row, self.layout.group) or "",
             _text(row, self.layout.listed_as),
             prompt,
+            values_of(row.cells, self.captions or caption_columns(row.cells)),
         )
 
     def _image(self, row: Row) -> str | ImageBytes | None:

@@ -17,7 +17,7 @@ from hfcap.sqlite_cache import SqliteCache
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An image with the captions of all its rows; the first row's place, split and image stay."""
+    """An image with the captions of all its rows; the first row's place, split, image and columns stay."""
 
     where: str
     record: CaptionedImage
@@ -38,7 +38,7 @@ def grouped(entries: Sequence[Entry], images: Sequence[tuple[str, ImageBytes]], 
     for entry, (name, image) in zip(entries, images, strict=True):
         image_id = name if entry.image_id is None else entry.image_id
         prompts = (entry.prompt,) if entry.prompt else ()
-        record = CaptionedImage(image_id, name, entry.captions, image, entry.group, prompts)
+        record = CaptionedImage(image_id, name, entry.captions, image, entry.group, prompts, entry.columns)
         _join(groups, image_id, Group(entry.where, record, entry.split))
     if not by_content:
         return list(groups.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,6 +98,15 @@ def find_image_column(
 def _require(dataset: str, key: str, name: str | None, features: Mapping[str, Any]) -> None:
     if name is not None and column_of(name, features) not in features:
         raise UnfitColumnsError(f"dataset {dataset} has no column {name!r} ({key}){did_you_mean(name, features)}")
+
+
+def text_columns(features: Mapping[str, Any], without: Iterable[str] = ()) -> list[str]:
+    """Return the columns of texts, numbers and lists of texts, but for some."""
+    hidden = set(without)
+    plain_ones = {name for name, feature in features.items() if type(feature).__name__ == "Value"}
+    of_bytes = {name for name in plain_ones if features[name].dtype in ("binary", "large_binary")}
+    lists = {name for name, feature in features.items() if _kind(feature) == "text" and not isinstance(feature, dict)}
+    return [name for name in features if name in (plain_ones | lists) - of_bytes - hidden]
 
 
 def _may_hold_images(feature: Any) -> bool:

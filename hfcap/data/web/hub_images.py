@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError, WorkError
 from hfcap.files import cache_folder, only_one, write_bytes, write_json, write_text
 from hfcap.progress import error_console, progress_bar
+from hfcap.recipe.prompt_fields import values_of
 
 _COMMIT = "commit"
 _ARCHIVES = ("zip", "tar", "gzip")
@@ -88,14 +89,40 @@ class RowImage:
         return f"{self.dataset._fingerprint}\0{self.column}\0{self.row}"
 
 
-def undecoded(table: Any, column: str) -> Any:
-    """Return a table of the one column, whose cells are {bytes, path} (or a list of those) and not yet images."""
+@dataclass(frozen=True, slots=True)
+class RowColumns(Mapping[str, str]):
+    """What one row of a map-style dataset says of its image, column -> text, read when it is asked for.
+
+    Attributes:
+        table: only the columns that count.
+    """
+
+    table: Any
+    row: int
+
+    def __getitem__(self, name: str) -> str:
+        return values_of(self.table[self.row])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(values_of(self.table[self.row]))
+
+    def __len__(self) -> int:
+        return len(values_of(self.table[self.row]))
+
+
+def undecoded(table: Any, column: str, others: Sequence[str] = ()) -> Any:
+    """Return a table of the one column, whose cells are {bytes, path} (or a list of those) and not yet images.
+
+    Args:
+        others: columns that stay next to it.
+    """
     import datasets
 
     image = datasets.Image(decode=False)
     kind = type(table.features[column]).__name__ if table.features is not None else ""
     in_lists = kind in ("List", "LargeList", "Sequence")
-    return table.select_columns([column]).cast_column(column, datasets.Sequence(image) if in_lists else image)
+    chosen = table.select_columns([column, *others])
+    return chosen.cast_column(column, datasets.Sequence(image) if in_lists else image)
 
 
 def encoded_bytes(cell: Any, name: str, folder: Path | None = None, local: bool = False, keep: bool = False) -> bytes:

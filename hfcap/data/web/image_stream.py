@@ -14,11 +14,12 @@ from hfcap.data.images import CheckableImage, UnreadableImageError
 from hfcap.data.source import NoSuchSplitError
 from hfcap.data.sources.hub import HubOptions, is_saved_dataset, open_splits
 from hfcap.data.tables.cell_paths import values_at
-from hfcap.data.web.hub_columns import column_of, find_image_column
+from hfcap.data.web.hub_columns import column_of, find_image_column, text_columns
 from hfcap.data.web.hub_images import CellImage, undecoded
 from hfcap.data.web.network_errors import transport_errors
 from hfcap.errors import UserError, WorkError
 from hfcap.failures.hub import out_of_reach
+from hfcap.recipe.prompt_fields import values_of
 from hfcap.schema import CaptionedImage, ImageBytes
 
 
@@ -31,12 +32,14 @@ class ImageStream:
         total: how many there are; None where only reading to the end tells.
         open: (how many are done, id of the last of them) -> the images after it, read when they are asked for.
         listed: the images, where they are known without reading; the same objects that `open` gives.
+        columns: what the rows of a dataset say besides; None where only reading tells.
     """
 
     identity: Any
     total: int | None
     open: Callable[[int, str | None], Iterator[CaptionedImage]]
     listed: list[CaptionedImage] | None = None
+    columns: tuple[str, ...] | None = None
 
 
 def listed_images(records: Sequence[CaptionedImage]) -> ImageStream:
@@ -77,13 +80,15 @@ def dataset_images(
     if split is not None and split not in splits:
         raise NoSuchSplitError(f"dataset {dataset}", split, splits, "--split chooses one")
     names = list(splits) if split is None else [split]
-    rows, columns = {}, []
+    rows, columns, others = {}, [], {}
     for name in names:
         table = splits[name]
         # A stream may not say what is in it before its first row was read.
         table = table if table.features is not None else table._resolve_features()
         columns.append(find_image_column(dataset, image_column, table.features, "--image-column"))
-        rows[name] = undecoded(table, column_of(columns[-1], table.features))
+        base = column_of(columns[-1], table.features)
+        others[name] = text_columns(table.features, [base])
+        rows[name] = undecoded(table, base, others[name])
     folder = path if path.is_dir() else None
 
     def after(done: int, last: str | None) -> Iterator[CaptionedImage]:
@@ -96,7 +101,8 @@ def dataset_images(
             start = 0
 
     identity = [dataset, config_name, names, columns, revision or _files(path)]
-    return ImageStream(identity, None, after)
+    known = tuple(name for name in others[names[0]] if all(name in others[one] for one in names))
+    return ImageStream(identity, None, after, columns=known)
 
 
 def _rows(
@@ -110,7 +116,7 @@ def _rows(
             image_id = f"{split}-{number}"
             cells = values_at(row, column)
             image = CellImage(cells[0] if len(cells) == 1 else cells, f"{dataset}, {split}, row {number}", folder)
-            yield CaptionedImage(image_id, image_id, (), image)
+            yield CaptionedImage(image_id, image_id, (), image, columns=values_of(row, [column]))
             number += 1
     except breaks as error:
         raise WorkError(
