@@ -21,6 +21,7 @@ from hfcap.captioners.vlm.adapter import VlmAdapter
 from hfcap.captioners.vlm.blip2 import Blip2, InstructBlip
 from hfcap.captioners.vlm.florence2 import Florence2
 from hfcap.captioners.vlm.generic import Generic
+from hfcap.captioners.vlm.generic_kinds import HunyuanVL, VideoLlava
 from hfcap.captioners.vlm.git import Git
 from hfcap.captioners.vlm.kosmos2 import Kosmos2
 from hfcap.captioners.vlm.loading import MODEL_TYPES, limit_pixels, load_model, load_processor, pixel_limits
@@ -46,6 +47,8 @@ ADAPTERS: tuple[type[VlmAdapter], ...] = (
     QwenVL,
     Kosmos2,
     Mllama,
+    HunyuanVL,
+    VideoLlava,
 )
 
 

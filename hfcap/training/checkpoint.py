@@ -203,9 +203,14 @@ def damage_of(path: Path) -> str | None:
         return f"{path}: damaged checkpoint ({error})"
     except WorkError as error:
         return str(error)
-    wrong = [name for name, tensor in weights if not bool(tensor.isfinite().all())]
+    wrong = [name for name, tensor in weights if not _are_numbers(tensor)]
     wrong += [f"{name} of the optimiser" for name, tensor in state.items() if bool(tensor.isnan().any())]
     return f"{path}: weights that are no longer numbers ({wrong[0]})" if wrong else None
+
+
+def _are_numbers(tensor: torch.Tensor) -> bool:
+    # Gemma 4 keeps the bounds of its layers in buffers of one number each, infinite where there is none.
+    return not bool(tensor.isnan()) if tensor.ndim == 0 else bool(tensor.isfinite().all())
 
 
 def _checksums(path: Path) -> dict[str, str]:

@@ -9,8 +9,10 @@ import torch
 
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from tests.captioners.helpers import make_lively
+from tests.captioners.itt_grid_models import GRID_MODELS
 from tests.captioners.itt_models import LAYERS, model_of, new_tokenizer, text_config
 from tests.captioners.itt_more_models import template
+from tests.captioners.itt_tile_models import TILE_MODELS
 from tests.captioners.itt_vision_models import (
     CHAT,
     GRID,
@@ -353,13 +355,36 @@ VISION_MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "muse_spark": muse_spark,
     "nemotron_h_omni": nemotron_h_omni,
     "perception_lm": perception_lm,
+    **GRID_MODELS,
+    **TILE_MODELS,
 }
-QUIET_WORDS = {"lfm2_vl"}
+QUIET_WORDS = {"lfm2_vl", "granite_docling", "cohere_compass"}
 """Head and embeddings are one: otherwise the last word decides alone, and every image is captioned alike."""
-SEEDS = {"cohere2_vision": 1, "inkling2": 2, "minicpm_ocr": 1}
+SEEDS = {"cohere2_vision": 1, "cohere_compass": 3, "granite_docling": 2, "inkling2": 2, "minicpm_ocr": 1}
 """Of the weights, where those of seed 0 caption every image alike."""
-IMAGE_SIZES = {"fast_vlm": None, "perception_lm": None, "gemma3n": None, "inkling_mm_model": 12}
+IMAGE_SIZES = {
+    "inkling_mm_model": 12,
+    **dict.fromkeys(("fast_vlm", "perception_lm", "gemma3n", "pp_chart2table", "video_llava", "vipllava")),
+    **dict.fromkeys(("ernie4_5_vl_moe", "exaone4_5", "glm46v", "glm4v_moe", "glm_ocr", "glmga"), 56),
+    **dict.fromkeys(("hyperclovax_vision_v2", "paddleocr_vl", "qwen2_5_omni_thinker"), 56),
+}
 """Where it is not 32; None for processors that make squares of all images themselves."""
+
+NEEDS: dict[str, list[str]] = {
+    "fast_vlm": ["timm"],
+    "gemma3n": ["timm"],
+    "perception_lm": ["timm", "torchvision"],
+    "smolvlm": ["torchvision", "num2words"],
+    "lighton_ocr": [],
+    "aria": [],
+    "granite_docling": [],
+    "hunyuan_vl": [],
+    "paddleocr_vl": [],
+    "pp_chart2table": [],
+    "qianfan_ocr": [],
+    "vipllava": [],
+}
+"""Packages beside the core ones, where they are others than torchvision."""
 
 
 def of_vision(name: str, own: bool = False) -> ImageTextToText:

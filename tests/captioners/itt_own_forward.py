@@ -35,6 +35,8 @@ def own_inputs(captioner: ImageTextToText, count: int) -> dict[str, Any]:
         placeholder = "<image>" if captioner.model.config.model_type == "paligemma" else ""
         inputs = processor(images=images, text=[placeholder + prompt] * count, return_tensors="pt")
     inputs.pop("labels", None)
+    if "pixel_values_images" in inputs:  # Video-LLaVA's old name; its forward asks for the other
+        inputs["pixel_values"] = inputs.pop("pixel_values_images")
     return dict(inputs)
 
 
@@ -55,6 +57,7 @@ def own_loss(captioner: ImageTextToText, image: int, caption: list[int]) -> torc
         "attention_mask": 1,
         "token_type_ids": reply_type,
         "mm_token_type_ids": 0,
+        "moe_mm_token_type_ids": 0,
         "image_embeds_position_mask": 0,
     }
     for name, inside in of_reply.items():

@@ -218,6 +218,15 @@ def test_damage_is_found_and_named(name: str, damage: Any, checksums: bool, mess
     assert re.search(message, damage_of(path) or "")
 
 
+def test_bounds_without_end_are_no_damage(tmp_path: Path) -> None:
+    """Gemma 4 keeps one number a layer to which its inputs are clipped."""
+    for bound, damaged in ((torch.inf, False), (torch.nan, True)):
+        training = Training(updates=1)
+        training.model.register_buffer("input_max", torch.tensor(bound))
+        path = training.save(tmp_path / str(bound), Progress(step=3))
+        assert ("input_max" in (damage_of(path) or "")) == damaged
+
+
 def test_damaged_checkpoints_are_set_aside_from_the_newest_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,12 @@ ENOUGH = 0.9
 FROM_WEIGHTS = ("pissa", "olora")
 """Starts of adapters that are taken out of the layers' weights: both together compute what the layer did."""
 
+_TAKEN_FOR_EXPERTS = dict.fromkeys(("glm4v_moe", "qwen3_omni_moe_thinker"), ("gate_proj", "up_proj", "down_proj"))
+"""Model type -> endings of layers for which peft would adapt the weights of experts, whose names they were once.
+
+Of what it adapts instead it refuses any dropout, and the layers themselves it leaves out.
+"""
+
 
 def adapted_modules(captioner: Captioner, options: LoraOptions) -> list[str]:
     """Return the names of the modules LoRA will adapt.
@@ -91,7 +97,8 @@ def _require_start(captioner: Captioner, options: LoraOptions, names: list[str])
 def _named_by(targets: str, captioner: Captioner, names: list[str]) -> list[str]:
     """Return what a word or a regular expression means."""
     if targets == "auto":
-        return captioner.lora_layers()
+        left_out = _TAKEN_FOR_EXPERTS.get(captioner.model.config.model_type, ())
+        return [name for name in captioner.lora_layers() if name.rpartition(".")[2] not in left_out]
     if targets == "all-linear":  # as peft means it
         without = {id(head) for head in heads(captioner.model)}
         return [name for name in names if id(captioner.model.get_submodule(name)) not in without]

@@ -217,15 +217,21 @@ def require_positions(language_model: Any, key: str) -> None:
 
 
 def whole_model(
-    loader: Any, location: str, revision: str | None, model_types: Collection[str] | None = None, **arguments: Any
+    loader: Any,
+    location: str,
+    revision: str | None,
+    model_types: Collection[str] | None = None,
+    refused: Mapping[str, str] | None = None,
+    **arguments: Any,
 ) -> Any:
     """Load a whole captioner and refuse one whose file lacks weights: the missing ones would be random.
 
     Args:
-        model_types: those that may be loaded; by default the loader's own.
+        model_types: those that may be loaded; by default the loader's own. refused: of these, the ones that are not
+            served -> why.
     """
     key = "model.pretrained"
-    _require_model_type(location, revision, model_types or (loader.config_class.model_type,), key)
+    _require_model_type(location, revision, model_types or (loader.config_class.model_type,), refused or {}, key)
     model, report = from_pretrained(loader, location, key, revision=revision, output_loading_info=True, **arguments)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -236,7 +242,9 @@ def whole_model(
     return model
 
 
-def _require_model_type(location: str, revision: str | None, model_types: Collection[str], key: str) -> None:
+def _require_model_type(
+    location: str, revision: str | None, model_types: Collection[str], refused: Mapping[str, str], key: str
+) -> None:
     # Before loading: transformers would build the other model at its full default size first.
     try:
         values, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
@@ -248,6 +256,11 @@ def _require_model_type(location: str, revision: str | None, model_types: Collec
         wanted = repr(*model_types) if len(model_types) == 1 else "one that this captioner knows"
         raise UserError(
             f"{key}: {location} holds a model of type {shown(found)}, not {wanted}; check the captioner key"
+        )
+    if found is not None and found in refused:
+        raise UserError(
+            f"{key}: hfcap cannot caption with {location}, a model of type {found}: {refused[found]}; choose another: "
+            "docs/image_text_to_text.md lists the models that work"
         )
 
 

@@ -131,12 +131,16 @@ class VlmAdapter(ABC):
         inner = self.processor.image_processor
         if not self.speaks_chat:
             return inner
-        # The processor calls it with these settings of its own.
-        settings = dict(getattr(type(self.processor), "images_kwargs", None) or {})
-        settings.pop("return_tensors", None)
+        settings = self.image_settings()
         if getattr(self.captioner, "own_shapes", False):
             return ImagesOfOwnShape(inner, settings)
         return ImagesOfOneSize(inner, getattr(self.captioner, "image_size", None), settings)
+
+    def image_settings(self) -> dict[str, Any]:
+        """Return what the processor calls its image processor with, besides images."""
+        settings = dict(getattr(type(self.processor), "images_kwargs", None) or {})
+        settings.pop("return_tensors", None)
+        return settings
 
     def sees_one_image(self) -> bool:
         """Whether an image's pixels are (3, height, width), neither tiles nor patches."""

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -23,9 +23,6 @@ from hfcap.captioners.vlm.rows import Rows, accepted
 from hfcap.errors import UserError
 from hfcap.schema import SizedImages
 
-_REFUSED = {"got_ocr2": "it reads the text of documents, and its processor writes the prompt for that itself"}
-"""Model types that would be refused for something else, which is only a consequence."""
-
 
 @dataclass(frozen=True, slots=True)
 class FeatureForm:
@@ -35,11 +32,13 @@ class FeatureForm:
         listed: as a list of tensors; otherwise as one tensor.
         shapes: of what belongs to one image: of each tensor of a list, such as (S, D), or (rows, ..., D) of one tensor.
         n_deep: how many of Qwen3-VL's deepstack features, of the same shape, come with them.
+        fields: names of what else they may come with; forwards ask for some of it, which may be None.
     """
 
     listed: bool
     shapes: tuple[tuple[int, ...], ...]
     n_deep: int
+    fields: tuple[str, ...]
 
     def as_tensor(self, features: torch.Tensor) -> torch.Tensor:
         """Return features (B, S, D) as one tensor of the model's shape."""
@@ -73,6 +72,7 @@ class Generic(Rows):
     connector_names: ClassVar[tuple[str, ...]] = (
         "multi_modal_projector",
         "mm_projector",
+        "resampler_model",
         "projector",
         "vision_projection",
         "vision_adapter",
@@ -103,11 +103,6 @@ class Generic(Rows):
     def check_model(self) -> None:
         """Raise a UserError for a model that takes its image in another way."""
         name = type(self.model).__name__
-        if (reason := _REFUSED.get(self.model.config.model_type)) is not None:
-            raise UserError(
-                f"model.pretrained: hfcap cannot caption with {name}: {reason}; docs/image_text_to_text.md lists the "
-                "models that work"
-            )
         usable = self._readers() and self.image_token_id() is not None
         if not usable or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
             raise UserError(
@@ -188,6 +183,8 @@ class Generic(Rows):
         for part in features.chunk(1 + form.n_deep, dim=-1):
             parts.append(form.as_listed(part) if form.listed else form.as_tensor(part))
         output: Any = BaseModelOutputWithPooling(pooler_output=parts[0])
+        for name in form.fields:
+            setattr(output, name, None)
         if form.n_deep:
             output["deepstack_features"] = parts[1:]
         return output
@@ -231,7 +228,7 @@ class Generic(Rows):
                     f"model.pretrained: {type(self.model).__name__} makes {n_states} states of an image, but its "
                     f"processor leaves {n_places} places; images must not be split or vary in size"
                 )
-            self._forms[key] = FeatureForm(listed, shapes, len(deep))
+            self._forms[key] = FeatureForm(listed, shapes, len(deep), _further_fields(output))
 
     @contextmanager
     def _nothing_but_vision(self) -> Iterator[None]:
@@ -288,6 +285,11 @@ class Generic(Rows):
                 "on more than the states of the image's tokens; docs/image_text_to_text.md lists the models that work"
             )
         return output
+
+
+def _further_fields(output: Any) -> tuple[str, ...]:
+    known = {field.name for field in fields(BaseModelOutputWithPooling)}
+    return tuple(field.name for field in fields(output) if field.name not in known)
 
 
 def _needed(function: Any) -> set[str]:

@@ -21,6 +21,40 @@ MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "
 KEY = "model.pretrained"
 
 
+_CODEBOOK = "it turns images into words of a codebook, so that there are no states of an image to keep"
+_CROPS = "it reads an image as a whole and in crops, from two tensors"
+_FLAT_PATCHES = "its processor hands on flattened patches instead of pixels"
+
+REFUSED = {
+    "apertus1p5": _CODEBOOK,
+    "chameleon": _CODEBOOK,
+    "cosmos3_edge": "its processor leaves out mm_token_type_ids, without which its own generate fails",
+    "deepseek_ocr2": _CROPS,
+    "deepseek_vl_hybrid": "it reads every image in two resolutions, from two tensors",
+    "diffusion_gemma": "it writes blocks of words at once, so that no word follows from those before it",
+    "emu3": _CODEBOOK,
+    "evolla": "it reads proteins, not images",
+    "fuyu": "it has no image encoder: its language model reads pixels",
+    "got_ocr2": "it reads the text of documents, and its processor writes the prompt for that itself",
+    "granite4_vision": "an image's features for several layers of its language model cannot be kept as one tensor",
+    "idefics": "some of its layers read images by cross-attention, which hfcap has no file for",
+    "instructblipvideo": "it reads films, not images",
+    "kosmos-2.5": _FLAT_PATCHES,
+    "llama4": "what it calls features of an image still has to be projected, which hfcap has no file for",
+    "mistral4": "the class that transformers has for it reads no images",
+    "ovis2": "it adds marks of an image's beginning and end to what it calls features of the image",
+    "pi0": "it moves robots and writes no text",
+    "pix2struct": _FLAT_PATCHES,
+    "pp_formulanet": "it reads formulas and takes no prompt",
+    "shieldgemma2": "it says whether an image is safe, and its processor writes the question itself",
+    "step3p7": _CROPS,
+    "t5gemma2": "an encoder reads image and prompt together, which hfcap has no file for",
+    "udop": "it reads documents by the places of their words, which its processor asks for",
+    "unlimited_ocr": _CROPS,
+}
+"""Type -> why hfcap does not caption with it; the documentation's table shows it, too (scripts/kinds_table.py)."""
+
+
 def load_model(
     location: str, revision: str | None, trust_remote_code: bool, dtype: str | None, quantization: str | None
 ) -> Any:
@@ -40,7 +74,7 @@ def load_model(
         arguments["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     if trust_remote_code:
         arguments["trust_remote_code"] = True
-    model = whole_model(AutoModelForImageTextToText, location, revision, MODEL_TYPES, **arguments)
+    model = whole_model(AutoModelForImageTextToText, location, revision, MODEL_TYPES, REFUSED, **arguments)
     keep_layout(model)
     if quantization is not None:
         # Layer norms in float32; everything frozen but the LoRA layers to come.
