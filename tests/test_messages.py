@@ -29,6 +29,7 @@ SAID_ELSEWHERE = {
     "UnreadableImageError": "says where and what; who collects them (data/checks.py, hfcap caption) says what to do",
     "YamlProblem": "becomes part of a RecipeError, with file and line",
     "_DamagedError": "becomes a UserError with the name of the file (judgments/layouts/mat_file.py)",
+    "_LostClaimError": "nobody is told: another worker has taken the shard over (captioning/sharded/work.py)",
     "_NotCheckedError": "a finding of hfcap verify, no error",
 }
 """Kinds of errors whose messages are not complete where they are raised, and why."""

@@ -47,3 +47,9 @@ class GeneratedCaption:
     score: float | None
     cut: bool = False
     usage: dict[str, int] | None = None
+
+
+def shown_model(location: str) -> str:
+    """Return how others are told of a captioner: a Hub id as it is, of a folder on this machine only its name."""
+    path = Path(location)
+    return path.resolve().name if path.exists() else location

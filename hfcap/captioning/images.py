@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hfcap.captioners.adaptation.quantization import WeightOnly
 from hfcap.captioners.asking.asked import prompts_of
 from hfcap.captioners.base import Captioner, GeneratedCaption
@@ -111,16 +113,16 @@ def caption_images(
         check_output(output)
     images = inputs if isinstance(inputs, ImageStream) else images_of(inputs, dataset)
     kept = output
-    if finishing.sidecars is not None:
-        images = finishing.sidecars.wanted(images)
-        kept = finishing.sidecars.journal(images)
+    if (sidecars := finishing.sidecars) is not None:
+        images = sidecars.wanted(images)
+        kept = sidecars.journal(images)
         if images.total == 0:
             return []
     if images.listed is not None:
         # Better known before the model is fetched.
         require_one_readable(images.listed)
     loading = (model, revision, trust_remote_code, quantization)
-    captioner, job = _job(*loading, prompt, batch_size, overrides or {}, finishing.gate.forbidden)
+    captioner, job = captioner_and_job(*loading, prompt, batch_size, overrides or {}, finishing.gate.forbidden)
     images = prepared_for(captioner, job, images)
     finishing.gate.require_scores(job.options)
     unfinished = None if kept is None else PartialOutput(kept, _fingerprint(captioner, job, images, finishing))
@@ -134,7 +136,7 @@ def caption_images(
     return predictions
 
 
-def _job(
+def captioner_and_job(
     model: str,
     revision: str | None,
     trust_remote_code: bool,
@@ -143,11 +145,20 @@ def _job(
     batch_size: int,
     overrides: dict[str, Any],
     forbidden: Sequence[str],
+    device: torch.device | None = None,
 ) -> tuple[Captioner, DecodingJob]:
+    """Load a captioner and say how it captions; for the arguments see `caption_images`.
+
+    Args:
+        forbidden: words that captions must not hold. device: None = the machine's accelerator, or the CPU.
+
+    Raises:
+        UserError: there is no such captioner, or an option is unknown, out of its range, or without effect.
+    """
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **with_room_for_style(overrides)})
     _require_effect(overrides, options)
-    captioner = ready_captioner(model, revision, trust_remote_code, quantization=quantization)
+    captioner = ready_captioner(model, revision, trust_remote_code, device, quantization)
     prompt = captioner.prompt_for(options.style, prompt)
     if forbidden:
         ids = [*(options.bad_words_ids or []), *bad_words_ids(captioner, forbidden)]

@@ -95,21 +95,26 @@ def _json_lines(predictions: Sequence[Prediction], path: Path) -> None:
 
 
 def _parquet(predictions: Sequence[Prediction], path: Path) -> None:
+    examined = any(prediction.review is not None for prediction in predictions)
+    more = [*(["review"] if examined else []), *(["cut"] if any(one.cut for one in predictions) else [])]
+    write_bytes(path, parquet_of([{"cut": False} | prediction.as_row() for prediction in predictions], more))
+
+
+def parquet_of(rows: Sequence[Mapping[str, Any]], more: Sequence[str]) -> bytes:
+    """Return rows of predictions as a parquet file.
+
+    Args:
+        more: columns besides those that every prediction has: review, cut, problem.
+    """
     import pyarrow as pa  # comes with datasets
     import pyarrow.parquet as pq
 
     columns = [("image_id", pa.string()), ("file_name", pa.string()), ("caption", pa.string())]
     columns += [("score", pa.float64()), ("candidates", pa.list_(pa.string()))]
-    if any(prediction.review is not None for prediction in predictions):
-        columns.append(("review", pa.string()))
-    rows = [prediction.as_row() for prediction in predictions]
-    if any(prediction.cut for prediction in predictions):
-        columns.append(("cut", pa.bool_()))
-        rows = [{"cut": False} | row for row in rows]
-    table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
+    columns += [(name, pa.bool_() if name == "cut" else pa.string()) for name in more]
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    write_bytes(path, buffer.getvalue())
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=pa.schema(columns)), buffer)
+    return buffer.getvalue()
 
 
 OUTPUT_FORMS: Mapping[str, Callable[[Sequence[Prediction], Path], None]] = {

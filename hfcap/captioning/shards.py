@@ -55,17 +55,30 @@ def write_shards(images: Iterable[CaptionedImage], predictions: Sequence[Predict
     return written
 
 
-_Sample = list[tuple[str, bytes]]
+Sample = list[tuple[str, bytes]]
+"""The files of one image: names and contents."""
 
 
-def _samples(images: Iterable[CaptionedImage], predictions: Sequence[Prediction]) -> Iterator[_Sample]:
+def _samples(images: Iterable[CaptionedImage], predictions: Sequence[Prediction]) -> Iterator[Sample]:
     for number, (prediction, ending, content) in enumerate(captioned_files(images, predictions)):
-        key = f"{number:09d}"
-        yield [
-            (f"{key}.{ending}", content),
-            (f"{key}.txt", prediction.caption.encode()),
-            (f"{key}.json", json.dumps(prediction.as_row(), ensure_ascii=False).encode()),
-        ]
+        yield sample_of(f"{number:09d}", prediction, ending, content)
+
+
+def sample_of(key: str, prediction: Prediction, ending: str, content: bytes) -> Sample:
+    """Return the files of one image: itself, its caption, and its row."""
+    return [
+        (f"{key}.{ending}", content),
+        (f"{key}.txt", prediction.caption.encode()),
+        (f"{key}.json", json.dumps(prediction.as_row(), ensure_ascii=False).encode()),
+    ]
+
+
+def add_sample(archive: tarfile.TarFile, sample: Sample) -> None:
+    """Write the files of one image; nothing of them tells when or by whom."""
+    for name, content in sample:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
 
 
 def captioned_files(
@@ -87,30 +100,27 @@ def captioned_files(
             content = record.image.read()
         except UnreadableImageError as error:
             raise WorkError(f"cannot be read any more: {error}") from error
-        yield prediction, _ending(record, content), content
+        yield prediction, image_ending(record.file_name, content), content
         number += 1
 
 
-def _ending(record: CaptionedImage, content: bytes) -> str:
-    """The ending by which a reader decodes; names may lie."""
+def image_ending(file_name: str, content: bytes) -> str:
+    """Return the ending by which a reader decodes an image; names may lie."""
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             name = image.format or ""
     except UnidentifiedImageError:  # HEIC, which pillow-heif reads
-        name = Path(record.file_name).suffix.removeprefix(".")
+        name = Path(file_name).suffix.removeprefix(".")
     return _ENDINGS.get(name, name.lower())
 
 
-def _write_one(path: Path, sample: _Sample, samples: Iterator[_Sample], most: int | None) -> None:
+def _write_one(path: Path, sample: Sample, samples: Iterator[Sample], most: int | None) -> None:
     """Write a sample and those after it, until there is none or the shard is full (`most` images; None = never)."""
     with file_being_written(path) as handle, tarfile.open(fileobj=handle, mode="w") as archive:
         n_images = 0
-        following: _Sample | None = sample
+        following: Sample | None = sample
         while following is not None:
-            for name, content in following:
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+            add_sample(archive, following)
             n_images += 1
             if most is not None and (n_images == most or handle.tell() > _MAX_BYTES):
                 return

@@ -16,11 +16,13 @@ from hfcap.cli.common import (
     app,
     execute,
     given_options,
-    output_file,
     refuse_idle,
     say,
 )
 from hfcap.errors import UserError
+from hfcap.files import check_can_write
+from hfcap.progress import error_console
+from hfcap.text import counted, printable
 
 if TYPE_CHECKING:
     from hfcap.captioning import Finishing
@@ -32,7 +34,7 @@ _INPUTS_NEEDED = (
     "give images or a dataset as INPUT; without, a run's split is captioned as its recipe says (generate, "
     "score.split, train.per_device_eval_batch_size)"
 )
-_FORMS = "FILE.jsonl, .json, .csv, .tsv, .parquet, .txt (captions alone), .tar (WebDataset)"
+_FORMS = "FILE.jsonl, .json, .csv, .tsv, .parquet, .txt (captions alone), .tar (WebDataset); with --to-shards a folder"
 
 Inputs = Annotated[
     list[str] | None,
@@ -51,6 +53,16 @@ PushToHub = Annotated[
     str | None, typer.Option(help="namespace/name: publish images and captions as a dataset, private unless --public")
 ]
 Public = Annotated[bool, typer.Option("--public", help="with --push-to-hub: who may see a new dataset: everybody")]
+ToShards = Annotated[
+    Literal["parquet", "webdataset"] | None,
+    typer.Option(help="of many images: a file for each shard in the folder -o, shared by any number of processes"),
+]
+ImagesPerShard = Annotated[
+    int | None, typer.Option(min=1, help="with --to-shards, where the inputs are not shards themselves; default: 1000")
+]
+NumProcesses = Annotated[
+    int | None, typer.Option(min=1, help="with --to-shards: processes on this machine, each on a GPU of its own if any")
+]
 Prefix = Annotated[str | None, typer.Option(help="text in front of captions, e.g. a trigger word")]
 Suffix = Annotated[str | None, typer.Option(help="text after captions")]
 ReviewBelowScore = Annotated[float | None, typer.Option(help="mark captions of a lower log-probability for review")]
@@ -94,13 +106,16 @@ def caption(
         str, typer.Argument(help="run directory, model folder, Hub id, address of a server, or a recipe file")
     ],
     inputs: Inputs = None,
-    output: Annotated[Path | None, output_file(_FORMS)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help=_FORMS)] = None,
     sidecar: Sidecar = None,
     embed: Embed = False,
     existing: Existing = None,
     alt_text: AltTextPage = None,
     push_to_hub: PushToHub = None,
     public: Public = False,
+    to_shards: ToShards = None,
+    images_per_shard: ImagesPerShard = None,
+    num_processes: NumProcesses = None,
     prefix: Prefix = None,
     suffix: Suffix = None,
     review_below_score: ReviewBelowScore = None,
@@ -132,6 +147,8 @@ def caption(
 
     With -o or --sidecar, a stopped captioning goes on where it was.
     """
+    if output is not None:
+        check_can_write(output, folder=to_shards is not None)
     if push_to_hub is None:
         refuse_idle("has an effect only with --push-to-hub", public=public)
     given = given_options(**{name: value for name, value in locals().items() if name not in _NOT_OPTIONS})
@@ -164,8 +181,15 @@ def _caption_images(
     from hfcap.captioners.quiet import quiet_loading
     from hfcap.captioning import DatasetChoice, caption_images, images_of, with_enough_beams
 
+    if "to_shards" in given:
+        refuse_idle("does not go with --to-shards", **_of(given, ("sidecar", "embed", "alt_text", "push_to_hub")))
     finishing = _finishing(given, output, inputs)
     quiet_loading()
+    if "to_shards" in given:
+        _caption_shards(model, inputs or [], output, given, force, trust_remote_code, finishing)
+        return
+    only = "has an effect only with --to-shards"
+    refuse_idle(only, **_of(given, ("images_per_shard", "num_processes")))
     if finishing.page is not None and output is not None and finishing.page.images.total == 0:
         finishing.page.write(output, {})
         say(f"Every image of the page has an alternative text, or is no file: {output}")
@@ -198,8 +222,57 @@ def _caption_images(
         _push(model, images, found, given["push_to_hub"], private=not given["public"])
 
 
+def _caption_shards(
+    model: str,
+    inputs: list[str],
+    output: Path | None,
+    given: dict[str, Any],
+    force: bool,
+    trust_remote_code: bool,
+    finishing: Finishing,
+) -> None:
+    from hfcap.api.runs import checkpoint_model
+    from hfcap.captioning import DatasetChoice, sharded, with_enough_beams
+    from hfcap.decoding import say_cut
+
+    if output is None:
+        raise UserError("--to-shards: say which folder they go into: -o FOLDER")
+    with checkpoint_model(model, given.get("checkpoint"), trust_remote_code) as folder:
+        job = sharded.ShardedJob(
+            folder,
+            tuple(inputs),
+            output,
+            given["to_shards"],
+            given.get("images_per_shard", 1000),
+            DatasetChoice(**_of(given, _DATASET)),
+            with_enough_beams(_of(given, _GENERATION)),
+            given.get("prompt"),
+            given.get("batch_size", 16),
+            given.get("revision"),
+            given.get("quantization"),
+            trust_remote_code,
+            finishing,
+        )
+        place, n_processes = sharded.own_place(), given.get("num_processes", 1)
+        if n_processes > 1 and not place.quiet:
+            tally = sharded.caption_shards_with(n_processes, sharded.own_command(), job, place, force)
+        else:
+            # Who started this process deleted already what was there.
+            tally = sharded.caption_shards(job, place, force and not place.quiet)
+    if place.quiet:
+        return
+    if tally.failures:
+        said = f"{len(tally.failures):,} could not be read, as {output / 'manifest.jsonl'} says; the first: "
+        error_console.print(printable(said + tally.failures[0]), style="yellow", markup=False, soft_wrap=True)
+    say_cut(tally.cut, tally.images, tally.limit)
+    if tally.marked:
+        say(f"{tally.marked:,} of {tally.images:,} captions are marked for review")
+    say(f"Captions of {counted(tally.images, 'image')} in {counted(tally.shards, 'shard')}: {output}")
+
+
 def _push(model: str, images: ImageStream, found: list[Prediction], repo_id: str, private: bool) -> None:
-    from hfcap.publishing.caption_dataset import push_caption_dataset, shown_model, stage_caption_dataset
+    from hfcap.captioners.facts import shown_model
+    from hfcap.publishing.caption_dataset import push_caption_dataset, stage_caption_dataset
 
     with tempfile.TemporaryDirectory() as folder:
         stage_caption_dataset(images.open(0, None), found, Path(folder), shown_model(model))

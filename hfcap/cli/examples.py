@@ -17,6 +17,7 @@ EXAMPLES = {
         "hfcap caption Salesforce/blip-image-captioning-base cat.jpg --num-beams 5",
         "hfcap caption runs/mine photos --sidecar txt --prefix 'sks dog'",
         "hfcap caption runs/mine cat.jpg --sample --top-p 0.9 --num-return-sequences 5",
+        "hfcap caption runs/mine 'shards/*.tar' -o captions --to-shards parquet --num-processes 4",
     ),
     "review": ("hfcap review photos",),
     "explain": ("hfcap explain runs/mine cat.jpg -o maps.png",),

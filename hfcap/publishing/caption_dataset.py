@@ -87,9 +87,3 @@ def push_caption_dataset(folder: Path, repo_id: str, private: bool) -> PublishRe
         UserError, WorkError: as `publishing.push.push_folder`.
     """
     return push_folder(folder, repo_id, private, kind="dataset")
-
-
-def shown_model(location: str) -> str:
-    """Return how the card names the captioner: a Hub id as it is, of a folder on this machine only its name."""
-    path = Path(location)
-    return path.resolve().name if path.exists() else location

@@ -74,11 +74,11 @@ def test_what_cannot_be(
         with pytest.raises(UserError, match=r"give one file \(photos\.tar\), or a number"):
             caption_images("no/model", [str(folder)], tmp_path / name)
 
-    def deleting(record: object, content: bytes) -> str:
+    def deleting(name: str, content: bytes) -> str:
         (folder / "d.jpg").unlink(missing_ok=True)
         return "png"
 
-    monkeypatch.setattr(shards, "_ending", deleting)
+    monkeypatch.setattr(shards, "image_ending", deleting)
     (tmp_path / "x.tar").write_bytes(b"old")
     with pytest.raises(WorkError, match=r"cannot be read any more: .*d\.jpg: no such file"):
         caption_images(model[1], [str(folder)], tmp_path / "x.tar")

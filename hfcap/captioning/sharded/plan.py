@@ -1,0 +1,237 @@
+"""Which images belong to which shard: made once, kept in the output folder, the same for every worker.
+
+Shards are what the inputs bring: each WebDataset tar is one, each parquet file one or several along its row groups;
+files, folders, patterns, addresses and lists of these are cut into shards of so many images.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from os.path import commonpath
+from pathlib import Path
+from typing import Any, Literal
+
+from hfcap.captioning.inputs import DatasetChoice, images_of
+from hfcap.captioning.shards import SHARD_SUFFIX
+from hfcap.data.images import FileImage
+from hfcap.data.web.web_images import WebImage
+from hfcap.errors import UserError
+from hfcap.files import folder_being_written, write_json
+from hfcap.schema import CaptionedImage
+
+PARQUET_SUFFIX = ".parquet"
+_SHARDS, _IMAGES, _IDENTITY = "shards.jsonl", "images.jsonl", "plan.json"
+_DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of work: some images, whose captions become one file.
+
+    Attributes:
+        name: of its output, without ending. number: its place among all shards.
+        source: file that the images are in; "" = they are listed in the plan.
+        label: what the source is called in ids and the manifest; "" of listed images.
+        start, stop: lines of the plan's list, or row groups of a parquet file (stop is after the last); of a tar 0, 0.
+        first_row: number of the first row of a parquet file's part.
+        stamp: size and time of the last change of the source when the plan was made.
+    """
+
+    name: str
+    number: int
+    kind: Literal["listed", "tar", "parquet"]
+    source: str = ""
+    label: str = ""
+    start: int = 0
+    stop: int = 0
+    first_row: int = 0
+    stamp: tuple[int, int] | None = None
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be captioned, as somebody asked for it.
+
+    Attributes:
+        inputs: tars, parquet files; or files, folders, patterns, addresses.
+        images_per_shard: of inputs that are cut.
+    """
+
+    inputs: tuple[str, ...]
+    choice: DatasetChoice
+    images_per_shard: int
+
+    def digest(self) -> str:
+        """Return what tells this from other inputs and options."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a captioning.
+
+    Attributes:
+        folder: where it is kept. identity: changes with the images. asked: changes with what was asked for.
+        images: those that are listed, before they are written.
+    """
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    identity: str
+    asked: str
+    images: tuple[CaptionedImage, ...] = ()
+
+    def write(self) -> None:
+        """Keep it in its folder, in place of another one."""
+        with folder_being_written(self.folder) as place:
+            _write_lines(place / _IMAGES, map(_row, self.images))
+            _write_lines(place / _SHARDS, map(asdict, self.shards))
+            write_json(place / _IDENTITY, {"identity": self.identity, "asked": self.asked})
+
+    def listed(self, shard: Shard) -> Iterator[CaptionedImage]:
+        """Yield the images of a shard of the plan's list, as it was written."""
+        with (self.folder / _IMAGES).open(encoding="ascii") as lines:
+            for line in islice(lines, shard.start, shard.stop):
+                row = json.loads(line)
+                image = FileImage(Path(row["file"])) if "file" in row else WebImage(row["url"])
+                yield CaptionedImage(row["image_id"], row["file_name"], (), image)
+
+
+def make_plan(asked: Asked, folder: Path) -> Plan:
+    """Divide inputs into shards; `folder` is where the plan would be kept.
+
+    Raises:
+        UserError: an input matches nothing, kinds of inputs are mixed, or an option of `choice` is not for them.
+        WorkError: the Hub cannot be reached.
+    """
+    inputs, size = asked.inputs, asked.images_per_shard
+    listed: list[CaptionedImage] = []
+    if files := _files(inputs):
+        asked.choice.require_only(inputs[0], "image_column")
+        shards = list(_of_files(files, size, asked.choice.image_column))
+        identity: Any = [asdict(shard) for shard in shards]
+    else:
+        images = images_of(inputs, asked.choice)
+        if images.listed is None:
+            raise UserError(
+                f"{inputs[0]}: cannot be divided into shards; give its .parquet files, or its images as files"
+            )
+        listed, identity = images.listed, [images.identity, size]
+        starts = range(0, len(listed), size)
+        shards = [Shard("", 0, "listed", start=start, stop=min(start + size, len(listed))) for start in starts]
+    if not shards:
+        raise UserError(f"{inputs[0]}: there is no image in it; give other inputs")
+    return Plan(folder, tuple(_numbered(shards)), _digest(identity), asked.digest(), tuple(listed))
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """Return the plan that is kept in a folder; None where there is none."""
+    try:
+        identity = json.loads((folder / _IDENTITY).read_text(encoding="utf-8"))
+        lines = (folder / _SHARDS).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return None
+    rows = [json.loads(line) for line in lines]
+    shards = [Shard(**(row | {"stamp": None if row["stamp"] is None else tuple(row["stamp"])})) for row in rows]
+    return Plan(folder, tuple(shards), identity["identity"], identity["asked"])
+
+
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Return size and time of the last change of a file; None where it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    # ASCII: names that are not UTF-8 come back as they were.
+    with path.open("w", encoding="ascii") as handle:
+        handle.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _row(record: CaptionedImage) -> dict[str, Any]:
+    row: dict[str, Any] = {"image_id": record.image_id, "file_name": record.file_name}
+    if isinstance(record.image, FileImage):
+        return row | {"file": str(record.image.path.absolute())}
+    if isinstance(record.image, WebImage):
+        return row | {"url": record.image.url}
+    raise UserError(f"{record.image_id}: is neither a file nor a web address; give -o FILE instead of --to-shards")
+
+
+def _files(inputs: Sequence[str]) -> list[Path]:
+    """Return the tars or parquet files that are given, by name, by pattern or as a folder of tars.
+
+    Raises:
+        UserError: they are mixed with each other or with other inputs.
+    """
+    found: dict[Path, None] = {}
+    others: list[str] = []
+    for text in inputs:
+        path = Path(text).expanduser()
+        files = [path] if path.suffix.lower() in (SHARD_SUFFIX, PARQUET_SUFFIX) and "://" not in text else []
+        if path.is_dir():
+            files = sorted(path.glob(f"*{SHARD_SUFFIX}"))
+        elif files and not path.exists():
+            files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 as in inputs
+            if not files:
+                raise UserError(f"{text}: no such file, and no file matches it; check the path")
+        found |= dict.fromkeys(files)
+        others += [] if files else [text]
+    kinds = {path.suffix.lower() for path in found}
+    if found and (others or len(kinds) > 1):
+        odd = others[0] if others else next(iter(found))
+        raise UserError(f"{odd}: tars, parquet files and images are captioned apart; give one kind at a time")
+    return list(found)
+
+
+def _of_files(files: Sequence[Path], images_per_shard: int, column: str | None) -> Iterator[Shard]:
+    absolute = [path.absolute() for path in files]
+    root = Path(commonpath([path.parent for path in absolute]))
+    for path in absolute:
+        label = path.relative_to(root).as_posix()
+        kind: Literal["tar", "parquet"] = "tar" if path.suffix.lower() == SHARD_SUFFIX else "parquet"
+        whole = Shard("", 0, kind, str(path), label, stamp=stamp_of(path), column=column)
+        if kind == "tar":
+            yield whole
+        else:
+            yield from _parts(whole, images_per_shard)
+
+
+def _parts(whole: Shard, images_per_shard: int) -> Iterator[Shard]:
+    """Cut a parquet file where row groups end; a damaged one is a shard whose reading says so."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not Path(whole.source).is_file():
+        yield whole
+        return
+    try:
+        with pq.ParquetFile(whole.source) as opened:
+            groups = [opened.metadata.row_group(number).num_rows for number in range(opened.num_row_groups)]
+    except (pa.ArrowException, OSError):
+        yield whole
+        return
+    start, n_rows, first_row = 0, 0, 0
+    for number, rows in enumerate(groups):
+        if n_rows and n_rows + rows > images_per_shard:
+            yield replace(whole, start=start, stop=number, first_row=first_row)
+            start, first_row, n_rows = number, first_row + n_rows, 0
+        n_rows += rows
+    yield replace(whole, start=start, stop=len(groups), first_row=first_row)
+
+
+def _numbered(shards: Sequence[Shard]) -> list[Shard]:
+    digits = max(_DIGITS, len(str(len(shards) - 1)))
+    return [replace(shard, name=f"shard-{number:0{digits}d}", number=number) for number, shard in enumerate(shards)]

@@ -1,0 +1,192 @@
+"""The images of one shard, read one after the other; what is damaged becomes an image that says so."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hfcap.captioning.sharded.plan import Plan, Shard
+from hfcap.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, BytesImage, UnreadableImageError
+from hfcap.data.tables.cell_paths import values_at
+from hfcap.data.tables.columns import UnfitColumnsError
+from hfcap.data.web.hub_columns import column_of, find_image_column
+from hfcap.data.web.hub_images import CellImage
+from hfcap.schema import CaptionedImage, ImageBytes
+
+_ROWS_AT_A_TIME = 16
+
+
+@dataclass(frozen=True, slots=True)
+class MissingImage:
+    """In the place of an image that cannot be had, and why."""
+
+    problem: str
+
+    def read(self) -> bytes:
+        """Say what is wrong.
+
+        Raises:
+            UnreadableImageError: always.
+        """
+        raise UnreadableImageError(self.problem)
+
+    def describe(self) -> str:
+        """Return what is wrong."""
+        return self.problem
+
+
+class ReadOnce:
+    """An image whose bytes are kept when they are read, because they are written as well."""
+
+    def __init__(self, image: ImageBytes) -> None:
+        self.image = image
+        self.content: bytes | None = None
+
+    def read(self) -> bytes:
+        """Return the encoded image.
+
+        Raises:
+            UnreadableImageError: there is none.
+        """
+        if self.content is None:
+            self.content = self.image.read()
+        return self.content
+
+    def describe(self) -> str:
+        """Return the name of the image."""
+        return self.image.describe()
+
+
+def images_in(plan: Plan, shard: Shard) -> Iterator[CaptionedImage]:
+    """Yield the images of a shard, in an order that stays the same."""
+    if shard.kind == "listed":
+        return plan.listed(shard)
+    if not Path(shard.source).is_file():  # opening a named pipe would wait for somebody to write into it
+        return iter([_missing(shard.label, f"{shard.label}: not a file, or no longer there")])
+    return _in_tar(shard) if shard.kind == "tar" else _in_parquet(shard)
+
+
+def _missing(name: str, problem: str) -> CaptionedImage:
+    return CaptionedImage(name, name, (), MissingImage(problem))
+
+
+def _in_tar(shard: Shard) -> Iterator[CaptionedImage]:
+    """Group members as WebDataset does: neighbours with the same name up to the first point are a sample."""
+    prefix = shard.label.removesuffix(".tar")
+    n_samples = 0
+    try:
+        with tarfile.open(shard.source) as archive:
+            key: str | None = None
+            images: list[tuple[str, ImageBytes]] = []
+            for member in archive:
+                if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
+                    continue
+                its_key, ending = _key(member.name)
+                if its_key != key:
+                    if key is not None:
+                        yield _sample(shard, prefix, key, images)
+                        n_samples += 1
+                    key, images = its_key, []
+                if f".{ending}".endswith(tuple(IMAGE_SUFFIXES)):
+                    images.append((ending, _member(archive, member, shard.label)))
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all that it has seen
+            if key is not None:
+                yield _sample(shard, prefix, key, images)
+                n_samples += 1
+            _require_end(archive)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        yield _missing(shard.label, f"{shard.label}: damaged after {n_samples:,} samples ({reason})")
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Return key and ending of a member: its name is cut at the first point after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, label: str) -> ImageBytes:
+    where = f"{label}/{member.name}"
+    if member.size > MAX_IMAGE_BYTES:
+        return MissingImage(f"{where}: {member.size:,} bytes, more than the limit {MAX_IMAGE_BYTES:,}")
+    stream = archive.extractfile(member)
+    assert stream is not None, "only of regular files"
+    content = stream.read()
+    return BytesImage(content, where) if content else MissingImage(f"{where}: the file is empty")
+
+
+def _sample(shard: Shard, prefix: str, key: str, images: list[tuple[str, ImageBytes]]) -> CaptionedImage:
+    name = f"{prefix}/{key}"
+    chosen = [one for one in images if shard.column is None or one[0] == shard.column]
+    if len(chosen) == 1:
+        [(ending, image)] = chosen
+        return CaptionedImage(name, f"{key}.{ending}", (), image)
+    found = ", ".join(ending for ending, _ in images) or "none"
+    wanted = "one image" if shard.column is None else f"one image that ends in {shard.column}"
+    return _missing(name, f"{name}: the sample must hold {wanted} (found: {found}; --image-column names the ending)")
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Tell the end of an archive from a damaged header, which tarfile takes for the end."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if any(archive.fileobj.read(tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError("bad header")
+
+
+def _in_parquet(shard: Shard) -> Iterator[CaptionedImage]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    prefix = shard.label.removesuffix(".parquet")
+    row = shard.first_row
+    try:
+        with pq.ParquetFile(shard.source) as opened:
+            place, column = _image_column(shard, opened.schema_arrow)
+            groups = list(range(shard.start, shard.stop))
+            for batch in opened.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=[column]):
+                for cell in batch.column(0).to_pylist():
+                    name = f"{prefix}-{row}"
+                    yield CaptionedImage(name, name, (), _cell(cell, column, place, f"{shard.label}, row {row}"))
+                    row += 1
+    # pyarrow reports damaged files as ValueError, too.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        yield _missing(shard.label, f"{shard.label}: cannot be read from row {row} on ({reason})")
+
+
+def _image_column(shard: Shard, schema: Any) -> tuple[str, str]:
+    """Return the place of images in a row, and the column it is in.
+
+    Raises:
+        UnfitColumnsError: there is none, several could be meant, or the file's description of its columns is damaged.
+    """
+    import datasets
+
+    try:
+        features = datasets.Features.from_arrow_schema(schema)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UnfitColumnsError(
+            f"{shard.label}: damaged description of the columns ({error}); write the file again"
+        ) from None
+    place = find_image_column(shard.label, shard.column, features, "--image-column")
+    return place, column_of(place, features)
+
+
+def _cell(cell: Any, column: str, place: str, where: str) -> CellImage:
+    found = values_at({column: _image_cells(cell)}, place)
+    return CellImage(found[0] if len(found) == 1 else found, where)
+
+
+def _image_cells(cell: Any) -> Any:
+    """Return a cell in the form of `datasets`' undecoded images: bytes or a file's name may stand in it as they are."""
+    if isinstance(cell, list):
+        return [_image_cells(one) for one in cell]
+    if isinstance(cell, bytes):
+        return {"bytes": cell, "path": None}
+    return {"bytes": None, "path": cell} if isinstance(cell, str) else cell

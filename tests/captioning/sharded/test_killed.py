@@ -1,0 +1,100 @@
+"""Two processes over six shards, one of them killed: the other finishes, and every byte is as without the kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfcap.captioners.base import Captioner
+from hfcap.captioning.sharded import ShardedJob, caption_shards
+from tests.captioners.helpers import write_image
+from tests.captioning.sharded.conftest import contents
+
+Model = tuple[Captioner, str]
+
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from hfcap.captioning.sharded import ShardedJob, caption_shards, own_place
+from hfcap.captioning.sharded import folder, work
+from hfcap.captioning.sharded.claims import Claims
+torch.set_num_threads(1)
+model, images, output, form, moment = sys.argv[1:]
+def killing(owner, name, before, call=2):
+    original = getattr(owner, name)
+    left = [call]
+    def called(*arguments, **options):
+        left[0] -= 1
+        if before and left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*arguments, **options)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, called)
+if moment == "within a shard":
+    killing(work.WRITERS[form], "add", before=False)
+elif moment == "before it is renamed":
+    killing(Claims, "holds", before=False)
+elif moment == "before it is noted":
+    killing(folder.OutputFolder, "note", before=True)
+elif moment == "before its claim is given up":
+    killing(folder.OutputFolder, "note", before=False)
+elif moment == "before the manifest":
+    killing(folder.OutputFolder, "complete", before=True, call=1)
+while moment == "after another" and not list(Path(output).glob(".unfinished/claims/shard-*")):
+    time.sleep(0.01)
+caption_shards(ShardedJob(model, (images,), Path(output), form, 4, batch_size=2), own_place())
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number in range(23):
+        write_image(tmp_path / "images" / f"{number:02d}.png", seed=number)
+    (tmp_path / "images" / "07.png").write_bytes(b"damaged")
+    return tmp_path / "images"
+
+
+def start(rank: int, *arguments: object) -> subprocess.Popen[bytes]:
+    places = {"HFCAP_RANK": str(rank), "HFCAP_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", WORKER, *map(str, arguments)], env=os.environ | places)
+
+
+def test_the_other_finishes(model: Model, images: Path, tmp_path: Path) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    caption_shards(ShardedJob(model[1], (str(images),), whole, "webdataset", 4, batch_size=2))
+    dying = start(0, model[1], images, output, "webdataset", "within a shard")
+    other = start(1, model[1], images, output, "webdataset", "after another")
+    assert dying.wait(240) == -signal.SIGKILL
+    assert other.wait(240) == 0
+    assert contents(output) == contents(whole)
+    assert len(contents(output)) == 6 + 2
+
+
+@pytest.mark.parametrize(
+    ("moment", "n_noted"),
+    [
+        ("before it is renamed", 1),
+        ("before it is noted", 1),
+        ("before its claim is given up", 2),
+        ("before the manifest", 6),
+    ],
+)
+def test_the_same_command_goes_on(moment: str, n_noted: int, model: Model, images: Path, tmp_path: Path) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    caption_shards(ShardedJob(model[1], (str(images),), whole, "parquet", 4, batch_size=2))
+    assert start(0, model[1], images, output, "parquet", moment).wait(240) == -signal.SIGKILL
+    assert not (output / "manifest.jsonl").exists()
+    kept = {path: path.stat().st_ino for path in output.glob("shard-*.parquet")}
+    tally = caption_shards(ShardedJob(model[1], (str(images),), output, "parquet", 4, batch_size=2))
+    assert (tally.shards, tally.images, len(tally.failures)) == (6, 22, 1)
+    assert contents(output) == contents(whole)
+    # What was noted is not done again; what was written and not noted is.
+    assert sum(path.stat().st_ino == number for path, number in kept.items()) == n_noted
