@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -242,3 +243,13 @@ def test_slurm_says_what_is_missing(
 ) -> None:
     result = bash(str(ROOT / "scripts/slurm.sh"), *arguments, **{**slurm, **changes})
     assert result.returncode == 2 and message in result.stderr
+
+
+def test_captioning_survives_kills() -> None:
+    command = [sys.executable, "-m", "scripts.kill_captioning", "--kills", "3", "--shards", "6", "--processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    n_kills = re.search(r"^(\d+) kills in ", done.stdout, re.MULTILINE)
+    assert n_kills is not None and int(n_kills[1]) >= 3
+    assert done.stdout.endswith("each image exactly once, every byte as without kills\n")

@@ -92,6 +92,8 @@ def begin(job: ShardedJob, launched: bool, again: bool) -> Plan | None:
     with folder.locked():
         if again:
             folder.forget()
+        if folder.is_complete:
+            folder.clean()  # whoever completed it may have been killed then
         return folder.plan(job.asked(), launched)
 
 

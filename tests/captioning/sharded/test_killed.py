@@ -48,6 +48,8 @@ elif moment == "before its claim is given up":
     killing(folder.OutputFolder, "note", before=False)
 elif moment == "before the manifest":
     killing(folder.OutputFolder, "complete", before=True, call=1)
+elif moment == "after the manifest":
+    killing(folder, "write_json_lines", before=False, call=1)
 while moment == "after another" and not list(Path(output).glob(".unfinished/claims/shard-*")):
     time.sleep(0.01)
 caption_shards(ShardedJob(model, (images,), Path(output), form, 4, batch_size=2), own_place())
@@ -85,13 +87,14 @@ def test_the_other_finishes(model: Model, images: Path, tmp_path: Path) -> None:
         ("before it is noted", 1),
         ("before its claim is given up", 2),
         ("before the manifest", 6),
+        ("after the manifest", 6),
     ],
 )
 def test_the_same_command_goes_on(moment: str, n_noted: int, model: Model, images: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole", tmp_path / "output"
     caption_shards(ShardedJob(model[1], (str(images),), whole, "parquet", 4, batch_size=2))
     assert start(0, model[1], images, output, "parquet", moment).wait(240) == -signal.SIGKILL
-    assert not (output / "manifest.jsonl").exists()
+    assert (output / "manifest.jsonl").exists() == (moment == "after the manifest")
     kept = {path: path.stat().st_ino for path in output.glob("shard-*.parquet")}
     tally = caption_shards(ShardedJob(model[1], (str(images),), output, "parquet", 4, batch_size=2))
     assert (tally.shards, tally.images, len(tally.failures)) == (6, 22, 1)
