@@ -19,6 +19,7 @@ from typing import Any, Literal
 from hfcap.captioning.inputs import DatasetChoice, images_of
 from hfcap.captioning.shards import SHARD_SUFFIX
 from hfcap.data.images import FileImage
+from hfcap.data.web.image_stream import DatasetPart
 from hfcap.data.web.web_images import WebImage
 from hfcap.errors import UserError
 from hfcap.files import folder_being_written, write_json
@@ -40,11 +41,12 @@ class Shard:
         start, stop: lines of the plan's list, or row groups of a parquet file (stop is after the last); of a tar 0, 0.
         first_row: number of the first row of a parquet file's part.
         stamp: size and time of the last change of the source when the plan was made.
+        part: of a dataset.
     """
 
     name: str
     number: int
-    kind: Literal["listed", "tar", "parquet"]
+    kind: Literal["listed", "tar", "parquet", "dataset"]
     source: str = ""
     label: str = ""
     start: int = 0
@@ -52,6 +54,7 @@ class Shard:
     first_row: int = 0
     stamp: tuple[int, int] | None = None
     column: str | None = None
+    part: DatasetPart | None = None
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,12 @@ def make_plan(asked: Asked, folder: Path) -> Plan:
         identity: Any = [asdict(shard) for shard in shards]
     else:
         images = images_of(inputs, asked.choice)
-        if images.listed is None:
-            raise UserError(
-                f"{inputs[0]}: cannot be divided into shards; give its .parquet files, or its images as files"
-            )
-        listed, identity = images.listed, [images.identity, size]
-        starts = range(0, len(listed), size)
-        shards = [Shard("", 0, "listed", start=start, stop=min(start + size, len(listed))) for start in starts]
+        listed, identity = images.listed or [], [images.identity, size]
+        if images.parts is not None:
+            shards = [_of_part(part) for part in images.parts(size)]
+        else:
+            starts = range(0, len(listed), size)
+            shards = [Shard("", 0, "listed", start=start, stop=min(start + size, len(listed))) for start in starts]
     if not shards:
         raise UserError(f"{inputs[0]}: there is no image in it; give other inputs")
     return Plan(folder, tuple(_numbered(shards)), _digest(identity), asked.digest(), tuple(listed))
@@ -137,9 +139,22 @@ def read_plan(folder: Path) -> Plan | None:
         lines = (folder / _SHARDS).read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         return None
-    rows = [json.loads(line) for line in lines]
-    shards = [Shard(**(row | {"stamp": None if row["stamp"] is None else tuple(row["stamp"])})) for row in rows]
+    shards = [_shard(json.loads(line)) for line in lines]
     return Plan(folder, tuple(shards), identity["identity"], identity["asked"])
+
+
+def _shard(row: dict[str, Any]) -> Shard:
+    stamp, part = row["stamp"], row["part"]
+    read = {
+        "stamp": None if stamp is None else tuple(stamp),
+        "part": None if part is None else DatasetPart(**part),
+    }
+    return Shard(**(row | read))
+
+
+def _of_part(part: DatasetPart) -> Shard:
+    place = f"shard {part.start}" if part.n_shards else f"rows {part.start} to {part.stop - 1}"
+    return Shard("", 0, "dataset", label=f"{part.split}, {place}", part=part)
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.tables.columns import UnfitColumnsError
 from hfcap.data.web.hub_columns import column_of, find_image_column
 from hfcap.data.web.hub_images import CellImage
+from hfcap.data.web.image_stream import part_images
 from hfcap.schema import CaptionedImage, ImageBytes
 
 _ROWS_AT_A_TIME = 16
@@ -62,9 +63,15 @@ class ReadOnce:
 
 
 def images_in(plan: Plan, shard: Shard) -> Iterator[CaptionedImage]:
-    """Yield the images of a shard, in an order that stays the same."""
+    """Yield the images of a shard, in an order that stays the same.
+
+    Raises:
+        WorkError: the Hub cannot be reached, or the stream of a dataset breaks.
+    """
     if shard.kind == "listed":
         return plan.listed(shard)
+    if shard.part is not None:
+        return part_images(shard.part)
     if not Path(shard.source).is_file():  # opening a named pipe would wait for somebody to write into it
         return iter([_missing(shard.label, f"{shard.label}: not a file, or no longer there")])
     return _in_tar(shard) if shard.kind == "tar" else _in_parquet(shard)

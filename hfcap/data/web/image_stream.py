@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class ImageStream:
         open: (how many are done, id of the last of them) -> the images after it, read when they are asked for.
         listed: the images, where they are known without reading; the same objects that `open` gives.
         columns: what the rows of a dataset say besides; None where only reading tells.
+        parts: (rows a part should have) -> the parts of a dataset, which can be read apart; of others there are none.
     """
 
     identity: Any
@@ -40,6 +42,27 @@ class ImageStream:
     open: Callable[[int, str | None], Iterator[CaptionedImage]]
     listed: list[CaptionedImage] | None = None
     columns: tuple[str, ...] | None = None
+    parts: Callable[[int], list[DatasetPart]] | None = None
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """Some rows of a dataset, so that another process can read them.
+
+    Attributes:
+        dataset, config_name, image_column: see `dataset_images`; image_column is what was chosen. revision: commit.
+        start, stop: rows; of a stream its shards from `start` to before `stop`, which is the next one.
+        n_shards: of a stream (often its files); 0 = rows are counted.
+    """
+
+    dataset: str
+    config_name: str | None
+    revision: str | None
+    split: str
+    image_column: str
+    start: int
+    stop: int
+    n_shards: int
 
 
 def listed_images(records: Sequence[CaptionedImage]) -> ImageStream:
@@ -74,21 +97,14 @@ def dataset_images(
     """
     path = Path(dataset).expanduser()
     revision = None if path.exists() else _commit(dataset)
-    options = HubOptions(dataset=dataset, config_name=config_name, revision=revision)
-    remedy = "check the spelling, --config-name and the network"
-    splits = open_splits(options, streaming=not is_saved_dataset(path), remedy=remedy)
+    splits = _splits(dataset, config_name, revision)
     if split is not None and split not in splits:
         raise NoSuchSplitError(f"dataset {dataset}", split, splits, "--split chooses one")
     names = list(splits) if split is None else [split]
     rows, columns, others = {}, [], {}
     for name in names:
-        table = splits[name]
-        # A stream may not say what is in it before its first row was read.
-        table = table if table.features is not None else table._resolve_features()
-        columns.append(find_image_column(dataset, image_column, table.features, "--image-column"))
-        base = column_of(columns[-1], table.features)
-        others[name] = text_columns(table.features, [base])
-        rows[name] = undecoded(table, base, others[name])
+        rows[name], column, others[name] = _table(splits[name], dataset, image_column)
+        columns.append(column)
     folder = path if path.is_dir() else None
 
     def after(done: int, last: str | None) -> Iterator[CaptionedImage]:
@@ -100,9 +116,66 @@ def dataset_images(
             yield from _rows(rows[names[place]], columns[place], dataset, names[place], start, folder)
             start = 0
 
+    def parts(size: int) -> list[DatasetPart]:
+        found = []
+        for name, column in zip(names, columns, strict=True):
+            bounds, n_shards = _bounds(rows[name], size)
+            found += [DatasetPart(dataset, config_name, revision, name, column, *one, n_shards) for one in bounds]
+        return found
+
     identity = [dataset, config_name, names, columns, revision or _files(path)]
     known = tuple(name for name in others[names[0]] if all(name in others[one] for one in names))
-    return ImageStream(identity, None, after, columns=known)
+    return ImageStream(identity, None, after, columns=known, parts=parts)
+
+
+def _splits(dataset: str, config_name: str | None, revision: str | None) -> Any:
+    options = HubOptions(dataset=dataset, config_name=config_name, revision=revision)
+    remedy = "check the spelling, --config-name and the network"
+    return open_splits(options, streaming=not is_saved_dataset(Path(dataset).expanduser()), remedy=remedy)
+
+
+def _table(table: Any, dataset: str, image_column: str | None) -> tuple[Any, str, list[str]]:
+    """Return a split with its images undecoded, the place of its images, and its columns of text.
+
+    Raises:
+        UserError: its column of images is not there, or several could be meant.
+    """
+    # A stream may not say what is in it before its first row was read.
+    table = table if table.features is not None else table._resolve_features()
+    column = find_image_column(dataset, image_column, table.features, "--image-column")
+    base = column_of(column, table.features)
+    others = text_columns(table.features, [base])
+    return undecoded(table, base, others), column, others
+
+
+def _bounds(table: Any, size: int) -> tuple[list[tuple[int, int]], int]:
+    """Return (start, stop) of the parts of a split, and how many shards it has if it is a stream."""
+    if hasattr(table, "num_shards"):
+        return [(number, number + 1) for number in range(table.num_shards)], table.num_shards
+    return [(start, min(start + size, len(table))) for start in range(0, len(table), size)], 0
+
+
+def part_images(part: DatasetPart) -> Iterator[CaptionedImage]:
+    """Yield the images of a part; ids of streams count within it, because nobody knows how many rows come before.
+
+    Raises:
+        UserError: the dataset is no longer there. WorkError: the Hub cannot be reached, or the stream breaks.
+    """
+    path = Path(part.dataset).expanduser()
+    folder = path if path.is_dir() else None
+    table, column = _table_of(part.dataset, part.config_name, part.revision, part.split, part.image_column)
+    if not part.n_shards:
+        return _rows(table.select(range(part.stop)), column, part.dataset, part.split, part.start, folder)
+    shard = table.shard(num_shards=part.n_shards, index=part.start)
+    return _rows(shard, column, part.dataset, f"{part.split}-{part.start:05d}", 0, folder)
+
+
+@lru_cache(maxsize=4)
+def _table_of(
+    dataset: str, config_name: str | None, revision: str | None, split: str, image_column: str
+) -> tuple[Any, str]:
+    table, column, _ = _table(_splits(dataset, config_name, revision)[split], dataset, image_column)
+    return table, column
 
 
 def _rows(
