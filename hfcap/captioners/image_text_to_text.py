@@ -5,6 +5,7 @@ What differs between kinds of models stands in `vlm/`; this file chooses the kin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -104,6 +105,14 @@ class ImageTextToText(Captioner):
         # The recipe says how captions are generated. `generate` would fill gaps from what the base model came with.
         for holder in self.kind.generating_models():
             holder.generation_config = self.generation_config(GenerateOptions())
+
+    def __copy__(self) -> Self:
+        """A copy may get another model: its adapter computes with that one."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.kind = copy.copy(self.kind)
+        other.kind.captioner = other
+        return other
 
     # ---- building ----------------------------------------------------------------------------------------------
 
