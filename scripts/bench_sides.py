@@ -22,7 +22,7 @@ import torch
 from bench_models import FAMILIES  # type: ignore[import-not-found]  # next to this script, which runs as a file
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfcap.training.log import peak_memory_bytes
+from hfcap.training.records.log import peak_memory_bytes
 
 BUSY = 0.1
 """The machine is busy where the speed of one product varies by more than this share in the course of a comparison."""

@@ -28,7 +28,7 @@ from hfcap.recipe.loading import RecipeError, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import read_scores
 from hfcap.sqlite_cache import SqliteCache
-from hfcap.training.log_file import read_log
+from hfcap.training.records.log_file import read_log
 from hfcap.training.run_record import read_environment
 from tests.data.sample_images import write_jpeg
 from tests.publishing.run_builder import build_run

@@ -91,4 +91,4 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.num_machines == 1
     assert config.use_cpu == (path.stem == "cpu")
-    assert (config.num_processes > 1) == (path.stem == "multi_gpu")
+    assert (config.num_processes > 1) == (path.stem in ("multi_gpu", "fsdp2"))

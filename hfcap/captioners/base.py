@@ -79,8 +79,8 @@ class Captioner(PromptDefaults, ABC):
         """True when no repository holds these weights as a whole (parts put together, or built from a config)."""
         self._packed = False
         self.verdicts: dict[str, bool] = {}
-        """Which faster ways of computing gave the same as the plain ones (probe.py)."""
-        self.undecided = 0  # how often that could not be told
+        """Which faster ways of computing gave the same as the plain ones (probe.py); once settled, no more is tried."""
+        self.settled, self.undecided = False, 0  # how often that could not be told
 
     @classmethod
     def effective_decoding(cls, options: Any, generate: GenerateOptions) -> GenerateOptions | None:

@@ -114,6 +114,8 @@ def penalises_repetition(config: GenerationConfig) -> bool:
 def _decided(captioner: Captioner, what: str, kind: dict[str, Any], check: Any, plain: str) -> bool:
     key = f"{what} {sorted(kind.items())}"
     if key not in captioner.verdicts:
+        if captioner.settled:
+            return False
         purpose = _purpose(what, captioner)
         answers: list[bool | None] = []
 

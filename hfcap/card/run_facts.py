@@ -21,7 +21,7 @@ from hfcap.run_directory.recipe import recipe_of_run
 from hfcap.run_directory.records import Environment, Summary, checked_record
 from hfcap.run_directory.records import Sample as SampleRow
 from hfcap.scoring import read_scores
-from hfcap.training.log_file import read_log
+from hfcap.training.records.log_file import read_log
 
 if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner, CardFacts

@@ -20,9 +20,9 @@ from hfcap.data.loading import CaptionBatch, CaptionDataset, epoch_batches
 from hfcap.doctor.labels import collate_for
 from hfcap.environment import hardware
 from hfcap.recipe.blocks import Recipe
-from hfcap.training.log import peak_memory_bytes, restart_peak_memory
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import build_optimizer, frozen_modules, trained_parameters
+from hfcap.training.records.log import peak_memory_bytes, restart_peak_memory
 
 SECONDS_PER_STEP = 15.0
 """Batches that would take longer are measured with fewer images and scaled up."""

@@ -9,8 +9,8 @@ from typing import Any
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
-from hfcap.training import emissions
 from hfcap.training.accelerator import new_accelerator
+from hfcap.training.records import emissions
 
 _LAUNCHER_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR", "WORLD_SIZE")
 """Set by accelerate's launcher always; for several processes; by launchers that really start several."""

@@ -16,7 +16,7 @@ from hfcap.run_directory.recipe import recipe_of_run
 from hfcap.schema import ScoreReport
 from hfcap.scoring.report_files import read_scores
 from hfcap.scoring.score_table import metric_name, shown_score
-from hfcap.training.log_file import read_log
+from hfcap.training.records.log_file import read_log
 
 STAGES = ("train", "caption", "score", "card", "publish")
 

@@ -18,17 +18,21 @@ _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _SHARDING = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
 """What `accelerate launch` sets -> what it asks for. Each cuts weights into pieces, and hfcap would save those."""
 
-
 _REMEDY = (
-    "hfcap trains in one process or data-parallel, each process with all weights: set distributed_type to 'NO', "
-    "MULTI_GPU or MULTI_CPU (recipes/accelerate/), and save memory with lora, train.gradient_checkpointing or bf16"
+    "hfcap trains in one process, data-parallel, or with weights in pieces by FSDP2: set distributed_type to 'NO', "
+    "MULTI_GPU, MULTI_CPU or FSDP (recipes/accelerate/)"
 )
+_FSDP = {
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "fsdp_cpu_ram_efficient_loading: false (each process reads the weights itself)",
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params: false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing: false, and train.gradient_checkpointing: true",
+}
+"""Switches of FSDP that must be off -> what to set."""
 
 
 class PrecisionError(UserError):
@@ -53,6 +57,8 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
     for name, what in _SHARDING.items():
         if parse_flag_from_env(name):
             raise UserError(f"the accelerate configuration asks for {what}; {_REMEDY}")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        _require_fsdp2()
     torch.set_flush_denormal(True)
     try:
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -83,9 +89,26 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
     return accelerator
 
 
+def _require_fsdp2() -> None:
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "the accelerate configuration asks for FSDP of version 1, which torch replaces; set fsdp_version: 2 "
+            "(recipes/accelerate/fsdp2.yaml)"
+        )
+    for name, remedy in _FSDP.items():
+        if parse_flag_from_env(name):
+            raise UserError(f"the accelerate configuration: hfcap does not train so; set {remedy}")
+
+
 def _require_plain(accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type
-    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
+        raise UserError(
+            f"the accelerate configuration asks for FSDP, which Accelerate does with several GPUs alone, and here it "
+            f"has {accelerator.num_processes} x {accelerator.device.type}; use recipes/accelerate/cpu.yaml or "
+            "single_gpu_bf16.yaml"
+        )
+    if not accelerator.is_fsdp2 and kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
         raise UserError(f"the accelerate configuration asks for distributed_type {kind.value}; {_REMEDY}")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise UserError(

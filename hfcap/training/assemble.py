@@ -37,6 +37,7 @@ from hfcap.training.objectives.self_critical import SelfCritical
 from hfcap.training.objectives.synonyms import synonym_table
 from hfcap.training.optimization import encoder_is_frozen
 from hfcap.training.processes import summed
+from hfcap.training.sharding import WholeCaptioner, is_sharded, settle_packing
 from hfcap.training.validation import Validator
 
 _TRAINED_ON = ("train", "validation")
@@ -280,12 +281,17 @@ def training_run(
     )
     language = recipe.caption_language or "en"
     scores = functools.partial(_caption_values, language=language) if options.metric_for_best_model == "cider" else None
-    validator = Validator(captioner, validation, job, scores, accelerator, options.per_device_eval_batch_size)
-    validator.n_samples = options.sample_captions
     captioner.model.to(accelerator.device)
     if trainable.peft_model is not None and recipe.lora is not None and recipe.lora.init_lora_weights == "eva":
         begin_with_data(trainable.peft_model, captioner, train, options.per_device_train_batch_size, options.seed)
+    whole = None
+    if is_sharded(accelerator):
+        settle_packing(captioner, train)
+        whole = WholeCaptioner(trainable)
+    validated = captioner if whole is None else whole.trainable.captioner
+    validator = Validator(validated, validation, job, scores, accelerator, options.per_device_eval_batch_size)
+    validator.n_samples = options.sample_captions
     if options.torch_compile:
         compile_layers(captioner.model)
     objective = _objective(recipe, captioner, splits["train"], accelerator)
-    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective, accept_changes)
+    return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective, accept_changes, whole)

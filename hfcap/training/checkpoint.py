@@ -26,7 +26,8 @@ from torch import nn
 from hfcap.errors import UserError, WorkError
 from hfcap.files import folder_being_written, read_json, sha256_of, write_bytes, write_json
 from hfcap.progress import error_console
-from hfcap.training.optimization import MovingAverage, trained_parameters
+from hfcap.training.optimization import MovingAverage, trained_parameters, trained_tensors
+from hfcap.training.sharding import cut_like, gathered
 
 
 @dataclass
@@ -64,6 +65,16 @@ class Progress:
     scaler: dict[str, Any] = field(default_factory=dict)
     average_updates: int = 0
 
+    def advance(self, images: int, captions: int, seconds: float, steps_per_epoch: int) -> None:
+        """Count one more update."""
+        self.step += 1
+        self.window += 1
+        if self.window == steps_per_epoch:
+            self.epoch, self.window = self.epoch + 1, 0
+        self.images_seen += images
+        self.captions_seen += captions
+        self.train_seconds += seconds
+
 
 CHECKSUMS = "checksums.json"
 _SCHEDULE = ("last_epoch", "_step_count")
@@ -95,12 +106,14 @@ def save_checkpoint(
     random_folder.mkdir(parents=True, exist_ok=True)
     _save_random_state(random_folder / f"random-{accelerator.process_index}.safetensors")
     accelerator.wait_for_everyone()
+    tensors = {"model": trained_tensors(model), "optimizer": _optimizer_tensors(model, optimizer)}
+    if average is not None:
+        tensors["average"] = average.average
+    tensors = {name: gathered(entries, accelerator) for name, entries in tensors.items()}
     if accelerator.is_main_process:
         with folder_being_written(target) as temporary:
-            save_file(_for_file(_model_tensors(model)), temporary / "model.safetensors")
-            save_file(_for_file(_optimizer_tensors(model, optimizer)), temporary / "optimizer.safetensors")
-            if average is not None:
-                save_file(_for_file(average.average), temporary / "average.safetensors")
+            for name, entries in tensors.items():
+                save_file(_for_file(entries), temporary / f"{name}.safetensors")
             for path in random_folder.iterdir():
                 shutil.copy(path, temporary / path.name)
             write_json(temporary / "state.json", asdict(progress))
@@ -156,7 +169,7 @@ def load_checkpoint(
     _load_optimizer(path / "optimizer.safetensors", model, optimizer)
     if average is not None:
         for name, tensor in _read_average(path).items():
-            average.average[name].copy_(tensor)
+            average.average[name].copy_(cut_like(tensor, average.average[name]))
         average.updates = progress.average_updates
     if same_processes:
         _load_random_state(path / f"random-{accelerator.process_index}.safetensors")
@@ -291,15 +304,17 @@ def load_weights(path: Path, model: nn.Module, averaged: bool = False) -> None:
     tensors = _read_tensors(path / "model.safetensors")
     if averaged:
         tensors.update(_read_average(path))
-    expected = set(_model_tensors(model))
-    if set(tensors) != expected:
-        different = sorted(set(tensors) ^ expected)
+    expected = trained_tensors(model)
+    if tensors.keys() != expected.keys():
+        different = sorted(tensors.keys() ^ expected.keys())
         raise WorkError(
             f"{path}: holds other weights than this recipe trains ({len(different)} differ, first {different[0]}); "
             "the recipe was changed after the run began: choose another name, or delete the run directory"
         )
     try:
-        model.load_state_dict(tensors, strict=False)
+        model.load_state_dict(
+            {name: cut_like(tensor, expected[name]) for name, tensor in tensors.items()}, strict=False
+        )
     except RuntimeError as error:  # another shape
         raise WorkError(
             f"{path}: holds weights of another size than this recipe trains ({str(error).splitlines()[-1].strip()}); "
@@ -332,14 +347,6 @@ def _read_average(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Trained weights and persistent buffers, as the model holds them."""
-    tensors = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
-    persistent = set(model.state_dict())
-    tensors.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
-    return tensors
-
-
 def _for_file(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies on the CPU: safetensors refuses tensors that share or skip memory."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -362,7 +369,9 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         parameter = parameters[name]
         is_number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
         # Step counters of the fused optimiser live on the parameter's device too.
-        optimizer.state[parameter][entry] = value.item() if is_number else value.to(parameter.device)
+        optimizer.state[parameter][entry] = (
+            value.item() if is_number else cut_like(value.to(parameter.device), parameter)
+        )
 
 
 def _save_random_state(path: Path) -> None:

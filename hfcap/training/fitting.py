@@ -20,7 +20,7 @@ from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.training.assemble import image_inputs
 from hfcap.training.build import build_captioner
-from hfcap.training.log import peak_memory_bytes, restart_peak_memory
+from hfcap.training.records.log import peak_memory_bytes, restart_peak_memory
 from hfcap.training.run_record import describe_run
 
 

@@ -35,7 +35,6 @@ from hfcap.training.checkpoint import (
     set_aside_if_damaged,
     set_damaged_aside,
 )
-from hfcap.training.log import LogWindow, TrainingLog, peak_memory_bytes
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import (
     MovingAverage,
@@ -45,6 +44,8 @@ from hfcap.training.optimization import (
     trained_parameters,
 )
 from hfcap.training.processes import stop_on_signal, summed
+from hfcap.training.records.log import LogWindow, TrainingLog, peak_memory_bytes
+from hfcap.training.sharding import WholeCaptioner, around_forward, prepared, to_validate, whole_tensor
 from hfcap.training.validation import Validator
 
 
@@ -61,8 +62,10 @@ class TrainingRun:
         accelerator: Any,
         objective: CrossEntropy,
         accept_changes: bool = False,
+        whole: WholeCaptioner | None = None,
     ) -> None:
         self.options = recipe.train
+        self.whole = whole
         self._accept_changes = accept_changes
         self.run = run
         self.captioner = captioner
@@ -90,8 +93,9 @@ class TrainingRun:
         self.optimizer = build_optimizer(self.captioner, self.options)
         self.scheduler = build_scheduler(self.optimizer, self.options, self.total_steps)
         # Accelerate's wrapper (processes, precision) computes the loss; what counts and reports is after it.
-        self.objective = self.accelerator.prepare(self.plain_objective)
-        self.prepared_optimizer = self.accelerator.prepare(self.optimizer)
+        self.objective, self.prepared_optimizer = prepared(
+            self.accelerator, self.plain_objective, self.optimizer, self.captioner, self.dataset
+        )
         self.parameters = trained_parameters(self.captioner.model)
         decay = self.options.ema_decay
         self.average = None if decay is None else MovingAverage(self.parameters, decay)
@@ -191,7 +195,7 @@ class TrainingRun:
         if loss_sum is None:
             return False
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.options.max_grad_norm or math.inf)
-        self._since.add_loss(self.progress.step + 1, loss_sum, norm)
+        self._since.add_loss(self.progress.step + 1, loss_sum, None if norm is None else whole_tensor(norm))
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if not self.accelerator.optimizer_step_was_skipped:
@@ -199,7 +203,8 @@ class TrainingRun:
             if self.average is not None:
                 self.average.update()
         self._since.count(units, images, captions, waited)
-        self._advance(int(images), int(captions), waited + time.perf_counter() - started)
+        seconds = waited + time.perf_counter() - started
+        self.progress.advance(int(images), int(captions), seconds, self.steps_per_epoch)
         return True
 
     def _add_gradients(self, window: Sequence[CaptionBatch], scale: float) -> torch.Tensor | None:
@@ -210,7 +215,8 @@ class TrainingRun:
             for number, batch in enumerate(window):
                 last = number == len(window) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                    loss = self.objective(batch)
+                    with around_forward(self.accelerator):
+                        loss = self.objective(batch)
                     self.accelerator.backward(loss * scale)
                 loss_sum += loss.detach()
             return loss_sum
@@ -237,16 +243,6 @@ class TrainingRun:
         )
         self._stop_agreed = stops > 0
         return counts
-
-    def _advance(self, images: int, captions: int, seconds: float) -> None:
-        progress = self.progress
-        progress.step += 1
-        progress.window += 1
-        if progress.window == self.steps_per_epoch:
-            progress.epoch, progress.window = progress.epoch + 1, 0
-        progress.images_seen += images
-        progress.captions_seen += captions
-        progress.train_seconds += seconds
 
     def _set_training_mode(self) -> None:
         self.objective.train()
@@ -312,8 +308,9 @@ class TrainingRun:
 
     def _validate(self) -> bool:
         self._since.read()  # numbers that are none are the update's, not the validation's
-        with contextlib.nullcontext() if self.average is None else self.average.in_place():
-            values = self.validator.values(self.objective, self.collate)
+        averaged = contextlib.nullcontext() if self.average is None else self.average.in_place()
+        with averaged, to_validate(self.whole, self.objective, self.captioner) as objective:
+            values = self.validator.values(objective, self.collate)
         self._set_training_mode()
         if not all(map(math.isfinite, values.values())):
             raise WorkError(
@@ -395,5 +392,6 @@ class TrainingRun:
         best = self.progress.best_step
         averaged = self.average is not None
         step = best if self.options.load_best_model_at_end and best is not None else self.progress.step
-        load_weights(checkpoint_path(self.run.checkpoints, step), self.captioner.model, averaged)
-        self.captioner.model.eval()
+        model = self.captioner.model if self.whole is None else self.whole.trainable.captioner.model
+        load_weights(checkpoint_path(self.run.checkpoints, step), model, averaged)
+        model.eval()

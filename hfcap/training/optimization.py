@@ -120,6 +120,14 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Trained weights and persistent buffers by name, as the model holds them: what changes in a training."""
+    tensors = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
+    persistent = set(model.state_dict())
+    tensors.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
+    return tensors
+
+
 def parameter_groups(captioner: Captioner, options: TrainOptions) -> list[dict[str, Any]]:
     """Optimiser groups per part and per weight decay; biases and norms are not decayed."""
     part_of = {

@@ -26,10 +26,10 @@ from hfcap.training.accelerator import require_number_types, used_precision
 from hfcap.training.assemble import training_run
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
 from hfcap.training.checkpoint import Progress, checkpoint_steps
-from hfcap.training.emissions import measured_emissions, total_emissions
-from hfcap.training.log import peak_memory_bytes, restart_peak_memory
 from hfcap.training.loop import TrainingRun
 from hfcap.training.optimization import encoder_is_frozen, require_optimization
+from hfcap.training.records.emissions import measured_emissions, total_emissions
+from hfcap.training.records.log import peak_memory_bytes, restart_peak_memory
 from hfcap.training.run_record import (
     describe_run,
     note_changes,
@@ -39,6 +39,7 @@ from hfcap.training.run_record import (
     start_changes,
     version_changes,
 )
+from hfcap.training.sharding import is_sharded, require_shardable
 
 
 def _note_start(
@@ -101,6 +102,8 @@ def train_stage(
     both = [record for records in splits.values() for record in records]
     require_room_for_captions(captioner, recipe, longest(captioner, prompts_of(captioner, None, both)))
     require_number_types(captioner, accelerator.device)
+    if is_sharded(accelerator):
+        require_shardable(recipe, captioner)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
@@ -132,7 +135,7 @@ def train_stage(
     if accelerator.is_main_process:
         shutil.rmtree(run.merged_model, ignore_errors=True)
         with folder_being_written(run.model) as folder:
-            save_model(recipe, run, trainable, folder)
+            save_model(recipe, run, trainable if training.whole is None else training.whole.trainable, folder)
         write_json(run.summary, _summary(recipe, training, progress, size) | {"co2_eq_emissions": total_emissions(run)})
     accelerator.wait_for_everyone()
 

@@ -14,7 +14,7 @@ import hfcap
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner
 from hfcap.captioning.columns import prepared_for
-from hfcap.captioning.images import Finishing, _fingerprint, _job
+from hfcap.captioning.images import Finishing, _fingerprint, captioner_and_job
 from hfcap.captioning.inputs import images_of
 from hfcap.cli import app
 from hfcap.data.loading import PixelInputs, stacked
@@ -228,7 +228,7 @@ def test_a_captioning_with_other_values_begins_again(chat: ChatServer, tmp_path:
     found = []
     for name in ("cup", "dog", "cup"):
         folder = photo_folder(tmp_path / "photos", [{"file_name": "a.png", "name": name}])
-        captioner, job = _job(chat.base_url, None, False, None, "this {name}", 4, {}, ())
+        captioner, job = captioner_and_job(chat.base_url, None, False, None, "this {name}", 4, {}, ())
         found.append(_fingerprint(captioner, job, prepared_for(captioner, job, images_of([str(folder)])), Finishing()))
     assert found[0] != found[1]
 

@@ -32,8 +32,8 @@ from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.assemble import training_run
 from hfcap.training.build import build_captioner, make_trainable
 from hfcap.training.checkpoint import CHECKSUMS
-from hfcap.training.log_file import read_log
 from hfcap.training.loop import TrainingRun
+from hfcap.training.records.log_file import read_log
 from tests.data.sample_images import write_jpeg
 from tests.fuzz.target import Target
 from tests.publishing.run_builder import adapter_run, build_run, save_tiny_model

@@ -24,8 +24,8 @@ from hfcap.run.stages import make_accelerator
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.training.checkpoint import checkpoint_path, checkpoint_steps
-from hfcap.training.log import TrainingLog
 from hfcap.training.optimization import parameter_groups
+from hfcap.training.records.log import TrainingLog
 from hfcap.training.train import train_stage
 
 METHODS = ("full", "lora")

@@ -56,5 +56,9 @@ class Training:
 def process(rank: int, world: int) -> Any:
     """What the checkpoint asks of an accelerator."""
     return SimpleNamespace(
-        process_index=rank, num_processes=world, is_main_process=rank == 0, wait_for_everyone=lambda: None
+        process_index=rank,
+        num_processes=world,
+        is_main_process=rank == 0,
+        is_fsdp2=False,
+        wait_for_everyone=lambda: None,
     )

@@ -62,7 +62,6 @@ def test_fp16_on_a_cpu_is_refused(tmp_path: Path, on_cpu: None) -> None:
     ("variable", "words"),
     [
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
-        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
     ],
@@ -72,7 +71,7 @@ def test_weights_in_pieces_are_refused(
 ) -> None:
     monkeypatch.setenv(variable, "true")
     message = refusal(tmp_path)
-    assert message.startswith(f"the accelerate configuration asks for {words}; hfcap trains in one process or data-")
+    assert message.startswith(f"the accelerate configuration asks for {words}; hfcap trains in one process, data-")
 
 
 def test_a_compiler_of_accelerate_is_refused(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hfcap.errors import StoppedError
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.checkpoint import CHECKSUMS, checkpoint_steps, damage_of
-from hfcap.training.log_file import cut_end, read_log
+from hfcap.training.records.log_file import cut_end, read_log
 from tests.training.harness import Result, assert_same_tensors, send_signal_at, tiny_recipe, train
 
 OPTIONS: dict[str, Any] = {"save_steps": 1, "eval_steps": 4, "save_total_limit": 3}
@@ -177,7 +177,7 @@ def test_cutting_a_log_reads_only_its_end(tmp_path: Path) -> None:
 
 
 def test_a_long_log_is_read_in_a_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfcap.training.log_file._MOST_ROWS", 10)
+    monkeypatch.setattr("hfcap.training.records.log_file._MOST_ROWS", 10)
     path = tmp_path / "log.jsonl"
     rows = [{"step": step, **({"validation_loss": 1.0} if step == 57 else {"loss": 2.0})} for step in range(100)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\0" * 9)

@@ -10,7 +10,7 @@ import pytest
 
 from hfcap.errors import MissingPackageError, UserError
 from hfcap.run_directory.paths import RunDirectory
-from hfcap.training.emissions import COUNTRY, measured_emissions, total_emissions
+from hfcap.training.records.emissions import COUNTRY, measured_emissions, total_emissions
 
 
 class OfflineEmissionsTracker:

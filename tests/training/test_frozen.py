@@ -20,7 +20,7 @@ def logits(captioner: Captioner) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*FAMILIES, "llava", "idefics3", "florence2"])
 def test_it_computes_with_its_own_weights(name: str) -> None:
-    """That of image_text_to_text asked the model that was being trained: DPO and SCST's divergence compared it with itself."""
+    """That of image_text_to_text asked the model in training: DPO and SCST's divergence compared it with itself."""
     captioner = build(name) if name in FAMILIES else itt(name)
     captioner.model.eval()
     before = logits(captioner)

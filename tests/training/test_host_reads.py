@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hfcap.data.packing import pack_captions
 from hfcap.errors import WorkError
 from hfcap.schema import IGNORED_LABEL, PackedCaptions
-from hfcap.training.log import LogWindow
 from hfcap.training.loop import TrainingRun
+from hfcap.training.records.log import LogWindow
 from tests.training.harness import FAMILIES, METHODS
 from tests.training.test_optimization import prepared
 

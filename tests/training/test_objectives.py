@@ -60,7 +60,7 @@ def test_validation_is_not_smoothed() -> None:
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
     batch, objective, logits = batch_and_objective(0.0)
-    objective.captioner.decoder_states = lambda states, packed: logits.bfloat16()  # type: ignore[method-assign, assignment]
+    objective.captioner.decoder_states = lambda states, packed: logits.bfloat16()  # type: ignore[method-assign, assignment, misc]
     loss = objective(batch)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(by_hand(logits.bfloat16().float(), 0.0), rel=1e-6)

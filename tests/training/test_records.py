@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from hfcap.training.log import peak_memory_bytes, restart_peak_memory
+from hfcap.training.records.log import peak_memory_bytes, restart_peak_memory
 
 CPU = torch.device("cpu")
 BLOCK = 200 * 2**20

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from hfcap.errors import StoppedError, WorkError
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.training import checkpoint
-from hfcap.training.log import TrainingLog
+from hfcap.training.records.log import TrainingLog
 from tests.training.harness import (
     FAMILIES,
     METHODS,

@@ -20,7 +20,7 @@ from hfcap.recipe.loading import RecipeError, dump_recipe, recipe_from_mapping
 from hfcap.registry import names
 from hfcap.run.stages import Run
 from hfcap.run_directory.paths import RunDirectory
-from hfcap.training.log import TrainingLog
+from hfcap.training.records.log import TrainingLog
 from tests.training.harness import (
     FAMILIES,
     METHODS,

@@ -17,15 +17,15 @@ from tests.training.harness import Result, assert_same_path, forget_accelerator
 REPOSITORY = Path(__file__).parents[2]
 
 
-def launch(folder: Path, batch_size: int) -> None:
-    """Run the script in two processes that talk over loopback, as `accelerate launch` or torchrun starts them."""
+def launch(script: str, *arguments: object) -> None:
+    """Run a script in two processes that talk over loopback, as `accelerate launch` or torchrun starts them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
     # As in an accelerate configuration that says so: the recipe's number alone must count.
     environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "4"
     done = subprocess.run(
-        [*command, two_processes.__file__, str(folder), str(batch_size)],
+        [*command, script, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
@@ -39,7 +39,7 @@ def launch(folder: Path, batch_size: int) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Where two processes and one process trained."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    launch(two, 2)
+    launch(two_processes.__file__, two, 2)
     forget_accelerator()
     two_processes.train_cases(one, 4)
     return two, one

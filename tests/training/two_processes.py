@@ -84,12 +84,12 @@ def half_of_a_caption(captioner: Captioner, job: DecodingJob, numbers: Sequence[
         yield [replace(found, caption=" ".join(words[: len(words) // 2 + 1])) for found, words in halves]
 
 
-def train_cases(folder: Path, batch_size: int) -> None:
+def train_cases(folder: Path, batch_size: int, cases: Sequence[tuple[str, str]] = CASES) -> None:
     """Train every case on images with one to five captions, then do all stages of one."""
     originals = (assemble.SelfCritical, validation.caption_batches, loop.build_optimizer)  # type: ignore[attr-defined]
     replaced = (FirstTwo, half_of_a_caption, plain_descent)
     assemble.SelfCritical, validation.caption_batches, loop.build_optimizer = replaced  # type: ignore[attr-defined, assignment]
-    for captioner, method in CASES:
+    for captioner, method in cases:
         recipe = case_recipe(captioner, method, folder, batch_size)
         run = RunDirectory(folder / recipe.name)
         splits = {

@@ -16,7 +16,7 @@ import torch
 
 from hfcap.errors import UserError, WorkError
 from hfcap.progress import error_console
-from hfcap.training.log_file import cut_end
+from hfcap.training.records.log_file import cut_end
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_PEAK = Path("/proc/self/clear_refs")

@@ -1,0 +1,1 @@
+"""What a training writes next to its weights: rows of the log, memory, emissions."""

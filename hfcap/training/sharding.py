@@ -1,0 +1,198 @@
+"""Weights in pieces, one per process (FSDP2, by Accelerate): how a model is cut, and whole tensors from pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from hfcap.captioners.base import Captioner
+from hfcap.captioners.probe import may_pack
+from hfcap.data.loading import BatchLoader, CaptionDataset, Collate
+from hfcap.errors import UserError
+from hfcap.recipe.blocks import Recipe
+from hfcap.training.build import TrainableCaptioner
+from hfcap.training.objectives.cross_entropy import CrossEntropy
+from hfcap.training.optimization import trained_tensors
+
+_LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Optimisers whose update of a weight needs nothing but the same places of its gradient and state."""
+
+
+def is_sharded(accelerator: Any) -> bool:
+    """Whether each process holds a piece of every weight."""
+    return bool(accelerator.is_fsdp2)
+
+
+def require_shardable(recipe: Recipe, captioner: Captioner) -> None:
+    """Refuse recipes whose training needs whole weights in each process.
+
+    Raises:
+        UserError: names the key.
+    """
+    quantised = getattr(captioner.model, "quantization_method", None) is not None
+    reasons = {
+        "scst": (recipe.scst is not None, "it samples captions in each update, which needs whole weights; remove scst"),
+        "train.torch_compile": (recipe.train.torch_compile, "set it to false"),
+        "train.mixed_precision": (recipe.train.mixed_precision == "fp16", "set it to bf16 or no"),
+        "model.quantization": (quantised, "4-bit and 8-bit weights cannot be cut into pieces here; remove it"),
+        "train.optim": (recipe.train.optim not in _OPTIMIZERS, f"choose one of {', '.join(_OPTIMIZERS)}"),
+    }
+    for key, (is_set, remedy) in reasons.items():
+        if is_set:
+            raise UserError(
+                f"{key}: not with weights in pieces (FSDP in the accelerate configuration): {remedy}, or train "
+                "data-parallel (distributed_type MULTI_GPU)"
+            )
+
+
+def prepared(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    captioner: Captioner,
+    dataset: CaptionDataset,
+) -> tuple[Any, Any]:
+    """Let Accelerate take an objective and its optimiser, and cut the weights where its configuration says so.
+
+    They are cut layer by layer, where the model's own classes say, and the optimiser gets the pieces. With bf16,
+    weights are gathered in bfloat16 and gradients summed in float32; the pieces stay float32.
+    """
+    if not is_sharded(accelerator):
+        return accelerator.prepare(objective), accelerator.prepare(optimizer)
+    plugin = accelerator.state.fsdp_plugin
+    assert plugin is not None
+    if not _layers_run_alike(captioner, dataset):
+        plugin.auto_wrap_policy = None
+    elif plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = layer_classes(captioner.model)
+    if accelerator.mixed_precision == "bf16":
+        # Inputs are cast by autocast, product by product, as without pieces.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    both: tuple[Any, Any] = accelerator.prepare(objective, optimizer)
+    return both
+
+
+def _layers_run_alike(captioner: Captioner, dataset: CaptionDataset) -> bool:
+    """Whether all processes run each layer equally often; where not, they would wait for each other's pieces for ever.
+
+    Images that keep their shape are computed in groups of one shape, captions in groups of one prompt, and layer drop
+    leaves layers out by chance. Such models are gathered as a whole once in an update.
+    """
+    configs = [module.config for module in captioner.model.modules() if isinstance(module, PreTrainedModel)]
+    drops = any(getattr(config, name, 0) for config in configs for name in _LAYER_DROPS)
+    return dataset.asked is None and not captioner.own_shapes and not drops
+
+
+def settle_packing(captioner: Captioner, dataset: CaptionDataset) -> None:
+    """Compare packed rows with plain ones now, while weights are whole: afterwards one process cannot alone."""
+    collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs)
+    most = max(range(len(dataset)), key=lambda number: sum(map(len, dataset.tokens[number])))
+    (batch,) = BatchLoader(dataset, collate, 0).load([[most]], 0)
+    with torch.no_grad():
+        batch = batch.to(captioner.device)
+        states = batch.images if batch.encoded else captioner.encode(batch.images)
+        length = batch.packed.input_ids.shape[1]
+        while captioner.packs_captions and length > 1:
+            may_pack(captioner, states, length)
+            length //= 2
+    captioner.settled = True
+
+
+def around_forward(accelerator: Any) -> contextlib.AbstractContextManager[Any]:
+    """The number type of products: Accelerate sets it itself, but not around modules that it cut into pieces."""
+    return accelerator.autocast() if is_sharded(accelerator) else contextlib.nullcontext()
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Names of the classes of layers that are in the model and that transformers keeps on one device.
+
+    Those with weights that are also used elsewhere (embeddings tied to the head) stay with the model as a whole.
+    """
+    names = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    own = {name for module in model.modules() if isinstance(module, PreTrainedModel) for name in _own_layers(module)}
+    tied = {
+        type(module).__name__
+        for module in model.modules()
+        if any(names[id(weight)] > 1 for weight in module.parameters())
+    }
+    return sorted((own & {type(module).__name__ for module in model.modules()}) - tied)
+
+
+def _own_layers(module: PreTrainedModel) -> list[str]:
+    return list(module._no_split_modules or ())
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that is in pieces as a whole one; every process must call this."""
+    if isinstance(tensor, DTensor):
+        found: torch.Tensor = tensor.full_tensor()
+        return found
+    return tensor
+
+
+def gathered(tensors: dict[str, torch.Tensor], accelerator: Any) -> dict[str, torch.Tensor]:
+    """Return whole tensors; those in pieces on the CPU of the main process alone. Every process must call this."""
+    if not is_sharded(accelerator):
+        return tensors
+    found = ((name, whole_tensor(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.cpu() for name, tensor in found if accelerator.is_main_process}
+
+
+def cut_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a whole tensor, cut as `other` is; every process must call this."""
+    if not isinstance(other, DTensor) or tensor.shape != other.shape:
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+
+
+class WholeCaptioner:
+    """The captioner once more, with whole weights, for what is not training: validation, and the model that is saved.
+
+    It waits on the CPU, and is on the device only while it is used. Its frozen weights are those that training began
+    with, so only trained ones are gathered.
+
+    Attributes:
+        trainable: captioner and, with LoRA, its PEFT wrapper; before their weights are cut into pieces.
+    """
+
+    def __init__(self, trainable: TrainableCaptioner) -> None:
+        captioner = copy.copy(trainable.captioner)
+        captioner.model, peft_model = copy.deepcopy((captioner.model, trainable.peft_model))
+        captioner.model.to("cpu")
+        captioner.verdicts, captioner.settled = dict(captioner.verdicts), False
+        self.trainable = TrainableCaptioner(captioner, peft_model)
+        self.objective = CrossEntropy(captioner, 0.0)
+
+    @contextlib.contextmanager
+    def on_device(self, trained: nn.Module, device: torch.device) -> Iterator[CrossEntropy]:
+        """Take the weights of the model that is trained; gives the objective. Every process must call this."""
+        model = self.trainable.captioner.model
+        model.to(device)
+        mine = trained_tensors(model)
+        with torch.no_grad():
+            for name, tensor in trained_tensors(trained).items():
+                mine[name].copy_(whole_tensor(tensor))
+        try:
+            yield self.objective
+        finally:
+            model.to("cpu")
+
+
+def to_validate(
+    whole: WholeCaptioner | None, objective: Any, captioner: Captioner
+) -> contextlib.AbstractContextManager[Any]:
+    """Give the objective to validate with: that of the captioner in training, or of its whole copy."""
+    if whole is None:
+        return contextlib.nullcontext(objective)
+    return whole.on_device(captioner.model, captioner.device)
