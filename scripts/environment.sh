@@ -57,7 +57,9 @@ prepare_environment() { # $1 extras: "" or "test"
             "on Debian and Ubuntu install the package python3-venv"
     fi
     is_new_enough "$python" || stop "$python is older than Python 3.11; set HFCAP_VENV to another folder"
-    say "Installing hfcap${1:+ with the packages for its tests}. pip downloads what is missing: about 250 MB of packages"
+    local size=250
+    if [ -n "$1" ]; then size=350; fi
+    say "Installing hfcap${1:+ with the packages for its tests}. pip downloads what is missing: about $size MB of packages"
     say "and PyTorch, where it is not in the environment yet (200 MB for CPU builds; on Linux the default build brings"
     say "CUDA, several GB: set HFCAP_TORCH to choose, see scripts/environment.sh). No model and no dataset is downloaded."
     install_torch

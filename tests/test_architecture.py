@@ -40,6 +40,7 @@ ORDER = [
     "pages",
     "review",
     "explain",
+    "export",
     "scoring",
     "search",
     "comparison",

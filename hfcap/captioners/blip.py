@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from hfcap.captioners.base import Captioner, CardFacts
+from hfcap.captioners.shared.encoder_decoder import ReadsByCrossAttention
 from hfcap.captioners.shared.masks import packed_attention_mask
 from hfcap.captioners.shared.pretrained import load_image_processor, new_image_processor, whole_model
 from hfcap.captioners.shared.tokenizers import (
@@ -42,7 +43,7 @@ class BlipOptions(ModelOptions):
         return self
 
 
-class Blip(Captioner):
+class Blip(Captioner, ReadsByCrossAttention):
     """BLIP's captioning model. Parts: vision (ViT) and text (decoder with its head)."""
 
     options_class = BlipOptions
@@ -126,6 +127,11 @@ class Blip(Captioner):
     def pad_token_id(self) -> int:
         """[PAD]."""
         return token_number(self.model.config.text_config.pad_token_id, "pad_token_id")
+
+    @property
+    def reader(self) -> Any:
+        """The text decoder."""
+        return self.model.text_decoder
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Vision model and text decoder."""

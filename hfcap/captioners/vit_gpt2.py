@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts
 from hfcap.captioners.published.modeling_image_encoder import position_offset
 from hfcap.captioners.shared.custom_model import as_decoder, load_as_decoder
+from hfcap.captioners.shared.encoder_decoder import ReadsByCrossAttention
 from hfcap.captioners.shared.masks import packed_attention_mask
 from hfcap.captioners.shared.pretrained import (
     TINY_VIT,
@@ -63,7 +64,7 @@ class VitGpt2Options(ModelOptions):
         return self
 
 
-class VitGpt2(Captioner):
+class VitGpt2(Captioner, ReadsByCrossAttention):
     """A VisionEncoderDecoderModel. Parts: vision (encoder) and text (decoder and the projection into it)."""
 
     options_class = VitGpt2Options
@@ -217,10 +218,15 @@ class VitGpt2(Captioner):
             input_ids=packed.input_ids,
             attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
             position_ids=packed.position_ids + position_offset(self.model.decoder),
-            encoder_hidden_states=self._projected(image_states),
+            encoder_hidden_states=self.read_states(image_states),
         )
 
-    def _projected(self, image_states: torch.Tensor) -> torch.Tensor:
+    @property
+    def reader(self) -> Any:
+        """The decoder."""
+        return self.model.decoder
+
+    def read_states(self, image_states: torch.Tensor) -> torch.Tensor:
         """Image states in the decoder's width."""
         return self.model.enc_to_dec_proj(image_states) if hasattr(self.model, "enc_to_dec_proj") else image_states
 
@@ -247,7 +253,7 @@ class VitGpt2(Captioner):
             return self.model.generate(
                 # Only asked whether they are there: keys and values come from the cache.
                 encoder_outputs=BaseModelOutput(last_hidden_state=image_states[:, :1]),
-                **image_cache(decoder, self._projected(image_states)),
+                **image_cache(decoder, self.read_states(image_states)),
                 **leaving(config),
                 **start,
             )
@@ -255,7 +261,7 @@ class VitGpt2(Captioner):
     @torch.no_grad()
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the cross-attention of the last layers before each token."""
-        weights = last_layers_attention(self.model.decoder, token_ids, self._projected(image_states))
+        weights = last_layers_attention(self.model.decoder, token_ids, self.read_states(image_states))
         return grid_maps(weights, square_grid(image_states.shape[1]), self.card_facts.title)
 
 

@@ -28,7 +28,7 @@ PANELS = {
     "Runs": ("run", "doctor", "train", "status", "plot", "watch", "card", "list", "recipe-schema"),
     "Captions": ("caption", "review", "explain", "demo", "ensemble", "search"),
     "Scores": ("score", "compare", "judge-metrics"),
-    "The Hub": ("publish", "verify", "merge", "publish-space", "publish-metric"),
+    "The Hub": ("publish", "verify", "merge", "export", "publish-space", "publish-metric"),
     "Data": ("data", "features"),
 }
 """How `hfcap --help` groups the commands, in this order."""

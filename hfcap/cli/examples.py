@@ -43,6 +43,7 @@ EXAMPLES = {
     "publish": ("hfcap publish runs/mine --repo-id you/name --dry-run", "hfcap publish runs/mine --repo-id you/name"),
     "verify": ("hfcap verify you/name",),
     "merge": ("hfcap merge runs/mine_lora -o merged",),
+    "export": ("hfcap export runs/mine --to onnx -o export --images photos",),
     "publish-space": ("hfcap publish-space you/name --repo-id you/demo --dry-run",),
     "publish-metric": ("hfcap publish-metric cider --repo-id you/cider --dry-run",),
     "data coco": ("hfcap data coco --root coco",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -116,6 +116,26 @@ def merge(
     quiet_loading()
     save_merged(adapter, output, trust_remote_code)
     say(f"Merged model: {output}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="run directory, model folder or Hub id")],
+    output: Annotated[Path, output_folder("folder to write")],
+    to: Annotated[Literal["onnx", "openvino", "gguf"], typer.Option(help="runtime; gguf is refused with the reason")],
+    images: Annotated[
+        list[str] | None, typer.Option(help="file, folder or pattern that the check captions; default: drawn scenes")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="commit, tag or branch on the Hub")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write a captioner as ONNX or OpenVINO files that run without hfcap, and check that they caption the same."""
+    from hfcap.captioners.quiet import quiet_loading
+    from hfcap.export.writing import export_captioner
+
+    quiet_loading()
+    count = export_captioner(model, output, to, images or (), revision, trust_remote_code)
+    say(f"Exported: {output} ({count:,} images checked: captions as from hfcap)")
 
 
 Output = Annotated[Path | None, output_folder("folder to write; default: spaces/NAME")]

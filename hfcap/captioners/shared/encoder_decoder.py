@@ -1,7 +1,12 @@
-"""What the families share whose decoder reads any encoder's states through cross-attention: all but the options."""
+"""What the families share whose decoder reads an encoder's states through cross-attention.
+
+`ReadsByCrossAttention` is what others need to run the two parts alone; `EncoderDecoderCaptioner` all but the options of
+families with hfcap's own model class.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -21,7 +26,20 @@ from hfcap.generation.step_scores import drop_step_scores
 from hfcap.schema import PackedCaptions
 
 
-class EncoderDecoderCaptioner(CustomModelCaptioner):
+class ReadsByCrossAttention(ABC):
+    """A captioner made of an encoder and a decoder, with nothing between them but states."""
+
+    @property
+    @abstractmethod
+    def reader(self) -> Any:
+        """The decoder with its head: input_ids, encoder_hidden_states and a cache -> logits and the cache."""
+
+    def read_states(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's states (B, S, D) in the width (B, S, H) that `reader` reads."""
+        return image_states
+
+
+class EncoderDecoderCaptioner(CustomModelCaptioner, ReadsByCrossAttention):
     """An EncoderDecoderModel. Parts: vision (encoder) and text (bridge and decoder)."""
 
     parts = ("vision", "text")
@@ -61,6 +79,15 @@ class EncoderDecoderCaptioner(CustomModelCaptioner):
         """RoBERTa-like decoders leave their first positions unused."""
         return position_offset(self.model.decoder)
 
+    @property
+    def reader(self) -> Any:
+        """The decoder."""
+        return self.model.decoder
+
+    def read_states(self, image_states: torch.Tensor) -> torch.Tensor:
+        """Image states as the bridge hands them to the decoder."""
+        return self.model.bridge(image_states)
+
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """Encoder; bridge and decoder."""
         return {"vision": [self.model.vision_model], "text": [self.model.bridge, self.model.decoder]}
@@ -77,7 +104,7 @@ class EncoderDecoderCaptioner(CustomModelCaptioner):
             input_ids=packed.input_ids,
             attention_mask=packed_attention_mask(packed.caption_index, image_states.dtype),
             position_ids=packed.position_ids + position_offset(decoder),
-            encoder_hidden_states=self.model.bridge(image_states),
+            encoder_hidden_states=self.read_states(image_states),
         )
 
     def packed_head(self, states: torch.Tensor) -> torch.Tensor:
@@ -96,7 +123,7 @@ class EncoderDecoderCaptioner(CustomModelCaptioner):
                 image_states=image_states, input_ids=input_ids, generation_config=config, **drop_step_scores(config)
             )
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + position_offset(decoder)
-        read = self.model.bridge(image_states)
+        read = self.read_states(image_states)
         with shared_attention(decoder):
             return decoder.generate(
                 input_ids=input_ids,
@@ -112,5 +139,5 @@ class EncoderDecoderCaptioner(CustomModelCaptioner):
     def word_attention(self, image_states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the cross-attention of the last layers before each token."""
         with torch.no_grad():
-            weights = last_layers_attention(self.model.decoder, token_ids, self.model.bridge(image_states))
+            weights = last_layers_attention(self.model.decoder, token_ids, self.read_states(image_states))
         return grid_maps(weights, self.model.config.vision_grid, self.card_facts.title)

@@ -1,0 +1,1 @@
+"""Trained captioners as files of other runtimes (ONNX, OpenVINO), checked by running them."""

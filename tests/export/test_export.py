@@ -1,0 +1,193 @@
+"""Exported captioners: their files, run without hfcap, caption as hfcap does; or there are no files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from hfcap.captioners.loading import load_captioner
+from hfcap.cli import app
+from hfcap.errors import UserError, WorkError
+from hfcap.export import writing
+from hfcap.export.writing import PACKAGES, export_captioner
+from hfcap.files import write_text
+from hfcap.recipe.blocks import GenerateOptions
+from tests.captioners.helpers import build, write_image
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = GenerateOptions(num_beams=3, max_new_tokens=7)
+
+
+def saved(family: str, folder: Path, prompt: str = "") -> Path:
+    captioner = build(family)
+    captioner.prompt = prompt
+    captioner.save(folder, OPTIONS)
+    return folder
+
+
+def plain_captions(model: Path, paths: list[Path]) -> list[str]:
+    """By the model's own generate, one image at a time."""
+    captioner = load_captioner(str(model))
+    found = []
+    for path in paths:
+        values = captioner.image_processor(images=Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            start = torch.tensor([captioner.start_token_ids()])
+            config = captioner.generation_config(GenerateOptions(num_beams=1, max_new_tokens=7))
+            output = captioner.plain_generate(captioner.encode(values), start, config)
+        words = getattr(output, "sequences", output)[:, start.shape[1] :]
+        found.append(" ".join(captioner.tokenizer.decode(words[0], skip_special_tokens=True).split()))
+    return found
+
+
+def run_without_hfcap(folder: Path, paths: list[Path]) -> list[str]:
+    """-I: neither the working folder nor PYTHONPATH is looked at; hfcap, installed or not, is not found."""
+    command = [sys.executable, "-I", "-c", f"import sys; sys.modules['hfcap'] = None; {_RUN}", str(folder)]
+    done = subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, check=True, timeout=240)
+    return [line.split("\t")[1] for line in done.stdout.splitlines() if "\t" in line]
+
+
+def drawn(folder: Path) -> list[Path]:
+    paths = [folder / f"{number}.png" for number in range(10)]
+    for number, path in enumerate(paths):
+        write_image(path, seed=number)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("family", "to", "prompt"),
+    [
+        ("blip", "onnx", "a cat"),
+        ("vit_gpt2", "openvino", "a cat"),
+        ("blip", "openvino", ""),
+        ("cnn_transformer", "onnx", ""),
+    ],
+)
+def test_files_caption_as_the_model_itself(family: str, to: Any, prompt: str, tmp_path: Path) -> None:
+    for package in PACKAGES[to]:
+        pytest.importorskip(package)
+    model, output = saved(family, tmp_path / "model", prompt), tmp_path / "exported"
+    assert export_captioner(str(model), output, to) == 9
+    notes = json.loads((output / "hfcap_export.json").read_text(encoding="utf-8"))
+    assert notes["check"]["same_as_hfcap"] and notes["check"]["images"] == 9
+    assert notes["max_new_tokens"] == 7 and set(PACKAGES[to]) < set(notes["versions"])
+    assert str(tmp_path) not in (output / "hfcap_export.json").read_text(encoding="utf-8")
+    assert f"exported to {to}" in (output / "README.md").read_text(encoding="utf-8")
+    paths = drawn(tmp_path / "drawn")
+    captions = run_without_hfcap(output, paths)
+    assert captions == plain_captions(model, paths)
+    assert len(set(captions)) > 1
+
+
+_RUN = "import runpy; folder = sys.argv.pop(1); runpy.run_path(folder + '/caption.py', run_name='__main__')"
+
+
+def fake_files(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Stand in for transformers' exporters, whose files a program of ours pretends to run."""
+    monkeypatch.setattr("hfcap.export.components.write_components", lambda *arguments: "cache")
+    monkeypatch.setattr(writing, "_require_format", lambda to: None)
+    monkeypatch.setattr(writing, "PACKAGES", {"onnx": ()})
+    monkeypatch.setattr(
+        writing, "write_text", lambda path, text: write_text(path, program if path.suffix == ".py" else text)
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (
+            "import sys\nfor path in sys.argv[1:]: print(path + '\\tanother')",
+            "9 of 9 images get another caption",
+        ),
+        ("import os; os.abort()", r"do not run \(exit code -6: "),
+        ("raise ValueError('no such operator')", "ValueError: no such operator"),
+    ],
+)
+def test_files_that_caption_otherwise_are_not_left(
+    program: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    fake_files(monkeypatch, program)
+    model = saved("vit_gpt2", tmp_path / "model")
+    with pytest.raises(WorkError, match=said):
+        export_captioner(str(model), tmp_path / "exported", "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_fault_of_the_exporter_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_files(monkeypatch, "")
+
+    def fails(*arguments: Any) -> str:
+        return str(torch.ones(2) @ torch.ones(3))
+
+    monkeypatch.setattr("hfcap.export.components.write_components", fails)
+    with pytest.raises(RuntimeError):  # a fault of this test's own
+        fails()
+    model = saved("vit_gpt2", tmp_path / "model")
+    monkeypatch.setattr("hfcap.errors._raised_by_library", lambda error: True)
+    with pytest.raises(UserError, match=r"model: transformers' exporter to onnx fails \(.*\); give another --to"):
+        export_captioner(str(model), tmp_path / "exported", "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_wrong_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, output = saved("vit_gpt2", tmp_path / "model"), tmp_path / "exported"
+
+    def refused(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["export", *arguments])
+        assert isinstance(done.exception, UserError), done.output
+        assert not output.exists()
+        return str(done.exception)
+
+    assert refused(str(model), "--to", "gguf", "-o", str(output)).startswith("--to gguf: llama.cpp has no architecture")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = refused(str(model), "--to", "onnx", "-o", str(output))
+    assert re.match(r"--to onnx: packages are missing; pip install 'onnx\S*' 'onnxscript\S*' 'onnxruntime\S*'$", said)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    nothing = str(tmp_path / "nothing")
+    assert "nothing" in refused(nothing, "--to", "onnx", "-o", str(output))
+    assert nothing in refused(str(model), "--to", "onnx", "-o", str(output), "--images", nothing)
+    assert "is not empty" in refused(str(model), "--to", "onnx", "-o", str(model))
+    other = saved("clip_prefix", tmp_path / "other")
+    said = refused(str(other), "--to", "onnx", "-o", str(output))
+    assert "is not exported: only captioners are whose decoder reads the image through cross-attention" in said
+    with pytest.raises(UserError, match=r"^--to tflite: no such format; give onnx or openvino$"):
+        export_captioner(str(model), output, "tflite")  # type: ignore[arg-type]
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    page = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    model = saved("vit_gpt2", tmp_path / "runs/mine")
+    for name in ("photos/a.png", "photos/b.png", "cat.jpg", "dog.jpg"):
+        write_image(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    done = []
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        if name == "hfcap" and "onnx" in arguments:
+            result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+        elif name == "python":
+            program = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+            assert [row.split("\t")[0] for row in program.stdout.splitlines() if "\t" in row] == ["cat.jpg", "dog.jpg"]
+        else:
+            assert (name, arguments[:1]) in [("hfcap", ["export"]), ("pip", ["install"])]
+            continue
+        done.append(name)
+    assert done == ["hfcap", "python"]
+    assert json.loads(Path("export/hfcap_export.json").read_text(encoding="utf-8"))["check"]["images"] == 2
+    paths = drawn(tmp_path / "drawn")
+    assert run_without_hfcap(Path("export"), paths) == plain_captions(model, paths)
