@@ -1,4 +1,4 @@
-"""What a person names to be captioned: files, folders, patterns, web addresses, or one dataset."""
+"""What a person names to be captioned: files, folders, patterns, web addresses, lists of these, or one dataset."""
 
 from __future__ import annotations
 
@@ -11,20 +11,47 @@ from pathlib import Path
 from typing import Literal
 
 from hfcap.data.image_files import folder_images
-from hfcap.data.images import IMAGE_SUFFIXES, BytesImage, FileImage, UnreadableImageError, decode_image
+from hfcap.data.images import (
+    IMAGE_SUFFIXES,
+    BytesImage,
+    FileImage,
+    UnreadableImageError,
+    decode_image,
+)
 from hfcap.data.sources import folder as folder_source
 from hfcap.data.sources.coco_json import list_images
 from hfcap.data.sources.hub import TABLE_SUFFIXES, is_saved_dataset
 from hfcap.data.web.image_stream import ImageStream, dataset_images, listed_images
 from hfcap.data.web.web_images import web_image
 from hfcap.errors import UserError
+from hfcap.files import read_text
 from hfcap.progress import error_console
 from hfcap.schema import CaptionedImage
 from hfcap.text import printable
 
 _ON_HUB = "hf://datasets/"
 _LISTED = 10
-Kind = Literal["web", "coco", "dataset", "folder", "images"]
+_LIST_SUFFIX = ".txt"
+Kind = Literal["web", "coco", "dataset", "folder", "list", "images"]
+
+
+@dataclass(frozen=True, slots=True)
+class MissingImage:
+    """In the place of an image that cannot be had, and why."""
+
+    problem: str
+
+    def read(self) -> bytes:
+        """Say what is wrong.
+
+        Raises:
+            UnreadableImageError: always.
+        """
+        raise UnreadableImageError(self.problem)
+
+    def describe(self) -> str:
+        """Return what is wrong."""
+        return self.problem
 
 
 @dataclass(frozen=True)
@@ -71,10 +98,39 @@ def images_of(inputs: Sequence[str], choice: DatasetChoice | None = None) -> Ima
     choice.require_only(inputs[0])
     records: dict[str, CaptionedImage] = {}
     for text, kind in kinds.items():
-        found = [CaptionedImage(text, text, (), web_image(text))] if kind == "web" else find_images([text])
-        for record in found:
+        for record in _named_by(text, kind):
             records.setdefault(_key(record), record)
     return listed_images(list(records.values()))
+
+
+def _named_by(text: str, kind: Kind) -> list[CaptionedImage]:
+    if kind == "web":
+        return [CaptionedImage(text, text, (), web_image(text))]
+    return _listed(Path(text).expanduser()) if kind == "list" else find_images([text])
+
+
+def _listed(path: Path) -> list[CaptionedImage]:
+    """Return the images that a text file names, one a line: web addresses, and files relative to its folder.
+
+    Raises:
+        UserError: it is no text, or names none.
+    """
+    lines = [line.strip() for line in read_text(path, "list of images").split("\n")]
+    records = [_of_line(line, path, number) for number, line in enumerate(lines, start=1) if line]
+    if not records:
+        raise UserError(f"{path}: names no image; write a file or a web address on each line")
+    return records
+
+
+def _of_line(line: str, path: Path, number: int) -> CaptionedImage:
+    if "://" not in line:
+        name = str(path.parent / line)
+        return CaptionedImage(name, name, (), FileImage(path.parent / line))
+    try:
+        return CaptionedImage(line, line, (), web_image(line))
+    except UserError as error:  # of a million addresses some are none
+        where = f"{path}: line {number}"
+        return CaptionedImage(where, where, (), MissingImage(f"{where}: {error}"))
 
 
 def _key(record: CaptionedImage) -> str:
@@ -97,7 +153,8 @@ def _kind(text: str, split: str | None) -> Kind:
         return "images" if split is None else "folder"
     if path.is_file():
         suffix = path.suffix.lower()
-        return "coco" if suffix == ".json" else "dataset" if suffix in TABLE_SUFFIXES else "images"
+        kinds: dict[str, Kind] = {".json": "coco", _LIST_SUFFIX: "list", **dict.fromkeys(TABLE_SUFFIXES, "dataset")}
+        return kinds.get(suffix, "images")
     return "dataset" if _may_be_on_hub(text, path) else "images"
 
 
@@ -108,7 +165,7 @@ def _first(folder: Path, suffixes: Iterable[str]) -> Path | None:
 def _may_be_on_hub(text: str, path: Path) -> bool:
     """Whether a name of nothing here is that of a dataset; inside a folder that is there it is a mistyped path."""
     looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
-    is_file = path.suffix.lower() in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".json"}
+    is_file = path.suffix.lower() in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".json", _LIST_SUFFIX}
     return looks_so and not is_file and not path.parent.exists()
 
 

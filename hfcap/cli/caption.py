@@ -38,7 +38,9 @@ _FORMS = "FILE.jsonl, .json, .csv, .tsv, .parquet, .txt (captions alone), .tar (
 
 Inputs = Annotated[
     list[str] | None,
-    typer.Argument(help="files, folders, patterns, web addresses; or one dataset: Hub id, parquet, COCO JSON"),
+    typer.Argument(
+        help="files, folders, patterns, web addresses, lists (.txt); or a dataset: Hub id, parquet, COCO JSON"
+    ),
 ]
 Sidecar = Annotated[Literal["txt", "json"] | None, typer.Option(help="write next to each image: 001.txt for 001.png")]
 Existing = Annotated[

@@ -12,7 +12,8 @@ import datasets
 import pytest
 
 from hfcap.captioners.base import Captioner
-from hfcap.captioning import DatasetChoice, caption_images, one_image
+from hfcap.captioning import DatasetChoice, caption_images, images_of, one_image
+from hfcap.captioning.sharded import ShardedJob, caption_shards
 from hfcap.data.web import web_images
 from hfcap.errors import UserError, WorkError
 from hfcap.explain import explain_image
@@ -217,3 +218,23 @@ def test_what_cannot_be_meant(
 def test_one_image_of_several(files: list[Path]) -> None:
     with pytest.raises(UserError, match="matches 5 images; give one"):
         one_image(str(files[0].parent))
+
+
+def test_a_list_of_files_and_addresses(
+    model: Model, files: list[Path], server: FileServer, tmp_path: Path, screen: Screen
+) -> None:
+    address = f"{server.url}/0.png"
+    lines = ["images/1.png", address, "", f"  {files[2]}\r", "images/gone.png", "ftp://host/a.png", address]
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    found = caption_images(model[1], [str(tmp_path / "list.txt"), str(files[1])])
+    assert [one.image_id for one in found] == [str(files[1]), address, str(files[2])]  # each once
+    of_all = dict(zip(range(5), of_files(model, files), strict=True))
+    assert rows(found) == [of_all[1], of_all[0], of_all[2]]
+    said = screen[1].getvalue()
+    assert "gone.png: no such file" in said
+    assert "list.txt: line 6: ftp://host/a.png: images are fetched by http and https only" in said
+    tally = caption_shards(ShardedJob(model[1], (str(tmp_path / "list.txt"),), tmp_path / "out", images_per_shard=2))
+    assert (tally.shards, tally.images, len(tally.failures)) == (3, 3, 2)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(UserError, match=r"empty\.txt: names no image; write a file or a web address on each line"):
+        images_of([str(tmp_path / "empty.txt")])

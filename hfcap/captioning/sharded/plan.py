@@ -16,14 +16,14 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any, Literal
 
-from hfcap.captioning.inputs import DatasetChoice, images_of
+from hfcap.captioning.inputs import DatasetChoice, MissingImage, images_of
 from hfcap.captioning.shards import SHARD_SUFFIX
 from hfcap.data.images import FileImage
 from hfcap.data.web.image_stream import DatasetPart
 from hfcap.data.web.web_images import WebImage
 from hfcap.errors import UserError
 from hfcap.files import folder_being_written, write_json
-from hfcap.schema import CaptionedImage
+from hfcap.schema import CaptionedImage, ImageBytes
 
 PARQUET_SUFFIX = ".parquet"
 _SHARDS, _IMAGES, _IDENTITY = "shards.jsonl", "images.jsonl", "plan.json"
@@ -102,8 +102,7 @@ class Plan:
         with (self.folder / _IMAGES).open(encoding="ascii") as lines:
             for line in islice(lines, shard.start, shard.stop):
                 row = json.loads(line)
-                image = FileImage(Path(row["file"])) if "file" in row else WebImage(row["url"])
-                yield CaptionedImage(row["image_id"], row["file_name"], (), image)
+                yield CaptionedImage(row["image_id"], row["file_name"], (), _image(row))
 
 
 def make_plan(asked: Asked, folder: Path) -> Plan:
@@ -182,7 +181,15 @@ def _row(record: CaptionedImage) -> dict[str, Any]:
         return row | {"file": str(record.image.path.absolute())}
     if isinstance(record.image, WebImage):
         return row | {"url": record.image.url}
+    if isinstance(record.image, MissingImage):
+        return row | {"problem": record.image.problem}
     raise UserError(f"{record.image_id}: is neither a file nor a web address; give -o FILE instead of --to-shards")
+
+
+def _image(row: dict[str, Any]) -> ImageBytes:
+    if "file" in row:
+        return FileImage(Path(row["file"]))
+    return WebImage(row["url"]) if "url" in row else MissingImage(row["problem"])
 
 
 def _files(inputs: Sequence[str]) -> list[Path]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hfcap.captioning.inputs import MissingImage
 from hfcap.captioning.sharded.plan import Plan, Shard
-from hfcap.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, BytesImage, UnreadableImageError
+from hfcap.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, BytesImage
 from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.tables.columns import UnfitColumnsError
 from hfcap.data.web.hub_columns import column_of, find_image_column
@@ -19,25 +19,6 @@ from hfcap.data.web.image_stream import part_images
 from hfcap.schema import CaptionedImage, ImageBytes
 
 _ROWS_AT_A_TIME = 16
-
-
-@dataclass(frozen=True, slots=True)
-class MissingImage:
-    """In the place of an image that cannot be had, and why."""
-
-    problem: str
-
-    def read(self) -> bytes:
-        """Say what is wrong.
-
-        Raises:
-            UnreadableImageError: always.
-        """
-        raise UnreadableImageError(self.problem)
-
-    def describe(self) -> str:
-        """Return what is wrong."""
-        return self.problem
 
 
 class ReadOnce:
