@@ -116,6 +116,7 @@ class CaptionedImage:
         image: where the encoded bytes come from.
         group: what the dataset tells images apart by (nocaps: in-domain, near-domain, out-domain); empty = nothing.
         prompts: what the captions answer, as the dataset says (LLaVA's questions); empty = it names none.
+        asked: the prompt that each caption answers, in training too and in place of the captioner's own; empty = that.
         columns: what the image's table says of it otherwise, column -> text, which prompts may name as fields.
     """
 
@@ -126,6 +127,7 @@ class CaptionedImage:
     group: str = ""
     prompts: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict, compare=False)
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class ImageTextToText(Captioner):
     """A model with its own processor. Parts: vision, connector (between vision and words) and text."""
 
     options_class = ImageTextToTextOptions
+    answers_prompts = True
     parts = ("vision", "connector", "text")
     model_types = tuple(sorted(MODEL_TYPES))
     card_facts = CardFacts(

@@ -106,6 +106,7 @@ class OpenAIEndpoint(NonparametricCaptioner):
     """A model that a server with OpenAI's chat completions runs. It has no parts: nothing of it is here."""
 
     options_class = OpenAIEndpointOptions
+    answers_prompts = True
     parts = ()
     keeps_features = False
     sees_one_image = False

@@ -207,7 +207,7 @@ def _notes(inspection: Inspection, reader: EntryReader) -> list[str]:
         text, count = reader.prompts.most_common(1)[0]
         notes.append(
             f"captions answer prompts: {len(reader.prompts):,} different ones, {count:,} times {text!r}; "
-            "model.prompt can give one to the captioner"
+            "model.prompt can give one to the captioner, own_prompts: true each its own"
         )
     return notes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hfcap import registry
@@ -79,4 +79,10 @@ def load_split(options: DataOptions, split: Split, check_images: bool = True) ->
     if check_images:
         records = check_images_decode(records, options.max_unreadable_images, where)
         warn_of_repeated_images(records, where)
-    return records
+    return records if split == "train" else [_first_question(record) for record in records]
+
+
+def _first_question(record: CaptionedImage) -> CaptionedImage:
+    """Return a scored image with the captions that answer its first prompt: one caption is generated of it."""
+    answers = [text for text, asked in zip(record.captions, record.asked, strict=False) if asked == record.asked[0]]
+    return replace(record, captions=tuple(answers), asked=(record.asked[0],) * len(answers)) if answers else record

@@ -125,11 +125,14 @@ def _report_traps(train: Sequence[CaptionedImage], findings: Findings) -> None:
             findings.warning("data.source", f"{trap.sentence(len(captions))}; the captioner will learn it", trap.remedy)
 
 
-def report_prompts(train: Sequence[CaptionedImage], prompt: str, takes_one: bool, findings: Findings) -> None:
+def report_prompts(
+    train: Sequence[CaptionedImage], prompt: str, takes_one: bool, answers: bool, findings: Findings
+) -> None:
     """Say of captions that answer prompts which of these the captioner is not told, in training or after.
 
     Args:
-        prompt: the captioner's own, which all its captions answer. takes_one: whether it can be told one.
+        prompt: the captioner's own, which all its captions answer. takes_one: whether it can be told one. answers:
+            whether each caption may answer its own.
     """
     answered = Counter(" ".join(text.split()) for record in train for text in record.prompts)
     untold = {text: count for text, count in answered.items() if text != " ".join(prompt.split())}
@@ -138,6 +141,7 @@ def report_prompts(train: Sequence[CaptionedImage], prompt: str, takes_one: bool
     text = max(untold, key=lambda one: untold[one])
     told = f"the captioner is told {printable(prompt)!r} instead" if prompt else "the captioner is told none of them"
     one = f"set model.prompt to it{'' if len(answered) == 1 else ', and leave the other captions out with data.filter'}"
+    one = "set data.own_prompts: true, which trains each after its own, or " + one if answers else one
     none = "this captioner takes no prompt: leave out captions that answer questions, with data.filter"
     findings.warning(
         "model.prompt",

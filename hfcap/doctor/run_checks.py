@@ -123,7 +123,7 @@ class _Examination:
             findings.warning(f"data.{split}_split", problem, recipe.data.to_score_more(split))
         _say("Building the captioner")
         captioner = build_captioner(recipe, train)
-        report_prompts(train, captioner.prompt, takes_prompt(captioner), findings)
+        report_prompts(train, captioner.prompt, takes_prompt(captioner), captioner.answers_prompts, findings)
         if captioner.tokenizer is not None:
             report.tokens = examine_tokens(recipe, captioner, train, findings)
         sheet = self.folder / SHEET_FILE

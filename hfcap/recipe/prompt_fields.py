@@ -95,10 +95,15 @@ def filled(template: str, columns: Mapping[str, str], image: str, special: Itera
 
 def harmless(value: str, special: Iterable[str] = ()) -> str:
     """Return a value as it may stand in a prompt; empty where nothing is left."""
-    for text in special:
-        value = value.replace(text, " ")
-    kept = (one if unicodedata.category(one) != "Cc" and one not in _DIRECTIONS else " " for one in value)
-    return " ".join("".join(kept).split())[:MOST_CHARACTERS].rstrip()
+    return " ".join(without_marks(value, special).split())[:MOST_CHARACTERS].rstrip()
+
+
+def without_marks(text: str, special: Iterable[str] = ()) -> str:
+    """Return a stranger's prompt without control characters but line ends, and without a tokenizer's special tokens."""
+    for mark in special:
+        text = text.replace(mark, " ")
+    harm = (one != "\n" and (unicodedata.category(one) == "Cc" or one in _DIRECTIONS) for one in text)
+    return "".join(" " if bad else one for one, bad in zip(text, harm, strict=True)).strip()
 
 
 def value_text(value: Any) -> str | None:

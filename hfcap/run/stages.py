@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfcap import registry
-from hfcap.captioners.asking.asked import longest, prompts_of, require_columns
+from hfcap.captioners.asking.asked import longest, prompts_of, require_askable
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner, save_merged
 from hfcap.captioners.shared.room import require_room
@@ -155,8 +155,12 @@ class Run:
     @property
     def _never_published(self) -> str | None:
         """Why captioners of this family cannot be published; None where they can."""
+        return self._family.publishing_limits.get("publish")
+
+    @property
+    def _family(self) -> type[Captioner]:
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
-        return family.publishing_limits.get("publish")
+        return family
 
     def records(self, split: Split) -> list[CaptionedImage]:
         """Checked records of one split."""
@@ -175,7 +179,7 @@ class Run:
         if last != "train":
             self.records(self.recipe.score.split)
         for name, records in self._splits.items():
-            require_columns(self.recipe.model.prompt, records, name)
+            require_askable(self._family, self.recipe.captioner, self.recipe.model.prompt, records, name)
         if last not in ("train", "caption"):
             self._scoring.check()
             split = self.recipe.score.split
@@ -188,8 +192,7 @@ class Run:
             return self.watch.skip("train")
         self._begin("train", force)
         splits = {name: self.records(name) for name in ("train", "validation")}
-        family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
-        if family.trains_by_gradients:
+        if self._family.trains_by_gradients:
             accept = self.watch.accept_changes
             train_stage(self.recipe, self.directory, splits, self.accelerator, accept, self._finish)
         else:
@@ -271,7 +274,9 @@ class Run:
         processor = read_json_object(self.directory.model / "processor_config.json", "processor configuration")
         images = processor.get("image_processor")
         image_size = images.get("size") if isinstance(images, dict) else None
-        return {"decoding": values, "prompt": self.recipe.model.prompt, "image_size": image_size}
+        own = any(record.asked for record in self.records(self.recipe.score.split))
+        prompt = "data.own_prompts" if own else self.recipe.model.prompt
+        return {"decoding": values, "prompt": prompt, "image_size": image_size}
 
     def _record_samples(self) -> None:
         """Choose the captions that the card shows, and record captions of the images that are published."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfcap.captioners.asking.asked import has_fields, prompts_of
+from hfcap.captioners.asking.asked import prompts_of, prompts_of_captions
 from hfcap.captioners.base import Captioner
 from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
@@ -134,11 +134,12 @@ def asked_prompts(captioner: Captioner, records: Sequence[CaptionedImage]) -> li
     Raises:
         UserError: an image has no value for a field of the prompt.
     """
-    prompts = prompts_of(captioner, None, records)
-    if not isinstance(prompts, list):
+    prompts = prompts_of_captions(captioner, records)
+    if prompts is None:
         return None
-    asked = {text: AskedPrompt(text, tuple(captioner.start_token_ids(text))) for text in dict.fromkeys(prompts)}
-    return [[asked[text]] * len(record.captions) for text, record in zip(prompts, records, strict=True)]
+    texts = dict.fromkeys(text for of_image in prompts for text in of_image)
+    asked = {text: AskedPrompt(text, tuple(captioner.start_token_ids(text))) for text in texts}
+    return [[asked[text] for text in of_image] for of_image in prompts]
 
 
 def train_dataset(
@@ -210,10 +211,11 @@ def _caption_values(
 def _objective(
     recipe: Recipe, captioner: Captioner, train_records: Sequence[CaptionedImage], accelerator: Any
 ) -> CrossEntropy:
-    if has_fields(captioner) and (block := "dpo" if recipe.dpo else "scst" if recipe.scst else ""):
+    block = "dpo" if recipe.dpo else "scst" if recipe.scst else ""
+    if block and isinstance(prompts_of(captioner, None, train_records), list):
         raise UserError(
-            f"{block}: trains after one prompt for all images, and model.prompt {captioner.template!r} has fields; "
-            f"write a prompt without any, or leave {block} out"
+            f"{block}: trains after one prompt for all images, and here each has its own (data.own_prompts, or fields "
+            f"in model.prompt); leave {block} or these out"
         )
     if recipe.dpo is not None:
         return _preference(recipe.dpo, captioner, train_records, recipe.data.max_caption_tokens)

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from hfcap import registry
 from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.captioners.adaptation.merging import require_merged
+from hfcap.captioners.asking.asked import require_askable
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner
 from hfcap.captioners.shared.attn_implementation import choose_attention
@@ -37,10 +38,11 @@ def build_captioner(recipe: Recipe, train_records: Sequence[CaptionedImage]) -> 
 
     Raises:
         UserError: that run has no model yet, or its captioner is of another family or was trained after another
-            prompt, or model.attn_implementation names a kernel that it cannot take.
+            prompt, or model.attn_implementation names a kernel that it cannot take; or images cannot be asked about.
     """
     set_seed(recipe.train.seed)
     family: type[Captioner] = registry.load("captioners", recipe.captioner).REGISTERED
+    require_askable(family, recipe.captioner, recipe.model.prompt, train_records, "train")
     if recipe.model.pretrained is not None and is_run_directory(recipe.model.pretrained):
         captioner = _from_earlier_run(recipe, recipe.model.pretrained, family)
     else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hfcap.captioners.asking.asked import prompts_of
+from hfcap.captioners.asking.asked import prompts_of_captions
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import is_run_directory
 from hfcap.environment import describe_environment
@@ -40,7 +40,7 @@ _PARTS_OF_START = {
     "weights": "the weights that training starts from",
     "tokenizer": "the tokenizer",
     "image_processor": "the image processor",
-    "prompts": "what captions answer: values of the prompt's fields",
+    "prompts": "what captions answer: prompts of the data, or values of fields",
 }
 
 
@@ -50,8 +50,8 @@ def describe_run(
     """Return the content of environment.json for a captioner as it was built, before any training."""
     described = describe_environment(recipe.train.seed, captioner.base_models, recipe.data, splits)
     start = describe_start(captioner)
-    prompts = [prompts_of(captioner, None, records) for records in splits.values()]
-    if any(isinstance(one, list) for one in prompts):
+    prompts = [prompts_of_captions(captioner, records) for records in splits.values()]
+    if any(prompts):
         start["prompts"] = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     return described | {"places": place_contents(recipe), "start": start}
 

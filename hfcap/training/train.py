@@ -10,7 +10,7 @@ from typing import Any
 
 from hfcap.captioners.adaptation.lora import save_adapter
 from hfcap.captioners.adaptation.targets import adapted_modules, lora_coverage
-from hfcap.captioners.asking.asked import longest, prompts_of
+from hfcap.captioners.asking.asked import longest_of_captions
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import describe_size
 from hfcap.captioners.shared.round_trip import round_trip
@@ -99,8 +99,7 @@ def train_stage(
     restart_peak_memory(accelerator.device)
     require_optimization(recipe.train, accelerator.device)
     captioner = build_captioner(recipe, splits["train"])
-    both = [record for records in splits.values() for record in records]
-    require_room_for_captions(captioner, recipe, longest(captioner, prompts_of(captioner, None, both)))
+    require_room_for_captions(captioner, recipe, longest_of_captions(captioner, splits.values()))
     require_number_types(captioner, accelerator.device)
     if is_sharded(accelerator):
         require_shardable(recipe, captioner)

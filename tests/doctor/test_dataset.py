@@ -177,7 +177,7 @@ def test_captions_that_answer_prompts_which_the_captioner_is_not_told(tmp_path: 
 def test_which_prompts_are_reported(prompt: str, answered: tuple[str, ...], said: list[str], tmp_path: Path) -> None:
     findings = Findings()
     train = [CaptionedImage("a", "a.png", ("a wall",), FileImage(tmp_path / "a.png"), prompts=answered)]
-    dataset.report_prompts(train, prompt, True, findings)
+    dataset.report_prompts(train, prompt, True, False, findings)
     assert len(findings.problems) == len(said)
     for problem, wanted in zip(findings.problems, said, strict=True):
         assert wanted in problem.message + problem.remedy

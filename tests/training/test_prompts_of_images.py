@@ -27,6 +27,7 @@ from hfcap.training.objectives.cross_entropy import CrossEntropy
 from tests.captioners.helpers import MemoryImage, build, gradients, write_image
 from tests.captioners.itt_models import itt
 from tests.captioners.itt_more_models import more
+from tests.captioners.itt_runs import card_caption
 from tests.rounding import assert_equal_to_rounding
 from tests.training.harness import forget_accelerator, recipe_values
 
@@ -134,13 +135,26 @@ def test_a_run_asks_each_image_in_training_and_in_decoding(family: str, tmp_path
     assert '"this {name} is".format(**{"name": "name"})' in card
 
 
-def test_a_store_of_features_changes_nothing(tmp_path: Path) -> None:
+def test_the_cards_code_asks_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = itt("llava", prompt="this {name} is {{what}}")
+    captioner.save(tmp_path / "model", GenerateOptions(num_beams=2, max_new_tokens=6))
+    image = write_image(tmp_path / "images" / "photo.jpg", 3)
+    asked = ImageCaptioner(tmp_path / "model").caption(image, "this name is {{what}}").text
+    assert card_caption(tmp_path / "model", image, "llava", monkeypatch) == asked
+
+
+@pytest.mark.parametrize("kind", ["git", "llava"])
+def test_a_store_of_features_changes_nothing(kind: str, tmp_path: Path) -> None:
     root = photo_folder(tmp_path / "photos")
+    if kind == "llava":
+        itt("llava").save(tmp_path / "base", GenerateOptions())
     logs = []
     for store in ("on", "off"):
         values = run_values("image_text_to_text", tmp_path / store, root, "this {name} is", feature_store=store)
         values["data"]["feature_store_folder"] = str(tmp_path / "features")
         values["train"]["freeze"] = ["vision"]
+        if kind == "llava":
+            values["model"] = {"pretrained": str(tmp_path / "base"), "prompt": "this {name} is"}
         log = run_of(values, "train").log
         logs.append([row["loss"] for _, row in read_json_lines(log, "log") if "loss" in row])
     assert len(logs[0]) == 4 and logs[0] == pytest.approx(logs[1], abs=1e-3)

@@ -1,11 +1,13 @@
-"""What a captioner is asked about each image: its prompt, whose fields the image's own columns fill."""
+"""What a captioner is asked about each image: its prompt, whose fields the image's columns fill, or the data's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from hfcap.recipe.prompt_fields import fields_of, filled, with_stand_ins
+from hfcap.errors import UserError
+from hfcap.recipe.prompt_fields import fields_of, filled, with_stand_ins, without_marks
 from hfcap.schema import CaptionedImage
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 Prompts = str | list[str] | None
 """One prompt for all images, or one for each; None = the captioner's own for all."""
+
+_special_texts: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def has_fields(captioner: Captioner, template: str | None = None) -> bool:
@@ -24,31 +28,60 @@ def prompt_of(captioner: Captioner, template: str | None, record: CaptionedImage
     """Return what is asked about one image.
 
     Args:
-        template: in place of the captioner's own prompt, perhaps with fields; None = the captioner's own.
+        template: in place of what else is asked, perhaps with fields; None = the first prompt that the data have for
+            the image, or else the captioner's own.
 
     Raises:
         UserError: the image has no value for a field.
     """
+    if template is None and record.asked:
+        return without_marks(record.asked[0], _special(captioner))
     template = captioner.template if template is None else template
     return filled(template, record.columns, record.file_name, _special(captioner))
 
 
 def prompts_of(captioner: Captioner, template: str | None, records: Sequence[CaptionedImage]) -> Prompts:
     """Return what is asked about the images; see `prompt_of`."""
-    if not has_fields(captioner, template):
+    if not has_fields(captioner, template) and not (template is None and any(record.asked for record in records)):
         return None if template is None else with_stand_ins(template)
     return [prompt_of(captioner, template, record) for record in records]
 
 
-def require_columns(template: str, records: Sequence[CaptionedImage], split: str) -> None:
-    """Refuse a recipe whose prompt asks for what images of a split do not have.
+def prompts_of_captions(captioner: Captioner, records: Sequence[CaptionedImage]) -> list[list[str]] | None:
+    """Return what each caption of each image answers; None where all answer the captioner's prompt.
 
     Raises:
-        UserError: names the field, the first image and its columns.
+        UserError: an image has no value for a field of the prompt.
     """
+    if not has_fields(captioner) and not any(record.asked for record in records):
+        return None
+    return [
+        [without_marks(text, _special(captioner)) for text in record.asked]
+        or [prompt_of(captioner, None, record)] * len(record.captions)
+        for record in records
+    ]
+
+
+def require_askable(
+    family: type[Captioner], name: str, template: str, records: Sequence[CaptionedImage], split: str
+) -> None:
+    """Refuse a recipe that asks for what images of a split do not have, or what its captioner cannot be asked.
+
+    Args:
+        name: of the family. template: the recipe's prompt.
+
+    Raises:
+        UserError: names the field, the first image and its columns; or the key and the family.
+    """
+    if not family.answers_prompts and any(record.asked for record in records):
+        raise UserError(
+            f"data.own_prompts: captioner {name} takes no instructions, so that its captions cannot answer the prompts "
+            "of the data; choose captioner image_text_to_text, or leave the key out"
+        )
     if fields_of(template):
         for record in records:
-            filled(template, record.columns, f"image {record.file_name} of {split}")
+            if not record.asked:
+                filled(template, record.columns, f"image {record.file_name} of {split}")
 
 
 def longest(captioner: Captioner, prompts: Prompts) -> str | None:
@@ -63,10 +96,17 @@ def longest(captioner: Captioner, prompts: Prompts) -> str | None:
     return distinct[max(range(len(distinct)), key=lengths.__getitem__)]
 
 
+def longest_of_captions(captioner: Captioner, splits: Iterable[Sequence[CaptionedImage]]) -> str | None:
+    """Return the longest prompt that any caption of the splits answers; None = all answer the captioner's own."""
+    asked = prompts_of_captions(captioner, [record for records in splits for record in records])
+    return None if asked is None else longest(captioner, [text for of_image in asked for text in of_image])
+
+
 def _special(captioner: Captioner) -> tuple[str, ...]:
     """Return what the tokenizer takes for more than text: images' places, turns of a chat, ends."""
-    tokenizer = getattr(captioner.processor, "tokenizer", None)
-    if tokenizer is None:
-        return ()
-    added = getattr(tokenizer, "added_tokens_decoder", {})  # of tokenizers that are none of transformers'
-    return tuple(sorted({*map(str, added.values()), *tokenizer.all_special_tokens}, key=len, reverse=True))
+    if captioner not in _special_texts:
+        tokenizer = getattr(captioner.processor, "tokenizer", None)
+        added = getattr(tokenizer, "added_tokens_decoder", {})  # of tokenizers that are none of transformers'
+        named = getattr(tokenizer, "all_special_tokens", [])
+        _special_texts[captioner] = tuple(sorted({*map(str, added.values()), *named}, key=len, reverse=True))
+    return _special_texts[captioner]

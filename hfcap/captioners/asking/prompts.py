@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hfcap.captioners.facts import GeneratedCaption
 from hfcap.errors import OptionError, UserError
@@ -27,6 +27,8 @@ class PromptDefaults:
 
     template: str = ""
     """The prompt as it was given: with fields that are filled for each image (recipe/prompt_fields.py)."""
+    answers_prompts: ClassVar[bool] = False
+    """Whether it takes instructions, so that each caption may answer another (`data.own_prompts`)."""
     _prompt: str = ""
 
     @property

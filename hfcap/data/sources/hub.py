@@ -18,7 +18,8 @@ from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.splits import canonical
 from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.tables.columns import captions_in, pointing_to_inspect
-from hfcap.data.tables.entries import JOINED_REMEDY, Entry, passes, without_prompt
+from hfcap.data.tables.conversations import Conversation, conversation_in, warn_of_system
+from hfcap.data.tables.entries import JOINED_REMEDY, SEVERAL_IMAGES, Entry, own_pairs, passes, without_prompt
 from hfcap.data.tables.grouping import grouped
 from hfcap.data.tables.loading import records_of
 from hfcap.data.tables.options import TableOptions
@@ -58,6 +59,8 @@ class HubOptions(TableOptions):
             raise ValueError("uncaptioned_images: ignore does not go with streaming: true; fetch the whole dataset")
         if self.streaming and (self.filter or self.split_column or self.group_by == "content"):
             raise ValueError("streaming: true reads rows in order; leave out filter, split_column, group_by: content")
+        if self.streaming and self.own_prompts:
+            raise ValueError("streaming: true keeps no prompts; leave out own_prompts, or fetch the whole dataset")
         return self
 
 
@@ -84,7 +87,8 @@ def _load_map_style(options: HubOptions, split_name: str) -> list[CaptionedImage
     for name, start, end in parts if column or drawn else _parts(options, splits, split_name):
         entries += _entries(options, splits[name], (name, start, end), column, joined, left_out)
     if left_out:
-        warn_on_terminal(f"{len(left_out):,} rows without a caption are left out, the first: {left_out[0]}")
+        what = "that cannot be trained on" if options.own_prompts else "without a caption"
+        warn_on_terminal(f"{len(left_out):,} rows {what} are left out, the first: {left_out[0]}")
     joined.refuse(f"{where}, split {split_name}", JOINED_REMEDY)
     if not entries:
         raise NoSuchSplitError(where, split_name, splits)
@@ -143,14 +147,24 @@ def _entries(
     texts = whole.select_columns(list(dict.fromkeys([*columns.of_text, *more])))
     hidden = [columns.image_base, *(column_of(place, whole.features) for place in columns.captions)]
     said = whole.select_columns(text_columns(whole.features, hidden))
+    systems = 0
     for number, row in enumerate(texts.select(range(start, end)), start=start):
         if not passes(row, options.filter):
             continue
         where = f"{options.dataset}, {name}, row {number}"
-        if options.uncaptioned_images == "ignore" and not any(captions_of_row(options, columns, row, where)):
+        talk = conversation_in(row, where) if columns.talk else None
+        if talk is not None and talk.n_images > 1:
+            left_out.append(f"{where} ({SEVERAL_IMAGES})")
+            continue
+        if (
+            talk is None
+            and options.uncaptioned_images == "ignore"
+            and not any(captions_of_row(options, columns, row, where))
+        ):
             left_out.append(where)
             continue
-        fields = row_fields(options, columns, name, number, row)
+        systems += talk is not None and talk.system
+        fields = row_fields(options, columns, name, number, row, talk)
         folder = local if local.is_dir() else None
         image = RowImage(images, columns.image, number, where, folder, options.allow_local_addresses)
         split = values_at(row, split_column) if split_column else []
@@ -161,10 +175,12 @@ def _entries(
             str(split[0]) if split else None,
             fields["image_id"],
             columns=RowColumns(said, number),
+            asked=tuple(fields["asked"]) if options.own_prompts else (),
         )
-        if options.caption_separator is None:
+        if options.caption_separator is None and talk is None:
             for cell in (value for place in columns.captions for value in values_at(row, place)):
                 joined.add(cell if isinstance(cell, str) else "")
+    warn_of_system(f"{options.dataset}, {name}", systems)
 
 
 def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage]:
@@ -239,10 +255,17 @@ def _listed(cell: Any) -> list[Any]:
     return cell if isinstance(cell, list) else [cell]
 
 
-def row_fields(options: HubOptions, columns: Columns, split: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
-    """Return id and captions of one row."""
+def row_fields(
+    options: HubOptions,
+    columns: Columns,
+    split: str,
+    number: int,
+    row: dict[str, Any],
+    talk: Conversation | None = None,
+) -> dict[str, Any]:
+    """Return id and captions of one row, and what they answer where that is asked for."""
     where = f"dataset {options.dataset}, split {split}, row {number}"
-    captions = captions_of_row(options, columns, row, where)
+    captions = captions_of_row(options, columns, row, where) if talk is None else [text for _, text in talk.pairs]
     if options.uncaptioned_images == "ignore":
         captions = [caption for caption in captions if caption]
     prompts = values_at(row, options.prompt_column) if options.prompt_column else []
@@ -257,7 +280,9 @@ def row_fields(options: HubOptions, columns: Columns, split: str, number: int, r
         raise UserError(
             f"{where}: {columns.image_id} is {shown(image_id)}, no usable id; choose another data.image_id_column"
         )
-    return {"image_id": str(image_id), "captions": captions}
+    prompt = prompts[0] if prompts and isinstance(prompts[0], str) else ""
+    asked = [text for text, _ in own_pairs(talk, captions, prompt, where)] if options.own_prompts else []
+    return {"image_id": str(image_id), "captions": captions, **({"asked": asked} if asked else {})}
 
 
 def open_splits(

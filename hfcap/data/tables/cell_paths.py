@@ -26,9 +26,9 @@ def values_at(row: Mapping[str, Any], path: str) -> list[Any]:
         return [row[path]]
     found: list[Any] = [row]
     for key, conditions in _steps(path):
-        found = [item[key] for value in found if isinstance(item := _parsed(value), Mapping) and key in item]
+        found = [item[key] for value in found if isinstance(item := parsed(value), Mapping) and key in item]
         for condition in conditions:
-            found = [item for value in found for item in _chosen(_parsed(value), condition)]
+            found = [item for value in found for item in _chosen(parsed(value), condition)]
     return found
 
 
@@ -62,7 +62,7 @@ def _steps(path: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(steps)
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """Take apart an object or list that a program wrote as JSON into a cell of text."""
     if isinstance(value, str) and value[:1] in "[{" and value[-1:] in "]}":
         try:

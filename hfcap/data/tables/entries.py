@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,15 +12,18 @@ from hfcap.data.checks import clean_caption
 from hfcap.data.images import CheckableImage
 from hfcap.data.tables.cell_paths import same_value, template_text, values_at
 from hfcap.data.tables.columns import UnfitColumnsError, caption_columns, captions_in, image_column, split_column
+from hfcap.data.tables.conversations import Conversation, conversation_in, warn_of_system
 from hfcap.data.tables.layout import Layout, TableFile
 from hfcap.data.tables.options import TableOptions
 from hfcap.data.tables.reading import Row, read_rows
 from hfcap.errors import UserError
+from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.recipe.prompt_fields import values_of
 from hfcap.registry import did_you_mean
 from hfcap.schema import ImageBytes
 from hfcap.text import counted, is_absolute
 
+SEVERAL_IMAGES = "about several images"
 JOINED_REMEDY = "; or say so with data.caption_separator"
 
 
@@ -37,6 +40,7 @@ class Entry:
     listed_as: str | None = None
     prompt: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
 
 @dataclass
@@ -44,6 +48,8 @@ class LeftOut:
     """Rows that give no entry, counted by reason (`without a caption`), for `hfcap data inspect`."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    systems: int = 0
+    """Conversations whose instructions (role system) are left out."""
 
     def __str__(self) -> str:
         return "; ".join(self.sentences())
@@ -51,6 +57,12 @@ class LeftOut:
     def sentences(self) -> list[str]:
         """Return how many rows each reason left out."""
         return [f"{counted(count, 'row')} {reason}" for reason, count in self.counts.items()]
+
+    def warn_of_conversations(self, where: str) -> None:
+        """Say what training on conversations leaves out."""
+        if count := self.counts[SEVERAL_IMAGES]:
+            warn_on_terminal(f"{where}: {counted(count, 'row')} {SEVERAL_IMAGES}, left out")
+        warn_of_system(where, self.systems)
 
 
 class EntryReader:
@@ -89,6 +101,7 @@ class EntryReader:
                 if entry is not None:
                     yield entry
         joined.refuse(str(table.path), JOINED_REMEDY)
+        self.left_out.warn_of_conversations(str(table.path))
 
     def _counts(self, row: Row) -> bool:
         if passes(row.cells, self.filter):
@@ -105,25 +118,35 @@ class EntryReader:
             image = image.replace("\\", "/")  # as Windows writes it
             image = image if is_absolute(image) else table.prefix + image
         where = f"{row.where} ({image})" if isinstance(image, str) else row.where
-        captions = self._captions(replace_where(row, where), joined)
-        if not captions:
+        prompt = _text(row, self.options.prompt_column or self.layout.prompt) or ""
+        talk = conversation_in(row.cells, where) if self.options.own_prompts else None
+        if talk is not None:
+            if talk.n_images > 1:
+                self.left_out.counts[SEVERAL_IMAGES] += 1
+                return None
+            self.left_out.systems += talk.system
+        captions = self._captions(replace_where(row, where), joined) if talk is None else []
+        if not captions and talk is None:
             self.left_out.counts["without a caption"] += 1
             return None
-        prompt = _text(row, self.options.prompt_column or self.layout.prompt) or ""
-        if prompt:
+        if prompt and not self.options.own_prompts:
             self.prompts[prompt] += 1
         if self.options.prompt_column:
             captions = [without_prompt(one, prompt) for one in captions]
+        pairs = (
+            own_pairs(talk, captions, prompt, where) if self.options.own_prompts else [("", one) for one in captions]
+        )
         return Entry(
             row.where,
             image,
-            tuple(captions),
+            tuple(answer for _, answer in pairs),
             self._split(row, where) or table.split or self.layout.only_split or None,
             _text(row, self.options.image_id_column or self.layout.image_id),
             _text(row, self.layout.group) or "",
             _text(row, self.layout.listed_as),
-            prompt,
+            "" if self.options.own_prompts else prompt,
             values_of(row.cells, self.captions or caption_columns(row.cells)),
+            tuple(question for question, _ in pairs) if self.options.own_prompts else (),
         )
 
     def _image(self, row: Row) -> str | ImageBytes | None:
@@ -190,6 +213,22 @@ class EntryReader:
         if values and not isinstance(values[0], str):
             raise UserError(f"{where}: {place} must be text, not {type(values[0]).__name__}")
         return values[0] if values else None
+
+
+def own_pairs(talk: Conversation | None, captions: Sequence[str], prompt: str, where: str) -> Sequence[tuple[str, str]]:
+    """Return the (prompt, caption) pairs of a row, with `data.own_prompts`.
+
+    Raises:
+        UserError: the row holds neither a conversation nor a prompt.
+    """
+    if talk is not None:
+        return talk.pairs
+    if not prompt.strip():
+        raise UserError(
+            f"{where}: has no prompt (data.own_prompts); name its column with data.prompt_column, or give messages or "
+            "conversations"
+        )
+    return [(prompt, caption) for caption in captions]
 
 
 def passes(cells: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:

@@ -38,7 +38,7 @@ def grouped(entries: Sequence[Entry], images: Sequence[tuple[str, ImageBytes]], 
     for entry, (name, image) in zip(entries, images, strict=True):
         image_id = name if entry.image_id is None else entry.image_id
         prompts = (entry.prompt,) if entry.prompt else ()
-        record = CaptionedImage(image_id, name, entry.captions, image, entry.group, prompts, entry.columns)
+        record = CaptionedImage(image_id, name, entry.captions, image, entry.group, prompts, entry.columns, entry.asked)
         _join(groups, image_id, Group(entry.where, record, entry.split))
     if not by_content:
         return list(groups.values())
@@ -61,7 +61,8 @@ def _join(groups: dict[str, Group], key: str, group: Group) -> None:
         )
     captions = first.record.captions + group.record.captions
     prompts = tuple(dict.fromkeys(first.record.prompts + group.record.prompts))
-    groups[key] = replace(first, record=replace(first.record, captions=captions, prompts=prompts))
+    asked = first.record.asked + group.record.asked
+    groups[key] = replace(first, record=replace(first.record, captions=captions, prompts=prompts, asked=asked))
 
 
 def _place(where: str) -> str:

@@ -29,6 +29,11 @@ class TableOptions(SplitShares):
     prompt_column: str | None = Field(
         None, description="column with the prompt that a caption answers; a caption that begins with it loses it"
     )
+    own_prompts: bool = Field(
+        False,
+        description="instruction data: each caption is trained after the prompt that it answers in the data (turns of "
+        "`messages` or `conversations`, or prompt_column); of scored images the first prompt is asked",
+    )
     filter: dict[str, CellValue | list[CellValue]] = Field(
         default_factory=dict, description="only rows whose column has the value, or one of the values: {lang: en}"
     )

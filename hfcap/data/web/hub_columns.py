@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hfcap.data.tables.columns import ADDRESS_NAMES, CAPTION_NAME, TEXT_KEYS, UnfitColumnsError, numbered_alike, plain
+from hfcap.data.tables.conversations import conversation_columns
 from hfcap.registry import did_you_mean
 
 
@@ -18,6 +19,7 @@ class ColumnOptions(Protocol):
     caption_columns: list[str] | None
     image_id_column: str | None
     prompt_column: str | None
+    own_prompts: bool
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Columns:
 
     Attributes:
         bases: the columns of `captions`, and others whose text is read.
+        talk: those of a conversation, whose answers are the captions.
     """
 
     image: str
@@ -33,6 +36,7 @@ class Columns:
     image_id: str | None
     image_base: str
     bases: tuple[str, ...]
+    talk: tuple[str, ...] = ()
 
     @property
     def of_text(self) -> list[str]:
@@ -60,6 +64,8 @@ def find_columns(options: ColumnOptions, features: Mapping[str, Any]) -> Columns
     _require(options.dataset, "data.image_id_column", options.image_id_column, features)
     _require(options.dataset, "data.prompt_column", options.prompt_column, features)
     base = column_of(image, features)
+    if options.own_prompts and not options.caption_columns and (talk := conversation_columns(features)):
+        return Columns(image, talk, options.image_id_column, base, talk, talk)
     captions = options.caption_columns or _caption_columns(options, features, base)
     texts = [*captions, *([options.prompt_column] if options.prompt_column else [])]
     bases = tuple(column_of(place, features) for place in texts)
