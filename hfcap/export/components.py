@@ -46,15 +46,15 @@ def write_components(captioner: Captioner, pixel_values: torch.Tensor, export_fo
 
     Args:
         captioner: on the CPU, in evaluation mode; a ReadsByCrossAttention.
-        pixel_values: of at least two images, (B, 3, height, width).
+        pixel_values: of one image or more, (B, 3, height, width).
         export_format: onnx or openvino.
 
     Returns what the decoder calls its cache.
     """
-    assert isinstance(captioner, ReadsByCrossAttention) and len(pixel_values) >= _IMAGES
+    assert isinstance(captioner, ReadsByCrossAttention)
     decoder, encoder = captioner.reader, _Encoder(captioner).eval()
     name = cache_argument(decoder)
-    pixel_values = pixel_values[:_IMAGES]
+    pixel_values = pixel_values[:1].repeat(_IMAGES, 1, 1, 1)
     words = torch.full((_IMAGES, _TOKENS), captioner.start_token_id)
     with _quiet():
         with torch.no_grad():

@@ -157,6 +157,8 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     nothing = str(tmp_path / "nothing")
     assert "nothing" in refused(nothing, "--to", "onnx", "-o", str(output))
     assert nothing in refused(str(model), "--to", "onnx", "-o", str(output), "--images", nothing)
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG")
+    assert "cut.png" in refused(str(model), "--to", "onnx", "-o", str(output), "--images", str(tmp_path / "cut.png"))
     assert "is not empty" in refused(str(model), "--to", "onnx", "-o", str(model))
     other = saved("clip_prefix", tmp_path / "other")
     said = refused(str(other), "--to", "onnx", "-o", str(output))
