@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hfcap.caption_batch import generate_captions
-from hfcap.captioners.asking.asked import prompts_of
+from hfcap.captioners.asking.asked import Prompts, prompts_of
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.data.loading import ImageInputs, image_loader, sizes_of
 from hfcap.errors import UserError
@@ -50,11 +50,12 @@ def caption_batches(captioner: Captioner, job: DecodingJob, numbers: Sequence[in
         yield caption_batch(captioner, job, [job.records[number] for number in batch], images, batch[0])
 
 
-def _order(job: DecodingJob) -> list[int]:
-    """Return the numbers of the images in the order of their batches: those of one shape together, if that differs."""
-    sizes = sizes_of(job.inputs)
-    numbers = range(len(job.records))
-    return list(numbers) if sizes is None else sorted(numbers, key=lambda number: (sizes[number], number))
+def _order(job: DecodingJob, asked: Prompts) -> list[int]:
+    """Return the numbers of the images in the order of their batches: those of one shape and prompt together."""
+    sizes, prompts = sizes_of(job.inputs) or [], asked if isinstance(asked, list) else []
+    return sorted(
+        range(len(job.records)), key=lambda number: (sizes[number : number + 1], prompts[number : number + 1])
+    )
 
 
 def caption_batch(
@@ -119,7 +120,7 @@ def write_predictions(captioner: Captioner, job: DecodingJob, path: Path, accele
     done = _finished_ids(part)
     size, world, rank = job.batch_size, accelerator.num_processes, accelerator.process_index
     total = len(job.records)
-    order = _order(job)
+    order = _order(job, asked)
     batches = [order[first : first + size] for first in range(rank * size, total, world * size)]
     todo = [
         number

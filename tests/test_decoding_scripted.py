@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from hfcap.captioners.asking.prompts import PromptDefaults
 from hfcap.captioners.base import GeneratedCaption
 from hfcap.data.images import FileImage
 from hfcap.data.loading import BlankInputs
@@ -155,6 +157,19 @@ def test_progress_counts_this_process_s_images_and_is_shown_by_the_first(
         [("Captioning", {"total": 3, "completed": 0, "visible": False}), 3],
         [("Captioning", {"total": 8, "completed": 6, "visible": True}), 2],
     ]
+
+
+def test_images_with_the_same_prompt_are_captioned_together(tmp_path: Path) -> None:
+    class Asked(Scripted):
+        processor = SimpleNamespace()
+        caption_each = PromptDefaults.caption_each
+
+    _, job = _scripted(BEAMS, "a {kind}")
+    records = [replace(one, columns={"kind": ("cat", "dog")[n % 2]}) for n, one in enumerate(job.records[:6])]
+    captioner: Any = Asked()
+    write_predictions(captioner, replace(job, records=records), tmp_path / "test.jsonl", Process())
+    assert [prompt for *_, prompt, _ in captioner.given] == ["a cat", "a dog"]
+    assert list(read_captions(tmp_path / "test.jsonl").values()) == [f"{float(n)} 1" for n in range(6)]
 
 
 def test_parts_that_cannot_be_read_are_named(tmp_path: Path) -> None:
