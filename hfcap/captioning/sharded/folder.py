@@ -95,9 +95,9 @@ class OutputFolder:
         plan = make_plan(asked, self.plan_folder)
         if begun is not None and begun.get("images") != plan.identity:
             raise self._other(["images, or how they are divided"])
-        if not self.is_complete and (kept is None or kept.identity != plan.identity):
-            plan.write()
-        return plan
+        if self.is_complete:
+            return plan
+        return kept if kept is not None and kept.identity == plan.identity else plan.write()
 
     def _begun(self) -> dict[str, Any] | None:
         path = self.path / JOB

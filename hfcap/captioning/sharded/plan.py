@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from os.path import commonpath
@@ -39,7 +39,7 @@ class Shard:
         source: file that the images are in; "" = they are listed in the plan.
         label: what the source is called in ids and the manifest; "" of listed images.
         start, stop: lines of the plan's list, or row groups of a parquet file (stop is after the last); of a tar 0, 0.
-        first_row: number of the first row of a parquet file's part.
+        first_row: number of the first row of a parquet file's part. offset: of the first line in the plan's list.
         stamp: size and time of the last change of the source when the plan was made.
         part: of a dataset.
     """
@@ -52,6 +52,7 @@ class Shard:
     start: int = 0
     stop: int = 0
     first_row: int = 0
+    offset: int = 0
     stamp: tuple[int, int] | None = None
     column: str | None = None
     part: DatasetPart | None = None
@@ -90,17 +91,24 @@ class Plan:
     asked: str
     images: tuple[CaptionedImage, ...] = ()
 
-    def write(self) -> None:
-        """Keep it in its folder, in place of another one."""
+    def write(self) -> Plan:
+        """Keep it in its folder, in place of another one; returns it as it is read there."""
+        shards = []
         with folder_being_written(self.folder) as place:
-            _write_lines(place / _IMAGES, map(_row, self.images))
-            _write_lines(place / _SHARDS, map(asdict, self.shards))
+            with (place / _IMAGES).open("wb") as handle:
+                for shard in self.shards:
+                    shards.append(replace(shard, offset=handle.tell()))
+                    handle.writelines(map(_line, map(_row, self.images[shard.start : shard.stop])))
+            with (place / _SHARDS).open("wb") as handle:
+                handle.writelines(map(_line, map(asdict, shards)))
             write_json(place / _IDENTITY, {"identity": self.identity, "asked": self.asked})
+        return replace(self, shards=tuple(shards), images=())
 
     def listed(self, shard: Shard) -> Iterator[CaptionedImage]:
         """Yield the images of a shard of the plan's list, as it was written."""
-        with (self.folder / _IMAGES).open(encoding="ascii") as lines:
-            for line in islice(lines, shard.start, shard.stop):
+        with (self.folder / _IMAGES).open("rb") as lines:
+            lines.seek(shard.offset)
+            for line in islice(lines, shard.stop - shard.start):
                 row = json.loads(line)
                 yield CaptionedImage(row["image_id"], row["file_name"], (), _image(row))
 
@@ -169,10 +177,9 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _line(row: dict[str, Any]) -> bytes:
     # ASCII: names that are not UTF-8 come back as they were.
-    with path.open("w", encoding="ascii") as handle:
-        handle.writelines(json.dumps(row) + "\n" for row in rows)
+    return json.dumps(row).encode("ascii") + b"\n"
 
 
 def _row(record: CaptionedImage) -> dict[str, Any]:
