@@ -100,6 +100,19 @@ def test_tasks_of_a_slurm_array(launched: dict[str, bytes], here: Path) -> None:
     assert refused.returncode == 2 and "this script is a job array of a SLURM cluster" in refused.stderr
 
 
+def write_many(here: Path, count: int) -> None:
+    (here / "many").mkdir()
+    for number in range(count):
+        os.link((here / "photos/0.png").resolve(), here / "many" / f"{number:04d}.png")
+
+
+def wait_for(folder: Path, pattern: str) -> list[Path]:
+    until = time.monotonic() + 240
+    while not (found := list(folder.glob(pattern))) and time.monotonic() < until:
+        time.sleep(0.02)
+    return found
+
+
 def test_a_task_that_is_stopped_gives_its_shard_up_and_queues_itself_again(
     hfcap: Hfcap, launched: dict[str, bytes], here: Path
 ) -> None:
@@ -107,16 +120,12 @@ def test_a_task_that_is_stopped_gives_its_shard_up_and_queues_itself_again(
     tools.mkdir()
     (tools / "scontrol").write_text(f'#!/usr/bin/env bash\necho "$*" >{here}/called\n')
     (tools / "scontrol").chmod(0o755)
-    (here / "many").mkdir()
-    for number in range(4000):
-        os.link((here / "photos/0.png").resolve(), here / "many" / f"{number}.png")
+    write_many(here, 4000)
     environment = array_task(SLURM_ARRAY_TASK_ID="0", PATH=f"{tools}:{os.environ['PATH']}")
     arguments = ["runs/mine", "many", "-o", "stopped", "--to-shards", "parquet", "--images-per-shard", "4000"]
     job = subprocess.Popen(["bash", str(ROOT / "scripts/slurm_caption.sh"), *arguments], env=environment, cwd="/")
     claims = here / "stopped/.unfinished/claims"
-    until = time.monotonic() + 240
-    while not list(claims.glob("shard-*")) and time.monotonic() < until:
-        time.sleep(0.05)
+    assert wait_for(claims, "shard-*")
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=60) == 128 + signal.SIGTERM
     assert (here / "called").read_text() == "requeue 41\n"
@@ -134,6 +143,31 @@ def test_several_processes_and_what_they_are_told_once(hfcap: Hfcap, here: Path)
     (here / "two/manifest.jsonl").unlink()
     other = hfcap(*arguments, "-o", "two", "--num-processes", 2, "--num-beams", 1)
     assert_refused(other, "was begun with other decoding")
+
+
+def test_a_process_that_dies_and_the_end_of_all(here: Path) -> None:
+    write_many(here, 400)
+    arguments = ["runs/mine", "many", "-o", "out", "--to-shards", "parquet", "--images-per-shard", "20"]
+    command = [sys.executable, "-m", "hfcap", "caption", *arguments, "--num-processes", "2"]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    stopped = start()
+    assert wait_for(here, "out/.unfinished/done/*")
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and "stopped; finished shards are in out, and the same command goes on" in said
+    known = set(here.glob("out/.unfinished/workers/*.json"))
+    going_on = start()
+    until = time.monotonic() + 240
+    while not (new := set(here.glob("out/.unfinished/workers/*.json")) - known) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(int(new.pop().name.partition("-")[0]), signal.SIGKILL)
+    out, said = going_on.communicate(timeout=300)
+    assert (going_on.returncode, out) == (0, "Captions of 400 images in 20 shards: out\n"), said
+    assert "1 process died on the way (exit code -9); others took over" in said
+    assert [row["file_name"] for row in rows(here / "out")] == [f"many/{number:04d}.png" for number in range(400)]
 
 
 @pytest.mark.parametrize(
