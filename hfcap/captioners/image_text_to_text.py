@@ -9,14 +9,14 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig, GitProcessor
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
-from hfcap.captioners.shared.pretrained import config_from_mapping, new_image_processor
+from hfcap.captioners.shared.pretrained import config_from_mapping, copy_remote_code, new_image_processor
 from hfcap.captioners.shared.tokenizers import special_token_ids, token_number, train_tokenizer
 from hfcap.captioners.vlm.adapter import VlmAdapter
 from hfcap.captioners.vlm.blip2 import Blip2, InstructBlip
@@ -83,6 +83,10 @@ class ImageTextToText(Captioner):
         paper_model_types=("git",),
     )
     lora_target_modules = ""
+    adapters: ClassVar[tuple[type[VlmAdapter], ...]] = ADAPTERS
+    """Kinds that are told by their model type; for all others `Generic`. A family in another package gives its own."""
+    auto_class: ClassVar[Any] = AutoModelForImageTextToText
+    """What loads the model."""
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class ImageTextToText(Captioner):
         image_size: int | None = None,
     ) -> None:
         super().__init__(model, processor, prompt, list(base_models), assembled)
-        kind = next((kind for kind in ADAPTERS if model.config.model_type in kind.model_types), Generic)
+        kind = next((kind for kind in self.adapters if model.config.model_type in kind.model_types), Generic)
         self.image_size = image_size
         self.kind = kind(self)
         self.kind.check_model()
@@ -124,7 +128,7 @@ class ImageTextToText(Captioner):
             return cls._from_config(options, options.from_config, training_captions)
         assert options.pretrained is not None
         origin = (options.pretrained, options.revision, options.trust_remote_code)
-        model = load_model(*origin, options.dtype, options.quantization)
+        model = load_model(*origin, options.dtype, options.quantization, cls.auto_class, cls.model_types)
         base = BaseModel(options.pretrained, options.revision, "captioner")
         processor = load_processor(*origin)
         limit_pixels(processor.image_processor, options.min_pixels, options.max_pixels)
@@ -154,7 +158,7 @@ class ImageTextToText(Captioner):
     def from_folder(cls, location: str, revision: str | None, trust_remote_code: bool) -> Self:
         """Load a saved model with its processor, in the number type it is stored in."""
         origin = (location, revision, trust_remote_code)
-        return cls(load_model(*origin, None, None), load_processor(*origin))
+        return cls(load_model(*origin, None, None, cls.auto_class, cls.model_types), load_processor(*origin))
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
@@ -169,6 +173,12 @@ class ImageTextToText(Captioner):
             },
             "tokenizer": {"vocab_size": 400},
         }
+
+    def save_processor(self, folder: Path) -> None:
+        """Also copy code that came with the model, next to a whole model."""
+        super().save_processor(folder)
+        if (folder / "config.json").is_file():
+            copy_remote_code(self.model, folder)
 
     def sidecar(self) -> dict[str, str]:
         """Also keep the size of images or their limits, and how the processor is called."""
@@ -200,7 +210,7 @@ class ImageTextToText(Captioner):
         """Chat models write until they are done, and plain search is what their authors evaluate them with."""
         chats = any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
         model_type = read_json_object(folder / "config.json", "configuration of the model").get("model_type")
-        kind = next((kind for kind in ADAPTERS if model_type in kind.model_types), Generic)
+        kind = next((kind for kind in cls.adapters if model_type in kind.model_types), Generic)
         return {"num_beams": 1, "max_new_tokens": _CHAT_TOKENS} if chats and kind.speaks_chat else {}
 
     def take_usual_prompt(self) -> None:

@@ -145,11 +145,15 @@ def _family(folder: Path, location: str) -> type[Captioner]:
         raise UserError(
             f"{location}: holds neither a model (config.json) nor an adapter (adapter_config.json); give another folder"
         )
-    model_type = read_json_object(folder / "config.json", "configuration of the model").get("model_type")
+    config = read_json_object(folder / "config.json", "configuration of the model")
+    model_type = config.get("model_type")
     for name in registry.names("captioners"):
         family: type[Captioner] = registry.load("captioners", name).REGISTERED
         if model_type in family.model_types:
             return family
+    if isinstance(config.get("auto_map"), dict):
+        # Its code comes with it: that family says what is needed of it.
+        return registry.load("captioners", "image_text_to_text").REGISTERED
     raise UserError(
         f"{location}: hfcap has no captioner family for model_type {model_type!r}; it knows "
         + ", ".join(registry.names("captioners"))

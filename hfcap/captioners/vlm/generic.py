@@ -103,11 +103,17 @@ class Generic(Rows):
     def check_model(self) -> None:
         """Raise a UserError for a model that takes its image in another way."""
         name = type(self.model).__name__
-        usable = self._readers() and self.image_token_id() is not None
-        if not usable or "mm_encoder_outputs" not in inspect.signature(self.model.forward).parameters:
+        needed = {
+            "a method get_image_features": bool(self._readers()),
+            "image_token_id in its configuration": self.image_token_id() is not None,
+            "a parameter mm_encoder_outputs of its forward": "mm_encoder_outputs"
+            in inspect.signature(self.model.forward).parameters,
+        }
+        if not all(needed.values()):
             raise UserError(
                 f"model.pretrained: hfcap cannot caption with {name}: it does not take the image as tokens of its "
-                "prompt; docs/image_text_to_text.md lists the models that work"
+                f"prompt (it lacks {' and '.join(what for what, there in needed.items() if not there)}); choose "
+                "another: docs/image_text_to_text.md lists the models that work"
             )
         if not self.part_modules()["vision"]:
             raise UserError(

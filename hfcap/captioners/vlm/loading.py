@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hfcap.captioners.adaptation.quantization import keep_layout
 from hfcap.captioners.shared.pretrained import load_image_processor, loading_problem, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer
-from hfcap.errors import MissingPackageError, UserError, WorkError
+from hfcap.errors import MissingPackageError, UserError, WorkError, shown
 from hfcap.failures.hub import out_of_reach
 
 MODEL_TYPES = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {"blip", "vision-encoder-decoder"}
@@ -56,11 +57,19 @@ REFUSED = {
 
 
 def load_model(
-    location: str, revision: str | None, trust_remote_code: bool, dtype: str | None, quantization: str | None
+    location: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: str | None,
+    quantization: str | None,
+    loader: Any = AutoModelForImageTextToText,
+    model_types: Collection[str] = MODEL_TYPES,
 ) -> Any:
     """Load a whole model.
 
     Args:
+        loader: the auto class that loads it.
+        model_types: those that may be loaded, besides those that bring their code.
         dtype: float32, bfloat16 or float16; None = as the weights are stored.
         quantization: 4bit or 8bit (QLoRA, Dettmers et al. 2023, arXiv:2305.14314): frozen weights for LoRA.
 
@@ -74,7 +83,9 @@ def load_model(
         arguments["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     if trust_remote_code:
         arguments["trust_remote_code"] = True
-    model = whole_model(AutoModelForImageTextToText, location, revision, MODEL_TYPES, REFUSED, **arguments)
+    brought = _brought_type(location, revision, trust_remote_code, loader.__name__)
+    served = {*model_types, brought} if brought else model_types
+    model = whole_model(loader, location, revision, served, REFUSED, **arguments)
     keep_layout(model)
     if quantization is not None:
         # Layer norms in float32; everything frozen but the LoRA layers to come.
@@ -82,6 +93,33 @@ def load_model(
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model
+
+
+def _brought_type(location: str, revision: str | None, trusted: bool, auto_class: str) -> str | None:
+    """Return the type of a model whose class comes with it (Moondream and its like); None for those of transformers.
+
+    Raises:
+        UserError: its code does not say how it captions, or nobody has said that the code may run.
+    """
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
+    except (OSError, ValueError):
+        return None  # loading says what is wrong
+    brought, named = values.get("model_type"), values.get("auto_map")
+    if not isinstance(brought, str) or not isinstance(named, dict) or (brought in MODEL_TYPES):
+        return None
+    if auto_class not in named:
+        raise UserError(
+            f"{KEY}: {location} is a model of type {shown(brought)} whose code comes with it, and its auto_map names "
+            f"no {auto_class} (only {', '.join(map(str, named)) or 'nothing'}): hfcap cannot tell how it captions; "
+            "choose another, or write a captioner family for it (docs/image_text_to_text.md)"
+        )
+    if not trusted:
+        raise UserError(
+            f"{KEY}: {location} is a model of type {shown(brought)} whose code comes with it; give --trust-remote-code "
+            "(in a recipe model.trust_remote_code: true) if you trust its author"
+        )
+    return brought
 
 
 def quantization_config(quantization: str, dtype: str | None) -> BitsAndBytesConfig:
