@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
+from transformers import CONFIG_MAPPING
 
 from hfcap import registry
 from hfcap.captioners.adaptation.merging import (
@@ -151,7 +152,7 @@ def _family(folder: Path, location: str) -> type[Captioner]:
         family: type[Captioner] = registry.load("captioners", name).REGISTERED
         if model_type in family.model_types:
             return family
-    if isinstance(config.get("auto_map"), dict):
+    if isinstance(config.get("auto_map"), dict) and model_type not in CONFIG_MAPPING:
         # Its code comes with it: that family says what is needed of it.
         return registry.load("captioners", "image_text_to_text").REGISTERED
     raise UserError(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from hfcap.captioners.image_text_to_text import ImageTextToText, ImageTextToTextOptions
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.adapter import VlmAdapter
-from hfcap.captioners.vlm.prefix_kinds import Llava
+from hfcap.captioners.vlm.prefix import Prefix
 from hfcap.errors import UserError
 from hfcap.files import read_json
 from hfcap.recipe.blocks import GenerateOptions
@@ -118,10 +118,10 @@ def test_what_the_code_lacks_is_said(tmp_path: Path) -> None:
         load_captioner(str(blind), trust_remote_code=True)
 
 
-class TinyAdapter(Llava):
+class TinyAdapter(Prefix):
     """How the model takes image and words; here as LLaVA does, so that its captions can be packed."""
 
-    model_types = ("tiny_own_code",)
+    model_types: ClassVar[tuple[str, ...]] = ("tiny_own_code",)
 
 
 class Tiny(ImageTextToText):

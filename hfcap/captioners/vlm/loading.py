@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from hfcap import registry
 from hfcap.captioners.adaptation.quantization import keep_layout
 from hfcap.captioners.shared.pretrained import load_image_processor, loading_problem, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer
@@ -106,8 +107,12 @@ def _brought_type(location: str, revision: str | None, trusted: bool, auto_class
     except (OSError, ValueError):
         return None  # loading says what is wrong
     brought, named = values.get("model_type"), values.get("auto_map")
-    if not isinstance(brought, str) or not isinstance(named, dict) or (brought in MODEL_TYPES):
+    if not isinstance(brought, str) or not isinstance(named, dict) or brought in MODEL_TYPES:
         return None
+    if any(
+        brought in registry.load("captioners", name).REGISTERED.model_types for name in registry.names("captioners")
+    ):
+        return None  # another family's, whose code hfcap publishes
     if auto_class not in named:
         raise UserError(
             f"{KEY}: {location} is a model of type {shown(brought)} whose code comes with it, and its auto_map names "
