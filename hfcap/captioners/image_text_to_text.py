@@ -19,39 +19,17 @@ from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCapt
 from hfcap.captioners.shared.pretrained import config_from_mapping, copy_remote_code, new_image_processor
 from hfcap.captioners.shared.tokenizers import special_token_ids, token_number, train_tokenizer
 from hfcap.captioners.vlm.adapter import VlmAdapter
-from hfcap.captioners.vlm.blip2 import Blip2, InstructBlip
-from hfcap.captioners.vlm.florence2 import Florence2
 from hfcap.captioners.vlm.generic import Generic
-from hfcap.captioners.vlm.generic_kinds import HunyuanVL, VideoLlava
+from hfcap.captioners.vlm.generic_kinds import ADAPTERS as ADAPTERS
 from hfcap.captioners.vlm.git import Git
-from hfcap.captioners.vlm.kosmos2 import Kosmos2
 from hfcap.captioners.vlm.loading import MODEL_TYPES, limit_pixels, load_model, load_processor, pixel_limits
-from hfcap.captioners.vlm.mllama import Mllama
 from hfcap.captioners.vlm.options import ImageTextToTextOptions as ImageTextToTextOptions
-from hfcap.captioners.vlm.prefix_kinds import Idefics3, Llava, PaliGemma
-from hfcap.captioners.vlm.qwen import QwenVL
 from hfcap.errors import UserError, shown
 from hfcap.files import read_json_object
 from hfcap.generation.prompt_parts import by_prompt, joined
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
 from hfcap.schema import PackedCaptions, SizedImages
-
-ADAPTERS: tuple[type[VlmAdapter], ...] = (
-    Git,
-    Blip2,
-    InstructBlip,
-    Florence2,
-    PaliGemma,
-    Idefics3,
-    Llava,
-    QwenVL,
-    Kosmos2,
-    Mllama,
-    HunyuanVL,
-    VideoLlava,
-)
-
 
 _CHAT_TOKENS = 128
 """Room for a sentence or two of a model that nobody has told to be short."""

@@ -1,4 +1,4 @@
-"""Kinds that read images and words as `Generic` does, but for one thing."""
+"""Kinds that read images and words as `Generic` does, but for one thing; and the list of all kinds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
+from hfcap.captioners.vlm.adapter import VlmAdapter
+from hfcap.captioners.vlm.blip2 import Blip2, InstructBlip
+from hfcap.captioners.vlm.florence2 import Florence2
 from hfcap.captioners.vlm.generic import Generic
+from hfcap.captioners.vlm.git import Git
+from hfcap.captioners.vlm.kosmos2 import Kosmos2
+from hfcap.captioners.vlm.mllama import Mllama
+from hfcap.captioners.vlm.prefix_kinds import Idefics3, Llava, PaliGemma
+from hfcap.captioners.vlm.qwen import QwenVL
 
 
 class HunyuanVL(Generic):
@@ -61,3 +69,20 @@ class VideoLlava(Generic):
         if "pixel_values_images" in values:
             values["pixel_values"] = values.pop("pixel_values_images")
         return values
+
+
+ADAPTERS: tuple[type[VlmAdapter], ...] = (
+    Git,
+    Blip2,
+    InstructBlip,
+    Florence2,
+    PaliGemma,
+    Idefics3,
+    Llava,
+    QwenVL,
+    Kosmos2,
+    Mllama,
+    HunyuanVL,
+    VideoLlava,
+)
+"""Kinds that are told by their model type; `Generic` serves all others."""
