@@ -23,6 +23,7 @@ METRIC_NAMES = {
     "spice": "SPICE",
     "clip_score": "CLIPScore",
     "ref_clip_score": "RefCLIPScore",
+    "bert_score": "BERTScore",
 }
 """Metrics that papers print times 100, in the order of the papers' tables."""
 
