@@ -119,6 +119,13 @@ def _listed(path: Path) -> list[CaptionedImage]:
     records = [_of_line(line, path, number) for number, line in enumerate(lines, start=1) if line]
     if not records:
         raise UserError(f"{path}: names no image; write a file or a web address on each line")
+    first = records[:_LISTED]
+    if all(isinstance(record.image, FileImage) and not record.image.path.exists() for record in first):
+        # Some other text, most likely; a few files that are missing are named when they are captioned.
+        raise UserError(
+            f"{path}: its first line names {first[0].file_name}, and there is no such file; write a file or a web "
+            "address on each line"
+        )
     return records
 
 

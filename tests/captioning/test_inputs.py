@@ -238,3 +238,9 @@ def test_a_list_of_files_and_addresses(
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match=r"empty\.txt: names no image; write a file or a web address on each line"):
         images_of([str(tmp_path / "empty.txt")])
+    (tmp_path / "notes.txt").write_text("what we saw\nin May\n")
+    with pytest.raises(UserError, match=r"notes\.txt: its first line names .*what we saw, and there is no such file"):
+        images_of([str(tmp_path / "notes.txt")])
+    with pytest.raises(UserError, match=r"mistyped: no such file or folder"):
+        caption_shards(ShardedJob(model[1], (str(tmp_path / "mistyped"),), tmp_path / "other"))
+    assert list((tmp_path / "other").glob("[!.]*")) == []

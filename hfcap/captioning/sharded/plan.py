@@ -16,7 +16,7 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any, Literal
 
-from hfcap.captioning.inputs import DatasetChoice, MissingImage, images_of
+from hfcap.captioning.inputs import DatasetChoice, MissingImage, images_of, require_one_readable
 from hfcap.captioning.shards import SHARD_SUFFIX
 from hfcap.data.images import FileImage
 from hfcap.data.web.image_stream import DatasetPart
@@ -129,6 +129,8 @@ def make_plan(asked: Asked, folder: Path) -> Plan:
     else:
         images = images_of(inputs, asked.choice)
         listed, identity = images.listed or [], [images.identity, size]
+        if len(listed) == 1:  # a mistyped name; of many some may be missing
+            require_one_readable(listed)
         if images.parts is not None:
             shards = [_of_part(part) for part in images.parts(size)]
         else:
