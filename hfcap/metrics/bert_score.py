@@ -16,6 +16,7 @@ from pydantic import Field
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_text, sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
+from hfcap.metrics.shared.models import model_signature
 from hfcap.places import LocalPath, Location
 
 DEFAULT_MODEL = "FacebookAI/roberta-large"
@@ -211,13 +212,14 @@ class BertScore(CaptionMetric):
 
     def signature(self) -> dict[str, Any]:
         """Return model (of a folder its name, and a hash of its weights), layer, idf, baseline and precision."""
-        folder = Path(self._options.model)
-        weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-        model = {"model": folder.name if weights else self._options.model}
-        if weights:
-            model["weights"] = ",".join(sha256_of(path)[:16] for path in weights)
         baseline = None if self._options.baseline is None else sha256_of(Path(self._options.baseline))[:16]
-        return {**model, "num_layers": self._layer, "idf": False, "baseline": baseline, "precision": "float32"}
+        return {
+            **model_signature(self._options.model),
+            "num_layers": self._layer,
+            "idf": False,
+            "baseline": baseline,
+            "precision": "float32",
+        }
 
 
 REGISTERED = BertScore

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hfcap.errors import UserError, WorkError
-from hfcap.files import sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.metrics.shared.images import DecodedImages, FileBytes, Images, image_files
+from hfcap.metrics.shared.models import model_signature
 from hfcap.places import LocalPath, Location
 from hfcap.schema import IMAGE_BACKEND
 
@@ -218,12 +218,12 @@ class ClipScore(CaptionMetric):
 
     def signature(self) -> dict[str, Any]:
         """Return model (of a folder its name, and a hash of its weights), prompt and precision."""
-        folder = Path(self._options.model)
-        weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-        model = {"model": folder.name if weights else self._options.model}
-        if weights:
-            model["weights"] = ",".join(sha256_of(path)[:16] for path in weights)
-        return {**model, "prompt": PROMPT, "precision": "float32", "scale": self._options.scale}
+        return {
+            **model_signature(self._options.model),
+            "prompt": PROMPT,
+            "precision": "float32",
+            "scale": self._options.scale,
+        }
 
 
 REGISTERED = ClipScore

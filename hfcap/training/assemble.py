@@ -283,7 +283,8 @@ def training_run(
     )
     language = recipe.caption_language or "en"
     scores = functools.partial(_caption_values, language=language) if options.metric_for_best_model == "cider" else None
-    captioner.model.to(accelerator.device)
+    # What does not fit on one device as a whole goes there in pieces, layer by layer.
+    captioner.model.to("cpu" if is_sharded(accelerator) else accelerator.device)
     if trainable.peft_model is not None and recipe.lora is not None and recipe.lora.init_lora_weights == "eva":
         begin_with_data(trainable.peft_model, captioner, train, options.per_device_train_batch_size, options.seed)
     whole = None

@@ -43,6 +43,7 @@ def require_shardable(recipe: Recipe, captioner: Captioner) -> None:
     quantised = getattr(captioner.model, "quantization_method", None) is not None
     reasons = {
         "scst": (recipe.scst is not None, "it samples captions in each update, which needs whole weights; remove scst"),
+        "dpo": (recipe.dpo is not None, "it compares with the whole captioner that training started from; remove dpo"),
         "train.torch_compile": (recipe.train.torch_compile, "set it to false"),
         "train.mixed_precision": (recipe.train.mixed_precision == "fp16", "set it to bf16 or no"),
         "model.quantization": (quantised, "4-bit and 8-bit weights cannot be cut into pieces here; remove it"),
@@ -169,7 +170,6 @@ class WholeCaptioner:
     def __init__(self, trainable: TrainableCaptioner) -> None:
         captioner = copy.copy(trainable.captioner)
         captioner.model, peft_model = copy.deepcopy((captioner.model, trainable.peft_model))
-        captioner.model.to("cpu")
         captioner.verdicts, captioner.settled = dict(captioner.verdicts), False
         self.trainable = TrainableCaptioner(captioner, peft_model)
         self.objective = CrossEntropy(captioner, 0.0)

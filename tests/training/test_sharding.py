@@ -11,6 +11,7 @@ import torch
 
 from hfcap.captioners.loading import load_captioner
 from hfcap.errors import UserError
+from hfcap.recipe.dpo import DpoOptions
 from hfcap.recipe.scst import ScstOptions
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.training import loop
@@ -104,21 +105,22 @@ def test_bfloat16_products_on_float32_pieces(folders: tuple[Path, Path]) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "scst", "train"),
+    ("key", "blocks", "train"),
     [
-        ("scst", ScstOptions(), {}),
-        ("train.torch_compile", None, {"torch_compile": True}),
-        ("train.mixed_precision", None, {"mixed_precision": "fp16"}),
-        ("train.optim", None, {"optim": "adafactor"}),
+        ("scst", {"scst": ScstOptions()}, {}),
+        ("dpo", {"dpo": DpoOptions(pairs="pairs.jsonl")}, {}),
+        ("train.torch_compile", {}, {"torch_compile": True}),
+        ("train.mixed_precision", {}, {"mixed_precision": "fp16"}),
+        ("train.optim", {}, {"optim": "adafactor"}),
     ],
 )
 def test_what_needs_whole_weights_is_refused(
-    key: str, scst: ScstOptions | None, train: dict[str, Any], tmp_path: Path
+    key: str, blocks: dict[str, Any], train: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = tiny_recipe("vit_gpt2", tmp_path)
     captioner = build("vit_gpt2")
     require_shardable(recipe, captioner)
-    changed = recipe.model_copy(update={"scst": scst, "train": recipe.train.model_copy(update=train)})
+    changed = recipe.model_copy(update={**blocks, "train": recipe.train.model_copy(update=train)})
     with pytest.raises(UserError, match=f"^{key}: not with weights in pieces .FSDP in the accelerate configuration"):
         require_shardable(changed, captioner)
 
