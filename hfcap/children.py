@@ -70,3 +70,15 @@ def run_program(
         check=False,
         timeout=timeout,
     )
+
+
+def start_this_program(command: Sequence[str], additions: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start this program once more; it gets this process's environment, tokens among it, and its standard error.
+
+    Args:
+        command: of hfcap itself, no other program. additions: environment variables of its own.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    return subprocess.Popen(list(command), env={**os.environ, **additions}, stdout=subprocess.DEVNULL)

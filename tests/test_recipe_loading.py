@@ -22,6 +22,7 @@ from hfcap.recipe.loading import (
     recipe_from_mapping,
     recipe_json_schema,
 )
+from hfcap.recipe.prompt_fields import as_template
 
 GOOD = """\
 name: trial
@@ -287,7 +288,10 @@ RECIPES = block(
     {
         "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
         "captioner": st.just("blip"),
-        "model": block({"from_config": CONFIG}, {"prompt": TEXT, "tokenizer": block({"vocab_size": st.integers(300)})}),
+        "model": block(
+            {"from_config": CONFIG},
+            {"prompt": TEXT.map(as_template), "tokenizer": block({"vocab_size": st.integers(300)})},
+        ),
         "data": block(
             {"source": st.just("folder"), "root": TEXT},
             {"max_train_images": st.none() | st.integers(1), "caption_columns": st.lists(TEXT, max_size=3)},

@@ -82,6 +82,7 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("folder", r"folder is on this machine; give a repository of the Hub"),
         ("f.txt", r"f\.txt is on this mach"),
     ],
+    "export": [("f.txt -o m --to onnx", _MODEL_IS_FILE), ("folder -o f.txt --to onnx", _GIVE_FOLDER)],
     "merge": [("f.txt -o m", _MODEL_IS_FILE), ("folder -o f.txt", _GIVE_FOLDER)],
     "publish-space": [("a/b --repo-id a/c -o f.txt --dry-run", _GIVE_FOLDER)],
     "publish-metric": [("cider --repo-id a/b -o f.txt --dry-run", _GIVE_FOLDER)],

@@ -15,6 +15,7 @@ from hfcap.captioning.sharded.folder import OutputFolder, Tally
 from hfcap.captioning.sharded.place import COUNT, QUIET, RANK, Place
 from hfcap.captioning.sharded.speed import Speed
 from hfcap.captioning.sharded.work import ShardedJob, begin, caption_shards
+from hfcap.children import start_this_program
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.progress import error_console
 from hfcap.text import counted
@@ -65,8 +66,7 @@ def _started(command: Sequence[str], number: int, count: int, place: Place) -> s
     mine = {RANK: str(rank), COUNT: str(total), "LOCAL_RANK": str(number), QUIET: "1"}
     if not torch.accelerator.is_available():
         mine["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    # Standard error is this process's; the children are this program, so they get its tokens, too.
-    return subprocess.Popen(list(command), env=os.environ | mine, stdout=subprocess.DEVNULL)
+    return start_this_program(command, mine)
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
