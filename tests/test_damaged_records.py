@@ -309,6 +309,9 @@ def test_what_lies_next_to_a_model_is_named(built: RunDirectory, tmp_path: Path)
     with pytest.raises(UserError, match=r"max_new_tokens: .*less than or equal to 10000"):
         hfcap.load_captioner(model).caption(image)
     change(model / "generation_config.json", max_new_tokens=3)
+    change(model / "hfcap.json", prompt="a {photo")
+    with pytest.raises(UserError, match=r"hfcap\.json: .*prompt 'a \{photo'"):
+        hfcap.load_captioner(model)
     change(model / "config.json", model_type=["blip"])
     with pytest.raises(UserError, match=r"holds a model of type \['blip'\]"):
         hfcap.load_captioner(model)

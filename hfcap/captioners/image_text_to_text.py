@@ -173,7 +173,7 @@ class ImageTextToText(Captioner):
         super().take_sidecar(values)
         for name in ("image_size", "min_pixels", "max_pixels"):
             if not values.get(name, "1").isdecimal():
-                raise UserError(f"hfcap.json: {name} must be a whole number, not {shown(values[name])}")
+                raise UserError(f"{name} must be a whole number, not {shown(values[name])}")
         if "image_size" in values or values.get("images") == OWN_SHAPE:
             least, most = (int(values[name]) if name in values else None for name in ("min_pixels", "max_pixels"))
             limit_pixels(self.processor.image_processor, least, most)

@@ -53,6 +53,20 @@ def load_captioner(
     return captioner
 
 
+def _noted(captioner: Captioner, folder: Path) -> dict[str, str]:
+    """Let a captioner take over what was saved next to its weights; returns that.
+
+    Raises:
+        UserError: it is nothing that this captioner can take over.
+    """
+    notes = read_sidecar(folder)
+    try:
+        captioner.take_sidecar(notes)
+    except UserError as error:
+        raise UserError(f"{folder / SIDECAR}: {error}") from None
+    return notes
+
+
 def _loaded(location: str, revision: str | None, trust_remote_code: bool, merge: bool) -> tuple[Captioner, bool]:
     """Load a captioner; also whether a prompt, perhaps an empty one, was saved with it."""
     folder = local_folder(location, revision)
@@ -61,8 +75,7 @@ def _loaded(location: str, revision: str | None, trust_remote_code: bool, merge:
     family = _family(folder, location)
     with library_faults(lambda error: f"{location}: the model cannot be loaded ({reason_of(error)}); save it again"):
         captioner = family.from_folder(str(folder), None, trust_remote_code)
-    notes = read_sidecar(folder)
-    captioner.take_sidecar(notes)
+    notes = _noted(captioner, folder)
     captioner.base_models = [BaseModel(location, revision, "captioner")]
     captioner.model.eval()
     return captioner, "captioner" in notes
@@ -181,8 +194,7 @@ def _with_adapter(folder: Path, trust_remote_code: bool, merge: bool) -> tuple[C
             f"{folder}: the base model of this adapter cannot be loaded; put it back, or correct "
             f"base_model_name_or_path in {folder / _ADAPTER_CONFIG} ({error})"
         ) from error
-    notes = read_sidecar(folder)
-    captioner.take_sidecar(notes)
+    notes = _noted(captioner, folder)
     from hfcap.captioners.adaptation.lora import load_adapter  # PEFT takes seconds to import
 
     adapted = load_adapter(captioner, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -154,6 +154,11 @@ class Retrieval(NonparametricCaptioner, CustomModelCaptioner):
     def fits_on_images(self) -> bool:
         """An index of images needs them; an index of captions only reads texts."""
         return self.model.config.search == "images"
+
+    def take_sidecar(self, values: Mapping[str, str]) -> None:
+        """Take over what was saved with it; no prompt was."""
+        super().take_sidecar(values)
+        self.start_token_ids(self.prompt)
 
     def start_token_ids(self, prompt: str | None = None) -> list[int]:
         """Return the start token.

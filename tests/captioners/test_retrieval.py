@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,14 @@ def test_saved_index_is_bit_equal_and_has_no_path_or_run_of_this_machine(tmp_pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_a_prompt_saved_with_an_index_names_its_file(tmp_path: Path) -> None:
+    fitted(random_groups(12, seed=6)).save(tmp_path / "model", GenerateOptions())
+    notes = json.loads((tmp_path / "model" / "hfcap.json").read_text())
+    (tmp_path / "model" / "hfcap.json").write_text(json.dumps(notes | {"prompt": "a photo of"}))
+    with pytest.raises(UserError, match=r"hfcap\.json: prompt: a retrieval captioner returns whole captions"):
+        load_captioner(str(tmp_path / "model"))
+
+
 def test_a_loaded_index_stays_in_its_file(tmp_path: Path) -> None:
     fitted(random_groups(12, seed=6)).save(tmp_path / "model", GenerateOptions())
     again = load_captioner(str(tmp_path / "model"))
