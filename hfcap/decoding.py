@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.asking.asked import Prompts, prompts_of
@@ -162,9 +161,9 @@ def job_fingerprint(captioner: Captioner, job: DecodingJob, images: Any) -> str:
 
 def _plain_tensors(weight: torch.Tensor) -> list[torch.Tensor]:
     """Return what a weight is made of: itself, or of a quantised one whole numbers, scales and offsets."""
-    if not is_traceable_wrapper_subclass(weight):
-        return [weight]
-    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    # torch's protocol for tensors that wrap others.
+    flatten = getattr(weight, "__tensor_flatten__", None)
+    return [weight] if flatten is None else [getattr(weight, name) for name in flatten()[0]]
 
 
 def _finished_ids(part: Path) -> set[str]:

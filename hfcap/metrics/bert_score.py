@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import UserError
 from hfcap.files import read_text, sha256_of
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
-from hfcap.metrics.shared.models import model_signature
+from hfcap.metrics.shared.models import loading, model_signature
 from hfcap.places import LocalPath, Location
 
 DEFAULT_MODEL = "FacebookAI/roberta-large"
@@ -61,18 +61,10 @@ class WordEncoder:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        from hfcap.failures.hub import give_up_soon, out_of_reach
-
-        give_up_soon()
-        try:
+        with loading(model, "the language model of metric 'bert_score'"):
             loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
             # Words in the middle of a text begin with a blank; so does the first one, as with the authors.
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, add_prefix_space=True)
-        except (OSError, ValueError) as error:
-            said = f"{model}: the language model of metric 'bert_score' cannot be loaded"
-            if problem := out_of_reach(error):
-                raise WorkError(f"{said}: {problem}") from error
-            raise UserError(f"{said} ({error}); choose another") from None
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = loaded.to(self.device).eval()
         self._layer, self._batch_size = layer, batch_size

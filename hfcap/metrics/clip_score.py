@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hfcap.errors import UserError, WorkError
+from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.shared.caption_files import warn_on_terminal
 from hfcap.metrics.shared.images import DecodedImages, FileBytes, Images, image_files
-from hfcap.metrics.shared.models import model_signature
+from hfcap.metrics.shared.models import loading, model_signature
 from hfcap.places import LocalPath, Location
 from hfcap.schema import IMAGE_BACKEND
 
@@ -58,19 +58,11 @@ class ClipEncoder:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        from hfcap.failures.hub import give_up_soon, out_of_reach
-
-        give_up_soon()
-        try:
+        with loading(model, "the CLIP model of metric 'clip_score'"):
             # float32: half precision moves CLIPScore in the third decimal.
             loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
             self._image_processor: Any = AutoImageProcessor.from_pretrained(model, backend=IMAGE_BACKEND)
-        except (OSError, ValueError) as error:
-            said = f"{model}: the CLIP model of metric 'clip_score' cannot be loaded"
-            if problem := out_of_reach(error):
-                raise WorkError(f"{said}: {problem}") from error
-            raise UserError(f"{said} ({error}); choose another") from None
         if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
             raise UserError(
                 f"{model}: not a CLIP model ({type(loaded).__name__} has no image and text encoder); choose a "

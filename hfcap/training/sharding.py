@@ -121,17 +121,14 @@ def layer_classes(model: nn.Module) -> list[str]:
     Those with weights that are also used elsewhere (embeddings tied to the head) stay with the model as a whole.
     """
     names = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
-    own = {name for module in model.modules() if isinstance(module, PreTrainedModel) for name in _own_layers(module)}
+    # Accelerate reads the same; a model without it is gathered as a whole.
+    own = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     tied = {
         type(module).__name__
         for module in model.modules()
         if any(names[id(weight)] > 1 for weight in module.parameters())
     }
     return sorted((own & {type(module).__name__ for module in model.modules()}) - tied)
-
-
-def _own_layers(module: PreTrainedModel) -> list[str]:
-    return list(module._no_split_modules or ())
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

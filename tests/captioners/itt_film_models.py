@@ -15,6 +15,7 @@ from tests.captioners.itt_more_models import template
 from tests.captioners.itt_tile_models import TILE_MODELS
 from tests.captioners.itt_vision_models import (
     CHAT,
+    GEMMA_4_TOKENS,
     GRID,
     MUSE,
     MUSE_IDS,
@@ -209,15 +210,7 @@ def gemma3n() -> tuple[Any, Any]:
 
 def gemma4_unified() -> tuple[Any, Any]:
     """Gemma 4 without an image encoder: patches go straight into the language model."""
-    names = {
-        "image_token": "<|image|>",
-        "boi_token": "<|image>",
-        "eoi_token": "<image|>",
-        "audio_token": "<|audio|>",
-        "boa_token": "<|audio>",
-        "eoa_token": "<audio|>",
-    }
-    tokenizer = new_tokenizer([*CHAT, "<|video|>"], **names)
+    tokenizer = new_tokenizer([*CHAT, "<|video|>"], **GEMMA_4_TOKENS)
     processor = hf.Gemma4UnifiedProcessor(
         hf.Gemma4UnifiedAudioFeatureExtractor(),
         hf.Gemma4UnifiedImageProcessor(patch_size=4, max_soft_tokens=70),
@@ -238,7 +231,7 @@ def gemma4_unified() -> tuple[Any, Any]:
             global_head_dim=16,
             num_global_key_value_heads=1,
         ),
-        **{f"{name}_id": getattr(tokenizer, f"{name}_id") for name in names},
+        **{f"{name}_id": getattr(tokenizer, f"{name}_id") for name in GEMMA_4_TOKENS},
         **ids_of(tokenizer, video_token_id="<|video|>"),
     )
     return model, processor

@@ -19,7 +19,7 @@ from tests.captioners.itt_models import (
     text_config,
 )
 from tests.captioners.itt_more_models import CLIP, ROPE, template
-from tests.captioners.itt_vision_models import CHAT, ONE_GROUP, hf, ids_of
+from tests.captioners.itt_vision_models import CHAT, GEMMA_4_TOKENS, ONE_GROUP, hf, ids_of
 
 
 def vipllava() -> tuple[Any, Any]:
@@ -210,15 +210,7 @@ def granite_docling() -> tuple[Any, Any]:
 
 def gemma4() -> tuple[Any, Any]:
     """Gemma 4, which hears as well."""
-    names = {
-        "image_token": "<|image|>",
-        "boi_token": "<|image>",
-        "eoi_token": "<image|>",
-        "audio_token": "<|audio|>",
-        "boa_token": "<|audio>",
-        "eoa_token": "<audio|>",
-    }
-    tokenizer = new_tokenizer([*CHAT, "<|video|>"], **names)
+    tokenizer = new_tokenizer([*CHAT, "<|video|>"], **GEMMA_4_TOKENS)
     processor = hf.Gemma4Processor(
         hf.Gemma4AudioFeatureExtractor(),
         hf.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
@@ -243,7 +235,7 @@ def gemma4() -> tuple[Any, Any]:
         vision_config=vision,
         audio_config={**audio, "subsampling_conv_channels": [8, 8]},
         text_config=text_config(tokenizer, **text),
-        **{f"{name}_id": getattr(tokenizer, f"{name}_id") for name in names if name != "eoa_token"},
+        **{f"{name}_id": getattr(tokenizer, f"{name}_id") for name in GEMMA_4_TOKENS if name != "eoa_token"},
         eoa_token_index=tokenizer.eoa_token_id,
         **ids_of(tokenizer, video_token_id="<|video|>"),
     )

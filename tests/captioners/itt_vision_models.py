@@ -11,6 +11,14 @@ from tests.captioners.itt_more_models import SIGLIP, template
 
 hf: Any = transformers
 """Without types: those of image processors say nothing of the settings of each."""
+GEMMA_4_TOKENS = {
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}
 CHAT = ["<|im_start|>", "<|im_end|>"]
 ONE_GROUP = {"num_key_value_heads": 1, "head_dim": 16}
 GRID = {"patch_size": 8, "pos_emb_height": 8, "pos_emb_width": 8}
