@@ -1,7 +1,7 @@
 """Find captioners, data sources and metrics by file name: the file name is the registry.
 
-A module in `hfcap/<kind>/` whose name does not start with an underscore and which defines `REGISTERED` is one entry;
-other packages add entries through the entry-point group `hfcap.<kind>`.
+A module in `hfcap/<kind>/`, a file or a folder, whose name does not start with an underscore and which defines
+`REGISTERED` is one entry; other packages add entries through the entry-point group `hfcap.<kind>`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from hfcap.errors import UserError
 _FOLDERS = {"captioners": "hfcap.captioners", "sources": "hfcap.data.sources", "metrics": "hfcap.metrics"}
 
 
-def _defines_registered(package_folder: str, module_name: str) -> bool:
+def _defines_registered(package_folder: str, module: pkgutil.ModuleInfo) -> bool:
     # Reading the text instead of importing keeps `hfcap list` and 'did you mean' fast: no torch import.
-    text = (Path(package_folder) / f"{module_name}.py").read_text(encoding="utf-8")
-    return "\nREGISTERED" in text
+    path = Path(package_folder) / (f"{module.name}/__init__.py" if module.ispkg else f"{module.name}.py")
+    return path.is_file() and "\nREGISTERED" in path.read_text(encoding="utf-8")
 
 
 @cache
@@ -33,7 +33,7 @@ def _locations(kind: str) -> dict[str, str]:
     found = {
         info.name: f"{_FOLDERS[kind]}.{info.name}"
         for info in pkgutil.iter_modules(package.__path__)
-        if not info.ispkg and not info.name.startswith("_") and _defines_registered(package.__path__[0], info.name)
+        if not info.name.startswith("_") and _defines_registered(package.__path__[0], info)
     }
     for entry_point in metadata.entry_points(group=f"hfcap.{kind}"):
         found[entry_point.name] = entry_point.value

@@ -43,7 +43,7 @@ from hfcap.metrics import evaluate_metric
 
 
 class {class_name}(evaluate_metric.CaptionEvaluation):
-    """See hfcap/metrics/{source}.py."""
+    """See hfcap/metrics/{source}."""
 
     metric_names = {metric_names!r}
 '''
@@ -159,7 +159,8 @@ def evaluate_sources() -> dict[str, str]:
     for name in (*registry.names("metrics"), _SUITE):
         metric_names = DEFAULT_METRICS if name == _SUITE else (name,)
         class_name = "".join(part.capitalize() for part in name.split("_"))
-        source = "suite" if name == _SUITE else name
+        folder = Path(__file__).parent / name
+        source = "suite.py" if name == _SUITE else f"{name}/__init__.py" if folder.is_dir() else f"{name}.py"
         text = _TEMPLATE.format(name=name, class_name=class_name, source=source, metric_names=metric_names)
         sources[f"{name}/{name}.py"] = text.replace("'", '"') if "'" in text else text
     return sources

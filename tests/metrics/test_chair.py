@@ -8,8 +8,9 @@ import pytest
 
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, ReferenceSet
-from hfcap.metrics.chair import Chair, read_instances
-from hfcap.metrics.shared.coco_objects import CATEGORIES, mentioned_objects
+from hfcap.metrics.chair import Chair
+from hfcap.metrics.objects.annotations import read_annotations
+from hfcap.metrics.shared.coco_objects import CATEGORIES, coco_vocabulary, mentioned_objects
 from hfcap.metrics.suite import build_metric
 
 
@@ -76,11 +77,13 @@ def _instances(path: Path, names: dict[int, str]) -> Path:
 
 def test_reads_instances(tmp_path: Path) -> None:
     path = _instances(tmp_path / "instances.json", {18: "dog", 15: "bench"})
-    assert read_instances([path]) == {"1": frozenset({"dog", "bench"}), "2": frozenset()}
+    assert read_annotations([path], coco_vocabulary()) == {"1": frozenset({"dog", "bench"}), "2": frozenset()}
     assert _chair(str(path)).signature()["annotated_images"] == 2
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "images": []}))
-    assert read_instances([path]) == {"1": frozenset({"dog", "bench"})}, "an annotation tells of its image too"
+    assert read_annotations([path], coco_vocabulary()) == {"1": frozenset({"dog", "bench"})}, (
+        "an annotation tells of its image too"
+    )
 
 
 @pytest.mark.parametrize("content", ["[]", '{"images": [], "annotations": []}', '{"categories": 3}'])
@@ -129,7 +132,7 @@ def test_values_of_single_images() -> None:
 def test_instances_of_several_files_go_together(tmp_path: Path) -> None:
     first = _instances(tmp_path / "first.json", {18: "dog"})
     second = _instances(tmp_path / "second.json", {2: "cat"})
-    assert read_instances([first, second]) == {"1": frozenset({"dog", "cat"}), "2": frozenset()}
+    assert read_annotations([first, second], coco_vocabulary()) == {"1": frozenset({"dog", "cat"}), "2": frozenset()}
     assert _chair([str(first), second]).signature()["annotated_images"] == 2
 
 

@@ -6,7 +6,10 @@ are comparable with each other but not to the last digit with theirs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+
+from hfcap.metrics.shared.object_words import ObjectVocabulary, plurals
 
 _NO_OBJECT = ""
 
@@ -138,7 +141,7 @@ def _phrases() -> dict[tuple[str, ...], str]:
     singular |= {tuple(phrase.split("_")): _NO_OBJECT for phrase in _OTHER_MEANINGS.split()}
     found = dict(singular)
     for parts, category in singular.items():
-        for last in _plurals(parts[-1]):
+        for last in plurals(parts[-1]):
             found.setdefault((*parts[:-1], last), category)
     # 'a baby elephant' is an elephant, and nobody else.
     for parts, category in list(found.items()):
@@ -147,27 +150,13 @@ def _phrases() -> dict[tuple[str, ...], str]:
     return found
 
 
-def _plurals(word: str) -> tuple[str, ...]:
-    if word.endswith(("s", "x", "ch", "sh")):
-        return (f"{word}es",)
-    if word.endswith("y") and word[-2:-1] not in "aeiou":
-        return (f"{word[:-1]}ies",)
-    return (f"{word}s",)
+@cache
+def coco_vocabulary() -> ObjectVocabulary:
+    """Return the 80 categories and the phrases of hfcap's table."""
+    meanings = {words: (category,) if category != _NO_OBJECT else () for words, category in _phrases().items()}
+    return ObjectVocabulary("hfcap's table of COCO's 80 categories", CATEGORIES, meanings)
 
 
-def mentioned_objects(words: list[str]) -> list[str]:
+def mentioned_objects(words: Sequence[str]) -> list[str]:
     """Return the category of each object that a tokenised caption mentions, in order; the longest phrase wins."""
-    phrases = _phrases()
-    found: list[str] = []
-    position = 0
-    while position < len(words):
-        for length in range(min(_LONGEST_PHRASE, len(words) - position), 0, -1):
-            category = phrases.get(tuple(words[position : position + length]))
-            if category is not None:
-                if category != _NO_OBJECT:
-                    found.append(category)
-                position += length
-                break
-        else:
-            position += 1
-    return found
+    return [category for (category,) in coco_vocabulary().mentions(words)]
