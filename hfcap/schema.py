@@ -294,6 +294,30 @@ class SliceScores:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorSlice:
+    """Images with something in common on which captions score significantly worse than on all others.
+
+    Attributes:
+        kind: what they have in common: word, colour, count, relation, length, people, ...
+        name: the word, or the value.
+        n_images: how many they are.
+        output: the value by which they are worse.
+        value, value_of_others: its mean over these images, and over all others; raw scale.
+        p_value: corrected over all groups that were looked at.
+        examples: (image id, caption) of the worst ones.
+    """
+
+    kind: str
+    name: str
+    n_images: int
+    output: str
+    value: float
+    value_of_others: float
+    p_value: float
+    examples: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreReport:
     """The content of scores/<split>.json.
 
@@ -307,6 +331,7 @@ class ScoreReport:
         predictions_sha256: which captions were scored; None in files of earlier versions.
         groups: column -> image id -> value, of the columns that scores are told apart by.
         slices: column -> value -> scores of the images that have it.
+        error_slices: groups of images that score significantly worse, where somebody asked to find them.
     """
 
     split: str
@@ -320,3 +345,4 @@ class ScoreReport:
     schema_version: int = 1
     groups: dict[str, dict[str, str]] = field(default_factory=dict)
     slices: dict[str, dict[str, SliceScores]] = field(default_factory=dict)
+    error_slices: list[ErrorSlice] = field(default_factory=list)

@@ -39,6 +39,7 @@ def score(
     seed: int = 0,
     allow_missing: bool = False,
     by: Sequence[str] | str = (),
+    find_slices: bool = False,
     output: PathLike | None = None,
     progress: bool = False,
 ) -> ScoreReport:
@@ -56,6 +57,8 @@ def score(
         n_resamples: bootstrap resamples of the intervals; 0 = none. seed: of the bootstrap.
         allow_missing: score only the images with a prediction.
         by: columns of the files whose values are also scored apart, or length, people, counts, colours, relations.
+        find_slices: also find words, colours, counts and the like whose images score significantly worse than all
+            others; see `ScoreReport.error_slices`.
         output: score file to write.
         progress: warnings go to the terminal; otherwise to the logger "hfcap".
 
@@ -78,6 +81,7 @@ def score(
             seed=seed,
             allow_missing=allow_missing,
             by=_names(by),
+            find_slices=find_slices,
             output=None if output is None else Path(output),
         )
 

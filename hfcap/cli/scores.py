@@ -46,6 +46,12 @@ By = Annotated[
         "length, people, counts, colours or relations of the human captions; may be repeated"
     ),
 ]
+FindSlices = Annotated[
+    bool,
+    typer.Option(
+        "--find-slices", help="find words, colours, counts, ... whose images score significantly worse than all others"
+    ),
+]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="score only the images with a prediction")]
 
 
@@ -96,6 +102,16 @@ def _show(report: ScoreReport, name: str) -> None:
     say(signature_line(report.signature))
 
 
+def _show_error_slices(report: ScoreReport) -> None:
+    from hfcap.scoring.score_table import ERROR_SLICES_EXPLAINED, error_slice_table
+
+    if not report.error_slices:
+        say("No group of images scores significantly worse than all others.")
+        return
+    console.print(error_slice_table(report.error_slices))
+    say(ERROR_SLICES_EXPLAINED)
+
+
 def _refuse_what_is_no_run(path: Path) -> None:
     if path.suffix in (".json", ".jsonl", ".csv"):
         raise UserError(f"{path}: give the human captions after it, as in: hfcap score {path} REFERENCES")
@@ -122,6 +138,7 @@ def score(
     seed: Annotated[int | None, typer.Option(min=0, help="of the bootstrap; default: 0")] = None,
     allow_missing: AllowMissing = False,
     by: By = None,
+    find_slices: FindSlices = False,
     force: Force = False,
     accept_changes: AcceptChanges = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -131,7 +148,7 @@ def score(
         _refuse_what_is_no_run(predictions)
         _refuse_options_of_files(
             predictions,
-            {"output": output, "allow_missing": allow_missing},
+            {"output": output, "allow_missing": allow_missing, "find_slices": find_slices},
             metrics=metrics,
             document_frequencies=document_frequencies,
             option=option,
@@ -157,8 +174,11 @@ def score(
         seed=seed or 0,
         allow_missing=allow_missing,
         by=by or (),
+        find_slices=find_slices,
     )
     _show(report, predictions.name)
+    if find_slices:
+        _show_error_slices(report)
     if output is not None:
         say(f"Scores: {output}")
 

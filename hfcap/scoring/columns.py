@@ -29,6 +29,9 @@ _RELATIONS = (
     *("next to", "in front of", "on top of", "close to"),
 )
 
+RELATION_PHRASES = tuple(phrase for phrase in _RELATIONS if " " in phrase)
+"""Relations in space of several words."""
+
 Human = Mapping[str, Sequence[str]]
 
 
@@ -51,6 +54,12 @@ _MENTIONED: dict[str, Callable[[str], bool]] = {
 
 FROM_CAPTIONS = ("length", *_MENTIONED)
 """Columns that no file needs to hold."""
+
+
+def kind_of_word(word: str) -> str:
+    """Return what an English word is about: count, colour or relation, else just "word"."""
+    kinds = {"count": _COUNTS, "colour": _COLOURS, "relation": _RELATIONS}
+    return next((kind for kind, words in kinds.items() if re.fullmatch("|".join(words), word)), "word")
 
 
 def groups_by(

@@ -13,7 +13,7 @@ import numpy as np
 from hfcap.errors import UserError, shown
 from hfcap.files import read_json, read_text, write_text
 from hfcap.run_directory.records import Signature, check_shape
-from hfcap.schema import ScoreReport, SliceScores
+from hfcap.schema import ErrorSlice, ScoreReport, SliceScores
 
 _MOST_IMAGES = 2**53
 
@@ -39,6 +39,8 @@ def write_scores(report: ScoreReport, path: Path) -> None:
             for column, found in report.slices.items()
         }
         head["groups"] = report.groups
+    if report.error_slices:
+        head["error_slices"] = [asdict(found) for found in report.error_slices]
     encode = json.JSONEncoder(allow_nan=False).encode
     rows = ",\n".join(f"    {encode(image_id)}: {encode(row)}" for image_id, row in report.per_image.items())
     tables = ",\n".join(
@@ -93,6 +95,14 @@ def _slices(value: Any, path: Path, key: str) -> dict[str, SliceScores]:
             {output: number for output, number in p_values.items() if number is not None},
         )
     return slices
+
+
+def _error_slices(value: Any, path: Path) -> list[ErrorSlice]:
+    check_shape(value, f"{path}: error_slices", list[ErrorSlice])
+    return [
+        ErrorSlice(**{**found, "examples": tuple((image_id, caption) for image_id, caption in found["examples"])})
+        for found in value
+    ]
 
 
 def _check_table(table: Any, n_rows: int, where: str) -> None:
@@ -161,5 +171,6 @@ def read_scores(path: Path) -> ScoreReport:
         statistics=value["statistics"],
         predictions_sha256=value["predictions_sha256"],
         groups=_groups(value["groups"], path),
+        error_slices=_error_slices(value.get("error_slices", []), path),
         slices={column: _slices(found, path, f"slices.{column}") for column, found in value["slices"].items()},
     )

@@ -7,6 +7,7 @@ resample, and a signature: the conditions without which the numbers mean nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from hfcap.metrics.suite import (
 )
 from hfcap.schema import ScoreReport
 from hfcap.scoring.columns import groups_by
+from hfcap.scoring.error_slices import find_error_slices
 from hfcap.scoring.report_files import write_scores
 from hfcap.scoring.signature import data_signature, predictions_hash
 from hfcap.scoring.slices import slice_scores
@@ -176,6 +178,7 @@ def score_files(
     image_source: Images | None = None,
     allow_missing: bool = False,
     by: Sequence[str] = (),
+    find_slices: bool = False,
     warn: Warn = warn_on_terminal,
 ) -> ScoreReport:
     """Score predictions against references, each a file or a mapping, and write the score file if `output` is given.
@@ -192,6 +195,7 @@ def score_files(
         image_source: for metrics that look at images; in place of their option `images`.
         allow_missing: score only the predicted images where others have no prediction.
         by: columns of the files, or of `columns.FROM_CAPTIONS`, whose values are also scored apart.
+        find_slices: also find words and other groups of images that score significantly worse than all others.
 
     Raises:
         UserError: a file, metric, column or argument is wrong, or the files are not about the same images.
@@ -208,6 +212,9 @@ def score_files(
     conditions = {"hfcap": __version__, **data_signature(human, split or "all", n_missing), **result.signature}
     conditions |= {"bootstrap": bootstrap, **({"run": dict(signature)} if signature else {})}
     report = _report(result, predicted, groups, conditions)
+    if find_slices:
+        found = find_error_slices(result, human, predicted, suite.tokenizer.words, n_resamples=n_resamples, seed=seed)
+        report = replace(report, error_slices=found)
     if output is not None:
         write_scores(report, output)
     return report

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap import registry
-from hfcap.schema import ScoreReport, SliceScores
+from hfcap.schema import ErrorSlice, ScoreReport, SliceScores
 from hfcap.text import printable
 
 METRIC_NAMES = {
@@ -114,3 +114,23 @@ SLICES_EXPLAINED = (
     "values). CIDEr-D weighs n-grams by all images of the split."
 )
 """Stands below the tables of slices."""
+
+
+def error_slice_table(found: Sequence[ErrorSlice]) -> Table:
+    """Return what was found, surest first: value there and elsewhere, and the worst captions."""
+    output = found[0].output
+    heads = ("images", f"{metric_name(output)} there", "elsewhere", "p")
+    table = Table("worse on", *(Column(Text(head), justify="right") for head in heads), "the worst captions there")
+    for one in found:
+        values = (shown_score(output, one.value), shown_score(output, one.value_of_others))
+        captions = "\n".join(f"{image_id}: {caption}" for image_id, caption in one.examples)
+        name = Text(printable(f"{one.kind} {one.name}"))
+        table.add_row(name, f"{one.n_images:,}", *values, f"{one.p_value:.3f}", Text(printable(captions, "\n")))
+    return table
+
+
+ERROR_SLICES_EXPLAINED = (
+    "Means of single images, by words that at least half of an image's human captions have; p is one-sided and "
+    "corrected over all groups that were looked at (permutations, maxT)."
+)
+"""Stands below the table of slices that were found."""
