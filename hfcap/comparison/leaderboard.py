@@ -10,8 +10,8 @@ import numpy as np
 
 from hfcap import registry
 from hfcap.comparison.conditions import check_same_data, metric_conditions, unequal_conditions
-from hfcap.comparison.result import Comparison, Difference
-from hfcap.comparison.significance import Pair, PairedDifference, paired_differences
+from hfcap.comparison.result import AtEqualLength, Comparison, Difference
+from hfcap.comparison.significance import Pair, PairedDifference, at_equal_length, paired_differences
 from hfcap.comparison.slices import compare_slices
 from hfcap.comparison.systems import ScorePredictions, System, read_systems
 from hfcap.comparison.verdict import beaten_by_baselines
@@ -21,6 +21,9 @@ from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resampled
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.suite import metric_for_statistics
 from hfcap.scoring.verdict import MAIN_METRICS
+
+NOTABLE_LENGTH = 0.1
+"""Mean lengths that differ by more than this share are no longer equal."""
 
 
 def _metrics_of(systems: Sequence[System], warnings: list[str]) -> list[CaptionMetric]:
@@ -102,6 +105,29 @@ def _differences(
     result: dict[str, dict[str, Difference]] = {}
     for ((output, name), difference), p_value in zip(paired.items(), corrected, strict=True):
         result.setdefault(output, {})[name] = Difference(difference, p_value)
+    return result
+
+
+def _at_equal_length(
+    systems: Sequence[System], metrics: Sequence[CaptionMetric], best: dict[str, str], settings: dict[str, Any]
+) -> dict[str, dict[str, AtEqualLength]]:
+    """Differences to the best without what differs by length, of pairs whose mean lengths differ notably."""
+    words = {system.name: lengths for system in systems if (lengths := system.lengths()) is not None}
+    result: dict[str, dict[str, AtEqualLength]] = {}
+    for metric in metrics:
+        rows = {system.name: system.statistics(metric) for system in systems} if metric.is_mean else {}
+        for place, output in enumerate(metric.outputs):
+            leader = best.get(output, "")
+            leading = rows.get(leader)
+            for name, statistics in rows.items():
+                if name == leader or statistics is None or leading is None or not {name, leader} <= words.keys():
+                    continue
+                mean, of_best = float(words[name].mean()), float(words[leader].mean())
+                if abs(mean - of_best) <= NOTABLE_LENGTH * max(mean, of_best):
+                    continue
+                differences = statistics[:, place] - leading[:, place]
+                if (found := at_equal_length(differences, words[name] - words[leader], **settings)) is not None:
+                    result.setdefault(output, {})[name] = AtEqualLength(mean, of_best, *found)
     return result
 
 
@@ -198,5 +224,6 @@ def compare_systems(
         published=tuple(published.values()),
         warnings=tuple(warnings),
         settings=settings,
+        at_equal_length=_at_equal_length(systems, equal, best, settings),
         slices=compare_slices(systems, equal, ranking, directions, settings),
     )

@@ -12,7 +12,9 @@ from hfcap.comparison.listing import Listing, listing_data
 from hfcap.comparison.plots import Plot
 from hfcap.comparison.rendering import (
     COST_TITLES,
+    EQUAL_LENGTH_EXPLAINED,
     cost_keys,
+    equal_length_rows,
     explanation,
     shown_cost,
     shown_number,
@@ -64,6 +66,7 @@ def leaderboard_page(
         scores=[_score_row(comparison, number) for number in range(len(comparison.systems))],
         published=_published_rows(comparison),
         differences=_differences(comparison),
+        equal_length=_equal_length(comparison),
         costs=_costs(comparison),
         explanation=explanation(comparison),
         metric_plots=[
@@ -172,6 +175,14 @@ def _difference_cell(comparison: Comparison, output: str, name: str) -> dict[str
         "p": shown_p(found.corrected_p_value) + ("*" if significant else ""),
         "significant": significant,
     }
+
+
+def _equal_length(comparison: Comparison) -> dict[str, Any] | None:
+    """Header, rows and explanation of the differences at equal length; None where lengths are alike."""
+    if not comparison.at_equal_length:
+        return None
+    header, rows = equal_length_rows(comparison)
+    return {"header": header, "rows": rows, "explanation": EQUAL_LENGTH_EXPLAINED}
 
 
 def _costs(comparison: Comparison) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Container, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap.comparison.by_image import ByImage, by_image
-from hfcap.comparison.result import Comparison, Difference, SliceComparison
+from hfcap.comparison.result import AtEqualLength, Comparison, Difference, SliceComparison
 from hfcap.comparison.systems import COSTS
 from hfcap.comparison.verdict import shown_p, verdict
 from hfcap.pages.markdown import Safe, code, escape, table
@@ -125,6 +126,32 @@ def _difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]
     return ["system", *outputs], rows
 
 
+def equal_length_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the differences to the best at equal length; * = the interval does not hold 0."""
+    found = comparison.at_equal_length
+    outputs = [output for output in comparison.outputs if output in found]
+    names = [system.name for system in comparison.systems if any(system.name in found[output] for output in outputs)]
+    rows = [[name, *(_equal_length_cell(output, found[output].get(name)) for output in outputs)] for name in names]
+    return ["system", *outputs], rows
+
+
+def _equal_length_cell(output: str, found: AtEqualLength | None) -> str:
+    if found is None:
+        return "-"
+    lower, upper = (shown_number(output, bound, sign=True) for bound in found.interval)
+    mark = "*" if found.is_sure else ""
+    value = shown_number(output, found.difference, sign=True)
+    return f"{value}{mark} [{lower}, {upper}] ({found.words:.1f} words, best {found.words_of_best:.1f})"
+
+
+EQUAL_LENGTH_EXPLAINED = (
+    "Differences to the best at equal length: the intercept of the images' differences on their differences in words, "
+    "with bootstrap intervals, for systems whose mean lengths differ by more than 10 %; * = without 0. "
+    "Intervals are wide where one system is longer on nearly every image."
+)
+"""Stands below the table of differences at equal length."""
+
+
 def slice_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the systems on slices of the images; * = significantly worse than the best there."""
     header = ["", "images", *(system.name for system in comparison.systems)]
@@ -196,6 +223,9 @@ def leaderboard_table(comparison: Comparison, with_warnings: bool = True) -> Ren
     if comparison.differences:
         parts.append(_upright(*_difference_rows(comparison), "Difference to the best", set()))
     parts.append(Text(explanation(comparison), style="dim"))
+    if comparison.at_equal_length:
+        parts.append(_upright(*equal_length_rows(comparison), "Difference to the best at equal length", set()))
+        parts.append(Text(EQUAL_LENGTH_EXPLAINED, style="dim"))
     if comparison.slices:
         header, rows = slice_rows(comparison)
         table = Table(*(Column(Text(printable(name))) for name in header), title="Slices")
@@ -242,6 +272,9 @@ def leaderboard_markdown(comparison: Comparison) -> str:
     if comparison.differences:
         parts += ["## Difference to the best", _markdown_table(*_difference_rows(comparison))]
     parts.append(escape(explanation(comparison)))
+    if comparison.at_equal_length:
+        parts += ["## Difference to the best at equal length", _markdown_table(*equal_length_rows(comparison))]
+        parts.append(escape(EQUAL_LENGTH_EXPLAINED))
     if pairs := by_image(comparison):
         leader, output = escape(pairs[0].leader.name), escape(pairs[0].output)
         parts += [
@@ -336,6 +369,10 @@ def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
             for row in comparison.published
         ],
         "by_image": _by_image_json(by_image(comparison)),
+        "at_equal_length": {
+            output: {name: asdict(one) for name, one in found.items()}
+            for output, found in comparison.at_equal_length.items()
+        },
         "slices": [_slice_json(one) for one in comparison.slices],
         "warnings": list(comparison.warnings),
     }

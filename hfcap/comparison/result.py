@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hfcap.comparison.significance import PairedDifference
@@ -20,6 +20,28 @@ class Difference:
 
     paired: PairedDifference
     corrected_p_value: float
+
+
+@dataclass(frozen=True)
+class AtEqualLength:
+    """A system's difference to the best one where their captions are equally long.
+
+    Attributes:
+        words: mean words of the system's captions.
+        words_of_best: of the best system's.
+        difference: the system minus the best, raw scale.
+        interval: (lower, upper) of the bootstrap.
+    """
+
+    words: float
+    words_of_best: float
+    difference: float
+    interval: tuple[float, float]
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval leaves no doubt about which system is better."""
+        return not self.interval[0] <= 0 <= self.interval[1]
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,8 @@ class Comparison:
         warnings: everything that makes the comparison less than equal.
         settings: n_resamples, seed, confidence_level.
         slices: the systems on parts of the images, where the score files tell them apart.
+        at_equal_length: output -> name of another system -> its difference to the best without that of their lengths,
+            for pairs whose captions differ notably in length.
     """
 
     systems: tuple[System, ...]
@@ -75,3 +99,4 @@ class Comparison:
     warnings: tuple[str, ...]
     settings: dict[str, Any]
     slices: tuple[SliceComparison, ...] = ()
+    at_equal_length: dict[str, dict[str, AtEqualLength]] = field(default_factory=dict)

@@ -151,3 +151,40 @@ def shown_as_nothing(difference: float, plain: bool) -> bool:
         plain: the value is shown as it is, not x 100.
     """
     return abs(difference) < (_SHOWN_PLAIN if plain else _SHOWN)
+
+
+def at_equal_length(
+    differences: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    *,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+    confidence_level: float = 0.95,
+) -> tuple[float, tuple[float, float]] | None:
+    """Return the difference that is left where captions are equally long, and its bootstrap interval.
+
+    It is the intercept of the least-squares line of the images' differences on their differences in length, as
+    length-controlled AlpacaEval has it for preferences (Dubois et al. 2024, arXiv:2404.04475); images are resampled.
+    None where lengths differ by the same number of words everywhere, so that there is no line.
+
+    Args:
+        differences: (N,) values of one system minus those of another. lengths: (N,) words, likewise.
+    """
+    rows = np.stack((np.ones_like(lengths), lengths, lengths**2, differences, lengths * differences), axis=1)
+    if np.ptp(lengths) == 0:
+        return None
+    drawn = _intercepts(resampled_sums(rows, n_resamples, seed))
+    # A resample of one image again and again has no line either; there are next to none of them.
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return None
+    intervals = percentile_intervals({"intercept": drawn}, confidence_level)
+    return float(_intercepts(rows.sum(axis=0))), intervals["intercept"]
+
+
+def _intercepts(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solve the normal equations of a line for sums of (1, x, x^2, y, x y), (..., 5) -> (...); NaN without a line."""
+    n, x, xx, y, xy = np.moveaxis(sums, -1, 0)
+    spread = n * xx - x**2
+    found = np.full_like(spread, np.nan)
+    return np.divide(xx * y - x * xy, spread, out=found, where=spread > _ROUNDING * np.maximum(n * xx, 1.0))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hfcap.errors import UserError
 from hfcap.files import read_text
 from hfcap.metrics.base import CaptionMetric
+from hfcap.metrics.bleu import Bleu
 from hfcap.recipe import strict_yaml
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.records import read_summary
@@ -89,6 +90,18 @@ class System:
         if any(value is None for row in rows for value in row):
             return None
         return np.asarray(rows, dtype=np.float64)
+
+    def lengths(self) -> NDArray[np.float64] | None:
+        """Return the words of each caption, (N,) in the order of sorted image ids; None where the file lacks them.
+
+        They are those of the metric `length`, else of BLEU, whose brevity penalty needs them.
+        """
+        rows = self.report.per_image
+        words = [rows[image_id].get("length_mean") for image_id in sorted(rows)]
+        if words and None not in words:
+            return np.asarray(words, dtype=np.float64)
+        of_bleu = self.statistics(Bleu())
+        return None if of_bleu is None else of_bleu[:, Bleu.words_column]
 
 
 def _score_file(run: RunDirectory, split: str | None, recipe: dict[str, Any]) -> Path:

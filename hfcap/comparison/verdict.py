@@ -40,7 +40,28 @@ def verdict(comparison: Comparison) -> list[str]:
         significant = found.corrected_p_value < SIGNIFICANT
         words = "Significantly better than" if significant else "No significant difference to"
         groups.setdefault(words, []).append(f"{system.name} (by {ahead}, {shown_p(found.corrected_p_value)})")
-    return sentences + [f"{words} {', '.join(names)}." for words, names in groups.items()]
+    sentences += [f"{words} {', '.join(names)}." for words, names in groups.items()]
+    return sentences + _without_length(comparison, output)
+
+
+def _without_length(comparison: Comparison, output: str) -> list[str]:
+    """Say what is left of each lead where captions are equally long."""
+    leader, sentences = comparison.systems[0].name, []
+    for name, found in comparison.at_equal_length.get(output, {}).items():
+        direction = comparison.directions[output]
+        left = shown_score(output, abs(found.difference), digits=2)
+        how = (
+            "no significant difference is left"
+            if not found.is_sure
+            else (
+                f"{leader} is better by {left}" if direction * found.difference < 0 else f"{name} is better by {left}"
+            )
+        )
+        sentences.append(
+            f"Captions of {leader} have {found.words_of_best:.1f} words, those of {name} {found.words:.1f}; "
+            f"at equal length {how}."
+        )
+    return sentences
 
 
 def beaten_by_baselines(systems: Sequence[System]) -> list[str]:
