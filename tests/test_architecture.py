@@ -45,6 +45,7 @@ ORDER = [
     "search",
     "comparison",
     "judgments",
+    "probes",
     "training",
     "card",
     "publishing",

@@ -30,6 +30,12 @@ def prepared_for(captioner: Captioner, job: DecodingJob, images: ImageStream) ->
         UserError: a listed image has no value for a field of the prompt, or a dataset no such column; or captions may
             outgrow the text model.
     """
+    asked = job.prompt is None and any(record.asked for record in images.listed or ())
+    if asked and not captioner.answers_prompts:
+        raise UserError(
+            f"captioner {captioner.family}: takes no instructions, so that it answers no questions about images; give "
+            "an image-text-to-text model, or the address of a server"
+        )
     if not has_fields(captioner, job.prompt):
         require_room(captioner, job.options, longest(captioner, prompts_of(captioner, job.prompt, [])))
         return images

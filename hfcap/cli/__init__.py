@@ -27,7 +27,7 @@ _STOPPED = 130
 PANELS = {
     "Runs": ("run", "doctor", "train", "status", "plot", "watch", "card", "list", "recipe-schema"),
     "Captions": ("caption", "review", "explain", "demo", "ensemble", "search"),
-    "Scores": ("score", "compare", "judge-metrics"),
+    "Scores": ("score", "compare", "judge-metrics", "probe-objects"),
     "The Hub": ("publish", "verify", "merge", "export", "publish-space", "publish-metric"),
     "Data": ("data", "features"),
 }

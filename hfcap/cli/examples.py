@@ -40,6 +40,10 @@ EXAMPLES = {
         "hfcap judge-metrics Flickr8k_text/CrowdFlowerAnnotations.txt --metrics bleu,rouge_l,cider -o agreement",
         "hfcap judge-metrics foilv1.0_test_2017.json --references captions_val2014.json",
     ),
+    "probe-objects": (
+        "hfcap probe-objects runs/mine instances_val2014.json val2014 -o probe",
+        "hfcap probe-objects http://127.0.0.1:8000/v1 objects.json photos --vocabulary kitchen.txt --n-images 100",
+    ),
     "publish": ("hfcap publish runs/mine --repo-id you/name --dry-run", "hfcap publish runs/mine --repo-id you/name"),
     "verify": ("hfcap verify you/name",),
     "merge": ("hfcap merge runs/mine_lora -o merged",),

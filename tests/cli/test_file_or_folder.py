@@ -77,6 +77,10 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("p.json --references r.json -o out --images f.txt", r"--images: f\.txt: is a file, where the image folder is"),
     ],
     "judge-metrics": [("r.json -o f.txt", _GIVE_FOLDER)],
+    "probe-objects": [
+        ("m r.json folder -o f.txt", _GIVE_FOLDER),
+        ("m folder folder", r"folder: is a folder, where the annotations of objects is wanted; give a file in it"),
+    ],
     "publish": [("folder", _NO_RUN)],
     "verify": [
         ("folder", r"folder is on this machine; give a repository of the Hub"),
