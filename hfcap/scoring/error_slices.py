@@ -113,7 +113,7 @@ def find_error_slices(
         UserError: no permutations are asked for, or no value of single images has a better direction.
     """
     if not n_resamples:
-        raise UserError("find_slices needs permutations; give n_resamples a number above 0")
+        raise UserError("n_resamples: find_slices needs permutations; give a number above 0")
     output, direction = _value_of_images(result)
     values = direction * result.per_image()[output]
     known = np.isfinite(values)

@@ -118,7 +118,7 @@ def test_groups_are_what_most_human_captions_say() -> None:
 
 
 def test_what_cannot_be_found_is_said() -> None:
-    with pytest.raises(UserError, match="find_slices needs permutations; give n_resamples"):
+    with pytest.raises(UserError, match="n_resamples: find_slices needs permutations; give"):
         found("zebra", n_resamples=0)
     with pytest.raises(UserError, match="no metric says which captions are better; add cider"):
         found("zebra", metrics=["length"])
