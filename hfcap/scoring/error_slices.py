@@ -78,8 +78,8 @@ def groups_of_captions(human: Mapping[str, Sequence[str]], words: Callable[[str]
             if 2 * count >= len(captions):
                 members.setdefault(key, []).append(position)
     found = []
-    for (kind, key), positions in members.items():
-        forms = spelled[kind, key]
+    for group, positions in members.items():
+        kind, forms = group[0], spelled[group]
         name = max(forms, key=lambda form: (forms[form], form))
         if any(letter.isalnum() for letter in name):
             found.append(Group(kind_of_word(name) if kind == "word" else kind, name, np.asarray(positions)))
@@ -88,7 +88,7 @@ def groups_of_captions(human: Mapping[str, Sequence[str]], words: Callable[[str]
         named = np.asarray(values)
         found += [Group(column, value, np.flatnonzero(named == value)) for value in sorted(set(values))]
     most = len(human) // 2
-    return [group for group in found if FEWEST <= len(group.members) <= most]
+    return [one for one in found if FEWEST <= len(one.members) <= most]
 
 
 def find_error_slices(

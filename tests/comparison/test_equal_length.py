@@ -51,11 +51,15 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 def scores(path: Path, values: np.ndarray, words: np.ndarray) -> Path:
     """Write a score file of one value per image and of lengths."""
-    per_image = {
+    per_image: dict[str, dict[str, float | None]] = {
         str(number): {"rouge_l": float(value), "length_mean": float(length), "length_deviation": 0.0}
         for number, (value, length) in enumerate(zip(values, words, strict=True))
     }
-    metrics = {"rouge_l": float(values.mean()), "length_mean": float(words.mean()), "length_deviation": 0.0}
+    metrics: dict[str, float | None] = {
+        "rouge_l": float(values.mean()),
+        "length_mean": float(words.mean()),
+        "length_deviation": 0.0,
+    }
     signature = {"metrics": {"rouge_l": {"beta": 1.2}}, "image_ids_sha256": "a", "references_sha256": "b"}
     write_scores(ScoreReport("all", len(values), metrics, {}, signature, per_image), path)
     return path

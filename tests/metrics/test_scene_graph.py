@@ -114,8 +114,9 @@ def parser(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=3 + len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, initializer_factor=3.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
+    config.decoder_start_token_id = 0
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return str(folder)
 
@@ -156,8 +157,15 @@ def test_from_captions_to_values_with_an_encoder(parser: str, tmp_path: Path) ->
 
     tokenizer_of(tmp_path)
     torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=3 + len(WORDS), initializer_range=0.5, **sizes)).save_pretrained(tmp_path)
+    config = BertConfig(
+        vocab_size=3 + len(WORDS),
+        initializer_range=0.5,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertModel(config).save_pretrained(tmp_path)
     encoder = PhraseEncoder(str(tmp_path), "cpu")
     phrases = [(("red", "dog"),), (("cat",), ("on",), ("sofa",))]
     model, tokenizer = AutoModel.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)

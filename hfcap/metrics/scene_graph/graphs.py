@@ -129,8 +129,8 @@ def matched(
     """
     left, right = list(candidate), list(reference)
     count = 0
-    for test in (same, alike):
-        for element in list(left) if test is not None else ():
+    for test in (same,) if alike is None else (same, alike):
+        for element in list(left):
             partner = next((other for other in right if all(map(test, element, other))), None)
             if partner is not None:
                 left.remove(element)
