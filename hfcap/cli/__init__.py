@@ -12,7 +12,7 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from hfcap import __version__
-from hfcap.cli import caption, captions, datasets, publications, runs, scores, watching  # noqa: F401  # each adds its commands to `app`
+from hfcap.cli import caption, captions, datasets, probes, publications, runs, scores, watching  # noqa: F401  # each adds its commands to `app`
 from hfcap.cli.common import app, broken_torchvision
 from hfcap.cli.examples import epilog
 from hfcap.errors import StoppedError, UserError, WorkError

@@ -77,29 +77,26 @@ def object_questions(
             "questions (n_questions), or give other annotations"
         )
     generator = np.random.default_rng(seed)
-    chosen = sorted(generator.permutation(len(usable))[:n_images].tolist())
     frequency = Counter(name for there in objects.values() for name in there)
     together = Counter(pair for there in objects.values() for pair in permutations(sorted(there), 2))
     questions = []
-    for number in chosen:
+    for number in sorted(generator.permutation(len(usable))[:n_images].tolist()):
         image_id, there = usable[number], objects[usable[number]]
         absent = sorted(name for name in names if name not in there)
+        company = {name: sum(together[name, other] for other in there) for name in absent}
+        ranked = {
+            "random": [absent[place] for place in generator.permutation(len(absent))],
+            "popular": sorted(absent, key=lambda name: (-frequency[name], name)),
+            "adversarial": sorted(absent, key=company.__getitem__, reverse=True),
+        }
         asked: dict[str, list[str]] = {}
         for kind in kinds:
-            company = Counter({name: sum(together[name, other] for other in there) for name in absent})
-            ranked = {
-                "random": [absent[place] for place in generator.permutation(len(absent))],
-                "popular": sorted(absent, key=lambda name: (-frequency[name], name)),
-                "adversarial": sorted(absent, key=lambda name: (-company[name], name)),
-            }[kind]
-            for name in ranked[:n_questions]:
+            for name in ranked[kind][:n_questions]:
                 asked.setdefault(name, []).append(kind)
-        present = sorted(there)
-        drawn = [present[place] for place in sorted(generator.permutation(len(present))[:n_questions].tolist())]
+        drawn = sorted(there)
+        drawn = [drawn[place] for place in sorted(generator.permutation(len(drawn))[:n_questions].tolist())]
         questions += [Question(image_id, name, _text(template, name), True, tuple(kinds)) for name in drawn]
-        questions += [
-            Question(image_id, name, _text(template, name), False, tuple(found)) for name, found in asked.items()
-        ]
+        questions += [Question(image_id, name, _text(template, name), False, tuple(of)) for name, of in asked.items()]
     return questions
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_json_lines
 from hfcap.metrics.shared.coco_objects import CATEGORIES
-from hfcap.probes import probe_objects
+from hfcap.probes import Asking, probe_objects
 from hfcap.recipe.blocks import GenerateOptions
 from tests.captioners.chat_server import ChatServer, chatting
 from tests.captioners.helpers import build
@@ -81,7 +81,7 @@ def test_a_served_model_is_asked(chat: ChatServer, annotated: tuple[Path, Path],
 def test_captioners_without_instructions_are_refused(annotated: tuple[Path, Path], tmp_path: Path) -> None:
     build("vit_gpt2").save(tmp_path / "model", GenerateOptions())
     with pytest.raises(UserError, match="captioner vit_gpt2: takes no instructions, so that it answers no questions"):
-        probe_objects(str(tmp_path / "model"), *annotated, n_questions=1)
+        probe_objects(str(tmp_path / "model"), *annotated, asking=Asking(n_questions=1))
 
 
 def test_wrong_input_is_refused(annotated: tuple[Path, Path], hfcap: Hfcap, tmp_path: Path) -> None:
