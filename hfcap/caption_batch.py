@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from hfcap.captioners.adaptation.quantization import as_held
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.quiet import quiet_generate
 from hfcap.data.loading import prepared
@@ -89,7 +90,7 @@ def _captions_in_memory(
 
     with library_faults(message):
         try:
-            inputs = prepared(images, plan, captioner.device)
+            inputs = as_held(captioner, prepared(images, plan, captioner.device))
             with torch.inference_mode():
                 states = inputs if encoded else captioner.encode(inputs)
             with quiet_generate():

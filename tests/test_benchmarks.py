@@ -44,6 +44,15 @@ def test_captioning_says_the_same_on_both_sides(tmp_path: Path) -> None:
     assert row["hfcap"]["images_per_second"] > 0 and found["machine"]["cores"] > 0
 
 
+def test_models_at_their_own_resolution_say_the_same_on_both_sides(tmp_path: Path) -> None:
+    asked = ("--kinds", "qwen2_5_vl", "--images", "6", "--batch-size", "3", "--max-new-tokens", "4")
+    alone, together = _run(tmp_path, "bench_own_resolution.py", *asked)["rows"]
+    assert (alone["batch_size"], together["batch_size"]) == (1, 3)
+    for row in (alone, together):
+        assert row["same_captions"] == 1.0 and row["different_captions"] > 3
+        assert row["hfcap"]["images_per_second"] > 0
+
+
 def test_training_gives_both_sides_the_same_number_of_captions(tmp_path: Path) -> None:
     found = _run(
         tmp_path, "bench_training.py", "--families", "blip", "--cases", "lora", "--images", "2", "--steps", "1"

@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Iterable, Sized
 from contextlib import closing
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 
-from hfcap.captioners.adaptation.quantization import WeightOnly, quantize_for_captioning
+from hfcap.captioners.adaptation.quantization import NumberType, WeightOnly, Weights, hold_for_captioning
 from hfcap.captioners.asking.asked import has_fields
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
@@ -44,6 +46,7 @@ def load_captioner(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    dtype: NumberType | None = None,
     quantization: WeightOnly | None = None,
     progress: bool = False,
 ) -> ImageCaptioner:
@@ -57,12 +60,14 @@ def load_captioner(
         revision: commit, tag or branch of a Hub id.
         trust_remote_code: run code that comes with the model; only if you trust its author.
         device: as torch names it; default: the machine's accelerator (a GPU, a Mac's) if there is one.
+        dtype: bfloat16 or float32: number type of weights and computation; default: the one that they are stored in, or
+            float32.
         quantization: int8 or int4: weights of linear layers in 8 or 4 bits, by the package torchao.
         progress: show bars of downloads on standard error.
 
     Raises:
         UserError: nothing there that hfcap can caption with; the message says what was found.
-        OptionError: no such device or quantisation.
+        OptionError: no such device, number type or quantisation.
         WorkError: the Hub cannot be reached.
     """
     return ImageCaptioner(
@@ -70,6 +75,7 @@ def load_captioner(
         revision=revision,
         trust_remote_code=trust_remote_code,
         device=device,
+        dtype=dtype,
         quantization=quantization,
         progress=progress,
     )
@@ -80,14 +86,13 @@ def ready_captioner(
     revision: str | None,
     trust_remote_code: bool,
     device: str | torch.device | None = None,
-    quantization: WeightOnly | None = None,
+    weights: Weights | None = None,
 ) -> Captioner:
     """Load a captioner onto the device that it captions on; see `load_captioner`."""
     chosen = default_device() if device is None else _device(device)
     torch.set_flush_denormal(True)
     captioner = load_family_captioner(location, revision, trust_remote_code)
-    if quantization is not None:
-        quantize_for_captioning(captioner, quantization)
+    hold_for_captioning(captioner, weights or Weights())
     captioner.model.to(chosen)
     return captioner
 
@@ -122,6 +127,7 @@ class ImageCaptioner:
         revision: str | None = None,
         trust_remote_code: bool = False,
         device: str | torch.device | None = None,
+        dtype: NumberType | None = None,
         quantization: WeightOnly | None = None,
         progress: bool = False,
     ) -> None:
@@ -129,7 +135,8 @@ class ImageCaptioner:
         self.location = str(Path(place).expanduser()) if place.startswith("~") else place
         with reported(progress), quiet_libraries(hub_bars=progress):
             self.defaults: dict[str, Any] = generation_defaults(local_folder(self.location, revision))
-            self.captioner = ready_captioner(self.location, revision, trust_remote_code, device, quantization)
+            weights = Weights(dtype, quantization)
+            self.captioner = ready_captioner(self.location, revision, trust_remote_code, device, weights)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r}, family={self.captioner.family!r}, device={self.device})"
@@ -229,17 +236,16 @@ class ImageCaptioner:
         self, job: DecodingJob, records: Iterable[CaptionedImage], total: int | None, skip: bool
     ) -> list[Caption]:
         captions: list[Caption] = []
-        with progress_bar() as bar, closing(caption_records(self.captioner, job, records)) as batches:
-            task = bar.add_task("Captioning", total=total)
-            for batch in batches:
-                for record, found in batch:
+        with progress_bar() as bar:
+            advance = partial(bar.advance, bar.add_task("Captioning", total=total))
+            with closing(caption_records(self.captioner, job, records, advance=advance)) as batches:
+                for record, found in chain.from_iterable(batches):
                     if not isinstance(found, str):
                         captions.append(_caption(record, found))
                     elif skip:
                         logger.warning("skipped: %s", found)
                     else:
                         raise UnreadableImageError(found)
-                bar.advance(task, len(batch))
         return captions
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfcap.captioners.adaptation.quantization import WeightOnly
+from hfcap.captioners.adaptation.quantization import Weights
 from hfcap.captioners.asking.asked import prompts_of
 from hfcap.captioners.base import Captioner, GeneratedCaption
 from hfcap.captioners.loading import generation_defaults, local_folder
@@ -85,7 +86,7 @@ def caption_images(
     batch_size: int = 16,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    quantization: WeightOnly | None = None,
+    weights: Weights | None = None,
     dataset: DatasetChoice | None = None,
     again: bool = False,
     finishing: Finishing | None = None,
@@ -100,7 +101,7 @@ def caption_images(
             without sidecars a table is printed.
         overrides: decoding options that replace the ones saved with the model.
         prompt: text every caption starts with; None = the model's own.
-        quantization: as `load_captioner` takes it. dataset: which images of a dataset.
+        weights: number type and quantisation; None = as they are stored. dataset: which images of a dataset.
         again: forget what a stopped captioning into `output` has done.
         finishing: words around captions, marks for review, sidecars.
 
@@ -121,7 +122,7 @@ def caption_images(
     if images.listed is not None:
         # Better known before the model is fetched.
         require_one_readable(images.listed)
-    loading = (model, revision, trust_remote_code, quantization)
+    loading = (model, revision, trust_remote_code, weights)
     captioner, job = captioner_and_job(*loading, prompt, batch_size, overrides or {}, finishing.gate.forbidden)
     images = prepared_for(captioner, job, images)
     finishing.gate.require_scores(job.options)
@@ -140,7 +141,7 @@ def captioner_and_job(
     model: str,
     revision: str | None,
     trust_remote_code: bool,
-    quantization: WeightOnly | None,
+    weights: Weights | None,
     prompt: str | None,
     batch_size: int,
     overrides: dict[str, Any],
@@ -158,7 +159,7 @@ def captioner_and_job(
     defaults = generation_defaults(local_folder(model, revision))
     options = decoding_options({**defaults, **with_room_for_style(overrides)})
     _require_effect(overrides, options)
-    captioner = ready_captioner(model, revision, trust_remote_code, device, quantization)
+    captioner = ready_captioner(model, revision, trust_remote_code, device, weights)
     prompt = captioner.prompt_for(options.style, prompt)
     if forbidden:
         ids = [*(options.bad_words_ids or []), *bad_words_ids(captioner, forbidden)]
@@ -254,17 +255,18 @@ class _Captioning:
 
     def _caption(self) -> None:
         images = self.images.open(self.done, self.last)
-        captioned = caption_records(self.captioner, self.job, images, place=len(self.predictions))
-        with closing(captioned) as batches, progress_bar() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("Captioning", total=self.images.total, completed=self.done)
-            for batch in batches:
-                results = self.finishing.finished(batch)
-                if self.unfinished is not None:
-                    self.unfinished.add(results)
-                if self.sidecars is not None:
-                    self.sidecars.write(zip((record for record, _ in batch), results, strict=True))
-                self._take(results)
-                progress.advance(task, len(batch))
+            advance = partial(progress.advance, task)
+            captioned = caption_records(self.captioner, self.job, images, len(self.predictions), advance)
+            with closing(captioned) as batches:
+                for batch in batches:
+                    results = self.finishing.finished(batch)
+                    if self.unfinished is not None:
+                        self.unfinished.add(results)
+                    if self.sidecars is not None:
+                        self.sidecars.write(zip((record for record, _ in batch), results, strict=True))
+                    self._take(results)
 
 
 def _result(record: CaptionedImage, found: list[GeneratedCaption] | str) -> Result:

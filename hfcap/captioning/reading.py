@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from hfcap.data.images import UnreadableImageError, decode_image
 from hfcap.data.loading import PixelInputs
-from hfcap.schema import CaptionedImage, Images
+from hfcap.schema import CaptionedImage, Images, SizedImages
 from hfcap.text import printable
 
 THREADS = 4
@@ -16,6 +16,9 @@ THREADS = 4
 
 _ENTRIES_PER_PLACE = 8
 """A batch ends after so many times its size at the latest, so that a stretch of unreadable images is kept, too."""
+
+_MOST_BYTES = 512 * 1024**2
+"""Pixels of one image cut into tiles can be 50 MB."""
 
 ReadImage = tuple[CaptionedImage, "Images | str"]
 """An image's record, and its pixels as `PixelInputs` gives them, or what is wrong with it."""
@@ -50,18 +53,26 @@ def read_images(records: Iterable[CaptionedImage], pixels: PixelInputs, ahead: i
         pool.shutdown(cancel_futures=True)
 
 
-def batched(images: Iterable[ReadImage], batch_size: int) -> Iterator[list[ReadImage]]:
-    """Yield lists of images with `batch_size` readable ones each, unreadable ones between.
+def batched(images: Iterable[ReadImage], batch_size: int, batches: int = 1) -> Iterator[list[ReadImage]]:
+    """Yield lists of images, `batches` times `batch_size` readable ones in each, unreadable ones between.
 
-    The last one has fewer, and so has one that reaches eight times as many entries.
+    A list has fewer batches where the pixels of images that keep their shape reach half a gigabyte. The last one has
+    fewer images, and so has one that reaches eight times as many entries.
     """
-    batch: list[ReadImage] = []
-    readable = 0
+    together: list[ReadImage] = []
+    readable = n_bytes = 0
     for image in images:
-        batch.append(image)
-        readable += not isinstance(image[1], str)
-        if readable == batch_size or len(batch) == _ENTRIES_PER_PLACE * batch_size:
-            yield batch
-            batch, readable = [], 0
-    if batch:
-        yield batch
+        together.append(image)
+        if not isinstance(image[1], str):
+            readable += 1
+            n_bytes += _bytes_of(image[1])
+        most = readable == batches * batch_size or len(together) == _ENTRIES_PER_PLACE * batches * batch_size
+        if most or (n_bytes >= _MOST_BYTES and readable % batch_size == 0):
+            yield together
+            together, readable, n_bytes = [], 0, 0
+    if together:
+        yield together
+
+
+def _bytes_of(content: Images) -> int:
+    return sum(value.nbytes for value in content.values) if isinstance(content, SizedImages) else 0

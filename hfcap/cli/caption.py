@@ -25,6 +25,7 @@ from hfcap.progress import error_console
 from hfcap.text import counted, printable
 
 if TYPE_CHECKING:
+    from hfcap.captioners.adaptation.quantization import Weights
     from hfcap.captioning import Finishing
     from hfcap.captioning.with_images.sidecar_output import ImageOutput
     from hfcap.data.web.image_stream import ImageStream
@@ -91,6 +92,10 @@ Quantization = Annotated[
     Literal["int8", "int4"] | None,
     typer.Option(help="weights in 8 or 4 bits; needs torchao (pip install torchao)"),
 ]
+DType = Annotated[
+    Literal["bfloat16", "float32"] | None,
+    typer.Option(help="number type of weights and computation; default: as they are stored"),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="images at a time; default: 16")]
 Split = Annotated[str | None, typer.Option(help="of a dataset; default: all")]
 ConfigName = Annotated[str | None, typer.Option(help="configuration of a Hub dataset")]
@@ -134,6 +139,7 @@ def caption(
     top_p: TopP = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
+    dtype: DType = None,
     quantization: Quantization = None,
     split: Split = None,
     config_name: ConfigName = None,
@@ -207,7 +213,7 @@ def _caption_images(
             prompt=given.get("prompt"),
             batch_size=given.get("batch_size", 16),
             revision=given.get("revision"),
-            quantization=given.get("quantization"),
+            weights=_weights(given),
             trust_remote_code=trust_remote_code,
             again=force,
             finishing=finishing,
@@ -251,7 +257,7 @@ def _caption_shards(
             given.get("prompt"),
             given.get("batch_size", 16),
             given.get("revision"),
-            given.get("quantization"),
+            _weights(given),
             trust_remote_code,
             finishing,
         )
@@ -281,6 +287,12 @@ def _push(model: str, images: ImageStream, found: list[Prediction], repo_id: str
         result = push_caption_dataset(Path(folder), repo_id, private)
     done = f"Published {len(result.uploaded)} files" if result.uploaded else "Nothing to publish"
     say(f"{done}: {result.url}")
+
+
+def _weights(given: dict[str, Any]) -> Weights:
+    from hfcap.captioners.adaptation.quantization import Weights
+
+    return Weights(given.get("dtype"), given.get("quantization"))
 
 
 def _of(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from PIL import Image
 from hfcap.captioners.image_text_to_text import ImageTextToText
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.vlm.loading import limit_pixels
+from hfcap.captioning.batches import caption_records
+from hfcap.captioning.given import image_records
 from hfcap.data.loading import CaptionItem, Collate, PixelInputs
+from hfcap.decoding import DecodingJob
 from hfcap.errors import UserError
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import SizedImages
@@ -208,3 +211,33 @@ def test_batches_of_a_loader_hold_images_of_any_shape() -> None:
     batch = collate(items).to(torch.device("cpu"))
     assert isinstance(batch.images, SizedImages) and len(batch.images) == 5
     assert batch.images[1:3].sizes == SHAPES[1:3]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "internvl", "idefics3"])
+def test_images_of_one_shape_are_captioned_together_and_read_once(kind: str, tmp_path: Path) -> None:
+    captioner = KINDS[kind](kind, own=True)
+    shapes = ((64, 64), (150, 60), (60, 200))
+    files = [tmp_path / f"{number}.png" for number in range(9)]
+    for number, file in enumerate(files):
+        random_image(number, shapes[number % 3]).save(file)
+    files[4].write_bytes(b"no image")
+    options = GenerateOptions(num_beams=1, max_new_tokens=6)
+    done: list[int] = []
+
+    def captions(files: Sequence[Path], batch_size: int) -> list[list[str]]:
+        job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0)
+        found = caption_records(captioner, job, image_records([str(file) for file in files]), advance=done.append)
+        return [[text if isinstance(text, str) else text[0].text for _, text in some] for some in found]
+
+    random_image(9, (97, 131)).save(tmp_path / "first.png")
+    captions([tmp_path / "first.png"], 3)  # ways of generating are compared once
+    done.clear()
+    passes: list[int] = []
+    handle = captioner.part_modules()["vision"][0].register_forward_hook(lambda *_: passes.append(1))
+    together = captions(files, 3)
+    handle.remove()
+    # Batches of three of one shape, but the last, of two and one.
+    assert len(passes) == 3 and done == [3, 3, 2, 1], "a bar counts batches, and what could not be read"
+    assert [len(some) for some in together] == [9], "a captioning goes on after whole lists"
+    alone = [text for some in captions(files, 1) for text in some]
+    assert together[0] == alone and "damaged" in alone[4] and len(set(alone)) > 3

@@ -1,4 +1,4 @@
-"""Linear layers with weights of few bits: QLoRA's frozen ones while LoRA trains, and all of them while captioning.
+"""Weights of fewer bits: QLoRA's frozen linear layers while LoRA trains, and what captions alone.
 
 QLoRA: Dettmers et al. 2023, arXiv:2305.14314, by bitsandbytes. For captioning alone: weight-only rounding by torchao.
 """
@@ -6,6 +6,7 @@ QLoRA: Dettmers et al. 2023, arXiv:2305.14314, by bitsandbytes. For captioning a
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +20,23 @@ from hfcap.errors import MissingPackageError, OptionError, UserError, shown
 WeightOnly = Literal["int8", "int4"]
 """Weights rounded for captioning: int8 with one scale a row, int4 with one for every 32 values of a row."""
 
+NumberType = Literal["bfloat16", "float32"]
+"""What captioning computes in. Not float16: models trained in other types overflow in it, and say nonsense."""
+
 _GROUP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How weights are held while a captioner captions.
+
+    Attributes:
+        dtype: their number type, in which everything is computed; None = the one that they were loaded in.
+        quantization: those of linear layers in fewer bits; None = as they are.
+    """
+
+    dtype: NumberType | None = None
+    quantization: WeightOnly | None = None
 
 
 def require_bitsandbytes(key: str, value: str, alternative: str, device: torch.device) -> Any:
@@ -58,6 +75,32 @@ def quantize_linear_layers(captioner: Captioner, names: list[str], bitsandbytes:
         parent = captioner.model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], _four_bits(captioner.model.get_submodule(name), bitsandbytes))
     keep_layout(captioner.model)
+
+
+def hold_for_captioning(captioner: Captioner, weights: Weights) -> None:
+    """Bring the weights into another number type, and round them, in place: for captioning, not for training or saving.
+
+    Raises:
+        OptionError: no such number type or quantisation, or this captioner has no weights for it.
+        UserError: torchao is needed and not installed.
+    """
+    if weights.dtype is not None:
+        if weights.dtype not in get_args(NumberType):
+            raise OptionError(f"dtype: choose bfloat16 or float32, not {shown(weights.dtype)}")
+        if not captioner.trains_by_gradients:
+            raise OptionError(f"dtype: {captioner.card_facts.title} computes in a type of its own; leave it out")
+        if is_quantized(captioner.model):
+            raise OptionError("dtype: the model's weights are stored in few bits; leave it out")
+        captioner.model.to(getattr(torch, weights.dtype))
+        captioner.model.captions_in = getattr(torch, weights.dtype)
+    if weights.quantization is not None:
+        quantize_for_captioning(captioner, weights.quantization)
+
+
+def as_held(captioner: Captioner, values: Any) -> Any:
+    """Return pixel values or image states in the number type that `hold_for_captioning` chose, if it did."""
+    number_type = getattr(captioner.model, "captions_in", None)
+    return values.to(number_type) if number_type is not None and isinstance(values, torch.Tensor) else values
 
 
 def quantize_for_captioning(captioner: Captioner, quantization: WeightOnly) -> None:

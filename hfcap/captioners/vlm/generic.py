@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -144,7 +144,10 @@ class Generic(Rows):
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the features that the model puts in place of the image's tokens; deepstack features next to them."""
         count = len(pixel_values)
-        output = self._read(self.plain_pixels(pixel_values), count)
+        # Once is enough: what reads an image of one shape reads all.
+        with nullcontext() if self._forms else self._nothing_but_vision():
+            output = self._read(self.plain_pixels(pixel_values), count)
+        self.note_form(output, count)
         features = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
         return torch.cat([_per_image(feature, count) for feature in features], dim=-1)
 
@@ -196,7 +199,7 @@ class Generic(Rows):
         return output
 
     def form(self) -> FeatureForm:
-        """Return how the model hands on features, found out once with one image.
+        """Return how the model hands on features: as `encode` saw it, or found out once with one image.
 
         Raises:
             UserError: the model makes more or fewer states of it than the prompt has places.
@@ -209,7 +212,7 @@ class Generic(Rows):
                 pixels = pixels.to(self.captioner.device, self.model.dtype)
                 with self._nothing_but_vision():
                     output = self._read(self.plain_pixels(pixels), 1)
-            self._note_form(output)
+            self.note_form(output, 1)
         return self._forms[key]
 
     def _form_key(self) -> str | None:
@@ -218,17 +221,19 @@ class Generic(Rows):
         with self.captioner.asked(""):  # whatever the prompt is, and be it another for each image
             return self.layout(self.size)
 
-    def _note_form(self, output: Any) -> None:
+    def note_form(self, output: Any, count: int) -> None:
+        """Note how the features of one of `count` images of one shape are handed on."""
         key = self._form_key()
         if key not in self._forms:
             features, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
             listed = isinstance(features, (list, tuple))
-            shapes = tuple(tuple(part.shape) for part in features) if listed else (tuple(features.shape),)
+            if listed:
+                shapes = tuple(tuple(part.shape) for part in features[: len(features) // count])
+            else:
+                shapes = ((features.shape[0] // count, *features.shape[1:]),)
             prompt = self.prompt_inputs(self.captioner.prompt).input_ids
-            n_places, n_states = (
-                int(torch.eq(prompt, self.image_token_id() or 0).sum()),
-                _per_image(features, 1).shape[1],
-            )
+            n_places = int(torch.eq(prompt, self.image_token_id() or 0).sum())
+            n_states = _per_image(features, count).shape[1]
             if n_places != n_states:
                 raise UserError(
                     f"model.pretrained: {type(self.model).__name__} makes {n_states} states of an image, but its "

@@ -91,9 +91,11 @@ class QwenVL(Prefix):
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return merged patches of images (B, 3, side, side), or of patches (B, patches, values)."""
-        grids = expand(self._grid(), pixel_values.shape[0], pixel_values.device)
-        features = self.model.model.get_image_features(self.plain_pixels(pixel_values), grids, return_dict=True)
-        return torch.stack(list(features.pooler_output))
+        count = len(pixel_values)
+        grids = expand(self._grid(), count, pixel_values.device)
+        output = self.model.model.get_image_features(self.plain_pixels(pixel_values), grids, return_dict=True)
+        self.note_form(output, count)
+        return torch.stack(list(output.pooler_output))
 
     def positions(self, prompt: PromptInputs, device: torch.device) -> torch.Tensor:
         """Three-axis positions (3, 1, N + 1) from the model's own rule."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from hfcap import __version__
-from hfcap.captioners.adaptation.quantization import WeightOnly
+from hfcap.captioners.adaptation.quantization import Weights
 from hfcap.captioners.asking.asked import has_fields
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.facts import shown_model
@@ -48,7 +48,7 @@ class ShardedJob:
     """What is captioned, with what, and where it is written.
 
     Attributes:
-        model: see `caption_images`; so are overrides, prompt, batch_size, revision, quantization and
+        model: see `caption_images`; so are overrides, prompt, batch_size, revision, weights and
             trust_remote_code.
         output: folder. form: of its files. finishing: words around captions and marks for review, nothing else.
     """
@@ -63,7 +63,7 @@ class ShardedJob:
     prompt: str | None = None
     batch_size: int = 16
     revision: str | None = None
-    quantization: WeightOnly | None = None
+    weights: Weights = field(default_factory=Weights)
     trust_remote_code: bool = False
     finishing: Finishing = field(default_factory=Finishing)
 
@@ -134,7 +134,7 @@ def _loaded(job: ShardedJob, place: Place) -> tuple[Captioner, DecodingJob]:
         job.model,
         job.revision,
         job.trust_remote_code,
-        job.quantization,
+        job.weights,
         job.prompt,
         job.batch_size,
         dict(job.overrides),
@@ -169,7 +169,7 @@ def _description(job: ShardedJob, plan: Plan, captioner: Captioner, decoding: De
         "decoding": decoding.options.model_dump(mode="json"),
         "prompt": decoding.prompt,
         "batch_size": decoding.batch_size,
-        "quantization": job.quantization,
+        **asdict(job.weights),
         **asdict(wording),
         "review": asdict(gate) | {"forbidden": list(gate.forbidden)},
         "form": job.form,

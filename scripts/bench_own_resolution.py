@@ -1,0 +1,196 @@
+"""Images per second of vision-language models at their own resolution: hfcap against the model's own `generate`.
+
+    python scripts/bench_own_resolution.py [--kinds qwen2_5_vl internvl idefics3] [--rounds 3] [--output F.json]
+
+Both sides read the same image files, of four shapes in mixed order, through the model's own processor, one at a time
+and in batches, and must say the same words. The other side pads prompts of different lengths on the left, as the
+processors do. Random weights rarely end a caption, so that every image runs to `--max-new-tokens`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_captioning import lively  # type: ignore[import-not-found]  # next to this script, which runs as a file
+from bench_models import prepare_process  # type: ignore[import-not-found]
+from bench_sides import (  # type: ignore[import-not-found]
+    Clock,
+    benchmark_parser,
+    in_turns,
+    machine,
+    options_for_child,
+    ratio_text,
+    summaries,
+)
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from hfcap.captioners.image_text_to_text import ImageTextToText
+from hfcap.captioning.batches import caption_records
+from hfcap.captioning.given import image_records
+from hfcap.data.loading import PixelInputs
+from hfcap.decoding import DecodingJob
+from hfcap.files import write_json
+from hfcap.recipe.blocks import GenerateOptions
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # smallest models with processors of their own: of the tests
+from tests.captioners.helpers import random_image
+from tests.captioners.itt_models import itt
+from tests.captioners.itt_more_models import more
+
+SIDES = ("generate", "hfcap")
+KINDS = {"qwen2_5_vl": itt, "internvl": more, "idefics3": itt}
+SHAPES = ((320, 240), (240, 320), (320, 212), (280, 280))
+"""(width, height), as photos of COCO halved."""
+PROMPT = "what is on it?"
+
+
+def larger(kind: str, size: str) -> ImageTextToText:
+    """Return a captioner of one kind with random weights: a tenth of a gigabyte where `size` is "true"."""
+    small = KINDS[kind](kind, PROMPT, own=True)
+    processor, config = small.processor, small.model.config.to_dict()
+    processor.tokenizer.add_tokens([f" word{number}" for number in range(8000)])
+    processor.tokenizer.padding_side = "left"
+    if size == "true":
+        _enlarge(kind, processor, config)
+    config["text_config"]["vocab_size"] = len(processor.tokenizer)
+    model_type = config.pop("model_type")
+    torch.manual_seed(0)
+    model: Any = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **config))
+    lively(model)
+    return ImageTextToText(model.eval(), processor, PROMPT)
+
+
+def _enlarge(kind: str, processor: Any, config: dict[str, Any]) -> None:
+    """Set width 512 and 8 layers of text, 320 and 6 of vision; an image of 320 x 240 becomes 88 to 325 tokens."""
+    layers = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    vision = {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 6, "num_attention_heads": 5}
+    config["text_config"] |= {**layers, "num_key_value_heads": 2, "head_dim": 64}
+    if kind == "qwen2_5_vl":
+        processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28}
+        config["text_config"]["rope_parameters"]["mrope_section"] = [8, 12, 12]
+        config["vision_config"] |= {"depth": 6, "num_heads": 5, "hidden_size": 320, "intermediate_size": 1280}
+        config["vision_config"] |= {"out_hidden_size": 512, "window_size": 112, "fullatt_block_indexes": [2, 5]}
+        return
+    side = 224
+    config["vision_config"] |= {**vision, "patch_size": 14, "image_size": side}
+    if kind == "internvl":
+        config["vision_config"] |= {"patch_size": [14, 14], "image_size": [side, side]}
+        processor.image_processor.size = {"height": side, "width": side}
+        processor.image_seq_length = 64
+    else:
+        processor.image_processor.size = {"longest_edge": 2 * side}
+        processor.image_processor.max_image_size = {"longest_edge": side}
+        processor.image_seq_len = 64
+
+
+def own_way(captioner: ImageTextToText, files: Sequence[Path], batch_size: int, options: GenerateOptions) -> list[str]:
+    """Caption files as the model's documentation does: processor with padding, `generate`, decode."""
+    processor, captions = captioner.processor, []
+    for first in range(0, len(files), batch_size):
+        images = [Image.open(file).convert("RGB") for file in files[first : first + batch_size]]
+        messages = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": PROMPT}]}]
+            for image in images
+        ]
+        inputs = processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        found = captioner.model.generate(**inputs, generation_config=captioner.generation_config(options))
+        sequences = found if isinstance(found, torch.Tensor) else found.sequences
+        texts = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        captions += [text.strip() for text in texts]
+    return captions
+
+
+def hfcap_s_way(
+    captioner: ImageTextToText, files: Sequence[Path], batch_size: int, options: GenerateOptions
+) -> list[str]:
+    """Caption files as `hfcap caption` does."""
+    job = DecodingJob([], PixelInputs([], captioner.image_processor), options, batch_size, 0)
+    lists = caption_records(captioner, job, image_records([str(file) for file in files]))
+    return [found if isinstance(found, str) else found[0].text for some in lists for _, found in some]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Caption all images on one side, after the first ones have warmed it up."""
+    captioner = larger(options.family, options.size)
+    way = hfcap_s_way if options.side == "hfcap" else own_way
+    asked = GenerateOptions(num_beams=options.beams, max_new_tokens=options.max_new_tokens)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        files = [Path(folder) / f"{number:03d}.jpg" for number in range(options.images)]
+        for number, file in enumerate(files):
+            random_image(number, SHAPES[number % len(SHAPES)]).save(file)
+        clock = Clock()
+        way(captioner, files[: 2 * len(SHAPES)], options.batch_size, asked)
+        clock.tick()
+        captions = way(captioner, files, options.batch_size, asked)
+        clock.tick()
+    return {**clock.result(), "captions": captions}
+
+
+def compare(options: argparse.Namespace, kind: str, batch_size: int) -> dict[str, Any]:
+    """Run both sides in turns, each in its own process."""
+    names = ("size", "threads", "beams", "max_new_tokens")
+    n_images = options.images if batch_size > 1 else min(8, options.images)
+    arguments = [*options_for_child(options, names), "--images", str(n_images), "--batch-size", str(batch_size)]
+    runs = in_turns(__file__, [*arguments, "--family", kind], SIDES, options.rounds)
+    ours, theirs = runs["hfcap"][0]["captions"], runs["generate"][0]["captions"]
+    row: dict[str, Any] = {"kind": kind, "images": n_images, "batch_size": batch_size}
+    row |= summaries(runs, "images", n_images)
+    row["same_captions"] = sum(one == other for one, other in zip(ours, theirs, strict=True)) / len(ours)
+    row["different_captions"] = len(set(ours))
+    return row
+
+
+def main() -> None:
+    """Measure one side (child process), or all."""
+    parser = benchmark_parser(__doc__, SIDES)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    options = parser.parse_args()
+    prepare_process(options.threads)
+    if options.side:
+        print(json.dumps(measure(options)))
+        return
+    table = Table(
+        "model", "images at once", "generate images/s", "hfcap images/s", "ratio", "by processor time", "same"
+    )
+    result: dict[str, Any] = {"machine": machine(), "threads": options.threads, "size": options.size, "rows": []}
+    for kind in options.kinds:
+        for batch_size in (1, options.batch_size):
+            row = compare(options, kind, batch_size)
+            result["rows"].append(row)
+            table.add_row(
+                kind,
+                str(batch_size),
+                f"{row['generate']['images_per_second']:.2f}",
+                f"{row['hfcap']['images_per_second']:.2f}",
+                ratio_text(row, "ratio_images_per_second", options.even_if_busy),
+                ratio_text(row, "ratio_images_per_processor_second", options.even_if_busy),
+                f"{row['same_captions']:.0%}",
+            )
+    Console().print(table)
+    if options.output is not None:
+        write_json(options.output, result)
+
+
+if __name__ == "__main__":
+    main()
