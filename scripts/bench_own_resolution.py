@@ -75,6 +75,7 @@ def _enlarge(kind: str, processor: Any, config: dict[str, Any]) -> None:
     layers = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
     vision = {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 6, "num_attention_heads": 5}
     config["text_config"] |= {**layers, "num_key_value_heads": 2, "head_dim": 64}
+    config["text_config"].pop("layer_types", None)
     if kind == "qwen2_5_vl":
         processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28}
         config["text_config"]["rope_parameters"]["mrope_section"] = [8, 12, 12]
