@@ -32,7 +32,7 @@ def test_captions_are_those_of_the_model_s_own_generate_in_bfloat16(
     captioner = build(family)
     captioner.save(tmp_path, GenerateOptions())
     images = [random_image(number) for number in range(3)]
-    options = {"num_beams": num_beams, "max_new_tokens": 8}
+    options: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": 8}
     ready = load_captioner(tmp_path, dtype="bfloat16", device="cpu")
     found = ready.caption(images, batch_size=2, **options)
     assert {weight.dtype for weight in ready.captioner.model.parameters()} == {torch.bfloat16}
