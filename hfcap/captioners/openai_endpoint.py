@@ -25,9 +25,7 @@ from transformers import GenerationConfig
 from hfcap.captioners.asking.prompts import CHAT_STYLES
 from hfcap.captioners.base import BaseModel, CardFacts, GeneratedCaption
 from hfcap.captioners.endpoint.answers import added, caption_of
-from hfcap.captioners.endpoint.client import Client, address_problem, is_this_machine
-from hfcap.captioners.endpoint.images import EndpointProcessor, ImageFormat, SentImages
-from hfcap.captioners.endpoint.threads import all_of
+from hfcap.captioners.endpoint.images import EndpointProcessor, SentImages
 from hfcap.captioners.shared.nonparametric import FittingData, NonparametricCaptioner
 from hfcap.children import TOKENS
 from hfcap.errors import OptionError, UserError, WorkError
@@ -35,6 +33,9 @@ from hfcap.files import read_json_object, write_json
 from hfcap.recipe.block_base import NonNegativeInt, PositiveInt
 from hfcap.recipe.blocks import SAMPLING_ONLY, GenerateOptions, ModelOptions
 from hfcap.schema import SizedImages
+from hfcap.served.client import Client, address_problem, is_this_machine
+from hfcap.served.images import ImageFormat
+from hfcap.served.threads import all_of
 
 MODEL_TYPE = "openai_endpoint"
 _FOLLOWED = {"max_new_tokens", "do_sample", "temperature", "top_p", "num_return_sequences", "seed"}

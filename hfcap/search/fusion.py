@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines, write_json_lines
-from hfcap.metrics.consensus import pooled, ranked_by_consensus
 from hfcap.metrics.shared.caption_files import Warn, normalised_image_id, read_predictions, warn_on_terminal
+from hfcap.metrics.shared.consensus import pooled, ranked_by_consensus
 from hfcap.metrics.shared.document_frequencies import load_document_frequencies
 from hfcap.schema import Prediction
 

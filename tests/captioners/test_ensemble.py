@@ -24,7 +24,7 @@ from hfcap.captioners.published.modeling_ensemble import (
 )
 from hfcap.captioners.retrieval import Retrieval
 from hfcap.errors import UserError
-from hfcap.metrics.consensus import Pool, ranked_by_consensus
+from hfcap.metrics.shared.consensus import Pool, ranked_by_consensus
 from hfcap.metrics.shared.document_frequencies import count_document_frequencies
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.recipe.blocks import GenerateOptions

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 import hfcap
 from hfcap.captioners.asking.thinking import thinks_at_end, without_thinking
-from hfcap.captioners.endpoint.client import Client
 from hfcap.captioners.loading import load_captioner
 from hfcap.captioners.openai_endpoint import OpenAIEndpoint, OpenAIEndpointOptions
 from hfcap.captioning import caption_images
@@ -23,6 +22,7 @@ from hfcap.errors import OptionError, UserError, WorkError
 from hfcap.files import read_json_lines
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.loading import RecipeError, recipe_from_mapping
+from hfcap.served.client import Client
 from tests.captioners.chat_server import COLOURS, ChatServer, Fault, chatting
 from tests.training.harness import recipe_values
 
@@ -38,7 +38,7 @@ def chat() -> Iterator[ChatServer]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfcap.captioners.endpoint.client._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("hfcap.served.client._FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -382,9 +382,9 @@ def test_another_model_of_the_server_begins_again(chat: ChatServer, images: list
 
 
 def test_retries_wait_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfcap.captioners.endpoint.client import _pause
+    from hfcap.served.client import _pause
 
-    monkeypatch.setattr("hfcap.captioners.endpoint.client._FIRST_PAUSE", 0.5)
+    monkeypatch.setattr("hfcap.served.client._FIRST_PAUSE", 0.5)
     assert 0.3 < _pause(0, None) < 0.7 and 1.4 < _pause(2, None) < 2.6
     assert _pause(0, 7.0) == 7.0 and _pause(20, None) == 30.0 and _pause(0, 1e9) == 30.0
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfcap.metrics.consensus import Pool, pooled, ranked_by_consensus
+from hfcap.metrics.shared.consensus import Pool, pooled, ranked_by_consensus
 from hfcap.metrics.shared.document_frequencies import count_document_frequencies
 from tests.metrics.random_captions import random_captions
 from tests.metrics.reference_cider import reference_cider

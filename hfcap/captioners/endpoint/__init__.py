@@ -1,1 +1,1 @@
-"""Captioners that somebody else runs: the client of an OpenAI-compatible server."""
+"""Captioners that somebody else runs: images on their way to a server, and captions in its answers."""

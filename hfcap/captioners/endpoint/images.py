@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 
 from hfcap.files import write_json
 from hfcap.schema import SizedImages
+from hfcap.served.images import ImageFormat, data_url, encoded
 
-ImageFormat = Literal["jpeg", "png"]
-_QUALITY = 95
 _GREY = (127, 127, 127)
 
 
@@ -36,26 +33,16 @@ class SentImages:
         """Return {"pixel_values": SizedImages} for one image or a list of them: (N,) uint8 for each."""
         assert return_tensors == "pt"
         several = images if isinstance(images, list | tuple) else [images]
-        values = tuple(torch.frombuffer(bytearray(self._encoded(image)), dtype=torch.uint8) for image in several)
+        contents = [encoded(image, self.max_side, self.image_format) for image in several]
+        values = tuple(torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents)
         return {"pixel_values": SizedImages(values, tuple(image.size for image in several))}
-
-    def _encoded(self, image: Image.Image) -> bytes:
-        if self.max_side is not None and max(image.size) > self.max_side:
-            image = image.copy()
-            image.thumbnail((self.max_side, self.max_side), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        if self.image_format == "png":
-            image.save(buffer, "PNG")
-        else:
-            image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-        return buffer.getvalue()
 
     def data_url(self, values: torch.Tensor, size: tuple[int, int]) -> str:
         """Return one image as a web address that holds it; zeros stand for a blank image of that size."""
         content = values.to(torch.uint8).cpu().numpy().tobytes()
         if not content.strip(b"\0"):
-            content = self._encoded(Image.new("RGB", size, _GREY))
-        return f"data:image/{self.image_format};base64,{base64.b64encode(content).decode()}"
+            content = encoded(Image.new("RGB", size, _GREY), self.max_side, self.image_format)
+        return data_url(content, self.image_format)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, for fingerprints."""

@@ -76,12 +76,16 @@ class Client:
         key_variable: environment variable with the key; None = no key is sent.
         timeout: seconds to wait for an answer.
         max_retries: repetitions of a request after faults that may pass.
+        block: of the options that messages name: "model" of a recipe, or a metric.
     """
 
-    def __init__(self, base_url: str, key_variable: str | None, timeout: float, max_retries: int) -> None:
+    def __init__(
+        self, base_url: str, key_variable: str | None, timeout: float, max_retries: int, block: str = "model"
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self.key_variable = key_variable
         self.timeout, self.max_retries = timeout, max_retries
+        self.block = block
         self._answered = False
         # No handler of redirects; and what is for this machine goes through no proxy.
         proxies = urllib.request.ProxyHandler({} if is_this_machine(base_url) else None)
@@ -103,8 +107,8 @@ class Client:
         """
         if self.key_variable is not None and not os.environ.get(self.key_variable, "").strip():
             raise UserError(
-                f"model.api_key_env: the environment variable {self.key_variable} is not set; export it with the key "
-                f"of {self.base_url}"
+                f"{self.block}.api_key_env: the environment variable {self.key_variable} is not set; export it with "
+                f"the key of {self.base_url}"
             )
 
     def models(self) -> list[str]:
@@ -162,17 +166,17 @@ class Client:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise TransientError(
-                    f"{self.base_url}: no answer within {self.timeout:g} s; raise model.timeout, or lower "
-                    "model.max_concurrency"
+                    f"{self.base_url}: no answer within {self.timeout:g} s; raise {self.block}.timeout, or lower "
+                    f"{self.block}.max_concurrency"
                 ) from None
             said = printable(" ".join(str(reason).split())) or type(reason).__name__
             raise TransientError(
-                f"{self.base_url}: cannot be reached ({said}); start the server, or correct model.base_url"
+                f"{self.base_url}: cannot be reached ({said}); start the server, or correct {self.block}.base_url"
             ) from None
         except ValueError:
             # What http.client says of a header that it refuses repeats the header.
             raise UserError(
-                f"model.api_key_env: {self.key_variable} holds what cannot be sent; set it to the key alone"
+                f"{self.block}.api_key_env: {self.key_variable} holds what cannot be sent; set it to the key alone"
             ) from None
         raise AssertionError("unreachable: a refusal raises")
 
@@ -189,8 +193,8 @@ class Client:
             answer = None
         if not isinstance(answer, dict):
             raise WorkError(
-                f"{self.base_url}: answers what is no JSON object ({self._shown(content)!r}); check model.base_url, "
-                "which usually ends in /v1"
+                f"{self.base_url}: answers what is no JSON object ({self._shown(content)!r}); check "
+                f"{self.block}.base_url, which usually ends in /v1"
             )
         return answer
 
@@ -205,28 +209,30 @@ class Client:
         because = f" ({said})" if said else ""
         if code in _TRIED_AGAIN:
             raise TransientError(
-                f"{server}: HTTP {code}{because}; wait until it is less busy, or lower model.max_concurrency",
+                f"{server}: HTTP {code}{because}; wait until it is less busy, or lower {self.block}.max_concurrency",
                 _seconds(error.headers.get("Retry-After")),
             )
         if 300 <= code < 400:
             host = printable(urllib.parse.urlsplit(error.headers.get("Location") or "").netloc) or "nowhere"
             raise UserError(
-                f"{server}: redirects to {host}, where neither images nor a key are sent; set model.base_url to the "
-                "address itself if you trust it"
+                f"{server}: redirects to {host}, where neither images nor a key are sent; set {self.block}.base_url to "
+                "the address itself if you trust it"
             )
         if code in (401, 403):
             # Servers repeat the key in what they say of it.
             which = f"refuses the key in {self.key_variable}" if self.key_variable else "wants a key"
             raise UserError(
-                f"{server}: {which} (HTTP {code}); export the key, and set model.api_key_env to the variable's name"
+                f"{server}: {which} (HTTP {code}); export the key, and set {self.block}.api_key_env to the variable's "
+                "name"
             )
         if code in (404, 405):
             raise UserError(
-                f"{server}: HTTP {code}{because}; check model.base_url, which usually ends in /v1, and model.model"
+                f"{server}: HTTP {code}{because}; check {self.block}.base_url, which usually ends in /v1, and "
+                f"{self.block}.model"
             )
         raise UserError(
-            f"{server}: refuses the request: HTTP {code}{because}; check model.model, model.extra_body and "
-            "model.max_side"
+            f"{server}: refuses the request: HTTP {code}{because}; check {self.block}.model, {self.block}.extra_body "
+            f"and {self.block}.max_side"
         )
 
     def _shown(self, content: bytes) -> str:

@@ -1,0 +1,1 @@
+"""Models that somebody else runs: the client of an OpenAI-compatible server."""
