@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hfcap.api.judges import judge, measure_judge
     from hfcap.api.publishing import push_to_hub
     from hfcap.api.runs import TrainedRun, train
     from hfcap.api.scores import compare, judge_metrics, score
+    from hfcap.arena.ranking import Ranking
     from hfcap.captioning.captioner import ImageCaptioner, load_captioner
     from hfcap.comparison.result import Comparison
     from hfcap.data.images import UnreadableImageError
@@ -33,6 +35,7 @@ __all__ = [
     "MissingPackageError",
     "OptionError",
     "PublishResult",
+    "Ranking",
     "RecipeError",
     "ScoreReport",
     "StoppedError",
@@ -41,17 +44,21 @@ __all__ = [
     "UserError",
     "WorkError",
     "compare",
+    "judge",
     "judge_metrics",
     "load_captioner",
+    "measure_judge",
     "push_to_hub",
     "score",
     "train",
 ]
 
 _HOMES = {
+    "hfcap.api.judges": ("judge", "measure_judge"),
     "hfcap.api.publishing": ("push_to_hub",),
     "hfcap.api.runs": ("TrainedRun", "train"),
     "hfcap.api.scores": ("compare", "judge_metrics", "score"),
+    "hfcap.arena.ranking": ("Ranking",),
     "hfcap.captioning.captioner": ("ImageCaptioner", "load_captioner"),
     "hfcap.comparison.result": ("Comparison",),
     "hfcap.data.images": ("UnreadableImageError",),

@@ -47,6 +47,7 @@ ORDER = [
     "comparison",
     "judgments",
     "probes",
+    "arena",
     "training",
     "card",
     "publishing",

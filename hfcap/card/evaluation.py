@@ -11,6 +11,7 @@ from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import SliceScores
 from hfcap.scoring.score_table import METRIC_NAMES, SLICES_EXPLAINED, metric_name, shown_slice
+from hfcap.scoring.signature import agreement_lines
 from hfcap.scoring.verdict import BASELINE_NAMES, FEW_IMAGES
 
 
@@ -115,6 +116,7 @@ def _score_notes(known: RunFacts) -> list[Safe]:
                 f"the signature differs; {_reproduction(known)}."
             )
         )
+    notes += [Safe(f"{escape(line)}.") for line in agreement_lines(known.scores.get("signature", {}))]
     if 0 < known.scores.get("n_images", 0) < FEW_IMAGES:
         notes.append(
             Safe(f"CIDEr-D weighs words by their rarity in the split; with fewer than {FEW_IMAGES} images it is rough.")

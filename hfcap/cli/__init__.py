@@ -12,7 +12,17 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from hfcap import __version__
-from hfcap.cli import caption, captions, datasets, probes, publications, runs, scores, watching  # noqa: F401  # each adds its commands to `app`
+from hfcap.cli import (  # noqa: F401  # each adds its commands to `app`
+    caption,
+    captions,
+    datasets,
+    judging,
+    probes,
+    publications,
+    runs,
+    scores,
+    watching,
+)
 from hfcap.cli.common import app, broken_torchvision
 from hfcap.cli.examples import epilog
 from hfcap.errors import StoppedError, UserError, WorkError
@@ -27,7 +37,7 @@ _STOPPED = 130
 PANELS = {
     "Runs": ("run", "doctor", "train", "status", "plot", "watch", "card", "list", "recipe-schema"),
     "Captions": ("caption", "review", "explain", "demo", "ensemble", "search"),
-    "Scores": ("score", "compare", "judge-metrics", "probe-objects"),
+    "Scores": ("score", "compare", "judge-metrics", "judge", "probe-objects"),
     "The Hub": ("publish", "verify", "merge", "export", "publish-space", "publish-metric"),
     "Data": ("data", "features"),
 }

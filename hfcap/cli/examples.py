@@ -44,6 +44,10 @@ EXAMPLES = {
         "hfcap probe-objects runs/mine instances_val2014.json val2014 -o probe",
         "hfcap probe-objects http://127.0.0.1:8000/v1 objects.json photos --vocabulary kitchen.txt --n-images 100",
     ),
+    "judge": (
+        "hfcap judge a.jsonl b.jsonl c.jsonl --images val2014 --model llava-hf/llava-1.5-13b-hf -o judged",
+        "hfcap judge --people preferences.csv --images photos --base-url http://127.0.0.1:8000/v1 -o worth",
+    ),
     "publish": ("hfcap publish runs/mine --repo-id you/name --dry-run", "hfcap publish runs/mine --repo-id you/name"),
     "verify": ("hfcap verify you/name",),
     "merge": ("hfcap merge runs/mine_lora -o merged",),

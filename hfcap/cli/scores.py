@@ -90,6 +90,7 @@ def _show(report: ScoreReport, name: str) -> None:
     """Print what scores mean, their table, their slices and their conditions."""
     from hfcap.scoring import signature_line
     from hfcap.scoring.score_table import SLICES_EXPLAINED, score_table, slice_tables
+    from hfcap.scoring.signature import agreement_lines
     from hfcap.scoring.verdict import main_score
 
     if (main := main_score(report)) is not None:
@@ -99,6 +100,8 @@ def _show(report: ScoreReport, name: str) -> None:
         console.print(table)
     if report.slices:
         say(SLICES_EXPLAINED)
+    for line in agreement_lines(report.signature):
+        say(line)
     say(signature_line(report.signature))
 
 

@@ -9,7 +9,7 @@ from hfcap.comparison.systems import System
 from hfcap.errors import UserError
 from hfcap.metrics.shared.scripts import unspaced_problem
 from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
-from hfcap.scoring.signature import flattened
+from hfcap.scoring.signature import agreement_lines, flattened
 from hfcap.text import counted
 
 _N_NAMED = 3
@@ -85,6 +85,8 @@ def unequal_conditions(systems: Sequence[System]) -> list[str]:
         found.append(f"scored by different versions of hfcap: {versions}")
     if missing := _values(systems, [one.report.signature.get("images_without_prediction", 0) for one in systems]):
         found.append(f"images without a caption count as empty captions: {missing}")
+    # Said of all systems alike, where the same judge looked at them.
+    found += dict.fromkeys(line for one in systems for line in agreement_lines(one.report.signature))
     by_spaces = [one.report.signature for one in systems if one.report.signature.get("tokenizer") == TOKENIZER_VERSION]
     languages = {signature.get("unspaced_language"): None for signature in by_spaces}
     found += [f"the human captions are {unspaced_problem(str(name))}" for name in languages if name is not None]

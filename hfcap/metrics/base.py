@@ -232,3 +232,11 @@ class CaptionMetric(ABC):
     def signature(self) -> dict[str, Any]:
         """Return the conditions of the values (parameters, resources with their hashes), as JSON values."""
         return {}
+
+    def agreement(self) -> dict[str, str]:
+        """Return for each value that is a model's opinion how well it agrees with people; empty where none is.
+
+        Raises:
+            UserError: the file that says it cannot be read.
+        """
+        return {}

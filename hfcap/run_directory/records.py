@@ -78,6 +78,7 @@ class Signature(TypedDict, total=False):
     references_per_image: Annotated[list[int], Field(min_length=2, max_length=2)]
     unspaced_language: str | None
     metrics: dict[str, dict[str, Any]]
+    agreement_with_people: dict[str, str]
     bootstrap: _Bootstrap
     run: dict[str, Any]
 

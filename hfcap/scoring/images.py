@@ -1,4 +1,4 @@
-"""Images for CLIPScore: safely decoded, and encoded once (feature store)."""
+"""Images for metrics that look at them: safely decoded, and encoded once (feature store)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from hfcap.data.images import FileImage, decode_image
 from hfcap.metrics.shared.images import DecodedImages, Images, check_present, image_files
@@ -40,6 +41,15 @@ class StoredImages:
         records = [self.records[image_id] for image_id in image_ids]
         rows = store.inputs(records, batch_size, self.num_workers)
         return np.stack([rows[number].float().numpy() for number in range(len(records))])
+
+    def decoded(self, image_id: str) -> Image:
+        """Return one image as RGB.
+
+        Raises:
+            UserError: it is missing or cannot be read.
+        """
+        check_present([image_id], self.records)
+        return decode_image(self.records[image_id].image)
 
 
 def images_of_records(

@@ -210,6 +210,8 @@ def score_files(
     groups = groups_by(by, _rows_of_images(predictions, references, by), human, suite.tokenizer.words, warn)
     bootstrap = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
     conditions = {"hfcap": __version__, **data_signature(human, split or "all", n_missing), **result.signature}
+    agreement = {output: said for metric in result.metrics for output, said in metric.agreement().items()}
+    conditions |= {"agreement_with_people": agreement} if agreement else {}
     conditions |= {"bootstrap": bootstrap, **({"run": dict(signature)} if signature else {})}
     report = _report(result, predicted, groups, conditions)
     if find_slices:

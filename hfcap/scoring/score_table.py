@@ -24,6 +24,8 @@ METRIC_NAMES = {
     "clip_score": "CLIPScore",
     "ref_clip_score": "RefCLIPScore",
     "bert_score": "BERTScore",
+    "fleur": "FLEUR",
+    "ref_fleur": "RefFLEUR",
 }
 """Metrics that papers print times 100, in the order of the papers' tables."""
 

@@ -71,3 +71,11 @@ def flattened(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
         else:
             flat.append((f"{prefix}{key}", entry))
     return flat
+
+
+def agreement_lines(signature: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each value that is a judge's opinion: how well it agrees with people."""
+    found: dict[str, list[str]] = {}
+    for output, said in signature.get("agreement_with_people", {}).items():
+        found.setdefault(said, []).append(output)
+    return [f"{', '.join(outputs)}: agreement with people {said}" for said, outputs in found.items()]

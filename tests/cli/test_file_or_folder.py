@@ -81,6 +81,12 @@ COMMANDS: dict[str, list[tuple[str, str]]] = {
         ("m r.json folder -o f.txt", _GIVE_FOLDER),
         ("m folder folder", r"folder: is a folder, where the annotations of objects is wanted; give a file in it"),
     ],
+    "judge": [
+        ("folder p.json --model m", _NO_RUN),
+        ("p.json r.json --model m -o f.txt", _GIVE_FOLDER),
+        ("p.json r.json --model m --images f.txt", _IS_FILE),
+        ("p.json r.json --model m --images . --agreement folder", r"folder: is a folder, where the file of agree"),
+    ],
     "publish": [("folder", _NO_RUN)],
     "verify": [
         ("folder", r"folder is on this machine; give a repository of the Hub"),

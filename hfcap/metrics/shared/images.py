@@ -95,14 +95,20 @@ class DecodedImages:
         found: list[NDArray[np.float32]] = []
         starts = range(0, len(image_ids), batch_size)
         for start in track(starts, f"{name}: images") if self.bar else starts:
-            images = [self._decoded(image_id) for image_id in image_ids[start : start + batch_size]]
+            images = [self.decoded(image_id) for image_id in image_ids[start : start + batch_size]]
             pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
             with torch.inference_mode():
                 output = model.get_image_features(pixel_values=pixels.to(device))
             found.append(getattr(output, "pooler_output", output).float().cpu().numpy())
         return np.concatenate(found)
 
-    def _decoded(self, image_id: str) -> Image:
+    def decoded(self, image_id: str) -> Image:
+        """Return one image as RGB.
+
+        Raises:
+            UserError: it is missing or cannot be read.
+        """
+        check_present([image_id], self.images)
         image = self.images[image_id]
         try:
             return self.decode(image)
