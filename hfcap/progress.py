@@ -35,6 +35,18 @@ _LOG_SECONDS = 10.0
 
 logger = logging.getLogger("hfcap")
 _to_logging: ContextVar[bool] = ContextVar("hfcap_to_logging", default=False)
+_noted: ContextVar[list[str] | None] = ContextVar("hfcap_noted", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Give a list in which everything is noted that the consoles say inside the block."""
+    said: list[str] = []
+    token = _noted.set(said)
+    try:
+        yield said
+    finally:
+        _noted.reset(token)
 
 
 @contextmanager
@@ -55,6 +67,8 @@ class _Console(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, or log at the level that the style stands for."""
+        if (said := _noted.get()) is not None:
+            said.append(" ".join(map(str, objects)))
         if not _to_logging.get():
             super().print(*objects, **options)
             return

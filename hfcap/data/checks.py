@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import PIL
 
 from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image
+from hfcap.data.kept.known import known_facts
+from hfcap.data.kept.table import RecordTable
 from hfcap.errors import UserError
 from hfcap.progress import error_console, progress_bar
 from hfcap.schema import CaptionedImage
@@ -19,6 +22,8 @@ from hfcap.sqlite_cache import SqliteCache
 _LISTED = 10
 _COMPARED = 256
 _BATCH = 512
+_LOOKED_UP = 16_384
+"""Images whose keys are looked up together: those of millions would fill the memory."""
 _DRAFT_SIZE = 32
 _RULES = f"1, Pillow {PIL.__version__}"
 """Part of each remembered key: other rules or another decoder mean that images are checked again."""
@@ -76,30 +81,57 @@ def _is_text(value: object) -> bool:
 
 def check_images_decode(
     records: Sequence[CaptionedImage], max_unreadable_images: int, where: str
-) -> list[CaptionedImage]:
+) -> Sequence[CaptionedImage]:
     """Decode every image once and return the records whose images are readable.
 
-    What was found readable is remembered in `checked_images.sqlite` of the cache folder, so that a second run only
-    looks at sizes and times of the files. Rendered images (no `check_key`) are not checked.
+    What was found readable is remembered in `checked_images.sqlite` of the cache folder, of kept records next to these,
+    so that a second run only looks at sizes and times of the files. Rendered images (no `check_key`) are not checked.
 
     Raises:
         UserError: more than `max_unreadable_images` images are unreadable; up to ten are named with the reason.
     """
+    facts = known_facts(records, f"readable {_RULES}", 0)
+    unknown: Sequence[int] = range(len(records))
+    known = None
+    if facts is not None:
+        known = facts.read()[0]
+        unknown = np.flatnonzero(~known).tolist()
+    problems = _problems(records, unknown) if unknown else {}
+    if facts is not None and known is not None and unknown:
+        known[:] = True
+        known[list(problems)] = False
+        facts.write(known, np.zeros((len(records), 0), dtype=np.uint8))
+    return _without(records, problems, max_unreadable_images, where) if problems else records
+
+
+def _problems(records: Sequence[CaptionedImage], numbers: Sequence[int]) -> dict[int, str]:
+    """Return what is wrong with images, by their numbers, of those that are looked at."""
     problems: dict[int, str] = {}
-    unknown: list[tuple[int, CheckableImage, bytes]] = []
-    with SqliteCache("checked_images", "images are checked each time") as memory:
-        for index, record in enumerate(records):
-            if isinstance(record.image, CheckableImage):
-                try:
-                    digest = hashlib.sha256(f"{_RULES}\0{record.image.check_key()}".encode()).digest()[:16]
-                except UnreadableImageError as error:
-                    problems[index] = str(error)
-                else:
-                    unknown.append((index, record.image, digest))
-        known = memory.known(digest for _, _, digest in unknown)
-        _decode_all([entry for entry in unknown if entry[2] not in known], memory, problems)
-    if not problems:
-        return list(records)
+    with SqliteCache("checked_images", "images are checked each time") as memory, progress_bar() as progress:
+        task = progress.add_task("checking images", total=len(numbers))
+        for start in range(0, len(numbers), _LOOKED_UP):
+            unknown: list[tuple[int, CheckableImage, bytes]] = []
+            for index in numbers[start : start + _LOOKED_UP]:
+                image = records[index].image
+                if isinstance(image, CheckableImage):
+                    try:
+                        digest = hashlib.sha256(f"{_RULES}\0{image.check_key()}".encode()).digest()[:16]
+                    except UnreadableImageError as error:
+                        problems[index] = str(error)
+                    else:
+                        unknown.append((index, image, digest))
+            known = memory.known(digest for _, _, digest in unknown)
+            new = [entry for entry in unknown if entry[2] not in known]
+            looked_at = min(_LOOKED_UP, len(numbers) - start)
+            progress.advance(task, looked_at - len(new))
+            _decode_all(new, memory, problems, lambda count: progress.advance(task, count))
+    return problems
+
+
+def _without(
+    records: Sequence[CaptionedImage], problems: dict[int, str], max_unreadable_images: int, where: str
+) -> Sequence[CaptionedImage]:
+    """Return the records that have no problem, and warn of the others."""
     reasons = [problems[index] for index in sorted(problems)]
     message = f"{where}: {len(problems):,} of {len(records):,} images are unreadable: " + "; ".join(reasons[:_LISTED])
     if len(reasons) > _LISTED:
@@ -110,10 +142,11 @@ def check_images_decode(
             f"(now {max_unreadable_images})"
         )
     error_console.print(f"warning: {message}. Skipped, as data.max_unreadable_images allows", markup=False)
-    readable = [record for index, record in enumerate(records) if index not in problems]
-    if not readable:
+    if len(problems) == len(records):
         raise UserError(f"{message}. No readable image is left: give others")
-    return readable
+    if isinstance(records, RecordTable):
+        return records.chosen(index for index in range(len(records)) if index not in problems)
+    return [record for index, record in enumerate(records) if index not in problems]
 
 
 def warn_of_repeated_images(records: Sequence[CaptionedImage], where: str) -> None:
@@ -136,7 +169,10 @@ def warn_of_repeated_images(records: Sequence[CaptionedImage], where: str) -> No
 
 
 def _decode_all(
-    entries: Sequence[tuple[int, CheckableImage, bytes]], memory: SqliteCache, problems: dict[int, str]
+    entries: Sequence[tuple[int, CheckableImage, bytes]],
+    memory: SqliteCache,
+    problems: dict[int, str],
+    looked_at: Callable[[int], None],
 ) -> None:
     def problem(image: CheckableImage) -> str | None:
         try:
@@ -147,8 +183,7 @@ def _decode_all(
 
     # Pillow's decoders release the interpreter lock, so threads are enough. Batches, so that a stopped check keeps
     # what it has found so far.
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as executor, progress_bar() as progress:
-        task = progress.add_task("checking images", total=len(entries))
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as executor:
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
             readable = []
@@ -158,4 +193,4 @@ def _decode_all(
                 else:
                     problems[index] = found
             memory.remember(readable)
-            progress.advance(task, len(batch))
+            looked_at(len(batch))

@@ -16,7 +16,7 @@ from hfcap.data.images import IMAGE_SUFFIXES
 from hfcap.errors import UserError
 from hfcap.text import counted, is_absolute
 
-_OTHER_SUFFIXES = frozenset(
+OTHER_SUFFIXES = frozenset(
     ".heic .heif .jxl .jp2 .svg .psd .xcf .tga .ico .eps .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split()  # noqa: SIM905 one a line is a page
 )
 """Endings of images that are not read."""
@@ -66,7 +66,7 @@ def folder_images(folder: Path) -> FolderImages:
     images = FolderImages()
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
-        if suffix not in IMAGE_SUFFIXES | _OTHER_SUFFIXES or not path.is_file():
+        if suffix not in IMAGE_SUFFIXES | OTHER_SUFFIXES or not path.is_file():
             continue
         inside = path.relative_to(folder)
         name = os.fsencode(inside.as_posix()).decode("utf-8", "replace")

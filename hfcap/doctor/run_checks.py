@@ -155,7 +155,7 @@ class _Examination:
         if steps > 0:
             self._measure(captioner, trained_on, lengths, splits, steps)
 
-    def _splits(self) -> dict[str, list[CaptionedImage]]:
+    def _splits(self) -> dict[str, Sequence[CaptionedImage]]:
         names: list[Split] = ["train", "validation", self.recipe.score.split]
         return {name: load_split(self.recipe.data, name) for name in dict.fromkeys(names)}
 
@@ -164,7 +164,7 @@ class _Examination:
         captioner: Captioner,
         dataset: CaptionDataset,
         lengths: list[int],
-        splits: dict[str, list[CaptionedImage]],
+        splits: dict[str, Sequence[CaptionedImage]],
         steps: int,
     ) -> None:
         recipe, report, findings = self.recipe, self.report, self.report.findings

@@ -71,7 +71,7 @@ class Run:
         self.recipe = with_absolute_places(recipe)
         self.directory = RunDirectory(Path(recipe.output_dir) / recipe.name) if directory is None else directory
         self.record = StageRecord(self.directory, self.recipe)
-        self._splits: dict[str, list[CaptionedImage]] = {}
+        self._splits: dict[str, Sequence[CaptionedImage]] = {}
         self._scoring = RunScoring(self.recipe, self.directory, self.records)
         self._captioner: Captioner | None = None
         self.accelerator = make_accelerator(self.recipe, self.directory) if accelerator is None else accelerator
@@ -162,7 +162,7 @@ class Run:
         family: type[Captioner] = registry.load("captioners", self.recipe.captioner).REGISTERED
         return family
 
-    def records(self, split: Split) -> list[CaptionedImage]:
+    def records(self, split: Split) -> Sequence[CaptionedImage]:
         """Checked records of one split."""
         if split not in self._splits:
             self._splits[split] = load_split(self.recipe.data, split)

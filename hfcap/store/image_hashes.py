@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from hfcap.data.images import CheckableImage, FileImage, UnreadableImageError
+from hfcap.data.kept.known import HexDigests, known_facts
 from hfcap.files import sha256_of
 from hfcap.schema import CaptionedImage, ImageBytes
 from hfcap.sqlite_cache import SqliteCache
@@ -20,20 +23,39 @@ _SETTLED_SECONDS = 10.0
 _AT_A_TIME = 2048
 
 
-def image_hashes(records: Sequence[CaptionedImage]) -> list[str]:
+def image_hashes(records: Sequence[CaptionedImage]) -> Sequence[str]:
     """Return 64 hexadecimal digits for each image.
 
     Hashes of files are remembered by path, size, inode and both times of change (`image_hashes.sqlite` in the cache
     folder), so that the next run reads no image for this. The time of the inode's change (ctime) also tells of a file
     that was replaced by one with an older date. Those of a table's rows are remembered by the table's fingerprint.
+    Those of kept records are remembered next to these.
 
     Raises:
         UnreadableImageError: an image is missing.
     """
-    hashes: list[str] = []
+    facts = known_facts(records, "sha256", 32)
+    if facts is None:
+        hashes = []
+        for found in _found(records, range(len(records))):
+            hashes += [value.hex() for value in found]
+        return hashes
+    known, values = facts.read()
+    if known.all():
+        return HexDigests(values)
+    unknown, values, start = np.flatnonzero(~known), values.copy(), 0
+    for found in _found(records, unknown.tolist()):
+        values[unknown[start : start + len(found)]] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, 32)
+        start += len(found)
+    facts.write(np.ones(len(records), dtype=np.bool_), values)
+    return HexDigests(values)
+
+
+def _found(records: Sequence[CaptionedImage], numbers: Sequence[int]) -> Iterator[list[bytes]]:
+    """Yield the hashes of some of the images, many at a time."""
     with SqliteCache("image_hashes", "images are read each time") as memory, ThreadPoolExecutor() as pool:
-        for start in range(0, len(records), _AT_A_TIME):
-            images = [record.image for record in records[start : start + _AT_A_TIME]]
+        for start in range(0, len(numbers), _AT_A_TIME):
+            images = [records[number].image for number in numbers[start : start + _AT_A_TIME]]
             keys = list(pool.map(_file_key, images))
             known = memory.known(key for key in keys if key is not None)
             unknown = [number for number, key in enumerate(keys) if key is None or key not in known]
@@ -47,8 +69,7 @@ def image_hashes(records: Sequence[CaptionedImage]) -> list[str]:
                     if (key := keys[number]) is not None and key == again[number]
                 ]
             )
-            hashes += [(found[n] if n in found else known[keys[n] or b""]).hex() for n in range(len(images))]
-    return hashes
+            yield [found[n] if n in found else known[keys[n] or b""] for n in range(len(images))]
 
 
 def _hash(image: ImageBytes) -> bytes:

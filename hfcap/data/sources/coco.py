@@ -11,6 +11,7 @@ from pydantic import Field
 
 from hfcap.data.checks import clean_caption
 from hfcap.data.images import FileImage, resolve_inside
+from hfcap.data.kept.keeping import Origin, origin_of_files
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.errors import UserError
 from hfcap.files import no_folder, read_json
@@ -64,6 +65,19 @@ def load(options: CocoOptions, split_name: str) -> list[CaptionedImage]:
         raise NoSuchSplitError(str(split_file), split_name, sorted({entry.split for entry in entries}))
     names = _names_2017(photos) if year == "2017" else None
     return [_record(photos, split_file, entry, names) for entry in chosen]
+
+
+def origin(options: CocoOptions, _split_name: str) -> Origin | None:
+    """Return what the records of a split follow from: the split file, and the names in the photo folders."""
+    root = Path(options.root).expanduser()
+    split_file = _first_existing(root / KARPATHY_FILE, root / "annotations" / KARPATHY_FILE)
+    if split_file is None:
+        return None
+    try:
+        photos, _ = _photo_folder(root, options.year)
+    except UserError:
+        return None  # loading says what is wrong
+    return origin_of_files([split_file], photos)
 
 
 def _remedy(root: Path) -> str:
@@ -140,6 +154,7 @@ REGISTERED = Source(
     options=CocoOptions,
     load=load,
     description="COCO captions, official photo folders, Karpathy split",
+    origin=origin,
     about="COCO shows everyday scenes from Flickr with 80 kinds of objects; crowd workers wrote the English captions "
     "(license CC BY 4.0; the photos keep their owners' licences). Captioners trained on it are known to infer gender "
     "from context ([Zhao et al. 2017](https://arxiv.org/abs/1707.09457), [Hendricks et al. "

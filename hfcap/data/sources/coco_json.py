@@ -12,6 +12,7 @@ from hfcap.cells import JoinedLines, captions_of_cell
 from hfcap.data.checks import clean_caption, listed
 from hfcap.data.image_files import name_inside
 from hfcap.data.images import FileImage, resolve_inside
+from hfcap.data.kept.keeping import Origin, origin_of_files
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.splits import SplitShares, canonical, drawn_splits
 from hfcap.data.tables.coco_format import coco_entries, distinct_ids, refuse_orphans
@@ -65,6 +66,16 @@ def load(options: CocoJsonOptions, split_name: str) -> list[CaptionedImage]:
             f"{listed(without)}; add captions, or set data.uncaptioned_images: ignore"
         )
     return records
+
+
+def origin(options: CocoJsonOptions, split_name: str) -> Origin | None:
+    """Return what the records of a split follow from: the file, and the names in the image folder."""
+    try:
+        path = _captions_path(options, split_name)
+        folder = _image_folder(options, split_name, path)
+    except UserError:
+        return None  # loading says what is wrong
+    return origin_of_files([path], folder)
 
 
 def list_images(path: Path, images: str | None, split_name: str | None) -> list[CaptionedImage]:
@@ -157,5 +168,8 @@ def _images_of_split(
 
 
 REGISTERED = Source(
-    options=CocoJsonOptions, load=load, description="any COCO-format caption file and its folder of images"
+    options=CocoJsonOptions,
+    load=load,
+    description="any COCO-format caption file and its folder of images",
+    origin=origin,
 )

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hfcap.data.checks import listed
 from hfcap.data.image_files import folder_images
+from hfcap.data.kept.keeping import Origin, origin_of_files
 from hfcap.data.source import Source
 from hfcap.data.tables.columns import look_at, pointing_to_inspect
 from hfcap.data.tables.entries import EntryReader
@@ -51,6 +52,11 @@ def load(options: FolderOptions, split_name: str) -> list[CaptionedImage]:
     with pointing_to_inspect(str(root)):
         groups, _ = all_groups(options, *found_layout(options))
     return records_of(groups, options, split_name, str(root))
+
+
+def origin(options: FolderOptions, _split_name: str) -> Origin | None:
+    """Return what the records of a split follow from: the names in the folder, and its tables' sizes and times."""
+    return origin_of_files([], Path(options.root).expanduser(), options.allow_local_addresses)
 
 
 def all_groups(options: FolderOptions, layout: Layout, tables: list[TableFile]) -> tuple[list[Group], EntryReader]:
@@ -112,5 +118,8 @@ def _refuse_uncaptioned(root: Path, groups: list[Group]) -> None:
 
 
 REGISTERED = Source(
-    options=FolderOptions, load=load, description="a folder of images with their captions, in any known layout"
+    options=FolderOptions,
+    load=load,
+    description="a folder of images with their captions, in any known layout",
+    origin=origin,
 )

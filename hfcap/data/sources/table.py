@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from hfcap.data.kept.keeping import Origin, origin_of_files
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.tables.columns import pointing_to_inspect
 from hfcap.data.tables.entries import EntryReader
@@ -50,6 +51,19 @@ def load(options: TableSourceOptions, split_name: str) -> list[CaptionedImage]:
     return records_of(_groups(options), options, split_name, options.table)
 
 
+def origin(options: TableSourceOptions, split_name: str) -> Origin | None:
+    """Return what the records of a split follow from: the table, and the names in the image folder."""
+    named = options.table.get(split_name) if isinstance(options.table, dict) else options.table
+    if named is None:
+        return None
+    path = Path(named).expanduser()
+    return origin_of_files([path], _image_folder(options, path), options.allow_local_addresses)
+
+
+def _image_folder(options: TableSourceOptions, path: Path) -> Path:
+    return path.parent if options.images is None else Path(options.images).expanduser()
+
+
 def _groups(options: TableSourceOptions) -> list[Group]:
     with pointing_to_inspect(str(options.table)):
         return all_groups(options)[0]
@@ -63,7 +77,7 @@ def all_groups(options: TableSourceOptions) -> tuple[list[Group], EntryReader]:
     """
     assert isinstance(options.table, str)
     path = Path(options.table).expanduser()
-    folder = path.parent if options.images is None else Path(options.images).expanduser()
+    folder = _image_folder(options, path)
     if not folder.is_dir():
         raise UserError(no_folder(folder, "image folder", "name it with the recipe's key data.images"))
     reader = EntryReader(COLUMNS_ONLY, options, options.uncaptioned_images == "ignore", delimiter=options.delimiter)
@@ -74,4 +88,5 @@ REGISTERED = Source(
     options=TableSourceOptions,
     load=load,
     description="a table of file names or addresses and captions: CSV, TSV, JSON, JSON lines, parquet",
+    origin=origin,
 )

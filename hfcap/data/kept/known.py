@@ -1,0 +1,113 @@
+"""What was found out about the images of kept records, next to their table: no look into a database for each image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcap.data.kept.stamps import is_settled, stamps_of
+from hfcap.data.kept.table import RecordTable
+from hfcap.files import file_being_written, sha256_of, write_json
+from hfcap.progress import error_console
+
+
+class KnownFacts:
+    """One fact about each image of a table, such as the hash of its bytes, that holds while its file stays the same.
+
+    Args:
+        what: names the fact; with other rules, another name.
+        width: bytes of the fact; 0 = that it holds is all there is to know.
+    """
+
+    def __init__(self, table: RecordTable, what: str, width: int) -> None:
+        self.table, self._width = table, width
+        name = hashlib.sha256(what.encode()).hexdigest()[:8]
+        self._path = table.path.with_name(f"{table.path.stem}.{name}.npy")
+        self._type = np.dtype([("stamp", "<i8", (4,)), ("known", "u1"), ("fact", "u1", (width,))])
+        self.stamps = stamps_of(table.files(), len(table))
+        """Of the files as they are now, (N, 4)."""
+
+    def read(self) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+        """Return which images have the fact, (N,), and the facts, (N, width), zeros where not."""
+        rows = self._rows()
+        if rows is None:
+            return np.zeros(len(self.table), dtype=np.bool_), np.zeros((len(self.table), self._width), dtype=np.uint8)
+        chosen = rows[self._places()]
+        known = (chosen["known"] == 1) & (chosen["stamp"] == self.stamps).all(axis=1)
+        if known.all():
+            return known, chosen["fact"]  # still in the file
+        return known, np.where(known[:, None], chosen["fact"], np.uint8(0))
+
+    def write(self, known: NDArray[np.bool_], facts: NDArray[np.uint8]) -> None:
+        """Keep facts of the images for which they are known; those whose file changed just now are left out.
+
+        What is known of other rows of the same table stays.
+        """
+        rows = np.zeros(self.table.n_rows, dtype=self._type)
+        if (kept := self._rows()) is not None:
+            rows[:] = kept
+        now = stamps_of(self.table.files(), len(self.table))  # a file that changed in the meantime keeps no fact
+        fresh = np.zeros(len(self.table), dtype=self._type)
+        fresh["stamp"], fresh["fact"] = self.stamps, facts
+        fresh["known"] = known & (now == self.stamps).all(axis=1) & is_settled(now)
+        rows[self._places()] = fresh
+        try:
+            with file_being_written(self._path) as handle:
+                np.lib.format.write_array(handle, rows, allow_pickle=False)
+            write_json(self._path.with_suffix(".json"), {"sha256": sha256_of(self._path), "table": self._table_hash()})
+        except OSError as error:
+            error_console.print(f"warning: nothing can be remembered about images ({error})", markup=False)
+
+    def _rows(self) -> NDArray[np.void] | None:
+        try:
+            about = json.loads(self._path.with_suffix(".json").read_text(encoding="utf-8"))
+            if about != {"sha256": sha256_of(self._path), "table": self._table_hash()}:
+                return None
+            rows = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return rows if rows.shape == (self.table.n_rows,) and rows.dtype == self._type else None
+
+    def _places(self) -> slice | NDArray[np.int64]:
+        numbers = self.table.numbers
+        return slice(numbers.start, numbers.stop, numbers.step) if isinstance(numbers, range) else numbers
+
+    def _table_hash(self) -> str:
+        about = json.loads(self.table.path.with_suffix(".json").read_text(encoding="utf-8"))
+        return str(about["sha256"])
+
+
+class HexDigests(Sequence[str]):
+    """Hashes as hexadecimal digits, made when they are asked for.
+
+    Args:
+        values: (N, width) uint8.
+    """
+
+    def __init__(self, values: NDArray[np.uint8]) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, chosen: int) -> str: ...
+
+    @overload
+    def __getitem__(self, chosen: slice) -> HexDigests: ...
+
+    def __getitem__(self, chosen: int | slice) -> str | HexDigests:
+        """Return one hash, or some."""
+        if isinstance(chosen, slice):
+            return HexDigests(self._values[chosen])
+        return self._values[chosen].tobytes().hex()
+
+
+def known_facts(records: object, what: str, width: int) -> KnownFacts | None:
+    """Return what is known about the images of kept records; None where `records` are others."""
+    return KnownFacts(records, what, width) if isinstance(records, RecordTable) else None

@@ -1,0 +1,185 @@
+"""How long many images take until training could begin, and how much memory they hold then.
+
+    python -m scripts.bench_starting [--images 10000 --images 100000 ...] [--source coco_json ...] [--folder DIR]
+
+Writes a data set of each size (hard links to small files, one caption an image), and loads it in new processes: the
+first time, and again when everything that hfcap remembers is there. Each reports the processor seconds and the
+anonymous memory (RssAnon of /proc/self/status: what is not a file's, so that the system cannot drop it) of loading and
+checking a split, of the images' hashes, and of the batches of an epoch. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.table import Table
+
+from hfcap.files import write_bytes, write_json, write_json_lines
+from hfcap.progress import console
+
+_LINKS = 30_000
+"""Hard links to one file: file systems have a limit of 65,000."""
+_PER_FOLDER = 1_000
+_AGED = 20
+"""Seconds until a file's times are trusted (`hfcap.file_stamps`), and a few more."""
+SOURCES = ("coco_json", "folder", "hub")
+
+
+def write_images(folder: Path, count: int) -> list[str]:
+    """Write that many image files and return their names in the folder."""
+    names = [f"{number // _PER_FOLDER:04d}/{number:08d}.jpg" for number in range(count)]
+    for number, name in enumerate(names):
+        path = folder / name
+        if number % _PER_FOLDER == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if number % _LINKS == 0:
+            original = path
+            Image.new("RGB", (16, 16), (number // _LINKS, 0, 0)).save(path)
+        else:
+            path.hardlink_to(original)
+    return names
+
+
+def write_data(source: str, folder: Path, count: int) -> dict[str, Any]:
+    """Write a data set and return the recipe's `data` block for it."""
+    shares = {"validation_share": 0.001, "test_share": 0.001}
+    if source == "hub":
+        return {"source": "hub", "dataset": str(_write_hub(folder / "hub", count)), **shares}
+    images = folder / "images"
+    names = [f"{n // _PER_FOLDER:04d}/{n:08d}.jpg" for n in range(count)] if images.is_dir() else []
+    names = names or write_images(images, count)
+    captions = [f"a cat on mat {number}" for number in range(count)]
+    if source == "folder":
+        rows = ({"file_name": name, "caption": text} for name, text in zip(names, captions, strict=True))
+        write_json_lines(images / "metadata.jsonl", rows)
+        return {"source": "folder", "root": str(images), **shares}
+    content = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": [{"id": n, "image_id": n, "caption": text} for n, text in enumerate(captions)],
+    }
+    write_json(folder / "captions.json", content)
+    return {"source": "coco_json", "captions": str(folder / "captions.json"), "images": str(images), **shares}
+
+
+def _write_hub(folder: Path, count: int) -> Path:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoded = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(encoded, "JPEG")
+    cell = {"bytes": encoded.getvalue(), "path": None}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("caption", pa.string())]
+    )
+    features = {"image": {"_type": "Image"}, "caption": {"dtype": "string", "_type": "Value"}}
+    schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    folder.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(folder / "train.parquet", schema) as writer:
+        for start in range(0, count, 10_000):
+            numbers = range(start, min(start + 10_000, count))
+            columns = {"image": [cell] * len(numbers), "caption": [f"a cat on mat {number}" for number in numbers]}
+            writer.write_table(pa.table(columns, schema=schema))
+    return folder
+
+
+def anonymous_memory() -> int:
+    """Return the bytes of this process's memory that belong to no file."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
+
+
+def measure(data: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Load the training split and return processor seconds and MiB after each step."""
+    import torch  # before anything is measured
+
+    from hfcap.data.loading import epoch_batches
+    from hfcap.data.source import load_split
+    from hfcap.recipe.blocks import DataOptions
+    from hfcap.registry import load
+    from hfcap.store.image_hashes import image_hashes
+
+    torch.set_num_threads(1)
+    options: DataOptions = load("sources", data["source"]).REGISTERED.options.model_validate(data)
+    found: dict[str, dict[str, float]] = {}
+    kept: list[Any] = []
+
+    def step(name: str, work: Callable[[], Any]) -> None:
+        started = time.process_time()
+        kept.append(work())
+        seconds = time.process_time() - started
+        found[name] = {"seconds": round(seconds, 2), "mib": round(anonymous_memory() / 2**20, 1)}
+
+    step("nothing", lambda: None)
+    step("load", lambda: load_split(options, "train"))
+    records = kept[-1]
+    step("hashes", lambda: image_hashes(records))
+    step("batches", lambda: epoch_batches([5] * len(records), 64, 0, 0))
+    return found
+
+
+def _in_new_process(data: dict[str, Any], cache: Path) -> dict[str, dict[str, float]]:
+    environment = os.environ | {"HFCAP_CACHE": str(cache), "HF_HOME": str(cache / "hf"), "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "-m", "scripts.bench_starting", "--measure", json.dumps(data)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, action="append", help="size of the data set; default: 10000 and 100000")
+    parser.add_argument("--source", action="append", choices=SOURCES, help="default: all")
+    parser.add_argument("--folder", type=Path, help="where data sets are written and stay; default: a temporary one")
+    parser.add_argument("--output", type=Path, help="JSON file with every number")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure:
+        sys.stdout.write(json.dumps(measure(json.loads(options.measure))) + "\n")
+        return
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        base = options.folder or Path(temporary)
+        for count in options.images or (10_000, 100_000):
+            for source in options.source or SOURCES:
+                rows += _both(source, base / str(count), count)
+    console.print(_table(rows))
+    if options.output is not None:
+        write_bytes(options.output, json.dumps(rows, indent=2).encode())
+
+
+def _both(source: str, folder: Path, count: int) -> list[dict[str, Any]]:
+    data = write_data(source, folder, count)
+    time.sleep(_AGED)
+    rows = []
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        for start in ("first", "second"):
+            found = _in_new_process(data, Path(cache))
+            rows.append({"source": source, "images": count, "start": start, "steps": found})
+            sys.stderr.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    steps = list(rows[0]["steps"])
+    table = Table("source", "images", "start", *steps, title="processor seconds, anonymous memory")
+    for row in rows:
+        cells = [f"{row['steps'][name]['seconds']:.1f} s, {row['steps'][name]['mib']:,.0f} MiB" for name in steps]
+        table.add_row(row["source"], f"{row['images']:,}", row["start"], *cells)
+    return table
+
+
+if __name__ == "__main__":
+    main()
