@@ -17,6 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from hfcap.captioners.base import BaseModel
 from hfcap.children import run_program
 from hfcap.data.images import CheckableImage
+from hfcap.data.kept.table import RecordTable, values_of_records
 from hfcap.data.source import dataset_revision
 from hfcap.recipe.blocks import DataOptions
 from hfcap.schema import CaptionedImage
@@ -41,6 +42,9 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+
+
+_SAID = ("image_id", "file_name", "captions")
 
 
 def package_versions() -> dict[str, str]:
@@ -103,7 +107,14 @@ def git_commit(folder: Path) -> str | None:
 
 def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:
     """SHA-256 over ids, file names and captions in order; tells whether two runs saw the same split."""
-    return _digest([record.image_id, record.file_name, record.captions] for record in records)
+    return _digest(zip(*(values_of_records(records, name) for name in _SAID), strict=True))
+
+
+def _with_bytes(records: Sequence[CaptionedImage]) -> Sequence[CaptionedImage]:
+    """Return the records whose images lie somewhere: of kept ones all do."""
+    if isinstance(records, RecordTable):
+        return records
+    return [one for one in records if isinstance(one.image, CheckableImage)]
 
 
 def _digest(rows: Iterable[Any]) -> str:
@@ -121,12 +132,12 @@ def describe_datasets(data: DataOptions, splits: Mapping[str, Sequence[Captioned
     return {
         name: {
             "n_images": len(records),
-            "n_captions": sum(len(record.captions) for record in records),
+            "n_captions": sum(map(len, values_of_records(records, "captions"))),
             "fingerprint": dataset_fingerprint(records),
-            "ids": _digest(record.image_id for record in records),
-            "file_names": _digest(record.file_name for record in records),
-            "captions": _digest(record.captions for record in records),
-            "images": _digest(image_hashes([one for one in records if isinstance(one.image, CheckableImage)])),
+            "ids": _digest(values_of_records(records, "image_id")),
+            "file_names": _digest(values_of_records(records, "file_name")),
+            "captions": _digest(values_of_records(records, "captions")),
+            "images": _digest(image_hashes(_with_bytes(records))),
             "revision": dataset_revision(data, name),
         }
         for name, records in splits.items()

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 from PIL.Image import open as open_image
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -20,11 +22,10 @@ from hfcap.data.images import OpenedImage, decode_image
 from hfcap.data.packing import AskedPrompt, pack_captions
 from hfcap.data.packing import CaptionItem as CaptionItem
 from hfcap.data.pixels import PixelPlan, plan_of
+from hfcap.data.sampling.epochs import epoch_batches as epoch_batches
+from hfcap.data.sampling.tokens import FlatTokens
 from hfcap.errors import library_faults, reason_of
 from hfcap.schema import IMAGE_FORMATS, CaptionedImage, Images, PackedCaptions, SizedImages
-
-GROUPING_WINDOW = 16
-"""Batches whose images are sorted by caption length together: little padding, still a different mix each epoch."""
 
 
 class ImageInputs(Protocol):
@@ -265,33 +266,15 @@ class Collate:
         return CaptionBatch(images, self.encoded, packed, sum(map(len, captions)), numbers, self.plan)
 
 
-def batch_keys(dataset: CaptionDataset) -> list[Any]:
+def batch_keys(dataset: CaptionDataset) -> list[Any] | NDArray[np.int64]:
     """Return what `epoch_batches` sorts by: tokens of all captions, after the size of images that keep their shape."""
-    lengths = [sum(map(len, captions)) for captions in dataset.tokens]
+    tokens = dataset.tokens
+    if isinstance(tokens, FlatTokens):
+        lengths = tokens.image_lengths()
+    else:
+        lengths = np.fromiter((sum(map(len, captions)) for captions in tokens), np.int64, len(tokens))
     sizes = sizes_of(dataset.inputs)
-    return lengths if sizes is None else list(zip(sizes, lengths, strict=True))
-
-
-def epoch_batches(
-    lengths: Sequence[Any], batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> list[list[int]]:
-    """Indices of every micro-batch of one epoch for one process; all processes get equally many.
-
-    Images are shuffled, sorted by length within a window of GROUPING_WINDOW batches, and the batches shuffled again.
-    Lengths are numbers, or whatever sorts images of which batches are made: sizes first where images keep their shape.
-    The last, smaller batch is kept unless it cannot give every process an image.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    global_size = batch_size * world_size
-    window = global_size * GROUPING_WINDOW
-    batches: list[list[int]] = []
-    for first in range(0, len(order), window):
-        grouped = sorted(order[first : first + window], key=lambda index: lengths[index])
-        batches += [grouped[start : start + global_size] for start in range(0, len(grouped), global_size)]
-    batches = [batch for batch in batches if len(batch) >= world_size]
-    shuffled = torch.randperm(len(batches), generator=generator).tolist()
-    return [batches[number][rank::world_size] for number in shuffled]
+    return lengths if sizes is None else list(zip(sizes, lengths.tolist(), strict=True))
 
 
 class _FixedBatches(Sampler[list[tuple[int, int]]]):
@@ -300,7 +283,8 @@ class _FixedBatches(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter([[(self.epoch, index) for index in batch] for batch in self.batches])
+        epoch = self.epoch
+        return ([(epoch, index) for index in batch] for batch in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)

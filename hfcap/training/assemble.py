@@ -11,8 +11,10 @@ from typing import Any
 from hfcap.captioners.asking.asked import prompts_of, prompts_of_captions
 from hfcap.captioners.base import Captioner
 from hfcap.data.augmentation import AugmentedDataset
+from hfcap.data.kept.table import values_of_records
 from hfcap.data.loading import CaptionDataset, ImageInputs, PixelInputs
 from hfcap.data.packing import AskedPrompt
+from hfcap.data.sampling.tokens import FlatTokens, flat_tokens
 from hfcap.decoding import DecodingJob
 from hfcap.errors import UserError
 from hfcap.metrics.shared.languages import tokenizer_of
@@ -43,11 +45,10 @@ from hfcap.training.validation import Validator
 _TRAINED_ON = ("train", "validation")
 
 
-def tokenised(captioner: Captioner, records: Sequence[CaptionedImage], max_tokens: int) -> list[list[list[int]]]:
+def tokenised(captioner: Captioner, records: Sequence[CaptionedImage], max_tokens: int) -> FlatTokens:
     """Token ids of every caption of every record; captions that will be cut at `max_tokens` have one more."""
-    flat = captioner.caption_token_ids([caption for record in records for caption in record.captions], max_tokens + 1)
-    remaining = iter(flat)
-    return [[next(remaining) for _ in record.captions] for record in records]
+    captions = values_of_records(records, "captions")
+    return flat_tokens(captions, lambda texts: captioner.caption_token_ids(texts, max_tokens + 1))
 
 
 def image_inputs(
@@ -176,11 +177,11 @@ def train_dataset(
     )
 
 
-def warn_of_cuts(tokens: Mapping[str, Sequence[Sequence[Sequence[int]]]], max_tokens: int) -> None:
+def warn_of_cuts(tokens: Mapping[str, FlatTokens], max_tokens: int) -> None:
     """Say how many captions of each split are longer than `max_tokens`."""
     for split, images in tokens.items():
-        lengths = [len(caption) for captions in images for caption in captions]
-        if n_cut := sum(length > max_tokens for length in lengths):
+        lengths = images.caption_lengths()
+        if n_cut := int((lengths > max_tokens).sum()):
             error_console.print(
                 f"warning: {n_cut:,} of {len(lengths):,} {split} captions are cut at {max_tokens} tokens, and teach no "
                 "end; raise data.max_caption_tokens (hfcap doctor says how long they are)",

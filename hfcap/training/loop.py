@@ -14,7 +14,8 @@ from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, batch_keys, epoch_batches
+from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, batch_keys
+from hfcap.data.sampling.epochs import EpochBatches, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.failures.memory import is_full_memory, more_parts, parts_of
 from hfcap.failures.system import failures_of_the_system
@@ -164,7 +165,7 @@ class TrainingRun:
     def _done(self) -> bool:
         return self.progress.step >= self.total_steps or self.progress.stopped_early
 
-    def _micro_batches(self, epoch: int) -> list[list[int]]:
+    def _micro_batches(self, epoch: int) -> EpochBatches:
         return epoch_batches(
             self.lengths,
             self.options.per_device_train_batch_size,
@@ -178,13 +179,17 @@ class TrainingRun:
         """Micro-batches of one update and the seconds spent waiting for them, from where the epoch stands."""
         size = self.options.gradient_accumulation_steps
         batches = self._micro_batches(self.progress.epoch)[self.progress.window * size :]
-        windows = [
-            parts_of(batches[first : first + size], self.progress.batch_parts) for first in range(0, len(batches), size)
-        ]
-        loader = self.loader.load([batch for window in windows for batch in window], self.progress.epoch)
-        for window in windows:
+        starts = range(0, len(batches), size)
+        if self.progress.batch_parts == 1:
+            counts = [len(batches[first : first + size]) for first in starts]
+            loader = self.loader.load(batches, self.progress.epoch)
+        else:
+            windows = [parts_of(batches[first : first + size], self.progress.batch_parts) for first in starts]
+            counts = list(map(len, windows))
+            loader = self.loader.load([batch for window in windows for batch in window], self.progress.epoch)
+        for count in counts:
             started = time.perf_counter()
-            yield [next(loader).to(self.accelerator.device) for _ in window], time.perf_counter() - started
+            yield [next(loader).to(self.accelerator.device) for _ in range(count)], time.perf_counter() - started
 
     def _update(self, window: Sequence[CaptionBatch], waited: float) -> bool:
         """Make one update; False: the memory is too small, nothing was changed, and batches are smaller from now on."""

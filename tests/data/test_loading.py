@@ -6,9 +6,11 @@ import math
 import os
 import pickle
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,7 +101,9 @@ def test_a_newer_hfcap_continues_in_the_same_order(world_size: int) -> None:
     order = torch.randperm(len(whole), generator=generator).tolist()
     for rank in range(world_size):
         expected = [whole[number][rank::world_size] for number in order]
-        assert epoch_batches(lengths, 2, seed=7, epoch=2, rank=rank, world_size=world_size) == expected
+        for keys in (lengths, np.array(lengths), [((9, 9), length) for length in lengths]):
+            batches = epoch_batches(keys, 2, seed=7, epoch=2, rank=rank, world_size=world_size)
+            assert list(batches) == expected and batches == expected and batches[3:7] == expected[3:7]
 
 
 def test_batches_come_in_random_order_whatever_their_length() -> None:
@@ -129,7 +133,7 @@ def test_windows_hold_other_images_each_epoch() -> None:
 def test_batches_hold_images_of_similar_length() -> None:
     lengths = random.Random(0).choices(range(5, 100), k=400)
 
-    def padding(batches: list[list[int]]) -> int:
+    def padding(batches: Sequence[list[int]]) -> int:
         return sum(max(lengths[i] for i in batch) * len(batch) - sum(lengths[i] for i in batch) for batch in batches)
 
     order = random.Random(1).sample(range(400), 400)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from hfcap.data.kept.table import values_of_records
 from hfcap.errors import UserError
 from hfcap.recipe.prompt_fields import fields_of, filled, with_stand_ins, without_marks
 from hfcap.schema import CaptionedImage
@@ -42,7 +43,7 @@ def prompt_of(captioner: Captioner, template: str | None, record: CaptionedImage
 
 def prompts_of(captioner: Captioner, template: str | None, records: Sequence[CaptionedImage]) -> Prompts:
     """Return what is asked about the images; see `prompt_of`."""
-    if not has_fields(captioner, template) and not (template is None and any(record.asked for record in records)):
+    if not has_fields(captioner, template) and not (template is None and any(values_of_records(records, "asked"))):
         return None if template is None else with_stand_ins(template)
     return [prompt_of(captioner, template, record) for record in records]
 
@@ -53,7 +54,7 @@ def prompts_of_captions(captioner: Captioner, records: Sequence[CaptionedImage])
     Raises:
         UserError: an image has no value for a field of the prompt.
     """
-    if not has_fields(captioner) and not any(record.asked for record in records):
+    if not has_fields(captioner) and not any(values_of_records(records, "asked")):
         return None
     return [
         [without_marks(text, _special(captioner)) for text in record.asked]
@@ -73,7 +74,7 @@ def require_askable(
     Raises:
         UserError: names the field, the first image and its columns; or the key and the family.
     """
-    if not family.answers_prompts and any(record.asked for record in records):
+    if not family.answers_prompts and any(values_of_records(records, "asked")):
         raise UserError(
             f"data.own_prompts: captioner {name} takes no instructions, so that its captions cannot answer the prompts "
             "of the data; choose captioner image_text_to_text, or leave the key out"

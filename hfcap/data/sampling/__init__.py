@@ -1,0 +1,1 @@
+"""Which images and captions a batch has, for any number of images in arrays."""
