@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from hfcap.captioners.base import BaseModel
 from hfcap.children import run_program
-from hfcap.data.images import CheckableImage
+from hfcap.data.images import is_checkable
 from hfcap.data.kept.table import RecordTable, values_of_records
 from hfcap.data.source import dataset_revision
 from hfcap.recipe.blocks import DataOptions
@@ -114,7 +114,7 @@ def _with_bytes(records: Sequence[CaptionedImage]) -> Sequence[CaptionedImage]:
     """Return the records whose images lie somewhere: of kept ones all do."""
     if isinstance(records, RecordTable):
         return records
-    return [one for one in records if isinstance(one.image, CheckableImage)]
+    return [one for one in records if is_checkable(one.image)]
 
 
 def _digest(rows: Iterable[Any]) -> str:

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from hfcap.errors import UserError
-from scripts import bench_images
+from scripts import bench_images, bench_shards, bench_starting
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
@@ -138,6 +138,36 @@ def test_the_documented_benchmark_of_images_runs(tmp_path: Path, monkeypatch: py
 def test_the_benchmark_of_images_needs_photos(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no photos there"):
         bench_images.main([str(tmp_path)])
+
+
+def test_the_benchmark_of_shards_compares_what_is_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("webdataset", "torchvision"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+    for number in range(3):
+        Image.effect_noise((64 + number, 48), 60).convert("RGB").save(tmp_path / f"{number}.jpg")
+    threads = torch.get_num_threads()
+    bench_shards.main([str(tmp_path), "--size", "32", "--repeats", "1", "--output", str(tmp_path / "found.json")])
+    torch.set_num_threads(threads)
+    assert "webdataset: left out: webdataset: cannot be used" in capsys.readouterr().err
+    values = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    [row] = values["results"]
+    assert values["photos"] == 3 and row["size"] == 32
+    assert set(row["images_per_second"]) == {"hfcap, tar", "hfcap, parquet"}
+    assert min(row["images_per_second"].values()) > 0
+
+
+def test_the_benchmark_of_starting_writes_and_measures_each_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_starting, "_AGED", 0)
+    folder, found = tmp_path / "data", tmp_path / "found.json"
+    bench_starting.main(["--images", "40", "--source", "folder", "--folder", str(folder), "--output", str(found)])
+    first, second = json.loads(found.read_text(encoding="utf-8"))
+    assert (first["source"], first["images"], first["start"], second["start"]) == ("folder", 40, "first", "second")
+    assert set(first["steps"]) == {"nothing", "load", "hashes", "batches"}
+    assert all(step["mib"] > 0 for step in second["steps"].values())
 
 
 def declared() -> list[Requirement]:

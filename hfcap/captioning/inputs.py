@@ -109,6 +109,11 @@ def _named_by(text: str, kind: Kind) -> list[CaptionedImage]:
     return _listed(Path(text).expanduser()) if kind == "list" else find_images([text])
 
 
+def is_list(text: str) -> bool:
+    """Whether an input is a text file that lists images."""
+    return _kind(text, None) == "list"
+
+
 def _listed(path: Path) -> list[CaptionedImage]:
     """Return the images that a text file names, one a line: web addresses, and files relative to its folder.
 
@@ -116,7 +121,7 @@ def _listed(path: Path) -> list[CaptionedImage]:
         UserError: it is no text, or names none.
     """
     lines = [line.strip() for line in read_text(path, "list of images").split("\n")]
-    records = [_of_line(line, path, number) for number, line in enumerate(lines, start=1) if line]
+    records = [image_of_line(line, path, number) for number, line in enumerate(lines, start=1) if line]
     if not records:
         raise UserError(f"{path}: names no image; write a file or a web address on each line")
     first = records[:_LISTED]
@@ -129,7 +134,8 @@ def _listed(path: Path) -> list[CaptionedImage]:
     return records
 
 
-def _of_line(line: str, path: Path, number: int) -> CaptionedImage:
+def image_of_line(line: str, path: Path, number: int) -> CaptionedImage:
+    """Return the image that a line of a list names: a web address, or a file relative to the list's folder."""
     if "://" not in line:
         name = str(path.parent / line)
         return CaptionedImage(name, name, (), FileImage(path.parent / line))

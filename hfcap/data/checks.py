@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL
 
-from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image
+from hfcap.data.images import CheckableImage, UnreadableImageError, decode_image, is_checkable
 from hfcap.data.kept.known import known_facts
 from hfcap.data.kept.table import RecordTable
 from hfcap.errors import UserError
@@ -113,7 +113,7 @@ def _problems(records: Sequence[CaptionedImage], numbers: Sequence[int]) -> dict
             unknown: list[tuple[int, CheckableImage, bytes]] = []
             for index in numbers[start : start + _LOOKED_UP]:
                 image = records[index].image
-                if isinstance(image, CheckableImage):
+                if is_checkable(image):
                     try:
                         digest = hashlib.sha256(f"{_RULES}\0{image.check_key()}".encode()).digest()[:16]
                     except UnreadableImageError as error:
@@ -154,7 +154,7 @@ def warn_of_repeated_images(records: Sequence[CaptionedImage], where: str) -> No
 
     Only the first images are read for it; a table that repeats its images does so from the beginning.
     """
-    first = [record for record in records[:_COMPARED] if isinstance(record.image, CheckableImage)]
+    first = [record for record in records[:_COMPARED] if is_checkable(record.image)]
     if len(first) < 2 or any(len(record.captions) > 1 for record in first):
         return
     different = len({hashlib.sha256(record.image.read()).digest() for record in first})

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -102,6 +102,11 @@ class CheckableImage(ImageBytes, Protocol):
             UnreadableImageError: the image is missing.
         """
         ...
+
+
+def is_checkable(image: ImageBytes) -> TypeGuard[CheckableImage]:
+    """Whether an image has a `check_key`; `isinstance` looks all parts of the protocol up, for each image again."""
+    return hasattr(image, "check_key")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hfcap.data.images import CheckableImage, FileImage, UnreadableImageError
+from hfcap.data.images import FileImage, UnreadableImageError, is_checkable
 from hfcap.data.kept.known import HexDigests, known_facts
 from hfcap.files import sha256_of
 from hfcap.schema import CaptionedImage, ImageBytes
@@ -34,7 +34,7 @@ def image_hashes(records: Sequence[CaptionedImage]) -> Sequence[str]:
     Raises:
         UnreadableImageError: an image is missing.
     """
-    facts = known_facts(records, "sha256", 32)
+    facts = known_facts(records, "sha256", 32, of_bytes=True)
     if facts is None:
         hashes = []
         for found in _found(records, range(len(records))):
@@ -98,7 +98,7 @@ def _file_key(image: ImageBytes) -> bytes | None:
     """Return what identifies an image's content, None where its hash must not be remembered."""
     if isinstance(image, FileImage):
         return _key_of_path(image.path)
-    if not isinstance(image, CheckableImage) or getattr(image, "folder", None) is not None:
+    if not is_checkable(image) or getattr(image, "folder", None) is not None:
         return None  # a table on this disk may name files, which change without it
     try:
         return hashlib.sha256(image.check_key().encode()).digest()

@@ -9,17 +9,18 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from os.path import commonpath
 from pathlib import Path
 from typing import Any, Literal
 
-from hfcap.captioning.inputs import DatasetChoice, MissingImage, images_of, require_one_readable
+from hfcap.captioning.inputs import DatasetChoice, MissingImage, images_of, is_list, require_one_readable
+from hfcap.captioning.sharded.listed import ListedImages, listed_in
 from hfcap.captioning.shards import SHARD_SUFFIX
 from hfcap.data.images import FileImage
-from hfcap.data.web.image_stream import DatasetPart
+from hfcap.data.web.image_stream import DatasetPart, identity_of
 from hfcap.data.web.web_images import WebImage
 from hfcap.errors import UserError
 from hfcap.files import folder_being_written, write_json
@@ -28,6 +29,8 @@ from hfcap.schema import CaptionedImage, ImageBytes
 PARQUET_SUFFIX = ".parquet"
 _SHARDS, _IMAGES, _IDENTITY = "shards.jsonl", "images.jsonl", "plan.json"
 _DIGITS = 5
+_LOOKED_AT = 10
+"""Lines of a list of which one must be an address or a file that is there."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Plan:
     shards: tuple[Shard, ...]
     identity: str
     asked: str
-    images: tuple[CaptionedImage, ...] = ()
+    images: Sequence[CaptionedImage] = ()
 
     def write(self) -> Plan:
         """Keep it in its folder, in place of another one; returns it as it is read there."""
@@ -121,24 +124,53 @@ def make_plan(asked: Asked, folder: Path) -> Plan:
         WorkError: the Hub cannot be reached.
     """
     inputs, size = asked.inputs, asked.images_per_shard
-    listed: list[CaptionedImage] = []
+    listed: Sequence[CaptionedImage] = []
     if files := _files(inputs):
         asked.choice.require_only(inputs[0], "image_column")
         shards = list(_of_files(files, size, asked.choice.image_column))
-        identity: Any = [asdict(shard) for shard in shards]
+        identity = _digest([asdict(shard) for shard in shards])
+    elif (long_list := _long_list(asked)) is not None:
+        listed, shards = long_list, _of_listed(len(long_list), size)
+        identity = _digest_of_listed(long_list, size)
     else:
         images = images_of(inputs, asked.choice)
-        listed, identity = images.listed or [], [images.identity, size]
-        if len(listed) == 1:  # a mistyped name; of many some may be missing
-            require_one_readable(listed)
-        if images.parts is not None:
-            shards = [_of_part(part) for part in images.parts(size)]
-        else:
-            starts = range(0, len(listed), size)
-            shards = [Shard("", 0, "listed", start=start, stop=min(start + size, len(listed))) for start in starts]
+        known = images.listed or []
+        identity = _digest([images.identity, size])
+        if len(known) == 1:  # a mistyped name; of many some may be missing
+            require_one_readable(known)
+        listed = known
+        shards = [_of_part(part) for part in images.parts(size)] if images.parts else _of_listed(len(known), size)
     if not shards:
         raise UserError(f"{inputs[0]}: there is no image in it; give other inputs")
-    return Plan(folder, tuple(_numbered(shards)), _digest(identity), asked.digest(), tuple(listed))
+    return Plan(folder, tuple(_numbered(shards)), identity, asked.digest(), listed)
+
+
+def _of_listed(count: int, size: int) -> list[Shard]:
+    return [Shard("", 0, "listed", start=start, stop=min(start + size, count)) for start in range(0, count, size)]
+
+
+def _long_list(asked: Asked) -> ListedImages | None:
+    """Return the images of one long list, whose lines stay in their file; None of other inputs."""
+    if len(asked.inputs) != 1 or not is_list(asked.inputs[0]):
+        return None
+    asked.choice.require_only(asked.inputs[0])
+    images = listed_in(Path(asked.inputs[0]).expanduser())
+    # Some other text, most likely: reading it as a whole says so.
+    return images if images is not None and any(map(_may_be_there, images[:_LOOKED_AT])) else None
+
+
+def _may_be_there(record: CaptionedImage) -> bool:
+    return not isinstance(record.image, FileImage) or record.image.path.exists()
+
+
+def _digest_of_listed(images: Iterable[CaptionedImage], size: int) -> str:
+    """Return what `_digest` says of the identity of listed images, without the whole of it in memory."""
+    digest, comma = hashlib.sha256(b"[["), b""
+    for record in images:
+        digest.update(comma + json.dumps(identity_of(record)).encode())
+        comma = b", "
+    digest.update(f"], {json.dumps(size)}]".encode())
+    return digest.hexdigest()[:32]
 
 
 def read_plan(folder: Path) -> Plan | None:

@@ -108,6 +108,13 @@ class HexDigests(Sequence[str]):
         return self._values[chosen].tobytes().hex()
 
 
-def known_facts(records: object, what: str, width: int) -> KnownFacts | None:
-    """Return what is known about the images of kept records; None where `records` are others."""
-    return KnownFacts(records, what, width) if isinstance(records, RecordTable) else None
+def known_facts(records: object, what: str, width: int, of_bytes: bool = False) -> KnownFacts | None:
+    """Return what is known about the images of kept records; None where `records` are others.
+
+    Args:
+        of_bytes: the fact is about an image's very bytes; None where cells may name files, which change without them.
+    """
+    if not isinstance(records, RecordTable):
+        return None
+    cells = records.places.cells
+    return None if of_bytes and cells is not None and not cells.hold_bytes else KnownFacts(records, what, width)

@@ -58,6 +58,11 @@ class Cells(Protocol):
         """Return what a row says of its image otherwise."""
         ...
 
+    @property
+    def hold_bytes(self) -> bool:
+        """Whether the cells hold the images' bytes themselves, and name no files."""
+        ...
+
 
 @dataclass(frozen=True)
 class Places:

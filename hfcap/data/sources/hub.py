@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 
 from hfcap.cells import JoinedLines
 from hfcap.data.checks import clean_caption
+from hfcap.data.kept.keeping import Origin
+from hfcap.data.kept.table import Places
 from hfcap.data.source import NoSuchSplitError, Source
 from hfcap.data.splits import canonical
 from hfcap.data.tables.cell_paths import values_at
@@ -23,6 +25,7 @@ from hfcap.data.tables.entries import JOINED_REMEDY, SEVERAL_IMAGES, Entry, own_
 from hfcap.data.tables.grouping import grouped
 from hfcap.data.tables.loading import records_of
 from hfcap.data.tables.options import TableOptions
+from hfcap.data.web.hub_cells import HubCells, HubPart
 from hfcap.data.web.hub_columns import Columns, column_of, find_columns, text_columns
 from hfcap.data.web.hub_images import RowColumns, RowImage, stream_to_cache, streamed_commit, undecoded
 from hfcap.data.web.network_errors import transport_errors
@@ -142,11 +145,9 @@ def _entries(
     name, start, end = part
     local = Path(options.dataset).expanduser()
     columns = find_columns(options, whole.features)
-    images = undecoded(whole, columns.image_base)
+    images, said = _image_and_rest(whole, columns)
     more = [column_of(place, whole.features) for place in (*options.filter, *([split_column] if split_column else []))]
     texts = whole.select_columns(list(dict.fromkeys([*columns.of_text, *more])))
-    hidden = [columns.image_base, *(column_of(place, whole.features) for place in columns.captions)]
-    said = whole.select_columns(text_columns(whole.features, hidden))
     systems = 0
     for number, row in enumerate(texts.select(range(start, end)), start=start):
         if not passes(row, options.filter):
@@ -181,6 +182,31 @@ def _entries(
             for cell in (value for place in columns.captions for value in values_at(row, place)):
                 joined.add(cell if isinstance(cell, str) else "")
     warn_of_system(f"{options.dataset}, {name}", systems)
+
+
+def _image_and_rest(whole: Any, columns: Columns) -> tuple[Any, Any]:
+    """Return the images of a split, undecoded, and the columns that prompts may name."""
+    hidden = [columns.image_base, *(column_of(place, whole.features) for place in columns.captions)]
+    return undecoded(whole, columns.image_base), whole.select_columns(text_columns(whole.features, hidden))
+
+
+def origin(options: HubOptions, _split_name: str) -> Origin | None:
+    """Return what the records of a split follow from: the tables of all splits, by their fingerprints and files."""
+    if options.streaming:
+        return None
+    import datasets
+
+    local = Path(options.dataset).expanduser()
+    parts = []
+    try:
+        for name, whole in open_splits(_pinned(options, _commit_of(options)), streaming=False).items():
+            columns = find_columns(options, whole.features)
+            parts.append(HubPart(f"{options.dataset}, {name}", columns.image, *_image_and_rest(whole, columns)))
+        facts = {"parts": [part.facts() for part in parts], "datasets": datasets.__version__}
+    except (UserError, WorkError, OSError):
+        return None  # loading says what is wrong
+    cells = HubCells(tuple(parts), local if local.is_dir() else None, options.allow_local_addresses)
+    return Origin(facts, Places(cells=cells))
 
 
 def _load_streaming(options: HubOptions, split_name: str) -> list[CaptionedImage]:
@@ -351,4 +377,5 @@ REGISTERED = Source(
     load=load,
     description="any dataset of the Hub or on disk that the datasets library reads",
     revision=loaded_commit,
+    origin=origin,
 )

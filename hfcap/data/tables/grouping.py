@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from hfcap.data.images import CheckableImage, UnreadableImageError
+from hfcap.data.images import UnreadableImageError, is_checkable
 from hfcap.data.splits import canonical
 from hfcap.data.tables.entries import Entry
 from hfcap.errors import UserError
@@ -83,7 +83,7 @@ def _digests(images: Sequence[ImageBytes]) -> list[str | None]:
 
 def _key(image: ImageBytes) -> bytes:
     try:
-        return hashlib.sha256(image.check_key().encode()).digest() if isinstance(image, CheckableImage) else b""
+        return hashlib.sha256(image.check_key().encode()).digest() if is_checkable(image) else b""
     except UnreadableImageError:
         return b""
 

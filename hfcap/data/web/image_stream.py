@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from hfcap.data.images import CheckableImage, UnreadableImageError
+from hfcap.data.images import UnreadableImageError, is_checkable
 from hfcap.data.source import NoSuchSplitError
 from hfcap.data.sources.hub import HubOptions, is_saved_dataset, open_splits
 from hfcap.data.tables.cell_paths import values_at
@@ -72,12 +72,17 @@ def listed_images(records: Sequence[CaptionedImage]) -> ImageStream:
     def after(done: int, last: str | None) -> Iterator[CaptionedImage]:
         yield from known[done:]
 
-    return ImageStream([[record.image_id, _stamp(record.image)] for record in known], len(known), after, known)
+    return ImageStream(list(map(identity_of, known)), len(known), after, known)
+
+
+def identity_of(record: CaptionedImage) -> list[str]:
+    """Return what changes when an image does (JSON)."""
+    return [record.image_id, _stamp(record.image)]
 
 
 def _stamp(image: ImageBytes) -> str:
     try:
-        return image.check_key() if isinstance(image, CheckableImage) else image.describe()
+        return image.check_key() if is_checkable(image) else image.describe()
     except UnreadableImageError:
         return ""  # missing: reading it says so
 
