@@ -5,7 +5,8 @@
 Writes a data set of each size (hard links to small files, one caption an image), and loads it in new processes: the
 first time, and again when everything that hfcap remembers is there. Each reports the processor seconds and the
 anonymous memory (RssAnon of /proc/self/status: what is not a file's, so that the system cannot drop it) of loading and
-checking a split, of the images' hashes, and of the batches of an epoch. Linux only.
+checking a split, of the images' hashes, of what a run notes about its data (hashes included), and of the batches of an
+epoch. Linux only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from rich.table import Table
 
@@ -106,6 +108,7 @@ def measure(data: dict[str, Any]) -> dict[str, dict[str, float]]:
 
     from hfcap.data.loading import epoch_batches
     from hfcap.data.source import load_split
+    from hfcap.environment import describe_datasets
     from hfcap.recipe.blocks import DataOptions
     from hfcap.registry import load
     from hfcap.store.image_hashes import image_hashes
@@ -125,7 +128,8 @@ def measure(data: dict[str, Any]) -> dict[str, dict[str, float]]:
     step("load", lambda: load_split(options, "train"))
     records = kept[-1]
     step("hashes", lambda: image_hashes(records))
-    step("batches", lambda: epoch_batches([5] * len(records), 64, 0, 0))
+    step("description", lambda: describe_datasets(options, {"train": records}))
+    step("batches", lambda: epoch_batches(np.full(len(records), 5), 64, 0, 0))
     return found
 
 

@@ -166,7 +166,7 @@ def test_the_benchmark_of_starting_writes_and_measures_each_source(
     bench_starting.main(["--images", "40", "--source", "folder", "--folder", str(folder), "--output", str(found)])
     first, second = json.loads(found.read_text(encoding="utf-8"))
     assert (first["source"], first["images"], first["start"], second["start"]) == ("folder", 40, "first", "second")
-    assert set(first["steps"]) == {"nothing", "load", "hashes", "batches"}
+    assert set(first["steps"]) == {"nothing", "load", "hashes", "description", "batches"}
     assert all(step["mib"] > 0 for step in second["steps"].values())
 
 
