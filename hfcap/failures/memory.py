@@ -26,6 +26,20 @@ def parts_of(batches: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
     return cut
 
 
+def windows_of(
+    batches: Sequence[Sequence[int]], size: int, parts: int
+) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
+    """Return all batches in parts (see `parts_of`), and how many parts each window of `size` batches has.
+
+    Uncut batches are returned as they are: of millions of images no list is made.
+    """
+    starts = range(0, len(batches), size)
+    if parts == 1:
+        return batches, [min(size, len(batches) - first) for first in starts]
+    windows = [parts_of(batches[first : first + size], parts) for first in starts]
+    return [part for window in windows for part in window], list(map(len, windows))
+
+
 def more_parts(sizes: Sequence[int], parts: int, where: str) -> int:
     """Return twice as many parts for batches that were too large, and say so.
 

@@ -17,7 +17,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate, batch_keys
 from hfcap.data.sampling.epochs import EpochBatches, epoch_batches
 from hfcap.errors import StoppedError, UserError, WorkError
-from hfcap.failures.memory import is_full_memory, more_parts, parts_of
+from hfcap.failures.memory import is_full_memory, more_parts, windows_of
 from hfcap.failures.system import failures_of_the_system
 from hfcap.progress import error_console, progress_bar
 from hfcap.recipe.blocks import Recipe
@@ -179,14 +179,8 @@ class TrainingRun:
         """Micro-batches of one update and the seconds spent waiting for them, from where the epoch stands."""
         size = self.options.gradient_accumulation_steps
         batches = self._micro_batches(self.progress.epoch)[self.progress.window * size :]
-        starts = range(0, len(batches), size)
-        if self.progress.batch_parts == 1:
-            counts = [len(batches[first : first + size]) for first in starts]
-            loader = self.loader.load(batches, self.progress.epoch)
-        else:
-            windows = [parts_of(batches[first : first + size], self.progress.batch_parts) for first in starts]
-            counts = list(map(len, windows))
-            loader = self.loader.load([batch for window in windows for batch in window], self.progress.epoch)
+        cut, counts = windows_of(batches, size, self.progress.batch_parts)
+        loader = self.loader.load(cut, self.progress.epoch)
         for count in counts:
             started = time.perf_counter()
             yield [next(loader).to(self.accelerator.device) for _ in range(count)], time.perf_counter() - started

@@ -12,6 +12,7 @@ import pytest
 
 from hfcap.data.sampling import tokens as module
 from hfcap.data.sampling.tokens import flat_tokens
+from hfcap.failures.memory import parts_of, windows_of
 
 
 def tokenise(texts: Sequence[str]) -> list[list[int]]:
@@ -41,3 +42,15 @@ def test_flat_tokens_are_those_of_each_caption(in_memory: int, monkeypatch: pyte
 def test_no_images_have_no_tokens() -> None:
     found = flat_tokens([], tokenise)
     assert len(found) == 0 and list(found) == [] and found.image_lengths().tolist() == []
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_windows_hold_the_parts_of_their_batches(parts: int) -> None:
+    batches = [[1, 2, 3, 4], [5, 6, 7], [8], [9, 10], [11, 12, 13]]
+    cut, counts = windows_of(batches, 2, parts)
+    remaining = iter(cut)
+    windows = [[next(remaining) for _ in range(count)] for count in counts]
+    assert windows == [parts_of(batches[:2], parts), parts_of(batches[2:4], parts), parts_of(batches[4:], parts)]
+    assert next(remaining, None) is None
+    if parts == 1:
+        assert cut is batches
