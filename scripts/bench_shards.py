@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     photos = [path for path in photos_in(options.folder, options.photos) if path.suffix.lower() in (".jpg", ".jpeg")]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         tar, parquet = write_shards(photos, Path(temporary))
         for size in options.size or (224, 384, 768):

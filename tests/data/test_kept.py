@@ -259,7 +259,12 @@ def test_hashes_are_those_of_the_bytes_as_they_are(data: CocoJsonOptions, monkey
     assert list(image_hashes(records)) == expected
     reads: list[Path] = []
     read = FileImage.read
-    monkeypatch.setattr(FileImage, "read", lambda self: reads.append(self.path) or read(self))
+
+    def counting(self: FileImage) -> bytes:
+        reads.append(self.path)
+        return read(self)
+
+    monkeypatch.setattr(FileImage, "read", counting)
     assert list(image_hashes(records[1:4])) == expected[1:4]
     assert image_hashes(records)[2] == expected[2] and reads == []
     changed = write_jpeg(records[1].image.path, colour="blue")  # type: ignore[attr-defined]
