@@ -20,6 +20,7 @@ from hfcap.errors import UserError
 from hfcap.files import MAX_LINE_BYTES, parse_json, read_json, read_json_lines, read_json_object, read_text
 from hfcap.metrics.chair import Chair, ChairOptions
 from hfcap.metrics.shared.caption_files import read_file_names, read_predictions, read_references
+from hfcap.metrics.shared.object_words import read_vocabulary
 from hfcap.recipe import strict_yaml
 from hfcap.recipe.loading import RecipeError, load_recipe
 from hfcap.run_directory.paths import RunDirectory
@@ -109,6 +110,9 @@ READERS: dict[str, tuple[Callable[[Path], Any], Any]] = {
     "scores": (read_scores, SCORES),
     "is it scores": (is_score_file, SCORES),
     "instances": (chair, INSTANCES),
+    "objects of images": (chair, [{"image_id": 1, "objects": ["dog", "cat"]}, {"id": "2", "truth": ["bus"]}]),
+    "a mapping to objects": (chair, {"1": ["dog"], "2": []}),
+    "vocabulary": (read_vocabulary, {"cup": ["mug", "coffee cup"], "-": ["cup holder"]}),
     "synonyms": (lambda path: synonym_table(str(path), ["a sofa"]), {"sofa": ["couch"]}),
 }
 

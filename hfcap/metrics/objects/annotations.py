@@ -132,7 +132,7 @@ class ObjectsOfImages:
         if not options.instances and (options.vocabulary is None or not options.references):
             raise UserError(
                 f"metric {metric!r} needs to know which objects are in the images; give its option instances, COCO's "
-                "instances_<split>.json"
+                "instances_<split>.json, or vocabulary, a file of your own objects"
             )
         if isinstance(options.instances, dict):
             own = options.vocabulary is not None
