@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +13,10 @@ from pydantic import Field
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
 from hfcap.metrics.shared.caption_files import warn_on_terminal
+from hfcap.metrics.shared.clip_encoder import PROMPT, ClipEncoder, LongCaptions
 from hfcap.metrics.shared.images import DecodedImages, FileBytes, Images, image_files
-from hfcap.metrics.shared.models import loading, model_signature
+from hfcap.metrics.shared.models import model_signature
 from hfcap.places import LocalPath, Location
-from hfcap.schema import IMAGE_BACKEND
-
-PROMPT = "A photo depicts "
-"""Stands before every candidate and every human caption, as in the paper."""
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 """The model of the paper, ViT-B/32."""
@@ -27,100 +24,11 @@ DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 _SCALE = 2.5
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
 def clip_score(
     images: NDArray[np.float32], captions: NDArray[np.float32], scale: float = _SCALE
 ) -> NDArray[np.float64]:
     """Return scale * max(cosine, 0) of pairs of unit vectors: (N, D) and (N, D) -> (N,) float64."""
     return scale * np.maximum((images * captions).sum(axis=-1), 0.0).astype(np.float64)
-
-
-def _in_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-class ClipEncoder:
-    """CLIP's two encoders in float32.
-
-    Args:
-        model: folder or Hub id of a CLIP model with its processor.
-        device: where it runs; None = CUDA where there is one, else the CPU.
-        batch_size: images or captions at a time.
-
-    Raises:
-        UserError: the model cannot be loaded, or has no image and text encoder.
-    """
-
-    def __init__(self, model: str, device: str | None = None, batch_size: int = 64) -> None:
-        import torch
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-        with loading(model, "the CLIP model of metric 'clip_score'"):
-            # float32: half precision moves CLIPScore in the third decimal.
-            loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            self._image_processor: Any = AutoImageProcessor.from_pretrained(model, backend=IMAGE_BACKEND)
-        if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
-            raise UserError(
-                f"{model}: not a CLIP model ({type(loaded).__name__} has no image and text encoder); choose a "
-                "CLIP or SigLIP"
-            )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model = loaded.to(self.device).eval()
-        self._batch_size = batch_size
-        self._name = model
-        self._longest = int(loaded.config.text_config.max_position_embeddings)
-
-    def texts(self, captions: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors of captions after the prompt, (M, D) float32.
-
-        Long captions are cut such that the end token, where CLIP reads the caption off, remains.
-        """
-        import torch
-
-        found: list[NDArray[np.float32]] = []
-        for batch in _in_batches(captions, self._batch_size):
-            # The tokenizer cuts the words and puts the end token after what is left.
-            tokens = self._tokenizer(
-                [PROMPT + caption for caption in batch],
-                padding=True,
-                truncation=True,
-                max_length=self._longest,
-                return_tensors="pt",
-            ).to(self.device)
-            with torch.inference_mode():
-                output = self._model.get_text_features(
-                    input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-                )
-            # transformers 5 wraps the features in an output object, transformers 4 returns the tensor.
-            found.append(getattr(output, "pooler_output", output).cpu().numpy())
-        return _unit(np.concatenate(found))
-
-    @property
-    def longest(self) -> int:
-        """Tokens that the text encoder reads, prompt, start and end among them."""
-        return self._longest
-
-    def is_cut(self, captions: Sequence[str]) -> NDArray[np.bool_]:
-        """Return whether each caption has more tokens than the text encoder reads, (M,) bool."""
-        longer: list[bool] = []
-        for batch in _in_batches(captions, self._batch_size):
-            tokens = self._tokenizer([PROMPT + caption for caption in batch], verbose=False)["input_ids"]
-            longer += [len(ids) > self._longest for ids in tokens]
-        return np.asarray(longer, dtype=bool)
-
-    def images(self, image_source: Images, image_ids: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors of images, (N, D) float32.
-
-        Raises:
-            UserError: an image is missing or cannot be read; the message names it.
-        """
-        return _unit(
-            image_source.embeddings(self._name, self._model, self._image_processor, image_ids, self._batch_size)
-        )
 
 
 def _warn_of_cut(encoder: ClipEncoder, cut: NDArray[np.bool_], candidates: Sequence[int], human: Sequence[int]) -> None:
@@ -133,7 +41,8 @@ def _warn_of_cut(encoder: ClipEncoder, cut: NDArray[np.bool_], candidates: Seque
     if found:
         warn_on_terminal(
             f"clip_score: {' and '.join(found)} are longer than the {encoder.longest} tokens that the model reads; "
-            "only their beginning is scored: choose a model for long texts, or judge them by other metrics too"
+            "only their beginning is scored: choose a model for long texts (Long-CLIP), or set "
+            "clip_score.long_captions to sentences or windows"
         )
 
 
@@ -146,6 +55,11 @@ class ClipScoreOptions(MetricOptions):
     )
     device: str | None = Field(None, description="where CLIP runs; default: CUDA where there is one, else the CPU")
     batch_size: Annotated[int, Field(gt=0)] = Field(64, description="images or captions at a time")
+    long_captions: LongCaptions = Field(
+        "cut",
+        description="captions of more tokens than the model reads: cut = their beginning alone; sentences or windows = "
+        "all of them, in pieces",
+    )
     scale: Annotated[float, Field(gt=0, le=100)] = Field(
         _SCALE, description="factor of the cosine: 2.5 as CLIPScore, 2 as PAC-S, whose weights `model` then is"
     )
@@ -191,7 +105,7 @@ class ClipScore(CaptionMetric):
         """Return CLIPScore and RefCLIPScore of each image, (N, 2)."""
         options = self._options
         image_source = self._images_of(captions.image_ids)
-        encoder = ClipEncoder(options.model, options.device, options.batch_size)
+        encoder = ClipEncoder(options.model, options.device, options.batch_size, options.long_captions)
         images = encoder.images(image_source, captions.image_ids)
         number_of: dict[str, int] = {}
         own = [number_of.setdefault(caption, len(number_of)) for caption in captions.candidates]
@@ -209,12 +123,17 @@ class ClipScore(CaptionMetric):
         return np.stack((score, harmonic), axis=1)
 
     def signature(self) -> dict[str, Any]:
-        """Return model (of a folder its name, and a hash of its weights), prompt and precision."""
+        """Return model (of a folder its name, and a hash of its weights), prompt, precision, and how captions are read.
+
+        What is done with long captions is named where it is not to cut them, as score files before it existed have it.
+        """
+        long_captions = self._options.long_captions
         return {
             **model_signature(self._options.model),
             "prompt": PROMPT,
             "precision": "float32",
             "scale": self._options.scale,
+            **({} if long_captions == "cut" else {"long_captions": long_captions}),
         }
 
 

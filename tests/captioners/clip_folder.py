@@ -9,11 +9,12 @@ import torch
 SIZE, LONGEST = 32, 24
 
 
-def write_clip(folder: Path, seed: int = 2, spread: float | None = 0.5) -> str:
+def write_clip(folder: Path, seed: int = 2, spread: float | None = 0.5, longest: int = LONGEST) -> str:
     """Write model, image processor and tokenizer; the vectors of its common space have 12 numbers.
 
     Args:
         spread: deviation of the weights, large enough that vectors differ; None leaves them as transformers draws them.
+        longest: positions of the text encoder.
     """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -25,7 +26,7 @@ def write_clip(folder: Path, seed: int = 2, spread: float | None = 0.5) -> str:
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {
         "vocab_size": len(words),
-        "max_position_embeddings": LONGEST,
+        "max_position_embeddings": longest,
         "bos_token_id": end - 1,
         "eos_token_id": end,
         "pad_token_id": end,
