@@ -41,6 +41,8 @@ def captions_of_cell(cell: str, where: str) -> list[str]:
         raise UserError(
             f"{where}: the caption is {shown(text)}, as programs write an empty cell; leave it out or write a caption"
         )
+    if text[:1] not in ("[", "("):
+        return [cell]
     texts = texts_of_list(text)
     if texts is not None:
         return texts
@@ -100,7 +102,8 @@ class JoinedLines:
     def add(self, cell: str) -> None:
         """Look at a cell as it stands in the table."""
         self.cells += 1
-        if len([line for line in re.split(r"[\r\n]+", cell) if line.strip()]) > 1:
+        has_ends = "\n" in cell or "\r" in cell  # nearly none has, and to look is quick
+        if has_ends and len([line for line in re.split(r"[\r\n]+", cell) if line.strip()]) > 1:
             self.of_lines.append(cell)
 
     def refuse(self, where: str, remedy: str = "") -> None:

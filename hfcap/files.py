@@ -161,8 +161,10 @@ def parse_json(
         value = json.loads(text, object_pairs_hook=hook)
         if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(value, _DEEPEST):
             raise RecursionError
-        refuse_half_characters(value, text, where)
-        _refuse_numbers(value, text, where, finite)
+        if "\\u" in text:
+            refuse_half_characters(value, text, where)
+        if finite or len(text) > _MOST_DIGITS:
+            _refuse_numbers(value, text, where, finite)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if lines else f"column {error.colno}"
         raise UserError(

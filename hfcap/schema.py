@@ -339,8 +339,8 @@ class ScoreReport:
     metrics: dict[str, float | None]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     signature: dict[str, Any] = field(default_factory=dict)
-    per_image: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    statistics: dict[str, list[list[float]]] = field(default_factory=dict)
+    per_image: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    statistics: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     predictions_sha256: str | None = None
     schema_version: int = 1
     groups: dict[str, dict[str, str]] = field(default_factory=dict)

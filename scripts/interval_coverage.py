@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hfcap.comparison.systems import System
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_sums
+from hfcap.metrics.shared.bootstrap import Columns, percentile_intervals, resampled_sums
 from hfcap.metrics.suite import metric_for_statistics
 from hfcap.scoring import score_files
 
@@ -67,7 +67,7 @@ def coverage(
     held = {output: dict.fromkeys(METHODS, 0) for output in metric.outputs}
     for number in range(n_samples):
         rows = statistics[generator.integers(0, len(statistics), n_images)]
-        resampled = metric.from_sums(resampled_sums(rows, n_resamples, seed + number), n_images)
+        resampled = metric.from_sums(resampled_sums(Columns([rows]), n_resamples, seed + number), n_images)
         value = metric.from_sums(rows.sum(0, keepdims=True), n_images)[0]
         left_out = metric.from_sums(rows.sum(0) - rows, n_images - 1)
         for position, output in enumerate(metric.outputs):

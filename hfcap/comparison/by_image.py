@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from hfcap.comparison.result import Comparison
 from hfcap.comparison.significance import shown_as_nothing
 from hfcap.comparison.systems import System
+from hfcap.scoring.image_values import column_of
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class ByImage:
         """Leader minus other, (N,) float64, raw scale."""
         return self.values[:, 0] - self.values[:, 1]
 
-    @property
+    @cached_property
     def advantages(self) -> NDArray[np.float64]:
         """How much better the leader is, (N,) float64: positive = it wins; 0 where the difference shows as 0.00."""
-        ties = [shown_as_nothing(difference, self.plain) for difference in self.differences]
+        ties = shown_as_nothing(self.differences, self.plain)
         return np.where(ties, 0.0, self.direction * self.differences)
 
     @property
@@ -59,10 +62,9 @@ class ByImage:
     def largest(self, count: int) -> tuple[list[int], list[int]]:
         """Return positions of the leader's largest wins and of its largest losses, largest first, ties never."""
         advantages = self.advantages
-        order = sorted(range(len(advantages)), key=lambda position: (-advantages[position], self.image_ids[position]))
-        wins = [position for position in order[:count] if advantages[position] > 0]
-        order.sort(key=lambda position: (advantages[position], self.image_ids[position]))
-        return wins, [position for position in order[:count] if advantages[position] < 0]
+        # Ids are sorted, so that of equal ones the first in a stable order is the first by id.
+        most, least = (np.argsort(sign * advantages, kind="stable")[:count].tolist() for sign in (-1, 1))
+        return [one for one in most if advantages[one] > 0], [one for one in least if advantages[one] < 0]
 
 
 def by_image(comparison: Comparison) -> tuple[ByImage, ...]:
@@ -81,22 +83,23 @@ def by_image(comparison: Comparison) -> tuple[ByImage, ...]:
 
 
 def _has(system: System, output: str) -> bool:
-    return any(row.get(output) is not None for row in system.report.per_image.values())
+    return bool(np.isfinite(column_of(system.report.per_image, output)).any())
 
 
 def pair_by_image(comparison: Comparison, leader: System, other: System, output: str) -> ByImage:
     """Return two systems on the images for which both have the value."""
-    ids: list[str] = []
-    values: list[tuple[float, float]] = []
-    for image_id in sorted(leader.report.per_image):
-        first = leader.report.per_image[image_id].get(output)
-        second = other.report.per_image.get(image_id, {}).get(output)
-        if first is not None and second is not None:
-            ids.append(image_id)
-            values.append((first, second))
-    table = np.asarray(values, dtype=np.float64).reshape(len(ids), 2)
+    ids = leader.image_ids
+    if other.image_ids == ids:
+        table = np.stack((leader.values(output), other.values(output)), axis=1)
+    else:
+        theirs = dict(zip(other.image_ids, other.values(output).tolist(), strict=True))
+        second = np.asarray([theirs.get(image_id, np.nan) for image_id in ids], dtype=np.float64)
+        table = np.stack((leader.values(output), second), axis=1)
+    known = np.isfinite(table).all(axis=1)
+    if not known.all():
+        ids, table = tuple(compress(ids, known.tolist())), table[known]
     plain = output in comparison.plain_outputs
-    return ByImage(leader, other, output, comparison.directions[output], plain, tuple(ids), table)
+    return ByImage(leader, other, output, comparison.directions[output], plain, ids, table)
 
 
 def images_to_show(pairs: Sequence[ByImage], count: int) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
+
+import numpy as np
 
 from hfcap.comparison.examples import Evidence
 from hfcap.comparison.result import Comparison
@@ -43,8 +46,7 @@ def choose_listing(comparison: Comparison) -> Listing | None:
         return None
     ranking = [] if comparison.ranking is None else [comparison.ranking]
     for output in (*ranking, *comparison.outputs):
-        rows = having[0].report.per_image
-        known = sorted(image_id for image_id, row in rows.items() if row.get(output) is not None)
+        known = list(compress(having[0].image_ids, np.isfinite(having[0].values(output)).tolist()))
         if known:
             chosen = tuple(random.Random(0).sample(known, min(len(known), MAX_LISTED)))
             return Listing(output, chosen, chosen[:MAX_SHOWN], len(known))

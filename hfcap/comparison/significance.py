@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_sums, weighted_sums
+from hfcap.metrics.shared.bootstrap import Columns, percentile_intervals, resampled_sums
 
 _SWAPS_AT_ONCE = 250_000
+_FEWEST_ROWS = 4
 _ROUNDING = 1e-12
 _SHOWN = 5e-5
 _SHOWN_PLAIN = 5e-3
@@ -68,9 +70,9 @@ def paired_bootstrap(pairs: Sequence[Pair], *, n_resamples: int = 10_000, seed: 
 
     All pairs must be about the same images; they see the same resamples.
     """
-    joined = np.concatenate([part for pair in pairs for part in (pair.first, pair.second)], axis=1)
-    parts = _split(resampled_sums(joined, n_resamples, seed), pairs, copies=2)
-    n_images = len(joined)
+    columns = Columns([part for pair in pairs for part in (pair.first, pair.second)])
+    parts = _split(resampled_sums(columns, n_resamples, seed), pairs, copies=2)
+    n_images = columns.n_images
     return [
         pair.metric.from_sums(first, n_images) - pair.metric.from_sums(second, n_images)
         for pair, first, second in zip(pairs, parts[::2], parts[1::2], strict=True)
@@ -82,10 +84,15 @@ def _swaps(n_images: int, n_resamples: int, seed: int) -> Iterator[NDArray[np.fl
     generator = np.random.default_rng(seed)
     n_bytes = -(-n_images // 8)
     block = max(1, _SWAPS_AT_ONCE // n_images)
+    drawn: list[NDArray[np.float64]] = []
     for start in range(0, n_resamples, block):
         rows = min(block, n_resamples - start)
         random_bytes = np.frombuffer(generator.bytes(rows * n_bytes), dtype=np.uint8).reshape(rows, n_bytes)
-        yield np.unpackbits(random_bytes, axis=1, count=n_images).astype(np.float64)
+        drawn.append(np.unpackbits(random_bytes, axis=1, count=n_images).astype(np.float64))
+        # Several resamples share a pass over the statistics; how many are drawn at once decides what is drawn.
+        if len(drawn) * block >= _FEWEST_ROWS or start + rows == n_resamples:
+            yield drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
+            drawn = []
 
 
 def paired_permutation(pairs: Sequence[Pair], *, n_resamples: int = 10_000, seed: int = 0) -> list[NDArray[np.float64]]:
@@ -101,10 +108,10 @@ def paired_permutation(pairs: Sequence[Pair], *, n_resamples: int = 10_000, seed
         np.abs(pair.metric.from_sums(first, n_images) - pair.metric.from_sums(second, n_images))
         for pair, (first, second) in zip(pairs, totals, strict=True)
     ]
-    change = np.ascontiguousarray(np.concatenate([pair.second - pair.first for pair in pairs], axis=1).T)
+    change = Columns([pair.second - pair.first for pair in pairs])
     at_least = [np.ones_like(values) for values in observed]
     for swaps in _swaps(n_images, n_resamples, seed):
-        for number, moved in enumerate(_split(weighted_sums(swaps, change), pairs, copies=1)):
+        for number, moved in enumerate(_split(change.weighted_sums(swaps), pairs, copies=1)):
             metric, (first, second) = pairs[number].metric, totals[number]
             difference = metric.from_sums(first + moved, n_images) - metric.from_sums(second - moved, n_images)
             # An exchange that changes nothing reaches the observed value by other roundings.
@@ -144,13 +151,18 @@ def paired_differences(
     return results
 
 
-def shown_as_nothing(difference: float, plain: bool) -> bool:
+@overload
+def shown_as_nothing(difference: float, plain: bool) -> bool: ...
+@overload
+def shown_as_nothing(difference: NDArray[np.float64], plain: bool) -> NDArray[np.bool_]: ...
+def shown_as_nothing(difference: float | NDArray[np.float64], plain: bool) -> bool | NDArray[np.bool_]:
     """Whether a difference is shown as 0.00: without a 4-gram match BLEU-4 is its smoothing, exact to the last bit.
 
     Args:
         plain: the value is shown as it is, not x 100.
     """
-    return abs(difference) < (_SHOWN_PLAIN if plain else _SHOWN)
+    threshold = _SHOWN_PLAIN if plain else _SHOWN
+    return np.abs(difference) < threshold if isinstance(difference, np.ndarray) else abs(difference) < threshold
 
 
 def at_equal_length(
@@ -173,7 +185,7 @@ def at_equal_length(
     rows = np.stack((np.ones_like(lengths), lengths, lengths**2, differences, lengths * differences), axis=1)
     if np.ptp(lengths) == 0:
         return None
-    drawn = _intercepts(resampled_sums(rows, n_resamples, seed))
+    drawn = _intercepts(resampled_sums(Columns([rows]), n_resamples, seed))
     # A resample of one image again and again has no line either; there are next to none of them.
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):

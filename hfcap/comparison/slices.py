@@ -44,7 +44,7 @@ def compare_slices(
     if output is None or metric is None:
         return ()
     rows = {system.name: rows for system in systems if (rows := system.statistics(metric)) is not None}
-    image_ids = sorted(systems[0].report.per_image)
+    image_ids = systems[0].image_ids
     found = [
         _slice(metric, output, directions[output], rows, (column, value), member, settings)
         for column, values in groups.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.records import read_summary
 from hfcap.schema import ScoreReport
 from hfcap.scoring import is_score_file, read_scores
+from hfcap.scoring.image_values import column_of
 from hfcap.scoring.verdict import BASELINE_NAMES
 
 ScorePredictions = Callable[[Path], ScoreReport]
@@ -78,18 +80,29 @@ class System:
 
     def statistics(self, metric: CaptionMetric) -> NDArray[np.float64] | None:
         """Return the metric's statistics, (N, S) in the order of sorted image ids; None where the file lacks them."""
-        ids = list(self.report.per_image)
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        if not ids or not metric.summable:
+        if not self.report.per_image or not metric.summable:
             return None
         if metric.name in self.report.statistics:
-            return np.asarray(self.report.statistics[metric.name], dtype=np.float64)[order]
+            return np.asarray(self.report.statistics[metric.name], dtype=np.float64)[self._order]
         if not metric.is_mean:
             return None
-        rows = [[self.report.per_image[ids[position]].get(output) for output in metric.outputs] for position in order]
-        if any(value is None for row in rows for value in row):
-            return None
-        return np.asarray(rows, dtype=np.float64)
+        rows = np.stack([column_of(self.report.per_image, output) for output in metric.outputs], axis=1)[self._order]
+        return None if np.isnan(rows).any() else rows
+
+    @cached_property
+    def image_ids(self) -> tuple[str, ...]:
+        """Ids of the images whose values are known, sorted."""
+        return tuple(sorted(self.report.per_image))
+
+    def values(self, output: str) -> NDArray[np.float64]:
+        """Return one value of each of `image_ids`, (N,) float64; NaN where it is undefined."""
+        return column_of(self.report.per_image, output)[self._order]
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        """Where each of `image_ids` stands in the score file."""
+        ids = list(self.report.per_image)
+        return np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
 
     def lengths(self) -> NDArray[np.float64] | None:
         """Return the words of each caption, (N,) in the order of sorted image ids; None where the file lacks them.

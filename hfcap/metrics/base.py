@@ -9,7 +9,7 @@ and permutation tests (weighted sums), for means and for corpus-level metrics su
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,12 +18,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from hfcap.errors import UserError
-from hfcap.metrics.shared.ngrams import NgramTable, ReferenceNgrams
+from hfcap.metrics.shared.ngrams import NgramTable, ReferenceNgrams, added_counts
 from hfcap.metrics.shared.tokenizer import TokenSequences, Vocabulary, encode_captions
+
+IMAGES_AT_ONCE = 8192
+"""Images of a part: their n-grams fit the processor's cache, and memory does not grow with the images."""
 
 
 class ReferenceSet:
     """Human captions of R images, tokenised and indexed once, reusable for any number of candidate sets.
+
+    Args:
+        keeps_parts: what is found out about parts of it is kept, for the next candidates; False bounds the memory of a
+            large set that is scored against once.
 
     Attributes:
         image_ids: R ids as strings.
@@ -41,6 +48,7 @@ class ReferenceSet:
         *,
         tokenized: bool = False,
         words: Callable[[str], str] | None = None,
+        keeps_parts: bool = True,
     ) -> None:
         for image_id, group in references.items():
             if isinstance(group, str):
@@ -50,10 +58,50 @@ class ReferenceSet:
         self.is_tokenized = tokenized or words is not None
         self.words = words
         self.vocabulary = Vocabulary()
+        self._keeps_parts = keeps_parts
+        self._kept_parts: list[ReferenceSet] = []
+        self._whole: ReferenceSet | None = None
         self._ngrams: dict[int, ReferenceNgrams] = {}
+        self._document_counts: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def parts(self) -> Iterator[ReferenceSet]:
+        """Yield the set in parts of IMAGES_AT_ONCE images with the same vocabulary; a small set is its only part."""
+        if len(self) <= IMAGES_AT_ONCE:
+            yield self
+            return
+        if self._keeps_parts and not self._kept_parts:
+            self._kept_parts = list(self._new_parts())
+        yield from self._kept_parts or self._new_parts()
+
+    def _new_parts(self) -> Iterator[ReferenceSet]:
+        first_caption = np.concatenate([[0], np.cumsum(self.counts)])
+        for start in range(0, len(self), IMAGES_AT_ONCE):
+            end = min(start + IMAGES_AT_ONCE, len(self))
+            images = zip(self.image_ids[start:end], self.captions[start:end], strict=True)
+            part = ReferenceSet(dict(images), tokenized=self.is_tokenized, words=self.words)
+            part.vocabulary, part._whole = self.vocabulary, self
+            part.tokens = self.tokens.part(int(first_caption[start]), int(first_caption[end]))
+            yield part
+
+    @property
+    def n_documents(self) -> int:
+        """Images that `document_counts` counts: those of the whole set."""
+        return len(self if self._whole is None else self._whole)
+
+    def document_counts(self, order: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Return the n-grams of `order` words, (U,) keys sorted, and how many images have each, (U,).
+
+        Of a part, those of the whole set: CIDEr-D weighs n-grams by all images.
+        """
+        if self._whole is not None:
+            return self._whole.document_counts(order)
+        if order not in self._document_counts:
+            tables = ((found.keys, found.document_counts()) for found in (part.ngrams(order) for part in self.parts()))
+            self._document_counts[order] = added_counts(tables)
+        return self._document_counts[order]
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -109,6 +157,19 @@ class CaptionSet:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def parts(self) -> Iterator[CaptionSet]:
+        """Yield the captions of the parts of the reference set, one after another; a small set is its only part."""
+        if len(self) <= IMAGES_AT_ONCE:
+            yield self
+            return
+        start = 0
+        for references in self.reference_set.parts():
+            end = start + len(references)
+            part = CaptionSet(dict(zip(references.image_ids, self.candidates[start:end], strict=True)), references)
+            part.candidate_tokens = self.candidate_tokens.part(start, end)
+            yield part
+            start = end
 
     @property
     def references(self) -> tuple[tuple[str, ...], ...]:
@@ -177,6 +238,8 @@ class CaptionMetric(ABC):
         options_class: what a person can set; an instance is the first argument of the constructor if it has fields.
         outputs: names of the O values in score files (bleu -> bleu_1 .. bleu_4), in the order of the last axis.
         looks_at_images: the constructor takes `image_source` (see images.py), which `hfcap run` hands over.
+        in_parts: statistics of an image depend on its captions alone, and on what is known of the whole reference set,
+            so that large sets are worked on part by part.
         english_only: its word lists are English; the values of other languages mean nothing.
         summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
             size; they override `values` and get no intervals.
@@ -190,6 +253,7 @@ class CaptionMetric(ABC):
     summary: ClassVar[str]
     options_class: ClassVar[type[MetricOptions]] = MetricOptions
     looks_at_images: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = False
     english_only: ClassVar[bool] = False
     summable: ClassVar[bool] = True
     higher_is_better: ClassVar[bool | None] = True

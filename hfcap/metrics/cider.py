@@ -59,7 +59,11 @@ class CiderScorer:
         self.references = references
         self._end_word = end_word
         self._index = indexed(references, end_word)
-        self.document_frequencies = document_frequencies or DocumentFrequencies.of_index(self._index, len(references))
+        self.document_frequencies = document_frequencies or (
+            DocumentFrequencies.of_index(self._index, len(references))
+            if end_word
+            else DocumentFrequencies.of_references(references)
+        )
         self._weights = [
             part.count * self.document_frequencies.idf(part.order, part.keys)[part.item] for part in self._index
         ]
@@ -218,6 +222,7 @@ class Cider(CaptionMetric):
 
     name = "cider"
     outputs = ("cider",)
+    in_parts = True
     summary = "CIDEr-D (Vedantam et al. 2015): n-grams shared with the human captions, weighted by rarity"
     citation = "Vedantam et al. (2015): CIDEr: Consensus-based Image Description Evaluation. CVPR"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from hfcap.metrics.base import CaptionMetric, CaptionSet
 from hfcap.metrics.meteor_parts.alignment import BEAM, LONGEST_TOGETHER, align_alone, align_together
 from hfcap.metrics.meteor_parts.index import INDEX_VERSION, MeteorIndex, open_index
-from hfcap.metrics.meteor_parts.matching import N_MODULES, Integers, MatchFinder
-from hfcap.metrics.meteor_parts.normalize import normalize
+from hfcap.metrics.meteor_parts.matching import N_MODULES, MatchFinder
+from hfcap.metrics.meteor_parts.normalize import is_plain, normalize
 from hfcap.metrics.meteor_parts.resources import MeteorResources
+from hfcap.metrics.meteor_parts.words import Integers, WordTable
+from hfcap.metrics.shared.tokenizer import TokenSequences, Vocabulary
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MODULE_WEIGHTS = np.asarray([1.0, 0.6, 0.8, 0.6])
@@ -117,19 +120,61 @@ def meteor_statistics(
     """
     if not candidates:
         return np.zeros((0, N_STATISTICS))
-    number_of: dict[str, int] = {}
-    candidate_numbers = [number_of.setdefault(caption, len(number_of)) for caption in candidates]
-    counts = np.asarray([len(group) for group in references])
-    reference_numbers = [number_of.setdefault(caption, len(number_of)) for group in references for caption in group]
-    finder = MatchFinder(index, normalize(list(number_of), index.prefixes))
-    first, second = np.repeat(np.asarray(candidate_numbers), counts), np.asarray(reference_numbers)
+    table = WordTable(index)
+    words = normalize([*candidates, *chain.from_iterable(references)], index.prefixes)
+    lengths = np.asarray([len(caption) for caption in words], dtype=np.int64)
+    finder = MatchFinder(table, table.numbers_of(list(chain.from_iterable(words))), lengths)
+    return _best_statistics(finder, np.asarray([len(group) for group in references]))
+
+
+def _best_statistics(finder: MatchFinder, counts: Integers) -> NDArray[np.float64]:
+    """(N, 23) statistics of candidates with their best references.
+
+    Args:
+        finder: knows the N candidates, and after them all references.
+        counts: (N,) references of each candidate.
+    """
+    image = np.repeat(np.arange(len(counts)), counts)
+    first, second = image, len(counts) + np.arange(len(image))
     statistics = np.zeros((len(second), N_STATISTICS))
     for positions in _batches(finder, first, second):
         statistics[positions] = _pair_statistics(finder, first[positions], second[positions])
-    image = np.repeat(np.arange(len(candidates)), counts)
     best_first = np.lexsort((np.arange(len(second)), -scores_of(statistics), image))
-    starts = np.cumsum(counts) - counts
-    return statistics[best_first[starts]]
+    return statistics[best_first[np.cumsum(counts) - counts]]
+
+
+class _Normaliser:
+    """Turns tokenised captions into METEOR's words; tokens of letters and digits alone are words as they are."""
+
+    def __init__(self, table: WordTable, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._table = table
+        self._word_of_token = np.empty(0, dtype=np.int64)  # -1: METEOR's rules change it
+
+    def words_of(self, tokens: TokenSequences) -> tuple[Integers, Integers]:
+        """Return the numbers of all words, caption after caption, and how many each caption has."""
+        new = self.vocabulary.words[len(self._word_of_token) :]
+        plain = np.asarray([is_plain(word) for word in new], dtype=bool)
+        numbers = np.full(len(new), -1, dtype=np.int64)
+        numbers[plain] = self._table.numbers_of([word for word, kept in zip(new, plain.tolist(), strict=True) if kept])
+        self._word_of_token = np.append(self._word_of_token, numbers)
+        words = self._word_of_token[tokens.tokens]
+        lengths = tokens.lengths
+        owner = np.repeat(np.arange(len(tokens)), lengths)
+        is_plain_caption = np.ones(len(tokens), dtype=bool)
+        is_plain_caption[owner[words < 0]] = False
+        others = np.flatnonzero(~is_plain_caption)
+        if not len(others):
+            return words, lengths
+        lines = tokens.chosen(others).as_strings(self.vocabulary)
+        normalised = normalize(lines, self._table.index.prefixes)
+        theirs = self._table.numbers_of(list(chain.from_iterable(normalised)))
+        lengths[others] = [len(caption) for caption in normalised]
+        result = np.empty(int(lengths.sum()), dtype=np.int64)
+        is_plain_word = np.repeat(is_plain_caption, lengths)
+        result[is_plain_word] = words[is_plain_caption[owner]]
+        result[~is_plain_word] = theirs
+        return result, lengths
 
 
 class Meteor(CaptionMetric):
@@ -145,6 +190,7 @@ class Meteor(CaptionMetric):
 
     name = "meteor"
     outputs = ("meteor",)
+    in_parts = True
     english_only = True
     summary = "METEOR 1.5 (Denkowski and Lavie 2014), without Java; needs the package pycocoevalcap"
     citation = (
@@ -155,11 +201,17 @@ class Meteor(CaptionMetric):
     def __init__(self) -> None:
         resources = MeteorResources.installed()
         self._fingerprint = resources.fingerprint()
-        self._index = open_index(resources)
+        self._table = WordTable(open_index(resources))
+        self._normaliser: _Normaliser | None = None
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """(N, 23): lengths, function words, matches by module, chunks and matched words of the best reference."""
-        return meteor_statistics(self._index, captions.tokenized_candidates, captions.tokenized_references)
+        if self._normaliser is None or self._normaliser.vocabulary is not captions.vocabulary:
+            self._normaliser = _Normaliser(self._table, captions.vocabulary)
+        own, own_lengths = self._normaliser.words_of(captions.candidate_tokens)
+        human, human_lengths = self._normaliser.words_of(captions.reference_tokens)
+        finder = MatchFinder(self._table, np.concatenate((own, human)), np.concatenate((own_lengths, human_lengths)))
+        return _best_statistics(finder, captions.reference_set.counts)
 
     def from_sums(self, sums: NDArray[np.float64], n_images: int) -> NDArray[np.float64]:
         """METEOR of summed statistics; not the mean of the images' scores."""

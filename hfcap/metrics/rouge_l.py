@@ -14,17 +14,17 @@ _BETA = 1.2
 _WORD_BITS = 64
 
 
-def _padded(sequences: TokenSequences, chosen: NDArray[np.int64], width: int, filler: int) -> NDArray[np.int64]:
+def _padded(sequences: TokenSequences, chosen: NDArray[np.int64], width: int, filler: int) -> NDArray[np.int32]:
     """(P, width) tokens of the chosen captions, padded with `filler`."""
     starts, lengths = sequences.offsets[:-1][chosen], sequences.lengths[chosen]
     columns = np.arange(width)
     inside = columns < lengths[:, None]
-    padded = np.full((len(chosen), width), filler, dtype=np.int64)
+    padded = np.full((len(chosen), width), filler, dtype=np.int32)
     padded[inside] = sequences.tokens[(starts[:, None] + columns)[inside]]
     return padded
 
 
-def _bit_parallel(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+def _bit_parallel(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int64]:
     """LCS lengths of row pairs; `second` has at most 64 columns; paddings of both sides never match.
 
     Bit j of `open_` is 0 where the dynamic-programming row grows at column j (Hyyro 2004): one addition handles a row.
@@ -41,7 +41,7 @@ def _bit_parallel(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArra
     return np.bitwise_count(~open_).astype(np.int64)
 
 
-def _row_by_row(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+def _row_by_row(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int64]:
     """LCS lengths of row pairs of any width, by the textbook dynamic programme over all pairs at once."""
     previous = np.zeros((len(first), second.shape[1] + 1), dtype=np.int64)
     for column in range(first.shape[1]):
@@ -81,6 +81,7 @@ class RougeL(CaptionMetric):
 
     name = "rouge_l"
     outputs = ("rouge_l",)
+    in_parts = True
     summary = "longest common subsequence (Lin 2004)"
     citation = "Lin (2004): ROUGE: A Package for Automatic Evaluation of Summaries. ACL workshop"
 

@@ -19,6 +19,10 @@ from hfcap.metrics.shared.languages import tokenizer_of
 
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider")
 
+_IMAGES_AT_ONCE = 65_536
+_MOST_IMAGES_KEPT = 65_536
+"""Of more images what is found out about their human captions is not kept from one metric to the next."""
+
 
 @dataclass(frozen=True)
 class SuiteResult:
@@ -41,8 +45,13 @@ class SuiteResult:
     def per_image(self) -> dict[str, NDArray[np.float64]]:
         """Return output name -> (N,) float64 values of each image alone; NaN = undefined."""
         columns: dict[str, NDArray[np.float64]] = {}
+        n_images = len(self.image_ids)
         for metric in self.metrics:
-            columns |= metric.per_image(self.statistics[metric.name])
+            rows = self.statistics[metric.name]
+            # In parts, because what is in between takes several times the memory of the result.
+            starts = range(0, max(n_images, 1), _IMAGES_AT_ONCE)
+            parts = [metric.per_image(rows[start : start + _IMAGES_AT_ONCE]) for start in starts]
+            columns |= {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
         return columns
 
 
@@ -206,7 +215,8 @@ class CaptionSuite:
                 caption is not text.
         """
         if not isinstance(references, ReferenceSet):
-            references = ReferenceSet(references, words=self.tokenizer.words)
+            keeps_parts = len(references) <= _MOST_IMAGES_KEPT
+            references = ReferenceSet(references, words=self.tokenizer.words, keeps_parts=keeps_parts)
         _check_captions(predictions, references)
         if len(predictions) != len(references) or any(key not in predictions for key in references.image_ids):
             only_one = set(predictions) ^ set(references.image_ids)
@@ -215,17 +225,32 @@ class CaptionSuite:
                 f"{sorted(only_one)[0]!r}; give both for the same images"
             )
         captions = CaptionSet({image_id: predictions[image_id] for image_id in references.image_ids}, references)
+        statistics = self._statistics(captions)
         values: dict[str, float | None] = {}
-        statistics: dict[str, NDArray[np.float64]] = {}
         for metric in self.metrics:
-            rows = metric.statistics(captions)
-            assert rows.shape[0] == len(captions) and rows.ndim == 2, f"{metric.name}: statistics {rows.shape}"
-            statistics[metric.name] = rows
-            found = metric.values(captions, rows)
+            found = metric.values(captions, statistics[metric.name])
             values |= {
                 output: number_or_none(value) for output, value in zip(metric.outputs, found.tolist(), strict=True)
             }
         return SuiteResult(captions.image_ids, self.metrics, values, statistics, self.signature())
+
+    def _statistics(self, captions: CaptionSet) -> dict[str, NDArray[np.float64]]:
+        """Metric name -> (N, S) statistics; metrics that can work on parts of the images do so together."""
+        statistics: dict[str, NDArray[np.float64]] = {}
+        parted = [metric for metric in self.metrics if metric.in_parts]
+        start = 0
+        for part in captions.parts() if parted else ():
+            for metric in parted:
+                rows = metric.statistics(part)
+                whole = statistics.setdefault(metric.name, np.empty((len(captions), rows.shape[1])))
+                whole[start : start + len(part)] = rows
+            start += len(part)
+        for metric in self.metrics:
+            if not metric.in_parts:
+                statistics[metric.name] = metric.statistics(captions)
+            shape = statistics[metric.name].shape
+            assert len(shape) == 2 and shape[0] == len(captions), f"{metric.name}: statistics {shape}"
+        return statistics
 
 
 def score_captions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from hfcap.errors import UserError, shown
-from hfcap.files import read_json, read_text, write_text
+from hfcap.files import file_being_written, read_json, read_text
 from hfcap.run_directory.records import Signature, check_shape
 from hfcap.schema import ErrorSlice, ScoreReport, SliceScores
+from hfcap.scoring.image_values import ImageValues
+from hfcap.scoring.score_lines import read_lines, write_lines
 
 _MOST_IMAGES = 2**53
-
-
-def _short(value: Any) -> Any:
-    return [_short(entry) for entry in value] if isinstance(value, list) else int(value) if value % 1 == 0 else value
+_BEGINNING = re.compile(rb'\{\n  "schema_version": \d+,\n  "split": ')
+"""How hfcap's score files begin."""
 
 
 def write_scores(report: ScoreReport, path: Path) -> None:
@@ -41,14 +42,10 @@ def write_scores(report: ScoreReport, path: Path) -> None:
         head["groups"] = report.groups
     if report.error_slices:
         head["error_slices"] = [asdict(found) for found in report.error_slices]
-    encode = json.JSONEncoder(allow_nan=False).encode
-    rows = ",\n".join(f"    {encode(image_id)}: {encode(row)}" for image_id, row in report.per_image.items())
-    tables = ",\n".join(
-        f"    {encode(name)}: [\n" + ",\n".join(f"      {encode(_short(row))}" for row in table) + "\n    ]"
-        for name, table in report.statistics.items()
-    )
     summary = json.dumps(head, indent=2, allow_nan=False)[: -len("\n}")]
-    write_text(path, f'{summary},\n  "per_image": {{\n{rows}\n  }},\n  "statistics": {{\n{tables}\n  }}\n}}\n')
+    with file_being_written(path) as handle:
+        handle.write(f"{summary},\n".encode())
+        write_lines(handle, report.per_image, report.statistics)
 
 
 def _numbers(value: Any, path: Path, key: str) -> dict[str, float | None]:
@@ -122,6 +119,9 @@ def is_score_file(path: Path) -> bool:
     """
     if path.suffix != ".json":
         return False
+    with path.open("rb") as handle:
+        if _BEGINNING.match(handle.read(100)):
+            return True
     text = read_text(path, "score file")
     try:
         value = json.loads(text)
@@ -139,13 +139,13 @@ def read_scores(path: Path) -> ScoreReport:
     Raises:
         UserError: the file is missing or not a score file; the message names the key.
     """
-    value = read_json(path, "score file", finite=True)
+    value = read_lines(path) or read_json(path, "score file", finite=True)
     if not isinstance(value, dict) or "metrics" not in value:
         raise UserError(f"{path}: not a score file (no 'metrics'); 'hfcap score' makes one")
     if value.get("schema_version") != 1:
         raise UserError(f"{path}: schema_version {value.get('schema_version')!r} is not 1; use a newer hfcap")
     for key in ("per_image", "intervals", "statistics", "signature", "groups", "slices"):
-        if not isinstance(value.setdefault(key, {}), dict):
+        if not isinstance(value.setdefault(key, {}), dict | ImageValues):
             raise UserError(f"{path}: {key!r} must be an object, not {shown(value[key])}")
     check_shape(value["signature"], f"{path}: signature", Signature)
     intervals = _intervals(value["intervals"], path, "intervals")
@@ -167,7 +167,9 @@ def read_scores(path: Path) -> ScoreReport:
         metrics=_numbers(value["metrics"], path, "metrics"),
         intervals=intervals,
         signature=value["signature"],
-        per_image={key: _numbers(row, path, f"per_image.{key}") for key, row in per_image.items()},
+        per_image=per_image
+        if isinstance(per_image, ImageValues)
+        else {key: _numbers(row, path, f"per_image.{key}") for key, row in per_image.items()},
         statistics=value["statistics"],
         predictions_sha256=value["predictions_sha256"],
         groups=_groups(value["groups"], path),

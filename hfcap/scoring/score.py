@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hfcap import __version__
 from hfcap.cells import captions_of_cell
 from hfcap.errors import MissingPackageError, UserError
@@ -34,11 +36,11 @@ from hfcap.metrics.suite import (
     SuiteResult,
     checked_metric_names,
     metric_class,
-    number_or_none,
 )
 from hfcap.schema import ScoreReport
 from hfcap.scoring.columns import groups_by
 from hfcap.scoring.error_slices import find_error_slices
+from hfcap.scoring.image_values import ImageValues, Rows
 from hfcap.scoring.report_files import write_scores
 from hfcap.scoring.signature import data_signature, predictions_hash
 from hfcap.scoring.slices import slice_scores
@@ -276,18 +278,13 @@ def _rows_of_images(predictions: Predictions, references: References, by: Sequen
     return rows
 
 
-def _statistics_rows(result: SuiteResult) -> dict[str, list[list[float]]]:
+def _statistics_rows(result: SuiteResult) -> dict[str, Rows]:
     """Statistics of metrics that per-image values do not hold already."""
     kept = [metric.name for metric in result.metrics if metric.summable and not metric.is_mean]
-    return {name: result.statistics[name].tolist() for name in kept}
+    return {name: Rows(result.statistics[name]) for name in kept}
 
 
-def _per_image_rows(result: SuiteResult) -> dict[str, dict[str, float | None]]:
-    columns = {
-        output: [number_or_none(value) for value in column.tolist()] for output, column in result.per_image().items()
-    }
-    names = tuple(columns)
-    return {
-        image_id: dict(zip(names, row, strict=True))
-        for image_id, row in zip(result.image_ids, zip(*columns.values(), strict=True), strict=True)
-    }
+def _per_image_rows(result: SuiteResult) -> ImageValues:
+    columns = result.per_image()
+    table = np.stack(list(columns.values()), axis=1) if columns else np.empty((len(result.image_ids), 0))
+    return ImageValues(result.image_ids, tuple(columns), table)

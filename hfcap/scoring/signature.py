@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hfcap.metrics.shared.scripts import unspaced_language
@@ -11,7 +11,7 @@ from hfcap.metrics.shared.scripts import unspaced_language
 _HASH_DIGITS = 16
 
 
-def _hash_of(lines: Sequence[str]) -> str:
+def _hash_of(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode("utf-8", "surrogatepass") + b"\0")
@@ -26,7 +26,7 @@ def data_signature(references: Mapping[str, Sequence[str]], split: str, n_missin
         "split": split,
         "n_images": len(references),
         "image_ids_sha256": _hash_of(ordered),
-        "references_sha256": _hash_of([line for key in ordered for line in (key, *references[key], "")]),
+        "references_sha256": _hash_of(line for key in ordered for line in (key, *references[key], "")),
         "references_per_image": [min(counts), max(counts)],
     }
     if language := unspaced_language(line for group in references.values() for line in group):
@@ -38,7 +38,7 @@ def data_signature(references: Mapping[str, Sequence[str]], split: str, n_missin
 
 def predictions_hash(captions: Mapping[str, str]) -> str:
     """Return what tells one set of predicted captions from another, in any order of images."""
-    return _hash_of([line for key in sorted(captions) for line in (key, captions[key])])
+    return _hash_of(line for key in sorted(captions) for line in (key, captions[key]))
 
 
 def signature_line(signature: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resampled_values, weighted_sums
+from hfcap.metrics.shared.bootstrap import Columns, holm, percentile_intervals, resampled_values
 from hfcap.metrics.suite import SuiteResult, number_or_none
 from hfcap.schema import SliceScores
 
@@ -83,6 +83,7 @@ def _against_others(
     """Output -> p-value: how rarely a random part of the images differs from the rest as much."""
     n_images, size = len(member), int(member.sum())
     joined = np.concatenate([statistics[metric.name] for metric in metrics], axis=1)
+    columns = Columns([joined])
     widths = np.cumsum([statistics[metric.name].shape[1] for metric in metrics])[:-1]
     total = joined.sum(axis=0)
 
@@ -95,9 +96,8 @@ def _against_others(
 
     observed = [np.abs(values) for values in differences(joined[member].sum(axis=0))]
     at_least = [np.ones_like(values) for values in observed]
-    columns = np.ascontiguousarray(joined.T)
     for subsets in _subsets(n_images, size, n_resamples, seed):
-        for number, values in enumerate(differences(weighted_sums(subsets, columns))):
+        for number, values in enumerate(differences(columns.weighted_sums(subsets))):
             at_least[number] += (np.abs(values) >= observed[number] - _ROUNDING).sum(axis=0)
     return {
         output: float(at_least[number][place] / (n_resamples + 1))

@@ -51,14 +51,21 @@ def test_all_exchanges_of_a_large_corpus_differ() -> None:
     assert (np.concatenate(list(_swaps(5000, 500, seed=1))) != swaps).any(axis=1).all()
 
 
-@pytest.mark.parametrize(("at_once", "rows"), [(250_000, [40]), (190, [10] * 4), (3, [1] * 40), (76, [4] * 10)])
+@pytest.mark.parametrize(
+    ("at_once", "rows", "together"),
+    [(250_000, [40], 1), (190, [10] * 4, 1), (3, [1] * 40, 4), (57, [3] * 13 + [1], 2), (76, [4] * 10, 1)],
+)
 def test_exchanges_are_the_bits_of_one_generator(
-    at_once: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+    at_once: int, rows: list[int], together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """19 images take 19 bits of 3 bytes each, the highest first; blocks of 4 rows go on where the last one ended."""
+    """19 images take 19 bits of 3 bytes each, the highest first; blocks of 4 rows go on where the last one ended.
+
+    Where few rows are drawn at once, as with very many images, some draws make a block of at least 4.
+    """
     monkeypatch.setattr("hfcap.comparison.significance._SWAPS_AT_ONCE", at_once)
     blocks = list(_swaps(19, 40, seed=5))
-    assert [len(block) for block in blocks] == rows
+    starts = range(0, len(rows), together)
+    assert [len(block) for block in blocks] == [sum(rows[start : start + together]) for start in starts]
     generator = np.random.default_rng(5)
     expected = []
     for n_rows in rows:

@@ -6,11 +6,11 @@ import pytest
 from hfcap.metrics.bleu import Bleu
 from hfcap.metrics.rouge_l import RougeL
 from hfcap.metrics.shared.bootstrap import (
+    Columns,
     percentile_intervals,
     resample_weights,
     resampled_sums,
     resampled_values,
-    weighted_sums,
 )
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.random_captions import random_captions
@@ -32,7 +32,7 @@ def test_blocks_neither_repeat_nor_change_what_is_drawn(at_once: int, monkeypatc
     expected = [[np.count_nonzero(row == image) for image in range(50)] for row in drawn]
     blocks = list(resample_weights(50, 20, seed=3))
     assert np.concatenate(blocks).tolist() == expected
-    assert all(len(block) == max(1, at_once // 50) for block in blocks[:-1])
+    assert all(len(block) == max(4, at_once // 50) for block in blocks[:-1])
     assert {block.dtype for block in blocks} == {np.dtype(np.float64)}
 
 
@@ -51,7 +51,24 @@ def test_weighted_sums_equal_the_matrix_product(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("hfcap.metrics.shared.bootstrap._IMAGES_AT_ONCE", 7)
     generator = np.random.default_rng(0)
     weights, statistics = generator.random((4, 33)), generator.random((33, 5))
-    np.testing.assert_allclose(weighted_sums(weights, np.ascontiguousarray(statistics.T)), weights @ statistics)
+    np.testing.assert_allclose(Columns([statistics]).weighted_sums(weights), weights @ statistics)
+
+
+def test_counts_are_summed_to_the_last_digit_of_double_precision() -> None:
+    """Whole numbers take single precision, all others and large ones double: the sums are those of float64."""
+    generator = np.random.default_rng(0)
+    counts = generator.integers(0, 60, size=(30_000, 3)).astype(np.float64)
+    others = np.concatenate([generator.random((30_000, 1)), counts[:, :1] * 1e6 + 1, counts[:, :1] / 2], axis=1)
+    columns = Columns([counts, others])
+    weights = next(resample_weights(30_000, 8, seed=2))
+    sums = columns.weighted_sums(weights)
+    joined = np.concatenate([counts, others], axis=1)
+    expected = np.zeros((8, 6))
+    for start in range(0, 30_000, 8192):
+        part = slice(start, start + 8192)
+        expected += np.vecdot(weights[:, None, part], np.ascontiguousarray(joined.T)[None, :, part])
+    np.testing.assert_array_equal(sums, expected)
+    assert columns.width == 6 and columns.n_images == 30_000
 
 
 def test_resampled_corpus_bleu_equals_bleu_of_the_repeated_captions() -> None:
@@ -94,7 +111,7 @@ def test_intervals_hold_the_value_as_often_as_they_say() -> None:
     held = []
     for number in range(300):
         values = generator.gamma(2.0, 0.5, size=(100, 1))  # mean 1
-        resampled = {"rouge_l": resampled_sums(values, 400, number)[:, 0] / 100}
+        resampled = {"rouge_l": resampled_sums(Columns([values]), 400, number)[:, 0] / 100}
         [(lower, upper)] = percentile_intervals(resampled, 0.95).values()
         held.append(lower <= 1.0 <= upper)
     # 300 trials of 93 % have a standard error of 1.5 %: three of them to either side.
@@ -122,8 +139,9 @@ def test_sums_of_resamples_are_those_of_the_images_drawn(monkeypatch: pytest.Mon
     statistics = np.random.default_rng(1).random((9, 3))
     drawn = np.random.default_rng(6).integers(0, 9, size=(10, 9), dtype=np.int32)
     expected = np.array([[sum(statistics[image, column] for image in row) for column in range(3)] for row in drawn])
-    np.testing.assert_allclose(resampled_sums(statistics, 10, seed=6), expected, rtol=1e-12)
-    assert resampled_sums(statistics, 0, seed=6).shape == (0, 3)
+    columns = Columns([statistics])
+    np.testing.assert_allclose(resampled_sums(columns, 10, seed=6), expected, rtol=1e-12)
+    assert resampled_sums(columns, 0, seed=6).shape == (0, 3)
 
 
 def test_undefined_values_get_no_interval() -> None:

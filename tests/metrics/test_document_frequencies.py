@@ -93,9 +93,9 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
 def test_coco_frequencies_are_counted_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFCAP_CACHE", str(tmp_path))
     captions = {"1": ["a dog", "one dog"], "2": ["two cats"]}
-    monkeypatch.setattr("hfcap.metrics.shared.document_frequencies._coco_captions", lambda split: captions)
+    monkeypatch.setattr("hfcap.metrics.shared.document_frequencies.coco_captions", lambda split: captions)
     first = load_document_frequencies("coco-val")
-    monkeypatch.setattr("hfcap.metrics.shared.document_frequencies._coco_captions", None)
+    monkeypatch.setattr("hfcap.metrics.shared.document_frequencies.coco_captions", None)
     second = load_document_frequencies("coco-val")
     assert first is not None and second is not None
     assert first.fingerprint() == second.fingerprint() == count_document_frequencies(captions, "coco-val").fingerprint()

@@ -194,6 +194,26 @@ def test_any_text_is_scored(index: MeteorIndex, first: str, second: str) -> None
     assert 0 <= scores[0] <= 1
 
 
+def test_words_of_tokens_are_those_of_the_captions(
+    meteor_cache: Path, index: MeteorIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metric takes the tokens that all metrics share; what METEOR's rules change goes through them as text."""
+    monkeypatch.setenv("HFCAP_CACHE", str(meteor_cache))
+    odd = ("it's a man-made dog, isn't it?", "the u.s. mr. smith", "caf\u00e9 12:30 pm", "", "plan B.", "a -- b ... c")
+    draw = random.Random(3)
+    words = _WORDS.split()
+    captions = [*odd, *(" ".join(draw.choices(words, k=draw.randint(0, 12))) for _ in range(60))]
+    references = {str(n): draw.choices(captions, k=draw.randint(1, 4)) for n in range(len(captions))}
+    given_set = CaptionSet({str(n): caption for n, caption in enumerate(captions)}, ReferenceSet(references))
+    expected = meteor_statistics(index, given_set.tokenized_candidates, given_set.tokenized_references)
+    metric = Meteor()
+    for _ in range(2):  # with words that are looked up, and with words that are known
+        np.testing.assert_array_equal(metric.statistics(given_set), expected)
+    monkeypatch.setattr("hfcap.metrics.base.IMAGES_AT_ONCE", 9)
+    parts = CaptionSuite(["meteor"]).compute(dict(zip(references, captions, strict=True)), references)
+    np.testing.assert_array_equal(parts.statistics["meteor"], expected)
+
+
 def test_a_caption_of_hundreds_of_words(index: MeteorIndex) -> None:
     long = " ".join(["a man and a dog walk to the house"] * 40)
     scores, _ = _scores(index, [(long, [long, "a dog"]), ("x" * 5000, ["y" * 5000])])

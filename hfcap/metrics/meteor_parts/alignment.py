@@ -16,13 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hfcap.metrics.meteor_parts.matching import EXACT, Integers, Matches, expand
+from hfcap.metrics.meteor_parts.matching import EXACT, Matches
+from hfcap.metrics.meteor_parts.words import Integers, expand
 
 BEAM = 40
 LONGEST_TOGETHER = 62
 """Most words of a candidate or reference that `align_together` takes: one bit per word."""
 
 _COVER_BITS, _CHUNK_BITS, _DISTANCE_BITS = 8, 7, 30
+_CHUNK_SHIFT = _DISTANCE_BITS
+_COVER_SHIFT = _CHUNK_SHIFT + _CHUNK_BITS
+_PAIR_SHIFT = _COVER_SHIFT + _COVER_BITS
 
 
 @dataclass(frozen=True)
@@ -63,95 +67,104 @@ class _Paths:
     """Partial alignments of all pairs, grouped by pair, best first; all arrays have one entry per path.
 
     Attributes:
-        cover: words covered, as the ordering counts them.
-        chunks: closed chunks.
-        distance: what was charged.
+        key: the pair, words that are not covered, closed chunks and what was charged, in this order from the highest
+            bits on: the order of the search is that of these numbers.
         used: bit i is set when word i of the candidate is matched.
         busy_until: first reference position after the last match.
         end: candidate position after the last match while its chunk is open, else -1.
     """
 
-    pair: Integers
-    cover: Integers
-    chunks: Integers
-    distance: Integers
+    key: Integers
     used: Integers
     busy_until: Integers
     end: Integers
+
+    @property
+    def pair(self) -> Integers:
+        """Which pair each path belongs to."""
+        return self.key >> _PAIR_SHIFT
 
     @classmethod
     def empty(cls, n_pairs: int) -> _Paths:
         """Return one path of no match for each pair."""
         zeros = np.zeros(n_pairs, dtype=np.int64)
-        return cls(np.arange(n_pairs), zeros, zeros, zeros, zeros, zeros, zeros - 1)
+        nothing_covered = ((1 << _COVER_BITS) - 1) << _COVER_SHIFT
+        return cls((np.arange(n_pairs) << _PAIR_SHIFT) + nothing_covered, zeros, zeros, zeros - 1)
 
-    def take(self, rows: Integers) -> _Paths:
-        """Return these paths, in this order."""
-        return _Paths(*(values[rows] for values in vars(self).values()))
 
-    def best(self, n_pairs: int) -> Integers:
-        """Rows in the order of the search, at most BEAM per pair."""
-        if len(self.pair) == n_pairs:
-            return np.arange(n_pairs)
-        key = (self.pair << _COVER_BITS) + ((1 << _COVER_BITS) - 1 - self.cover)
-        key = (((key << _CHUNK_BITS) + self.chunks) << _DISTANCE_BITS) + self.distance
-        order = np.argsort(key, kind="stable")
-        count = np.bincount(self.pair, minlength=n_pairs)
-        if int(count.max()) <= BEAM:
-            return order
-        rank = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
-        return order[rank < BEAM]
+def _best(key: Integers, n_pairs: int) -> Integers:
+    """Rows in the order of the search, at most BEAM per pair."""
+    order = np.argsort(key, kind="stable")
+    if len(key) < n_pairs + BEAM:  # every pair has a path, so that none has more than BEAM
+        return order
+    count = np.bincount(key >> _PAIR_SHIFT, minlength=n_pairs)
+    if int(count.max()) <= BEAM:
+        return order
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
+    return order[rank < BEAM]
 
 
 class _Search:
-    """The matches of Q pairs in the layout of the search."""
+    """The matches of Q pairs in the layout of the search; what is known of matches ends with an entry for no match."""
 
     def __init__(self, matches: Matches, lengths: Integers, reference_lengths: Integers) -> None:
         self.n_pairs = len(lengths)
         self.n_steps = int(reference_lengths.max(initial=0)) + 1
-        place = matches.pair * self.n_steps + matches.reference_start
+        place = matches.reference_start * self.n_pairs + matches.pair
         counts = np.bincount(place, minlength=self.n_pairs * self.n_steps)
-        self.counts = counts.reshape(self.n_pairs, self.n_steps)
-        self.first = (np.cumsum(counts) - counts).reshape(self.n_pairs, self.n_steps)
-        self.start, self.end = matches.start, matches.start + matches.length
-        self.reference_end = matches.reference_start + matches.reference_length
-        self.cover = _covered(matches)
+        self.counts = counts.reshape(self.n_steps, self.n_pairs)
+        by_pair = counts.reshape(self.n_steps, self.n_pairs).T.ravel()
+        first = (np.cumsum(by_pair) - by_pair).reshape(self.n_pairs, self.n_steps)
+        self.first = np.ascontiguousarray(first.T)
+        self.start = np.append(matches.start, -2)
+        self.end = np.append(matches.start + matches.length, -1)
+        self.reference_end = np.append(matches.reference_start + matches.reference_length, 0)
+        self.cover = np.append(_covered(matches) << _COVER_SHIFT, 0)
         self.charge = np.abs(matches.start - matches.reference_start)
-        self.words = ((np.int64(1) << matches.length) - 1) << matches.start
+        self.words = np.append(((np.int64(1) << matches.length) - 1) << matches.start, 0)
         self.is_only_choice = _only_choices(matches, lengths, reference_lengths)
 
     def step(self, paths: _Paths, position: int) -> tuple[_Paths, Integers, Integers]:
         """Extend all paths at one reference position: new paths, the row each came from, its match (-1 = none)."""
         waits = position < paths.busy_until
-        count = np.where(waits, 0, self.counts[paths.pair, position])
-        first = self.first[paths.pair, position]
-        only = np.zeros(len(count), dtype=bool)
-        some = count == 1
-        only[some] = self.is_only_choice[first[some]]
-        children = count + 1 - only
-        if int(children.max(initial=1)) == 1 and not only.any():
-            closes = (paths.end >= 0) & ~waits
-            parent, match = np.arange(len(count)), np.full(len(count), -1, dtype=np.int64)
-            new = _Paths(*vars(paths).values())
-            new.chunks, new.end = paths.chunks + closes, np.where(waits, paths.end, -1)
-            return new, parent, match
-        parent, number = expand(np.zeros(len(count), dtype=np.int64), children)
-        is_match = number < count[parent]
-        match = np.where(is_match, first[parent] + number, -1)
-        free = ~is_match | ((paths.used[parent] & self.words[match]) == 0)
-        charge = np.where(is_match & free, self.charge[match], 0)
-        charged = np.cumsum(charge) - charge
-        charged -= charged[np.cumsum(children) - children][parent]
-        kept = np.flatnonzero(free)
-        parent, match, charged, is_match = parent[kept], match[kept], charged[kept], is_match[kept]
-        new = paths.take(parent)
-        waits = waits[parent]
-        new.chunks += (new.end >= 0) & np.where(is_match, new.end != self.start[match], ~waits)
-        new.distance += charged
-        new.cover += np.where(is_match, self.cover[match], 0)
-        new.used |= np.where(is_match, self.words[match], 0)
-        new.busy_until = np.where(is_match, self.reference_end[match], new.busy_until)
-        new.end = np.where(is_match, self.end[match], np.where(waits, new.end, -1))
+        pair = paths.pair
+        count = self.counts[position][pair]
+        count[waits] = 0
+        first = self.first[position][pair]
+        # Where the only match of its words stands, nothing else can come.
+        is_only = np.zeros(len(count), dtype=bool)
+        single = np.flatnonzero(count == 1)
+        is_only[single] = self.is_only_choice[first[single]]
+        children = count + 1 - is_only
+        if int(children.max(initial=1)) == 1:
+            parent = np.arange(len(count))
+            match = np.where(is_only, first, -1)
+            charged = np.zeros(1, dtype=np.int64)
+        else:
+            parent, number = expand(np.zeros(len(count), dtype=np.int64), children)
+            is_match = number < count[parent]
+            match = np.where(is_match, first[parent] + number, -1)
+            free = (paths.used[parent] & self.words[match]) == 0
+            charge = np.zeros(len(match), dtype=np.int64)
+            charging = np.flatnonzero(free & is_match)
+            charge[charging] = self.charge[match[charging]]
+            before = np.cumsum(charge) - charge
+            charged = before - before[np.cumsum(children) - children][parent]
+            if not free.all():
+                kept = np.flatnonzero(free)
+                parent, match, charged = parent[kept], match[kept], charged[kept]
+        waits, end = waits[parent], paths.end[parent]
+        closes = (end >= 0) & (end != self.start[match]) & ~waits
+        key = paths.key[parent] + (closes.astype(np.int64) << _CHUNK_SHIFT) + charged - self.cover[match]
+        if len(key) != self.n_pairs:
+            order = _best(key, self.n_pairs)
+            key, parent, match, waits, end = key[order], parent[order], match[order], waits[order], end[order]
+        new = _Paths(
+            key,
+            paths.used[parent] | self.words[match],
+            np.maximum(paths.busy_until[parent], self.reference_end[match]),
+            np.where(waits, end, self.end[match]),
+        )
         return new, parent, match
 
     def run(self) -> Alignment:
@@ -161,12 +174,9 @@ class _Search:
         # The last step is after all references: it closes the open chunks and sorts once more.
         for position in range(self.n_steps):
             paths, parent, match = self.step(paths, position)
-            order = paths.best(self.n_pairs)
-            if len(order) != self.n_pairs or len(parent) != self.n_pairs:
-                paths, parent, match = paths.take(order), parent[order], match[order]
             history.append((parent, match))
         row = np.searchsorted(paths.pair, np.arange(self.n_pairs))
-        chunks = paths.chunks[row]
+        chunks = (paths.key[row] >> _CHUNK_SHIFT) & ((1 << _CHUNK_BITS) - 1)
         chosen: list[Integers] = []
         for parent, match in reversed(history):
             taken = match[row]

@@ -37,6 +37,7 @@ _HYPHEN = re.compile(f"([{_WORD}.])-([{_WORD}])")
 _FINAL_DOT = re.compile(r"(?<![^ \t\n])([^ \t\n]+)\.(?![^ \t\n])(?=(?:[ \t]+([^ \t\n]))?)")
 _LETTER = re.compile(f"[{_LETTERS}]")
 _NO_RULE_APPLIES = re.compile("[A-Za-z0-9 ]*").fullmatch
+_IS_PLAIN = re.compile("[a-z0-9]+").fullmatch
 _SPACES = re.compile(f"[ \t{_UNICODE_SPACES}]+")
 
 
@@ -76,6 +77,11 @@ def _normalize_together(captions: Sequence[str], prefixes: NonBreakingPrefixes) 
     text = _final_dots(_HYPHEN.sub(r"\1 \2", text), prefixes)
     lines = _SPACES.sub(" ", text.lower()).split("\n")
     return [stripped.split(" ") if (stripped := line.strip(" ")) else [] for line in lines]
+
+
+def is_plain(token: str) -> bool:
+    """Whether a lower-case token of a caption is a word as it is, whatever stands around it."""
+    return _IS_PLAIN(token) is not None
 
 
 def normalize(captions: Sequence[str], prefixes: NonBreakingPrefixes) -> list[list[str]]:

@@ -8,6 +8,7 @@ algorithm at snowballstem.org; equal to the jar's stemmer on 119,370 words.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 _VOWELS = "aeiouy"
@@ -73,10 +74,17 @@ _STEP_4 = (
     *("al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ism", "ate", "iti", "ous"),
     *("ive", "ize", "ion"),
 )
-_BY_LENGTH = {
-    step: tuple(sorted(suffixes, key=len, reverse=True))
-    for step, suffixes in ((2, _STEP_2), (3, _STEP_3), (4, _STEP_4))
-}
+
+
+def _by_last_letter(suffixes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Last letter -> the suffixes that end in it, the longest first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        found[suffix[-1]] = (*found.get(suffix[-1], ()), suffix)
+    return found
+
+
+_SUFFIXES = {step: _by_last_letter(suffixes) for step, suffixes in ((2, _STEP_2), (3, _STEP_3), (4, _STEP_4))}
 _REGION = re.compile(f"[{_VOWELS}][^{_VOWELS}]")
 _HAS_VOWEL = re.compile(f"[{_VOWELS}]")
 _CONSONANT_Y = re.compile(f"(^|[{_VOWELS}])y")
@@ -127,7 +135,7 @@ def _step_1c(word: str) -> str:
 
 
 def _step_2(word: str, region_1: int) -> str:
-    for suffix in _BY_LENGTH[2]:
+    for suffix in _SUFFIXES[2].get(word[-1:], ()):
         if word.endswith(suffix):
             stem = word[: -len(suffix)]
             allowed = len(stem) >= region_1
@@ -140,7 +148,7 @@ def _step_2(word: str, region_1: int) -> str:
 
 
 def _step_3(word: str, region_1: int, region_2: int) -> str:
-    for suffix in _BY_LENGTH[3]:
+    for suffix in _SUFFIXES[3].get(word[-1:], ()):
         if word.endswith(suffix):
             stem = word[: -len(suffix)]
             limit = region_2 if suffix == "ative" else region_1
@@ -149,7 +157,7 @@ def _step_3(word: str, region_1: int, region_2: int) -> str:
 
 
 def _step_4(word: str, region_2: int) -> str:
-    for suffix in _BY_LENGTH[4]:
+    for suffix in _SUFFIXES[4].get(word[-1:], ()):
         if word.endswith(suffix):
             stem = word[: -len(suffix)]
             allowed = len(stem) >= region_2 and (suffix != "ion" or stem.endswith(("s", "t")))

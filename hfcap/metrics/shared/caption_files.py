@@ -55,9 +55,9 @@ def normalised_image_id(value: Any, where: str) -> str:
     Raises:
         UserError: the value is empty or of another type.
     """
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and (stripped := value.strip()):
         # Tables in which an id is missing somewhere hold numbers as 391895.0.
-        return re.sub(r"^(\d+)\.0+$", r"\1", value.strip())
+        return re.sub(r"^(\d+)\.0+$", r"\1", stripped) if stripped.endswith("0") else stripped
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():
@@ -118,9 +118,10 @@ def _rows_of_json(path: Path, value: Any, caption_keys: tuple[str, ...]) -> Iter
         raise UserError(f"{path}: expected a list of objects or a mapping from image id to captions")
 
 
-def _is_json_lines(path: Path, text: str) -> bool:
+def _is_json_lines(path: Path, what: str) -> bool:
     if path.suffix in (".jsonl", ".ndjson"):
         return True
+    text = read_text(path, what)
     # Some tools name JSON lines .json; a second line that starts with '{' gives them away.
     lines = [line for line in text[:100_000].split("\n", 3)[:2] if line.strip()]
     return len(lines) == 2 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines)
@@ -129,7 +130,7 @@ def _is_json_lines(path: Path, text: str) -> bool:
 def _rows(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
     if path.suffix in (".csv", ".tsv"):
         return _rows_of_objects(_csv_rows(path, what), caption_keys)
-    if _is_json_lines(path, read_text(path, what)):
+    if _is_json_lines(path, what):
         numbered = ((f"{path}: line {number}", row) for number, row in read_json_lines(path, what))
         return _rows_of_objects(numbered, caption_keys)
     return _rows_of_json(path, _parsed_json(path, what), caption_keys)
@@ -234,7 +235,7 @@ def _karpathy_rows(path: Path, images: list[Any], split: str | None) -> Iterator
 
 
 def _reference_rows(path: Path, split: str | None) -> Iterator[_Row]:
-    if path.suffix == ".json" and not _is_json_lines(path, read_text(path, "reference file")):
+    if path.suffix == ".json" and not _is_json_lines(path, "reference file"):
         value = _parsed_json(path, "reference file")
         if isinstance(value, dict) and "annotations" in value:
             return _coco_rows(path, value, split)
@@ -279,7 +280,15 @@ def read_references(
     without = [image_id for image_id, group in references.items() if not group]
     if without:
         raise UserError(f"{path}: no human caption for {len(without):,} images ({_listed(without)}); remove them")
-    return {image_id: tuple(group) for image_id, group in references.items()}
+    return _as_tuples(references)
+
+
+def _as_tuples(references: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    """The groups as tuples, one after another: lists and tuples of millions of captions would stand in memory twice."""
+    found: dict[str, tuple[str, ...]] = {}
+    for image_id in list(references):
+        found[image_id] = tuple(references.pop(image_id))
+    return found
 
 
 def read_image_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -288,21 +297,23 @@ def read_image_rows(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: the file is missing or malformed.
     """
+    return dict(_image_rows(path))
+
+
+def _image_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     value: Any
     if path.suffix in (".csv", ".tsv"):
         value = (row for _, row in _csv_rows(path, "caption file"))
-    elif _is_json_lines(path, read_text(path, "caption file")):
+    elif _is_json_lines(path, "caption file"):
         value = (row for _, row in read_json_lines(path, "caption file"))
     else:
         value = _parsed_json(path, "caption file")
         value = value.get("images") if isinstance(value, dict) else value
-    rows: dict[str, dict[str, Any]] = {}
     for row in value if isinstance(value, Iterable) else ():
         if isinstance(row, dict):
             known = [row[key] for key in (*_ID_KEYS[:2], "cocoid", "imgid", "filename", "file_name") if key in row]
             if known:
-                rows[normalised_image_id(known[0], str(path))] = row
-    return rows
+                yield normalised_image_id(known[0], str(path)), row
 
 
 def read_file_names(path: Path) -> dict[str, str]:
@@ -311,5 +322,11 @@ def read_file_names(path: Path) -> dict[str, str]:
     Raises:
         UserError: the file is missing or malformed.
     """
-    names = {image_id: row.get("file_name", row.get("filename")) for image_id, row in read_image_rows(path).items()}
-    return {image_id: name for image_id, name in names.items() if isinstance(name, str)}
+    names: dict[str, str] = {}
+    for image_id, row in _image_rows(path):
+        name = row.get("file_name", row.get("filename"))
+        if isinstance(name, str):
+            names[image_id] = name
+        else:
+            names.pop(image_id, None)  # the last row of an image counts
+    return names

@@ -62,6 +62,13 @@ class DocumentFrequencies:
         counts = tuple(part.document_counts() for part in index)
         return cls(source, n_images, tuple(part.keys for part in index), counts, end_word)
 
+    @classmethod
+    def of_references(cls, references: ReferenceSet) -> DocumentFrequencies:
+        """Count them in the reference set, or in the whole of which it is a part."""
+        counted = [references.document_counts(order) for order in ORDERS]
+        keys, counts = tuple(keys for keys, _ in counted), tuple(counts for _, counts in counted)
+        return cls("corpus", references.n_documents, keys, counts)
+
     def idf(self, order: int, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Return ln N - ln max(1, df) of n-grams, (G,) float64; those never counted have df = 0."""
         known, counts = self.keys[order - 1], self.counts[order - 1]
@@ -159,7 +166,7 @@ def with_end_word(
     return TokenSequences(grown, tokens.offsets + np.concatenate([[0], np.cumsum(extended)]))
 
 
-def _coco_captions(split: str) -> dict[str, list[str]]:
+def coco_captions(split: str) -> dict[str, list[str]]:
     """Human captions of COCO 2014 from the annotations that the package pycocoevalcap carries."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
@@ -200,7 +207,7 @@ def load_document_frequencies(name: str, *, end_word: bool = False) -> DocumentF
             / f"{name}-{TOKENIZER_VERSION}{'-end' if end_word else ''}.safetensors"
         )
         if not kept.is_file():
-            captions = _coco_captions(name.removeprefix("coco-"))
+            captions = coco_captions(name.removeprefix("coco-"))
             counted = count_document_frequencies(captions, name, end_word=end_word)
             if (problem := write_problem(kept.parent)) is not None:
                 said = f"warning: {problem}: document frequencies are counted again by each command; set HFCAP_CACHE"

@@ -5,6 +5,7 @@ Shapes: M captions, T words of all captions together, G n-grams, U distinct n-gr
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,34 @@ def _runs(ordered: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     starts = np.flatnonzero(first)
     return ordered[starts], np.diff(np.append(starts, len(ordered)))
+
+
+_ENTRIES_AT_ONCE = 4_000_000
+
+_Counts = tuple[NDArray[np.uint64], NDArray[np.int64]]
+
+
+def added_counts(tables: Iterable[_Counts]) -> _Counts:
+    """Return the sum of counts of n-grams: sorted keys, (U,), and the sum of each, (U,).
+
+    Args:
+        tables: sorted keys and their counts; they are taken one after another, and never all held at once.
+    """
+    pending: list[_Counts] = []
+    for table in tables:
+        pending.append(table)
+        if len(pending) > 1 and sum(len(keys) for keys, _ in pending[1:]) > max(_ENTRIES_AT_ONCE, len(pending[0][0])):
+            pending = [_sum_of(pending)]
+    return pending[0] if len(pending) == 1 else _sum_of(pending)
+
+
+def _sum_of(tables: Sequence[_Counts]) -> _Counts:
+    keys = np.concatenate([np.empty(0, dtype=np.uint64), *(table[0] for table in tables)])
+    counts = np.concatenate([np.empty(0, dtype=np.int64), *(table[1] for table in tables)])
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order]
+    starts = np.flatnonzero(np.concatenate([np.ones(min(len(keys), 1), dtype=bool), keys[1:] != keys[:-1]]))
+    return keys[starts], np.add.reduceat(counts, starts) if len(starts) else counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ def unspaced_language(captions: Iterable[str]) -> str | None:
     Where words have been put apart, by a segmenter, there is nothing to warn of.
     """
     looked_at = list(islice(captions, _LOOKED_AT))
+    if all(map(str.isascii, looked_at)):
+        return None
     n_letters = sum(one.isalpha() for text in looked_at for one in text)
     japanese = any(_KANA.search(text) for text in looked_at)
     for language, (letters, longest) in _UNSPACED.items():
@@ -55,7 +57,10 @@ def unspaced_problem(language: str) -> str:
 
 def is_latin(captions: Iterable[str]) -> bool:
     """Whether at least half of the letters are Latin; English is, though not alone."""
-    letters = [one for text in islice(captions, _LOOKED_AT) for one in text if one.isalpha()]
+    looked_at = list(islice(captions, _LOOKED_AT))
+    if all(map(str.isascii, looked_at)):
+        return True
+    letters = [one for text in looked_at for one in text if one.isalpha()]
     return 2 * sum(one <= _LATIN_END for one in letters) >= len(letters)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ LINE_SEPARATORS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 
 _ORDINARY = re.compile("([A-Za-z]+(?:-[A-Za-z]+)*)('s)?([.,]?)")
 _MOST_PIECES_KEPT = 500_000
+_CAPTIONS_AT_ONCE = 16_384
 _tokens_of_piece: dict[str, tuple[str, ...] | None] = {}
 
 
@@ -96,7 +97,11 @@ class Vocabulary:
     def __init__(self) -> None:
         self.words: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._numbers_of_piece: dict[str, tuple[int, ...]] = {}
+        # Pieces between white space: row of each, and the words of a row in one array, one row after another.
+        self._row_of_piece: dict[str, int] = {}
+        self._piece_words: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._piece_starts: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
+        self._needs_context: NDArray[np.bool_] = np.empty(0, dtype=bool)
         self._hashes: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
     def __len__(self) -> int:
@@ -110,19 +115,58 @@ class Vocabulary:
             self.words.append(word)
         return number
 
-    def numbers_of(self, caption: str) -> list[int]:
-        """Tokenise a raw caption and return the numbers of its words."""
-        numbers: list[int] = []
-        known = self._numbers_of_piece
-        for piece in caption.split():
-            found = known.get(piece)
-            if found is None:
-                tokens = _tokens_or_none(piece)
-                if tokens is None:
-                    return list(map(self.number, _scan(caption)))
-                found = known[piece] = tuple(map(self.number, tokens))
-            numbers += found
+    def numbers_of(self, words: list[str]) -> NDArray[np.int32]:
+        """Return the number of each word, new ones for those that were never seen."""
+        numbers = np.fromiter(map(self._numbers.get, words, repeat(-1)), dtype=np.int32, count=len(words))
+        for place in np.flatnonzero(numbers < 0).tolist():
+            numbers[place] = self.number(words[place])
         return numbers
+
+    def _rows_of(self, pieces: list[str]) -> NDArray[np.int32]:
+        """Row of each piece between white space; new pieces are tokenised."""
+        rows = np.fromiter(map(self._row_of_piece.get, pieces, repeat(-1)), dtype=np.int32, count=len(pieces))
+        words: list[int] = []
+        ends: list[int] = []
+        needs: list[bool] = []
+        for place in np.flatnonzero(rows < 0).tolist():
+            piece = pieces[place]
+            row = self._row_of_piece.get(piece)
+            if row is None:
+                row = self._row_of_piece[piece] = len(self._row_of_piece)
+                tokens = _tokens_or_none(piece)
+                needs.append(tokens is None)
+                words += map(self.number, tokens or ())
+                ends.append(len(self._piece_words) + len(words))
+            rows[place] = row
+        self._piece_words = np.concatenate([self._piece_words, np.asarray(words, dtype=np.int32)])
+        self._piece_starts = np.concatenate([self._piece_starts, np.asarray(ends, dtype=np.int64)])
+        self._needs_context = np.concatenate([self._needs_context, np.asarray(needs, dtype=bool)])
+        return rows
+
+    def encoded(self, captions: Sequence[str]) -> TokenSequences:
+        """Tokenise raw captions and number their words; nothing is done in Python for a piece that was seen before."""
+        split = [caption.split() for caption in captions]
+        n_pieces = np.fromiter(map(len, split), dtype=np.int64, count=len(split))
+        rows = self._rows_of(list(chain.from_iterable(split)))
+        starts = self._piece_starts[rows]
+        counts = self._piece_starts[rows + 1] - starts
+        owner = np.repeat(np.arange(len(captions)), n_pieces)
+        is_whole = np.zeros(len(captions), dtype=bool)  # a piece depends on what follows: the caption is read as one
+        is_whole[owner[self._needs_context[rows]]] = True
+        whole = np.flatnonzero(is_whole)
+        counts[is_whole[owner]] = 0
+        lengths = np.bincount(owner, weights=counts, minlength=len(captions)).astype(np.int64)
+        first = np.cumsum(counts) - counts
+        tokens = self._piece_words[np.arange(int(counts.sum())) + np.repeat(starts - first, counts)]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        if len(whole):
+            scanned = [list(map(self.number, _scan(captions[number]))) for number in whole.tolist()]
+            sizes = [len(numbers) for numbers in scanned]
+            inserted = np.fromiter(chain.from_iterable(scanned), dtype=np.int32, count=sum(sizes))
+            tokens = np.insert(tokens, np.repeat(offsets[whole], sizes), inserted)
+            lengths[whole] = sizes
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return TokenSequences(tokens, offsets)
 
     @property
     def hashes(self) -> NDArray[np.uint64]:
@@ -141,11 +185,11 @@ class TokenSequences:
     """M tokenised captions in one array.
 
     Attributes:
-        tokens: (T,) int64 token numbers of all captions, one after another.
+        tokens: (T,) int32 token numbers of all captions, one after another.
         offsets: (M + 1,) int64; caption i is tokens[offsets[i]:offsets[i + 1]].
     """
 
-    tokens: NDArray[np.int64]
+    tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -156,6 +200,18 @@ class TokenSequences:
         """(M,) words per caption."""
         return np.diff(self.offsets)
 
+    def part(self, start: int, end: int) -> TokenSequences:
+        """Return captions `start` to `end`, without copying their tokens."""
+        offsets = self.offsets[start : end + 1]
+        return TokenSequences(self.tokens[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def chosen(self, numbers: NDArray[np.int64]) -> TokenSequences:
+        """Return some of the captions."""
+        lengths = self.lengths[numbers]
+        ends = np.cumsum(lengths)
+        places = np.arange(int(lengths.sum())) + np.repeat(self.offsets[numbers] - ends + lengths, lengths)
+        return TokenSequences(self.tokens[places], np.concatenate([[0], ends]))
+
     def as_strings(self, vocabulary: Vocabulary) -> list[str]:
         """Return the captions as words joined by one space."""
         words = list(map(vocabulary.words.__getitem__, self.tokens.tolist()))
@@ -163,15 +219,21 @@ class TokenSequences:
         return [" ".join(words[start:end]) for start, end in pairwise(bounds)]
 
 
-def _sequences(numbered: list[list[int]]) -> TokenSequences:
-    offsets = np.zeros(len(numbered) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, numbered), dtype=np.int64, count=len(numbered)), out=offsets[1:])
-    tokens = np.fromiter(chain.from_iterable(numbered), dtype=np.int64, count=int(offsets[-1]))
-    return TokenSequences(tokens, offsets)
+def _split_at_blanks(captions: Sequence[str], vocabulary: Vocabulary) -> TokenSequences:
+    split = [caption.split() for caption in captions]
+    lengths = np.fromiter(map(len, split), dtype=np.int64, count=len(split))
+    tokens = vocabulary.numbers_of(list(chain.from_iterable(split)))
+    return TokenSequences(tokens, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def encode_captions(captions: Sequence[str], vocabulary: Vocabulary, *, tokenized: bool = False) -> TokenSequences:
     """Tokenise raw captions (or split them at blanks if they are `tokenized`) and number their words."""
-    if tokenized:
-        return _sequences([list(map(vocabulary.number, caption.split())) for caption in captions])
-    return _sequences([vocabulary.numbers_of(caption) for caption in captions])
+    parts = [
+        _split_at_blanks(captions[start : start + _CAPTIONS_AT_ONCE], vocabulary)
+        if tokenized
+        else vocabulary.encoded(captions[start : start + _CAPTIONS_AT_ONCE])
+        for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
+    ]
+    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(part.lengths for part in parts)])
+    tokens = np.concatenate([np.empty(0, dtype=np.int32), *(part.tokens for part in parts)])
+    return TokenSequences(tokens, np.cumsum(lengths))
