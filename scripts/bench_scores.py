@@ -59,7 +59,7 @@ def write_captions(folder: Path, n_images: int) -> None:
     files = [(folder / f"{name}.jsonl").open("w", encoding="utf-8") for name in ("human", "first", "second")]
     for number, (caption, *human) in enumerate(caption_groups(n_images, draw)):
         second = other if other and draw.random() < 0.5 else caption
-        rows = ({"captions": human}, {"caption": caption}, {"caption": second})
+        rows: list[dict[str, Any]] = [{"captions": human}, {"caption": caption}, {"caption": second}]
         for file, row in zip(files, rows, strict=True):
             file.write(json.dumps({"image_id": number, **row}) + "\n")
         other = caption

@@ -109,3 +109,19 @@ def test_products_and_attention_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     # The one kernel computes the weights again in its backward pass: one product more.
     product = 2 * 2 * 4 * 64 * 48 * 32
     assert counts == [7 * product, 6 * product]
+
+
+def test_scores_of_many_images_are_measured_on_both_sides(tmp_path: Path) -> None:
+    """Two source trees score the same captions, and score files that differ end the benchmark."""
+    pytest.importorskip("pycocoevalcap")
+    output = tmp_path / "result.json"
+    arguments = ["--images", "30", "--against", str(ROOT), "--no-compare", "--output", str(output)]
+    command = [sys.executable, "-m", "scripts.bench_scores", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    [row] = json.loads(output.read_text(encoding="utf-8"))
+    assert row["n_images"] == 30 and set(row) == {"n_images", "this", "other"}
+    for side in ("this", "other"):
+        took = row[side]["score"]
+        assert took["seconds"] > 0 and took["processor_seconds"] > 0
+        assert 50 * 2**20 < took["peak_bytes"] < 2**30

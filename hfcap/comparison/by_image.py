@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +96,7 @@ def pair_by_image(comparison: Comparison, leader: System, other: System, output:
         table = np.stack((leader.values(output), second), axis=1)
     known = np.isfinite(table).all(axis=1)
     if not known.all():
-        ids, table = tuple(compress(ids, known.tolist())), table[known]
+        ids, table = tuple(ids[number] for number in np.flatnonzero(known).tolist()), table[known]
     plain = output in comparison.plain_outputs
     return ByImage(leader, other, output, comparison.directions[output], plain, ids, table)
 

@@ -90,7 +90,8 @@ class _Plain:
 
     def blocks(self, x: Any, tower: str, causal: bool) -> Any:
         """(L, D) through all blocks."""
-        s, length, width = self.state, *x.shape
+        s = self.state
+        length, width = x.shape
         for number in range(2):
             block = f"{tower}transformer.resblocks.{number}"
             y = self.norm(x, f"{block}.ln_1")

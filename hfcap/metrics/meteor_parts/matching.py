@@ -166,7 +166,7 @@ class MatchFinder:
         phrases = (first[:, None] + place)[is_phrase]
         bits[is_phrase] = self._paraphrases.bits[self._phrase[phrases]]
         partners = self._paraphrases.partners[self._phrase[other]]
-        row, column = np.divmod(np.flatnonzero(bits[pair] & partners[:, None]), max(bits.shape[1], 1))
+        row, column = np.divmod(np.flatnonzero(bits[pair] & partners[:, None]), max(len(place), 1))
         return pair[row], first[pair[row]] + column, other[row]
 
     def _phrase_matches(
