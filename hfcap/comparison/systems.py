@@ -109,10 +109,9 @@ class System:
 
         They are those of the metric `length`, else of BLEU, whose brevity penalty needs them.
         """
-        rows = self.report.per_image
-        words = [rows[image_id].get("length_mean") for image_id in sorted(rows)]
-        if words and None not in words:
-            return np.asarray(words, dtype=np.float64)
+        words = self.values("length_mean")
+        if len(words) and not np.isnan(words).any():
+            return words
         of_bleu = self.statistics(Bleu())
         return None if of_bleu is None else of_bleu[:, Bleu.words_column]
 
