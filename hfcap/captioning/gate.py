@@ -11,7 +11,7 @@ from hfcap.captioning.forbidden import held_words
 from hfcap.data.images import decode_image
 from hfcap.errors import UserError
 from hfcap.metrics.clip_score import DEFAULT_MODEL, clip_score
-from hfcap.metrics.shared.clip_encoder import ClipEncoder
+from hfcap.metrics.clip_score.encoder import ClipEncoder
 from hfcap.metrics.shared.images import DecodedImages
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import CaptionedImage, Prediction

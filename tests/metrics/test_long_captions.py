@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionSet, ReferenceSet
-from hfcap.metrics.shared.clip_encoder import ClipEncoder, pieces_of
+from hfcap.metrics.clip_score.encoder import ClipEncoder, pieces_of
 from hfcap.metrics.suite import build_metric
 from tests.captioners.clip_folder import LONGEST, write_clip
 

@@ -18,7 +18,7 @@ from hfcap.data.source import load_split
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import ClipScore, ClipScoreOptions
-from hfcap.metrics.shared.clip_encoder import ClipEncoder
+from hfcap.metrics.clip_score.encoder import ClipEncoder
 from hfcap.metrics.shared.images import DecodedImages
 from hfcap.metrics.shared.languages import tokenizer_of
 from hfcap.metrics.suite import CaptionSuite

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hfcap.metrics.bleu import BleuReward
 from hfcap.metrics.cider import CiderReward
 from hfcap.metrics.clip_score import clip_score
-from hfcap.metrics.shared.clip_encoder import ClipEncoder
+from hfcap.metrics.clip_score.encoder import ClipEncoder
 from hfcap.metrics.shared.images import Images
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.recipe.blocks import Recipe

@@ -4,6 +4,6 @@ from hfcap.metrics import evaluate_metric
 
 
 class ClipScore(evaluate_metric.CaptionEvaluation):
-    """See hfcap/metrics/clip_score.py."""
+    """See hfcap/metrics/clip_score/__init__.py."""
 
     metric_names = ("clip_score",)

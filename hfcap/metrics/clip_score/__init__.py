@@ -12,8 +12,8 @@ from pydantic import Field
 
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric, CaptionSet, MetricOptions
+from hfcap.metrics.clip_score.encoder import PROMPT, ClipEncoder, LongCaptions
 from hfcap.metrics.shared.caption_files import warn_on_terminal
-from hfcap.metrics.shared.clip_encoder import PROMPT, ClipEncoder, LongCaptions
 from hfcap.metrics.shared.images import DecodedImages, FileBytes, Images, image_files
 from hfcap.metrics.shared.models import model_signature
 from hfcap.places import LocalPath, Location
