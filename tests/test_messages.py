@@ -34,7 +34,7 @@ SAID_ELSEWHERE = {
     "_DamagedError": "becomes a UserError with the name of the file (judgments/layouts/mat_file.py)",
     "_LostClaimError": "nobody is told: another worker has taken the shard over (captioning/sharded/work.py)",
     "_NotCheckedError": "a finding of hfcap verify, no error",
-    "_OtherLayoutError": "nobody is told: the file is read as a whole, which says what is wrong (scoring/score_lines.py)",
+    "_OtherLayoutError": "nobody is told: the file is read as a whole, which says more (scoring/score_lines.py)",
 }
 """Kinds of errors whose messages are not complete where they are raised, and why."""
 
