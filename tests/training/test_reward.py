@@ -135,7 +135,7 @@ def clip_images(tmp_path: Path, **data: Any) -> tuple[str, Any, list[CaptionedIm
     """A tiny CLIP and its name, and four images with a recipe that keeps them in `<tmp_path>/features` by default."""
     model = str(write_clip(tmp_path / "clip"))
     recipe = tiny_recipe("vit_gpt2", tmp_path, data={"feature_store_folder": str(tmp_path / "features"), **data})
-    return model, ClipEncoder(model, "cpu"), load_split(recipe.data, "train")[:4], recipe
+    return model, ClipEncoder(model, "cpu"), list(load_split(recipe.data, "train")[:4]), recipe
 
 
 def counted(encoder: Any) -> list[int]:
