@@ -215,6 +215,7 @@ class Prediction:
         cut: whether the caption ends at the length limit and not where the captioner ended it.
         usage: tokens that a server read and wrote for all candidates (prompt_tokens, completion_tokens); None where
             nobody counts them.
+        clip_score: how well the caption fits its image (0 to 2.5), where it was examined by CLIPScore.
     """
 
     image_id: str
@@ -225,9 +226,10 @@ class Prediction:
     review: str | None = None
     cut: bool = False
     usage: dict[str, int] | None = None
+    clip_score: float | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """Return the JSON object of this prediction; `review` and `usage` only where known, `cut` only where it is."""
+        """Return the JSON object of this prediction; what is not known of it is left out, `cut` where it is not."""
         row: dict[str, Any] = {
             "image_id": self.image_id,
             "file_name": self.file_name,
@@ -237,6 +239,7 @@ class Prediction:
         }
         row |= {"cut": True} if self.cut else {}
         row |= {} if self.usage is None else {"usage": self.usage}
+        row |= {} if self.clip_score is None else {"clip_score": self.clip_score}
         return row if self.review is None else {**row, "review": self.review}
 
 

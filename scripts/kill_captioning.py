@@ -1,6 +1,6 @@
 """Whether a sharded captioning survives kills: processes die at random moments, and the bytes are equal.
 
-    python -m scripts.kill_captioning [--kills 50] [--shards 200] [--processes 4] [--form parquet]
+    python -m scripts.kill_captioning [--kills 50] [--shards 200] [--processes 4] [--form parquet] [--dedup]
 
 Workers are forked from a process that has everything imported, and are killed (SIGKILL) at a random time, or before a
 random one of their changes to the output folder: between any two of them something may be half done. Where everything
@@ -50,14 +50,16 @@ class Round:
     problems: list[str] = field(default_factory=list)
 
 
-def write_images(folder: Path, count: int) -> None:
-    """Write small images of noise; one in fifty is damaged."""
+def write_images(folder: Path, count: int, copies: bool) -> None:
+    """Write small images of noise; one in fifty is damaged, and on request one in five is a copy."""
     folder.mkdir()
     noise = np.random.default_rng(0)
     for number in range(count):
         content = io.BytesIO()
         Image.fromarray(noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(content, format="PNG")
         (folder / f"{number:06d}.png").write_bytes(b"damaged" if number % 50 == 7 else content.getvalue())
+        if copies and number % 5 == 4:
+            (folder / f"{number:06d}.png").write_bytes((folder / f"{number // 2:06d}.png").read_bytes())
 
 
 def write_model(folder: Path) -> None:
@@ -150,7 +152,7 @@ def differences(whole: Path, output: Path, images: int) -> list[str]:
     both = found.keys() & expected.keys()
     problems += [f"{name}: other bytes" for name in both if found[name].read_bytes() != expected[name].read_bytes()]
     rows = [json.loads(line) for line in (output / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    n_images = sum(row["images"] + len(row["failures"]) for row in rows)
+    n_images = sum(row["images"] + len(row["failures"]) + len(row.get("duplicates", ())) for row in rows)
     return problems + ([] if n_images == images else [f"{n_images} images in the manifest, not {images}"])
 
 
@@ -160,18 +162,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in (("kills", 50), ("shards", 200), ("processes", 4), ("images-per-shard", 5), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--form", choices=("parquet", "webdataset"), default="parquet")
+    parser.add_argument("--dedup", action="store_true", help="every fifth image has the bytes of an earlier one")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chance, rounds = random.Random(given.seed), list[Round]()
     n_images = given.shards * given.images_per_shard
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        write_images(place / "images", n_images)
+        write_images(place / "images", n_images, given.dedup)
         os.waitpid(forked(lambda: write_model(place / "model")), 0)
 
         def job(output: str) -> ShardedJob:
             source = (str(place / "images"),)
-            return ShardedJob(str(place / "model"), source, place / output, given.form, given.images_per_shard)
+            model, size = str(place / "model"), given.images_per_shard
+            return ShardedJob(model, source, place / output, given.form, size, dedup=given.dedup)
 
         _, status = os.waitpid(forked(lambda: caption_shards(job("whole"), Place(quiet=True))), 0)
         assert status == 0, "an undisturbed captioning failed"

@@ -19,6 +19,9 @@ from hfcap.errors import UserError
 from hfcap.recipe.prompt_fields import fields_of, values_of
 from hfcap.schema import CaptionedImage
 
+Tables = dict[Path, dict[str, Mapping[str, str]]]
+"""Folder -> file name -> columns, of the metadata files that were read."""
+
 _FOLDERS_ABOVE = 3
 """A metadata file may be in the image's folder, or in one of so many above it."""
 
@@ -53,19 +56,22 @@ def prepared_for(captioner: Captioner, job: DecodingJob, images: ImageStream) ->
     return images
 
 
-def with_columns(records: Iterable[CaptionedImage]) -> Iterator[CaptionedImage]:
+def with_columns(records: Iterable[CaptionedImage], tables: Tables | None = None) -> Iterator[CaptionedImage]:
     """Yield image files with what the metadata files in their folders, or above, say of them; others as they are.
+
+    Args:
+        tables: those that were read before; others are added.
 
     Raises:
         UserError: a metadata file is damaged.
     """
-    tables: dict[Path, dict[str, Mapping[str, str]]] = {}
+    tables = {} if tables is None else tables
     for record in records:
         place = record.image.path.absolute() if isinstance(record.image, FileImage) else None
         yield record if record.columns or place is None else replace(record, columns=_of_file(place, tables))
 
 
-def _of_file(path: Path, tables: dict[Path, dict[str, Mapping[str, str]]]) -> Mapping[str, str]:
+def _of_file(path: Path, tables: Tables) -> Mapping[str, str]:
     for folder in path.parents[: _FOLDERS_ABOVE + 1]:
         if folder not in tables:
             tables[folder] = _table_of(folder)

@@ -58,7 +58,8 @@ class QualityGate:
             return list(predictions)
         fits = self._clip_scores(records, predictions)
         return [
-            replace(one, review="; ".join(self._reasons(one, fit))) for one, fit in zip(predictions, fits, strict=True)
+            replace(one, review="; ".join(self._reasons(one, fit)), clip_score=fit)
+            for one, fit in zip(predictions, fits, strict=True)
         ]
 
     def _reasons(self, prediction: Prediction, fit: float | None) -> list[str]:

@@ -61,7 +61,8 @@ def _rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
     for prediction in predictions:
         row = {"file_name": prediction.file_name, "caption": prediction.caption, "score": prediction.score}
         if examined:
-            row["review"] = prediction.review or ""
+            row |= {"review": prediction.review or ""}
+            row |= {} if prediction.clip_score is None else {"clip_score": prediction.clip_score}
         # The first candidate is the caption.
         others = [*prediction.candidates[1:], *[""] * (most - max(1, len(prediction.candidates)))]
         yield row | {f"caption_{rank}": other for rank, other in enumerate(others, start=2)}
@@ -97,6 +98,7 @@ def _json_lines(predictions: Sequence[Prediction], path: Path) -> None:
 def _parquet(predictions: Sequence[Prediction], path: Path) -> None:
     examined = any(prediction.review is not None for prediction in predictions)
     more = [*(["review"] if examined else []), *(["cut"] if any(one.cut for one in predictions) else [])]
+    more += ["clip_score"] if any(one.clip_score is not None for one in predictions) else []
     write_bytes(path, parquet_of([{"cut": False} | prediction.as_row() for prediction in predictions], more))
 
 
@@ -104,14 +106,15 @@ def parquet_of(rows: Sequence[Mapping[str, Any]], more: Sequence[str]) -> bytes:
     """Return rows of predictions as a parquet file.
 
     Args:
-        more: columns besides those that every prediction has: review, cut, problem.
+        more: columns besides those that every prediction has: review, cut, clip_score, problem, ...
     """
     import pyarrow as pa  # comes with datasets
     import pyarrow.parquet as pq
 
     columns = [("image_id", pa.string()), ("file_name", pa.string()), ("caption", pa.string())]
     columns += [("score", pa.float64()), ("candidates", pa.list_(pa.string()))]
-    columns += [(name, pa.bool_() if name == "cut" else pa.string()) for name in more]
+    types = {"cut": pa.bool_(), "clip_score": pa.float64()}
+    columns += [(name, types.get(name, pa.string())) for name in more]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=pa.schema(columns)), buffer)
     return buffer.getvalue()

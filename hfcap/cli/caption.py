@@ -66,6 +66,12 @@ ImagesPerShard = Annotated[
 NumProcesses = Annotated[
     int | None, typer.Option(min=1, help="with --to-shards: processes on this machine, each on a GPU of its own if any")
 ]
+Dedup = Annotated[
+    bool, typer.Option("--dedup", help="with --to-shards: of images with the same bytes caption the first alone")
+]
+PricePerHour = Annotated[
+    float | None, typer.Option(min=0, help="with --to-shards: of a process (a GPU); shows what all will cost")
+]
 Prefix = Annotated[str | None, typer.Option(help="text in front of captions, e.g. a trigger word")]
 Suffix = Annotated[str | None, typer.Option(help="text after captions")]
 ReviewBelowScore = Annotated[float | None, typer.Option(help="mark captions of a lower log-probability for review")]
@@ -123,6 +129,8 @@ def caption(
     to_shards: ToShards = None,
     images_per_shard: ImagesPerShard = None,
     num_processes: NumProcesses = None,
+    dedup: Dedup = False,
+    price_per_hour: PricePerHour = None,
     prefix: Prefix = None,
     suffix: Suffix = None,
     review_below_score: ReviewBelowScore = None,
@@ -155,13 +163,10 @@ def caption(
 
     With -o or --sidecar, a stopped captioning goes on where it was.
     """
-    if output is not None:
-        check_can_write(output, folder=to_shards is not None)
-    if push_to_hub is None:
-        refuse_idle("has an effect only with --push-to-hub", public=public)
     given = given_options(**{name: value for name, value in locals().items() if name not in _NOT_OPTIONS})
+    _check(output, given, public=public, dedup=dedup)
     if inputs or alt_text is not None:
-        _caption_images(model, inputs, output, given | {"public": public}, force, trust_remote_code)
+        _caption_images(model, inputs, output, given | {"public": public, "dedup": dedup}, force, trust_remote_code)
         return
     refuse_idle(_INPUTS_NEEDED, output=output, sample=given.pop("do_sample", None), **given)
     done = execute(model, None, "caption", force, trust_remote_code, accept_changes)
@@ -169,12 +174,23 @@ def caption(
         say(f"Predictions: {done.directory.predictions(done.recipe.score.split)}")
 
 
-_NOT_OPTIONS = ("model", "inputs", "output", "public", "accept_changes", "trust_remote_code", "force")
+_NOT_OPTIONS = ("model", "inputs", "output", "public", "dedup", "accept_changes", "trust_remote_code", "force")
 _SAMPLED = ("do_sample", "temperature", "top_p", "seed")
 _GENERATION = (
     *("style", "num_beams", "max_new_tokens", "num_return_sequences", "do_sample", "temperature", "top_p", "seed"),
 )
 _DATASET = ("split", "config_name", "image_column", "images")
+
+
+def _check(output: Path | None, given: dict[str, Any], public: bool, dedup: bool) -> None:
+    """Refuse, before anything is imported, an output that cannot be written and options without effect."""
+    if output is not None:
+        check_can_write(output, folder="to_shards" in given)
+    if "push_to_hub" not in given:
+        refuse_idle("has an effect only with --push-to-hub", public=public)
+    if "to_shards" not in given:
+        only = _of(given, ("images_per_shard", "num_processes", "price_per_hour"))
+        refuse_idle("has an effect only with --to-shards", dedup=dedup, **only)
 
 
 def _caption_images(
@@ -190,14 +206,12 @@ def _caption_images(
     from hfcap.captioning import DatasetChoice, caption_images, images_of, with_enough_beams
 
     if "to_shards" in given:
-        refuse_idle("does not go with --to-shards", **_of(given, ("sidecar", "embed", "alt_text", "push_to_hub")))
+        refuse_idle("does not go with --to-shards", **_of(given, ("sidecar", "embed", "alt_text")))
     finishing = _finishing(given, output, inputs)
     quiet_loading()
     if "to_shards" in given:
         _caption_shards(model, inputs or [], output, given, force, trust_remote_code, finishing)
         return
-    only = "has an effect only with --to-shards"
-    refuse_idle(only, **_of(given, ("images_per_shard", "num_processes")))
     if finishing.page is not None and output is not None and finishing.page.images.total == 0:
         finishing.page.write(output, {})
         say(f"Every image of the page has an alternative text, or is no file: {output}")
@@ -245,6 +259,8 @@ def _caption_shards(
 
     if output is None:
         raise UserError("--to-shards: say which folder they go into: -o FOLDER")
+    if "push_to_hub" in given:
+        _require_no_own_places(inputs)
     with checkpoint_model(model, given.get("checkpoint"), trust_remote_code) as folder:
         job = sharded.ShardedJob(
             folder,
@@ -260,6 +276,8 @@ def _caption_shards(
             _weights(given),
             trust_remote_code,
             finishing,
+            given["dedup"],
+            given.get("price_per_hour"),
         )
         place, n_processes = sharded.own_place(), given.get("num_processes", 1)
         if n_processes > 1 and not place.quiet:
@@ -275,7 +293,30 @@ def _caption_shards(
     say_cut(tally.cut, tally.images, tally.limit)
     if tally.marked:
         say(f"{tally.marked:,} of {tally.images:,} captions are marked for review")
+    if tally.duplicates:
+        say(f"Left out: {counted(tally.duplicates, 'image')} with the bytes of another one")
     say(f"Captions of {counted(tally.images, 'image')} in {counted(tally.shards, 'shard')}: {output}")
+    if "push_to_hub" in given and place.rank == 0:
+        from hfcap.publishing.caption_shards import push_caption_shards
+
+        pushed = push_caption_shards(output, given["push_to_hub"], private=not given["public"])
+        sent = f"{counted(pushed.n_files, 'file')} in {counted(pushed.n_commits, 'commit')}"
+        say(f"Published {sent}: {pushed.url}" if pushed.n_files else f"Nothing to publish: {pushed.url}")
+
+
+def _require_no_own_places(inputs: list[str]) -> None:
+    """Refuse, before any work, files whose names in the published captions would tell of this machine's folders.
+
+    Tars, parquet files and datasets have names of their own.
+    """
+    for text in inputs:
+        place = Path(text)
+        named = place.suffix not in (".tar", ".parquet") and not any(place.glob("*.tar"))
+        if named and (place.is_absolute() or text.startswith("~")):
+            raise UserError(
+                f"{text}: its images would be published with this machine's folders in their names; change to a folder "
+                "above them, and give a relative name"
+            )
 
 
 def _push(model: str, images: ImageStream, found: list[Prediction], repo_id: str, private: bool) -> None:

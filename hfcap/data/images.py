@@ -131,7 +131,7 @@ class FileImage:
             raise self._unreadable(error) from None
 
     def describe(self) -> str:
-        """Return the path."""
+        """Return what messages call the file: its path."""
         return str(self.path)
 
     def check_key(self) -> str:
@@ -149,19 +149,19 @@ class FileImage:
 
     def _require_image_file(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImageError(f"{self.path}: not a file")
+            raise UnreadableImageError(f"{self.describe()}: not a file")
         if status.st_size == 0:
-            raise UnreadableImageError(f"{self.path}: the file is empty")
+            raise UnreadableImageError(f"{self.describe()}: the file is empty")
         if status.st_size > MAX_IMAGE_BYTES:
             raise UnreadableImageError(
-                f"{self.path}: {status.st_size:,} bytes, more than the limit {MAX_IMAGE_BYTES:,}"
+                f"{self.describe()}: {status.st_size:,} bytes, more than the limit {MAX_IMAGE_BYTES:,}"
             )
 
     def _unreadable(self, error: OSError) -> UnreadableImageError:
         if isinstance(error, FileNotFoundError):
             meant = "file" if self.path.suffix.lower() in IMAGE_SUFFIXES else "file or folder"
-            return UnreadableImageError(f"{self.path}: no such {meant}")
-        return UnreadableImageError(f"{self.path}: cannot be read ({error.strerror or error})")
+            return UnreadableImageError(f"{self.describe()}: no such {meant}")
+        return UnreadableImageError(f"{self.describe()}: cannot be read ({error.strerror or error})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from hfcap.captioners.base import Captioner
 from hfcap.captioning import Finishing, QualityGate, SidecarOutput, Wording, caption_images
+from hfcap.captioning.sharded import ShardedJob, caption_shards
 from hfcap.data.marks import Mark, append_lines, marks_of
 from hfcap.data.sidecars import Sidecar, read_sidecar_file
 from hfcap.errors import StoppedError, UserError
@@ -233,9 +235,16 @@ def test_captions_that_do_not_fit_are_marked(model: Model, folder: Path, tmp_pat
     output = tmp_path / "x.csv"
     caption_images(model[1], [str(folder)], output, batch_size=2, finishing=Finishing(gate=gate))
     with output.open(encoding="utf-8", newline="") as handle:
-        reviews = [row["review"] for row in csv.DictReader(handle)]
+        rows = list(csv.DictReader(handle))
+    reviews = [row["review"] for row in rows]
+    assert [float(row["clip_score"]) for row in rows] == pytest.approx(list(values), abs=1e-5)
     assert [bool(review) for review in reviews] == [value < limit for value in values]
     assert any(review.startswith("CLIPScore ") for review in reviews)
+    job = ShardedJob(model[1], (str(folder),), tmp_path / "shards", batch_size=2, finishing=Finishing(gate=gate))
+    caption_shards(job)
+    table = pq.read_table(tmp_path / "shards/shard-00000.parquet").to_pylist()
+    assert [row["clip_score"] for row in table] == pytest.approx(list(values), abs=1e-5)
+    assert [bool(row["review"]) for row in table] == [bool(review) for review in reviews]
 
 
 def test_scores_that_there_are_not(model: Model, folder: Path) -> None:

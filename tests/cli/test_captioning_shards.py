@@ -49,7 +49,8 @@ def here(place: Path, tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_commands_of_the_scaling_page(hfcap: Hfcap, here: Path) -> None:
-    lines = [line.strip() for block in code_blocks(ROOT / "docs/scaling.md", "bash") for line in block.splitlines()]
+    first, *_ = code_blocks(ROOT / "docs/scaling.md", "bash")  # others: tests/publishing, tests/hub, test_bench_scaling
+    lines = first.splitlines()
     for line in lines:
         _, *arguments = shlex.split(line)
         output = here / arguments[arguments.index("-o") + 1]
@@ -57,7 +58,7 @@ def test_the_commands_of_the_scaling_page(hfcap: Hfcap, here: Path) -> None:
         assert outcome.code == 0, outcome.err
         assert outcome.out == f"Captions of 7 images in 1 shard: {output.name}\n"
         assert (output / "manifest.jsonl").is_file()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert [row["caption"] for row in rows(here / "captions")] == [
         row["caption"] for row in rows(here / "captions_of_tables")
     ]
@@ -176,7 +177,9 @@ def test_a_process_that_dies_and_the_end_of_all(here: Path) -> None:
         (["--to-shards", "parquet"], "--to-shards: say which folder they go into: -o FOLDER"),
         (["-o", "x.csv", "--num-processes", 2], "--num-processes: has an effect only with --to-shards"),
         (["-o", "x.csv", "--images-per-shard", 2], "--images-per-shard: has an effect only with --to-shards"),
-        (["-o", "x", "--to-shards", "parquet", "--push-to-hub", "a/b"], "--push-to-hub: does not go with --to-shards"),
+        (["-o", "x", "--to-shards", "parquet", "--sidecar", "txt"], "--sidecar: does not go with --to-shards"),
+        (["-o", "x.csv", "--dedup"], "--dedup: has an effect only with --to-shards"),
+        (["-o", "x.csv", "--price-per-hour", 2], "--price-per-hour: has an effect only with --to-shards"),
         (["-o", "photos/0.png", "--to-shards", "parquet"], "photos/0.png: is a file; give the name of a folder"),
         (["-o", "photos"], "photos: is a folder; give the name of a file"),
     ],

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -39,6 +40,38 @@ def this_machine() -> str:
     return platform.node()
 
 
+def clock(folder: Path) -> float:
+    """Return the time by the clock that stamps the files of a folder, which may be that of a server."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as handle:
+        return os.fstat(handle.fileno()).st_mtime
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What workers have spent so far.
+
+    Attributes:
+        seconds: of all together, loading of models not included; a killed one counts until its last sign of life.
+        alive: how many are at work.
+    """
+
+    seconds: float
+    alive: int
+
+
+def effort_of(folder: Path) -> Effort:
+    """Return the effort of all workers of a folder; zero where there are none any more."""
+    seconds, alive = 0.0, 0
+    with contextlib.suppress(FileNotFoundError):  # all is done, and the folder gone
+        now = clock(folder)
+        for path in folder.glob("*.json"):
+            begun, last = json.loads(path.read_text(encoding="utf-8"))["begun"], path.stat().st_mtime
+            living = now - last < 3 * BEAT_SECONDS
+            alive += living
+            seconds += max(0.0, (now if living else last) - begun)
+    return Effort(seconds, alive)
+
+
 class Worker:
     """A process that works on shards: the lock it holds while it lives, and the file by whose time it shows that.
 
@@ -54,7 +87,9 @@ class Worker:
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Be known as alive for the length of the block."""
-        write_text(self.path, json.dumps({"machine": this_machine(), "pid": os.getpid()}))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        said = {"machine": this_machine(), "pid": os.getpid(), "begun": clock(self.folder)}
+        write_text(self.path, json.dumps(said))
         lock = FileLock(self._lock(self.name))
         # A file system without locks: the time alone tells then.
         with contextlib.suppress(NotImplementedError):
@@ -88,12 +123,7 @@ class Worker:
         if machine == this_machine():
             with contextlib.suppress(Timeout, NotImplementedError), FileLock(self._lock(name), timeout=0):
                 return True
-        return self._now() - beaten > STALE_SECONDS
-
-    def _now(self) -> float:
-        """Return the time by the clock that stamps the files, which may be that of a server."""
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".clock-") as handle:
-            return os.fstat(handle.fileno()).st_mtime
+        return clock(self.folder) - beaten > STALE_SECONDS
 
 
 class Claims:

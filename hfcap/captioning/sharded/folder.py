@@ -27,6 +27,7 @@ class Tally:
     Attributes:
         shards: done. images: captioned. failures: what could not be read, each with the reason.
         cut: captions that end at the limit of their length. limit: in tokens. marked: for review.
+        duplicates: images left out because others have their bytes.
     """
 
     shards: int
@@ -35,6 +36,7 @@ class Tally:
     limit: int
     marked: int
     failures: tuple[str, ...]
+    duplicates: int = 0
 
 
 class OutputFolder:
@@ -44,7 +46,7 @@ class OutputFolder:
         self.path = path
         unfinished = path / _UNFINISHED
         self.plan_folder, self.done = unfinished / "plan", unfinished / "done"
-        self.claims, self.workers = unfinished / "claims", unfinished / "workers"
+        self.claims, self.workers, self.hashes = (unfinished / name for name in ("claims", "workers", "hashes"))
 
     @property
     def is_complete(self) -> bool:
@@ -186,7 +188,8 @@ class OutputFolder:
         failures = tuple(failure["problem"] for row in rows for failure in row["failures"])
         images, cut, marked = (sum(row[name] for row in rows) for name in ("images", "cut", "marked"))
         limit = read_json_object(self.path / JOB, "captioning")["decoding"]["max_new_tokens"]
-        return Tally(len(rows), images, cut, limit, marked, failures)
+        duplicates = sum(len(row.get("duplicates", ())) for row in rows)
+        return Tally(len(rows), images, cut, limit, marked, failures, duplicates)
 
 
 def _short(value: Any) -> str:

@@ -46,7 +46,7 @@ def caption_shards_with(n_processes: int, command: Sequence[str], job: ShardedJo
         return caption_shards(job, place)
     processes = [_started(command, 0, n_processes, place)]
     try:
-        with Speed(folder, len(plan.shards), quiet=False) as speed:
+        with Speed(folder, len(plan.shards), quiet=False, price=job.price_per_hour) as speed:
             # Until it has loaded the model and compared the options: what is wrong with them is said once.
             while processes[0].poll() is None and not any(folder.workers.glob(f"{processes[0].pid}-*.json")):
                 time.sleep(_LOOK_SECONDS)

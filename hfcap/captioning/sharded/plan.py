@@ -33,6 +33,17 @@ _LOOKED_AT = 10
 """Lines of a list of which one must be an address or a file that is there."""
 
 
+@dataclass(frozen=True, slots=True)
+class _NamedFile(FileImage):
+    """A file that messages call as somebody gave it: manifests are published, and hold no folders of this machine."""
+
+    name: str
+
+    def describe(self) -> str:
+        """Return the name."""
+        return self.name
+
+
 @dataclass(frozen=True)
 class Shard:
     """A unit of work: some images, whose captions become one file.
@@ -229,7 +240,7 @@ def _row(record: CaptionedImage) -> dict[str, Any]:
 
 def _image(row: dict[str, Any]) -> ImageBytes:
     if "file" in row:
-        return FileImage(Path(row["file"]))
+        return _NamedFile(Path(row["file"]), row["file_name"])
     return WebImage(row["url"]) if "url" in row else MissingImage(row["problem"])
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hfcap.captioning.columns import Tables, with_columns
 from hfcap.captioning.inputs import MissingImage
 from hfcap.captioning.sharded.plan import Plan, Shard
 from hfcap.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, BytesImage
@@ -15,10 +17,16 @@ from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.tables.columns import UnfitColumnsError
 from hfcap.data.web.hub_columns import column_of, find_image_column
 from hfcap.data.web.hub_images import CellImage
-from hfcap.data.web.image_stream import part_images
+from hfcap.data.web.image_stream import part_columns, part_images
+from hfcap.errors import UserError
+from hfcap.files import parse_json
+from hfcap.recipe.prompt_fields import values_of
 from hfcap.schema import CaptionedImage, ImageBytes
 
 _ROWS_AT_A_TIME = 16
+_JSON = "json"
+_MOST_JSON_BYTES = 2**20
+"""Of a sample's JSON; what a prompt may name is short."""
 
 
 class ReadOnce:
@@ -43,47 +51,85 @@ class ReadOnce:
         return self.image.describe()
 
 
-def images_in(plan: Plan, shard: Shard) -> Iterator[CaptionedImage]:
+def images_in(
+    plan: Plan, shard: Shard, fields: Sequence[str] = (), tables: Tables | None = None
+) -> Iterator[CaptionedImage]:
     """Yield the images of a shard, in an order that stays the same.
+
+    Args:
+        fields: columns that the prompt names, of which records say something then.
+        tables: of metadata files, see `with_columns`.
 
     Raises:
         WorkError: the Hub cannot be reached, or the stream of a dataset breaks.
+        UserError: a metadata file in a folder of images is damaged.
     """
     if shard.kind == "listed":
-        return plan.listed(shard)
+        listed = plan.listed(shard)
+        return with_columns(listed, tables) if fields else listed
     if shard.part is not None:
         return part_images(shard.part)
     if not Path(shard.source).is_file():  # opening a named pipe would wait for somebody to write into it
         return iter([_missing(shard.label, f"{shard.label}: not a file, or no longer there")])
-    return _in_tar(shard) if shard.kind == "tar" else _in_parquet(shard)
+    return _in_tar(shard, fields) if shard.kind == "tar" else _in_parquet(shard, fields)
+
+
+def require_columns(plan: Plan, template: str, fields: Sequence[str]) -> None:
+    """Refuse a prompt whose fields the first shard does not have; a single image may still lack a value.
+
+    Raises:
+        UserError: names the field and the columns that there are.
+    """
+    shard = plan.shards[0]
+    if shard.part is not None:
+        known: Sequence[str] = part_columns(shard.part)
+    elif shard.kind == "parquet" and Path(shard.source).is_file():
+        known = _columns_of(Path(shard.source))
+    else:
+        known = list(next(iter(images_in(plan, shard, fields))).columns)
+    if lacking := [name for name in fields if name not in known]:
+        where = shard.label or "the first image"
+        raise UserError(
+            f"prompt {template!r}: {where} has no column for {{{lacking[0]}}} (columns: {', '.join(known) or 'none'}); "
+            "change the prompt"
+        )
 
 
 def _missing(name: str, problem: str) -> CaptionedImage:
     return CaptionedImage(name, name, (), MissingImage(problem))
 
 
-def _in_tar(shard: Shard) -> Iterator[CaptionedImage]:
+@dataclass
+class _Sample:
+    """Members with one key: images by their endings, and what the JSON among them says."""
+
+    key: str
+    images: list[tuple[str, ImageBytes]] = field(default_factory=list)
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def _in_tar(shard: Shard, fields: Sequence[str]) -> Iterator[CaptionedImage]:
     """Group members as WebDataset does: neighbours with the same name up to the first point are a sample."""
-    prefix = shard.label.removesuffix(".tar")
     n_samples = 0
     try:
         with tarfile.open(shard.source) as archive:
-            key: str | None = None
-            images: list[tuple[str, ImageBytes]] = []
+            sample: _Sample | None = None
             for member in archive:
                 if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
                     continue
                 its_key, ending = _key(member.name)
-                if its_key != key:
-                    if key is not None:
-                        yield _sample(shard, prefix, key, images)
+                if sample is None or its_key != sample.key:
+                    if sample is not None:
+                        yield _record(shard, sample)
                         n_samples += 1
-                    key, images = its_key, []
+                    sample = _Sample(its_key)
                 if f".{ending}".endswith(tuple(IMAGE_SUFFIXES)):
-                    images.append((ending, _member(archive, member, shard.label)))
+                    sample.images.append((ending, _member(archive, member, shard.label)))
+                elif fields and ending == _JSON:
+                    sample.columns = _said_in(archive, member)
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep all that it has seen
-            if key is not None:
-                yield _sample(shard, prefix, key, images)
+            if sample is not None:
+                yield _record(shard, sample)
                 n_samples += 1
             _require_end(archive)
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
@@ -108,13 +154,25 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, label: str) -> Im
     return BytesImage(content, where) if content else MissingImage(f"{where}: the file is empty")
 
 
-def _sample(shard: Shard, prefix: str, key: str, images: list[tuple[str, ImageBytes]]) -> CaptionedImage:
-    name = f"{prefix}/{key}"
-    chosen = [one for one in images if shard.column is None or one[0] == shard.column]
+def _said_in(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Mapping[str, str]:
+    """Return what a sample's JSON object says; nothing where it is none."""
+    stream = archive.extractfile(member)
+    if stream is None or member.size > _MOST_JSON_BYTES:
+        return {}
+    try:
+        cells = parse_json(stream.read().decode(), member.name)
+    except (UserError, UnicodeDecodeError):
+        return {}
+    return values_of(cells) if isinstance(cells, dict) else {}
+
+
+def _record(shard: Shard, sample: _Sample) -> CaptionedImage:
+    name = f"{shard.label.removesuffix('.tar')}/{sample.key}"
+    chosen = [one for one in sample.images if shard.column is None or one[0] == shard.column]
     if len(chosen) == 1:
         [(ending, image)] = chosen
-        return CaptionedImage(name, f"{key}.{ending}", (), image)
-    found = ", ".join(ending for ending, _ in images) or "none"
+        return CaptionedImage(name, f"{sample.key}.{ending}", (), image, columns=sample.columns)
+    found = ", ".join(ending for ending, _ in sample.images) or "none"
     wanted = "one image" if shard.column is None else f"one image that ends in {shard.column}"
     return _missing(name, f"{name}: the sample must hold {wanted} (found: {found}; --image-column names the ending)")
 
@@ -127,7 +185,17 @@ def _require_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError("bad header")
 
 
-def _in_parquet(shard: Shard) -> Iterator[CaptionedImage]:
+def _columns_of(path: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return []
+
+
+def _in_parquet(shard: Shard, fields: Sequence[str]) -> Iterator[CaptionedImage]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -137,10 +205,12 @@ def _in_parquet(shard: Shard) -> Iterator[CaptionedImage]:
         with pq.ParquetFile(shard.source) as opened:
             place, column = _image_column(shard, opened.schema_arrow)
             groups = list(range(shard.start, shard.stop))
-            for batch in opened.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=[column]):
-                for cell in batch.column(0).to_pylist():
+            others = [name for name in fields if name in opened.schema_arrow.names and name != column]
+            for batch in opened.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=[column, *others]):
+                for cells in batch.to_pylist():
                     name = f"{prefix}-{row}"
-                    yield CaptionedImage(name, name, (), _cell(cell, column, place, f"{shard.label}, row {row}"))
+                    image = _cell(cells[column], column, place, f"{shard.label}, row {row}")
+                    yield CaptionedImage(name, name, (), image, columns=values_of(cells, [column]))
                     row += 1
     # pyarrow reports damaged files as ValueError, too.
     except (pa.ArrowException, OSError, ValueError) as error:

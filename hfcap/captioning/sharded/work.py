@@ -13,32 +13,39 @@ import torch
 
 from hfcap import __version__
 from hfcap.captioners.adaptation.quantization import Weights
-from hfcap.captioners.asking.asked import has_fields
+from hfcap.captioners.asking.asked import prompt_of
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.facts import shown_model
 from hfcap.captioners.loading import local_folder
 from hfcap.captioners.shared.room import require_room
 from hfcap.captioning.batches import caption_records
+from hfcap.captioning.columns import Tables
 from hfcap.captioning.images import Finishing, captioner_and_job
 from hfcap.captioning.inputs import DatasetChoice, nothing_readable
 from hfcap.captioning.partial_output import Result
 from hfcap.captioning.sharded.claims import Claims, Worker
+from hfcap.captioning.sharded.duplicates import Duplicate, Duplicates, LeftOut
 from hfcap.captioning.sharded.folder import OutputFolder, Tally
 from hfcap.captioning.sharded.place import Place
 from hfcap.captioning.sharded.plan import Asked, Plan, Shard, stamp_of
-from hfcap.captioning.sharded.reading import ReadOnce, images_in
+from hfcap.captioning.sharded.reading import ReadOnce, images_in, require_columns
 from hfcap.captioning.sharded.speed import Speed
 from hfcap.captioning.sharded.writing import WRITERS
 from hfcap.data.pixels import identity_of
 from hfcap.decoding import DecodingJob, job_fingerprint
 from hfcap.errors import StoppedError, UserError
 from hfcap.files import file_being_written
+from hfcap.progress import error_console
 from hfcap.recipe.blocks import GenerateOptions
+from hfcap.recipe.prompt_fields import fields_of
 from hfcap.schema import CaptionedImage, Prediction
 
 ShardForm = Literal["parquet", "webdataset"]
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.25, 8.0
 """Seconds until claims are looked at again where others work on all that is left."""
+_HASHING = "hashing-"
+"""In front of the name of a shard that is claimed to hash its images."""
+_GOES_ON = "the same command goes on there, and begins unfinished shards again"
 _PLACES_PER_SHARD = 2**20
 """Samples are seeded by the place of an image; so many places are kept for a shard, however many images it has."""
 
@@ -51,6 +58,8 @@ class ShardedJob:
         model: see `caption_images`; so are overrides, prompt, batch_size, revision, weights and
             trust_remote_code.
         output: folder. form: of its files. finishing: words around captions and marks for review, nothing else.
+        dedup: of images with the same bytes, asked the same, only the first is captioned.
+        price_per_hour: of a process; shown with the time that is left. None = nothing is said of costs.
     """
 
     model: str
@@ -66,10 +75,36 @@ class ShardedJob:
     weights: Weights = field(default_factory=Weights)
     trust_remote_code: bool = False
     finishing: Finishing = field(default_factory=Finishing)
+    dedup: bool = False
+    price_per_hour: float | None = None
 
     def asked(self) -> Asked:
         """Return what is to be captioned."""
         return Asked(self.inputs, self.choice, self.images_per_shard)
+
+    def columns(self) -> list[str]:
+        """Return the columns of parquet files besides those that every caption has."""
+        gate = self.finishing.gate
+        chosen = {
+            "review": bool(gate),
+            "cut": True,
+            "clip_score": gate.min_clip_score is not None,
+            "problem": True,
+            "duplicate_of": self.dedup,
+        }
+        return [name for name, wanted in chosen.items() if wanted]
+
+
+class _Pause:
+    """Waits longer each time, where others work on all that is left."""
+
+    def __init__(self) -> None:
+        self._seconds = _SHORTEST_WAIT
+
+    def wait(self) -> None:
+        """Wait."""
+        time.sleep(self._seconds)
+        self._seconds = min(2 * self._seconds, _LONGEST_WAIT)
 
 
 class _LostClaimError(Exception):
@@ -112,7 +147,7 @@ def caption_shards(job: ShardedJob, place: Place | None = None, again: bool = Fa
     plan = begin(job, place.launched, again)
     folder = OutputFolder(job.output)
     if plan is not None:
-        captioner, decoding = _loaded(job, place)
+        captioner, decoding = _loaded(job, plan, place)
         description = _description(job, plan, captioner, decoding)
         with folder.locked():
             folder.join(description)
@@ -124,11 +159,11 @@ def caption_shards(job: ShardedJob, place: Place | None = None, again: bool = Fa
     return tally
 
 
-def _loaded(job: ShardedJob, place: Place) -> tuple[Captioner, DecodingJob]:
+def _loaded(job: ShardedJob, plan: Plan, place: Place) -> tuple[Captioner, DecodingJob]:
     """Load the captioner and say how it captions.
 
     Raises:
-        UserError: as `captioner_and_job`; or the prompt has fields.
+        UserError: as `captioner_and_job`; or the images have nothing for a field of the prompt.
     """
     captioner, decoding = captioner_and_job(
         job.model,
@@ -142,11 +177,17 @@ def _loaded(job: ShardedJob, place: Place) -> tuple[Captioner, DecodingJob]:
         _device(place),
     )
     job.finishing.gate.require_scores(decoding.options)
-    if has_fields(captioner, decoding.prompt):
-        template = captioner.template if decoding.prompt is None else decoding.prompt
-        raise UserError(f"prompt {template!r}: fields are not filled with --to-shards; give a prompt without any")
-    require_room(captioner, decoding.options, decoding.prompt)
+    template, fields = _asked(captioner, decoding)
+    if fields:
+        require_columns(plan, template, fields)
+    require_room(captioner, decoding.options, captioner.prompt if fields else decoding.prompt)
     return captioner, decoding
+
+
+def _asked(captioner: Captioner, decoding: DecodingJob) -> tuple[str, tuple[str, ...]]:
+    """Return the prompt, perhaps with fields, and its fields."""
+    template = captioner.template if decoding.prompt is None else decoding.prompt
+    return template, fields_of(template)
 
 
 def _device(place: Place) -> torch.device | None:
@@ -173,6 +214,7 @@ def _description(job: ShardedJob, plan: Plan, captioner: Captioner, decoding: De
         **asdict(wording),
         "review": asdict(gate) | {"forbidden": list(gate.forbidden)},
         "form": job.form,
+        "dedup": job.dedup,
         "images": plan.identity,
         "shards": len(plan.shards),
     }
@@ -195,22 +237,71 @@ class _Work:
         self.writer = WRITERS[job.form]
         first = place.rank % place.count * len(plan.shards) // place.count
         # Each begins elsewhere, so that they do not look at the same claims.
-        self.left = [*plan.shards[first:], *plan.shards[:first]]
+        self.all_shards = (*plan.shards[first:], *plan.shards[:first])
+        self.left = list(self.all_shards)
+        self.tables: Tables = {}
+        self.template, self.fields = _asked(captioner, decoding)
+        self.duplicates = Duplicates(folder.hashes) if job.dedup else None
 
     def finish(self) -> None:
         """Work until everything is done, by this worker or by others; what dead ones have begun is done again."""
         worker = Worker(self.folder.workers)
-        with Speed(self.folder, len(self.plan.shards), self.place.quiet) as speed, worker.at_work():
-            claims, wait = Claims(self.folder.claims, worker), _SHORTEST_WAIT
+        shown = Speed(self.folder, len(self.plan.shards), self.place.quiet, self.job.price_per_hour)
+        with shown as speed, worker.at_work():
+            claims, pause = Claims(self.folder.claims, worker), _Pause()
+            if self.duplicates is not None:
+                self._find(self.duplicates, claims)
             while not self._is_complete():
                 if (shard := self._next(claims)) is None:
-                    time.sleep(wait)
-                    wait = min(2 * wait, _LONGEST_WAIT)
+                    pause.wait()
                 else:
                     self._caption(shard, claims)
-                    wait = _SHORTEST_WAIT
+                    pause = _Pause()
                 speed.show()
         self.folder.clean()
+
+    def _find(self, duplicates: Duplicates, claims: Claims) -> None:
+        """Hash what no other worker does, until all is hashed, and compare; other workers may be done with all."""
+        pause, names = _Pause(), [shard.name for shard in self.plan.shards]
+        left = list(self.all_shards)
+        if not self.place.quiet and not duplicates.are_known:
+            error_console.print("Hashing all images first, to find those with the same bytes", markup=False)
+        while not duplicates.are_known and not self.folder.is_complete:
+            left = [shard for shard in left if not duplicates.has_hashes(shard.name)]
+            if not left:
+                with self.folder.locked():
+                    if not duplicates.are_known and not self.folder.is_complete:
+                        duplicates.compare(names)
+                continue
+            try:
+                shard = next((one for one in left if claims.take(_HASHING + one.name)), None)
+            except FileNotFoundError:
+                if self.folder.is_complete:  # since a moment ago
+                    return
+                raise
+            if shard is None:
+                pause.wait()
+            else:
+                self._hash(shard, duplicates, claims)
+                pause = _Pause()
+
+    def _hash(self, shard: Shard, duplicates: Duplicates, claims: Claims) -> None:
+        try:
+            if not duplicates.has_hashes(shard.name):
+                duplicates.add(shard.name, ((record, self._asked_of(record)) for record in self._images(shard)))
+        except KeyboardInterrupt:
+            raise StoppedError(f"stopped while {shard.name} was hashed; {_GOES_ON}") from None
+        finally:
+            claims.release(_HASHING + shard.name)
+
+    def _asked_of(self, record: CaptionedImage) -> str:
+        """Return what tells images with the same bytes apart: where prompts have fields, the prompt."""
+        if not self.fields:
+            return ""
+        try:
+            return prompt_of(self.captioner, self.template, record)
+        except UserError:  # it will be said of this image, which has no value for a field
+            return record.image_id
 
     def _is_complete(self) -> bool:
         if self.left:
@@ -241,41 +332,52 @@ class _Work:
         except _LostClaimError:
             return
         except KeyboardInterrupt:
-            said = "the same command goes on there, and begins unfinished shards again"
-            raise StoppedError(f"stopped in the midst of {shard.name}; {said}") from None
+            raise StoppedError(f"stopped in the midst of {shard.name}; {_GOES_ON}") from None
         finally:
             claims.release(shard.name)
 
     def _write(self, shard: Shard, claims: Claims) -> None:
-        examined = bool(self.job.finishing.gate)
         counts = dict.fromkeys(("images", "cut", "marked"), 0)
         failures: list[dict[str, str]] = []
+        copies: list[dict[str, str]] = []
         output = self.folder.output_of(shard, self.writer.ending)
         with file_being_written(output) as handle:
-            writer = self.writer(handle, shard.number, examined)
+            writer = self.writer(handle, shard.number, self.job.columns())
             for record, result in self._results(shard):
                 writer.add(record, result)
                 if isinstance(result, Prediction):
                     counts["images"] += 1
                     counts["cut"] += result.cut
                     counts["marked"] += bool(result.review)
+                elif isinstance(result, Duplicate):
+                    copies.append(asdict(result))
                 else:
                     failures.append({"image_id": result.image_id, "problem": result.problem})
             writer.end()
             if not claims.holds(shard.name):
                 raise _LostClaimError
-        self.folder.note(shard, output, {"source": shard.label, **counts, "failures": failures})
+        row: dict[str, Any] = {"source": shard.label, **counts, "failures": failures}
+        self.folder.note(shard, output, row if self.duplicates is None else row | {"duplicates": copies})
 
-    def _results(self, shard: Shard) -> Iterator[tuple[CaptionedImage, Result]]:
+    def _images(self, shard: Shard) -> Iterator[CaptionedImage]:
         if shard.stamp is not None and stamp_of(Path(shard.source)) not in (shard.stamp, None):
             raise UserError(f"{shard.source}: was changed since the captioning began; start again with --force")
-        records = images_in(self.plan, shard)
+        return images_in(self.plan, shard, self.fields, self.tables)
+
+    def _results(self, shard: Shard) -> Iterator[tuple[CaptionedImage, Result | Duplicate]]:
+        found = {} if self.duplicates is None else self.duplicates.of(shard.name)
+        left_out = LeftOut(self._images(shard), found)
+        records, number = left_out.kept(), 0
         if self.writer.with_images:
             records = (_read_once(record) for record in records)
         first = shard.number * _PLACES_PER_SHARD
         with closing(caption_records(self.captioner, self.decoding, records, place=first)) as batches:
             for batch in batches:
-                yield from zip((record for record, _ in batch), self.job.finishing.finished(batch), strict=True)
+                for (record, _), result in zip(batch, self.job.finishing.finished(batch), strict=True):
+                    yield from left_out.before(number)
+                    yield record, result
+                    number += 1
+        yield from left_out.before(None)
 
 
 def _read_once(record: CaptionedImage) -> CaptionedImage:

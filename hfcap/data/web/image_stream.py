@@ -168,19 +168,27 @@ def part_images(part: DatasetPart) -> Iterator[CaptionedImage]:
     """
     path = Path(part.dataset).expanduser()
     folder = path if path.is_dir() else None
-    table, column = _table_of(part.dataset, part.config_name, part.revision, part.split, part.image_column)
+    table, column, _ = _table_of(part.dataset, part.config_name, part.revision, part.split, part.image_column)
     if not part.n_shards:
         return _rows(table.select(range(part.stop)), column, part.dataset, part.split, part.start, folder)
     shard = table.shard(num_shards=part.n_shards, index=part.start)
     return _rows(shard, column, part.dataset, f"{part.split}-{part.start:05d}", 0, folder)
 
 
+def part_columns(part: DatasetPart) -> list[str]:
+    """Return the columns of text that rows of a part have next to their image.
+
+    Raises:
+        UserError: the dataset is no longer there. WorkError: the Hub cannot be reached.
+    """
+    return _table_of(part.dataset, part.config_name, part.revision, part.split, part.image_column)[2]
+
+
 @lru_cache(maxsize=4)
 def _table_of(
     dataset: str, config_name: str | None, revision: str | None, split: str, image_column: str
-) -> tuple[Any, str]:
-    table, column, _ = _table(_splits(dataset, config_name, revision)[split], dataset, image_column)
-    return table, column
+) -> tuple[Any, str, list[str]]:
+    return _table(_splits(dataset, config_name, revision)[split], dataset, image_column)
 
 
 def _rows(
