@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -26,6 +27,7 @@ LARGEST_GIT_FILE = 10 * 2**20
 """Larger files always go to the Hub's large-file storage, which names them by SHA-256 only."""
 NEWEST_PULL_REQUESTS = 10
 """So many are compared with the staged files before a new one is opened."""
+_REPLACED = {"model": MODEL_PATTERNS, "dataset": ("images/*",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +38,39 @@ class Remote:
     files: dict[str, str]
 
 
+Content = Mapping[str, bytes | Path]
+"""Path in the repository -> what it holds, or the file that does."""
+
+
+def staged_content(folder: Path, card: bytes) -> Content:
+    """Return the content of a staging folder, with `card` in place of its README.md."""
+    return {**{file.path: folder / file.path for file in staged_files(folder)}, "README.md": card}
+
+
 class Push:
-    """One staging folder on its way to one revision of one repository.
+    """Some files on their way to one revision of one repository.
 
     Args:
         kind: "model", "space" or "dataset".
-        card: README.md, in place of the folder's.
+        replaces: patterns of files that go away where they are not among `content` and `kept`; None = those that a
+            loader of this kind would pick up.
+        kept: other paths that stay.
     """
 
     def __init__(
-        self, api: HfApi, folder: Path, repo_id: str, revision: str, create_pr: bool, card: bytes, kind: str = "model"
+        self,
+        api: HfApi,
+        content: Content,
+        repo_id: str,
+        revision: str,
+        create_pr: bool = False,
+        kind: str = "model",
+        replaces: Sequence[str] | None = None,
+        kept: Collection[str] = (),
     ) -> None:
-        self.api, self.folder, self.repo_id, self.revision, self.create_pr = api, folder, repo_id, revision, create_pr
-        self.kind = kind
-        self.content: dict[str, bytes | Path] = {file.path: folder / file.path for file in staged_files(folder)}
-        self.content["README.md"] = card
+        self.api, self.content, self.repo_id, self.revision, self.create_pr = api, content, repo_id, revision, create_pr
+        self.kind, self.kept = kind, kept
+        self.replaces = _REPLACED.get(kind, ()) if replaces is None else replaces
         self.ids = {path: content_ids(content) for path, content in self.content.items()}
 
     def read(self, revision: str) -> Remote:
@@ -71,9 +91,8 @@ class Push:
 
     def stale(self, remote: Remote) -> list[str]:
         """Return model files, or images, on the Hub that are not staged; a loader would pick them up. Others stay."""
-        patterns = {"model": MODEL_PATTERNS, "dataset": ("images/*",)}.get(self.kind, ())
-        others = [path for path in remote.files if path not in self.ids]
-        return sorted(path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in patterns))
+        others = [path for path in remote.files if path not in self.ids and path not in self.kept]
+        return sorted(path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in self.replaces))
 
     def commit(self) -> str:
         """Commit what differs and return the revision that holds it; a commit that is already there is found."""

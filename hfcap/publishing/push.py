@@ -21,7 +21,7 @@ from hfcap.data.source import load_split
 from hfcap.errors import StoppedError, UserError, WorkError
 from hfcap.files import parse_json, read_json, write_json
 from hfcap.publishing import hub
-from hfcap.publishing.commit import Push
+from hfcap.publishing.commit import Push, staged_content
 from hfcap.publishing.staging import StagedFile, stage_files, staged_files
 from hfcap.publishing.verify import CaptionPair, verify, verify_folder
 from hfcap.recipe.blocks import Recipe
@@ -266,7 +266,7 @@ def push_folder(
     if not create_pr:
         check_may_publish(repo_id)
     api = HfApi()
-    is_new = _open_repository(api, repo_id, private, create_pr, kind)
+    is_new = open_repository(api, repo_id, private, create_pr, kind)
     left = (
         f"{repo_id} was made for this and may still be empty: run the command again, or remove it with "
         f"'hf repos delete {repo_id}{'' if kind == 'model' else f' --repo-type {kind}'}'"
@@ -291,7 +291,7 @@ def _push(
         if not force:
             _refuse_worse_scores(api, folder, repo_id, revision)
         card = _card_with_remote_sections(api, card.decode("utf-8"), repo_id, revision)
-    push = Push(api, folder, repo_id, revision, create_pr, card, kind)
+    push = Push(api, staged_content(folder, card), repo_id, revision, create_pr, kind)
     before = push.read(revision)
     target = push.commit()
     after = push.read(target)
@@ -315,8 +315,13 @@ def _push(
     )
 
 
-def _open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool, kind: str) -> bool:
-    """Make sure that the repository exists and is not more public than was asked for; returns whether it was made."""
+def open_repository(api: HfApi, repo_id: str, private: bool, create_pr: bool, kind: str) -> bool:
+    """Make sure that the repository exists and is not more public than was asked for; returns whether it was made.
+
+    Raises:
+        UserError: it is public and must not be, or is missing where a pull request is to be opened.
+        WorkError: the Hub or the network failed.
+    """
     doing = f"opening {repo_id}"
 
     def is_private() -> bool | None:

@@ -9,9 +9,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hfcap.children import TOKENS, names_secret
@@ -99,34 +99,40 @@ def _texts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name}: is no complete safetensors file ({error}); save the model again") from None
 
 
-def scan(folder: Path, private_folders: Iterable[Path] = ()) -> list[Finding]:
-    """Return all findings in the files below `folder`.
+class Scanner:
+    """Looks for what must stay private; in images and vocabularies only for what this machine really has.
 
-    In images and vocabularies only what this machine really has is looked for: its secrets and its folders.
+    Args:
+        private_folders: of this machine, besides its usual ones.
     """
-    secrets, folders = known_secrets(), machine_folders(*private_folders)
-    findings: list[Finding] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        content = _text_of(path)
 
-        def add(kind: str, position: int, name: str = name, content: bytes = content) -> None:
-            findings.append(Finding(name, content.count(b"\n", 0, position) + 1, kind))
+    def __init__(self, private_folders: Iterable[Path] = ()) -> None:
+        self._secrets = known_secrets()
+        folders = machine_folders(*private_folders)
+        self._folders = [re.compile(re.escape(private) + rb"(?![\w.-])") for private in folders]
 
-        for secret in secrets:
+    def findings(self, name: str, content: bytes) -> list[Finding]:
+        """Return what is found in a file of this name."""
+        found: list[tuple[str, int]] = []
+        for secret in self._secrets:
             if (position := content.find(secret)) >= 0:
-                add("a secret of this machine's environment", position)
-        for private in folders:
-            if match := re.search(re.escape(private) + rb"(?![\w.-])", content):
-                add("a path of this machine", match.start())
-        if path.name in _VOCABULARIES or path.suffix in _BINARY:
-            continue
-        for kind, pattern in _PATTERNS.items():
+                found.append(("a secret of this machine's environment", position))
+        searched = [("a path of this machine", folder) for folder in self._folders]
+        path = PurePosixPath(name)
+        if path.name not in _VOCABULARIES and path.suffix not in _BINARY:
+            searched += [*_PATTERNS.items(), ("a path of this machine", _PATHS)]
+        for kind, pattern in searched:
             if match := pattern.search(content):
-                add(kind, match.start())
-        if match := _PATHS.search(content):
-            add("a path of this machine", match.start())
-    return list(dict.fromkeys(findings))
+                found.append((kind, match.start()))
+        return [Finding(name, content.count(b"\n", 0, position) + 1, kind) for kind, position in found]
+
+
+def scan(folder: Path, private_folders: Iterable[Path] = ()) -> list[Finding]:
+    """Return all findings in the files below `folder`; see `Scanner`."""
+    scanner = Scanner(private_folders)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = ((path.relative_to(folder).as_posix(), path) for path in paths)
+    return list(dict.fromkeys(one for name, path in named for one in scanner.findings(name, _text_of(path))))
 
 
 def refuse_secrets(folder: Path, private_folders: Iterable[Path] = ()) -> None:
@@ -135,13 +141,18 @@ def refuse_secrets(folder: Path, private_folders: Iterable[Path] = ()) -> None:
     Raises:
         UserError: names every place that was found.
     """
-    findings = scan(folder, private_folders)
+    refuse(scan(folder, private_folders), "remove it from the run (recipe, captions, model files), then stage again")
+
+
+def refuse(findings: Sequence[Finding], remedy: str) -> None:
+    """Raise where something was found.
+
+    Raises:
+        UserError: names every place.
+    """
     if findings:
         lines = "\n".join(f"  {finding}" for finding in findings[:20])
-        raise UserError(
-            f"not published, because the files hold what should stay private:\n{lines}\n"
-            "remove it from the run (recipe, captions, model files), then stage again"
-        )
+        raise UserError(f"not published, because the files hold what should stay private:\n{lines}\n{remedy}")
 
 
 _REDACTED = re.compile(r"(?:hf_|api_org_)[A-Za-z0-9]{8,}|(?i:(?<=bearer )\S+)")
