@@ -10,6 +10,7 @@ from hfcap.errors import UserError, WorkError
 
 _KILLED = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)")
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+_CUT_OFF = re.compile(r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|[Gg]loo|NCCL|TCPStore")
 _SMALLER = (
     "lower train.dataloader_num_workers, or halve train.per_device_train_batch_size and per_device_eval_batch_size"
 )
@@ -76,6 +77,13 @@ def problem_of(error: BaseException) -> str | None:
     if short:
         return f"the memory is too small; {_SMALLER}; the same command goes on from what is finished"
     return None
+
+
+def is_cut_off(error: RuntimeError) -> bool:
+    """Whether torch says that this process no longer reaches the others of its training."""
+    # torch.distributed's own errors by their names: what starts fast has not imported it.
+    distributed = any(kind.__name__.startswith("Dist") for kind in type(error).__mro__)
+    return distributed or _CUT_OFF.search(str(error)) is not None
 
 
 def _told_by_worker(error: Exception) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any
 
-from hfcap.errors import MissingPackageError, UserError
+from hfcap.errors import MissingPackageError, UserError, WorkError
+from hfcap.failures.system import is_cut_off
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.accelerator import new_accelerator
@@ -51,3 +54,26 @@ def _require_all_processes(accelerator: Any) -> None:
             "accelerate launch was asked for several processes and started one, as it does on CPUs; start them with: "
             "ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m hfcap ..., or leave --num_processes out"
         )
+
+
+@contextlib.contextmanager
+def ended_together(run: RunDirectory, accelerator: Any) -> Iterator[None]:
+    """End this process when another one of the same run has ended, and say so once for all of them.
+
+    Raises:
+        WorkError: another process is gone, and this is the first to notice.
+        SystemExit: another one is gone, and somebody has said so; exit code 1.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not is_cut_off(error):
+            raise
+        try:
+            run.cut_off.touch(exist_ok=False)
+        except FileExistsError:
+            raise SystemExit(1) from error
+        raise WorkError(
+            f"{run.path}: one of {accelerator.num_processes} processes is gone (it or its launcher may say why), "
+            "and so all of them end; give the same command again: it goes on from what is finished"
+        ) from error

@@ -30,6 +30,7 @@ from hfcap.publishing.push import check_may_publish, publish
 from hfcap.publishing.staging import stage_files
 from hfcap.recipe.blocks import ExpectOptions, Recipe
 from hfcap.run.from_checkpoint import require_checkpoint
+from hfcap.run.processes import ended_together
 from hfcap.run.processes import make_accelerator as make_accelerator
 from hfcap.run.watch import Watch
 from hfcap.run_directory.paths import RunDirectory, alone, remove_unfinished
@@ -128,7 +129,10 @@ class Run:
         if again or not self._is_finished("train", self._trained):
             self._check_data(last)
         # Only now: a recipe whose data are not there leaves no run directory behind.
-        with alone(self.directory) if self.accelerator.is_main_process else nullcontext():
+        lock = alone(self.directory) if self.accelerator.is_main_process else nullcontext()
+        with ended_together(self.directory, self.accelerator), lock:
+            if self.accelerator.is_main_process:
+                self.directory.cut_off.unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             if not again:
                 self.watch.require_same_recipe()  # what another command did until now counts

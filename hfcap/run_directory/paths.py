@@ -47,6 +47,11 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
+    def cut_off(self) -> Path:
+        """Made by the first of several processes that notices that another one is gone; it says so for all."""
+        return self.path / ".process_is_gone"
+
+    @property
     def stop_request(self) -> Path:
         """There while somebody asks the training to stop after its next update."""
         return self.path / ".stop"

@@ -10,7 +10,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, DynamoBackend, parse_flag_from_env
 
 from hfcap.captioners.base import Captioner
-from hfcap.errors import UserError
+from hfcap.errors import UserError, WorkError, reason_of
+from hfcap.failures.system import is_cut_off
 from hfcap.progress import error_console
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,6 +54,7 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
     Raises:
         PrecisionError: the device cannot compute in that precision.
         UserError: the accelerate configuration asks for what hfcap does not do, or for a package that is not there.
+        WorkError: another process cannot be reached.
     """
     for name, what in _SHARDING.items():
         if parse_flag_from_env(name):
@@ -74,6 +76,11 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
+        if isinstance(error, RuntimeError) and is_cut_off(error):
+            raise WorkError(
+                f"the processes of this training do not find each other ({reason_of(error)}); start all "
+                "of them, with the same address and port, and give the same command again"
+            ) from error
         raise UserError(
             f"accelerate refuses its configuration, or train.mixed_precision: {error}; change them"
         ) from error

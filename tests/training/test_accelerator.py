@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from hfcap.captioners.image_text_to_text import ImageTextToText, ImageTextToTextOptions
 from hfcap.card.prose import training
 from hfcap.card.run_facts import read_card_input
-from hfcap.errors import UserError
+from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.loading import dump_recipe
@@ -95,6 +95,17 @@ def test_what_accelerate_itself_refuses_is_one_sentence(
     monkeypatch.setattr("hfcap.training.accelerator.Accelerator", refuse)
     with pytest.raises(UserError, match=words):
         new_accelerator("bf16")
+
+
+def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's words where torchrun starts processes again and one still has the address of a dead one."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: Connection refused")
+
+    monkeypatch.setattr("hfcap.training.accelerator.Accelerator", refuse)
+    with pytest.raises(WorkError, match=r"do not find each other \(Gloo connectFullMesh.*give the same command again"):
+        new_accelerator("no")
 
 
 def test_a_precision_that_is_not_computed_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
