@@ -3,7 +3,9 @@
 # before the script, what follows it goes to hfcap run:
 #   sbatch --gpus-per-node=4 --time=12:00:00 scripts/slurm.sh recipes/blip/coco_full.yaml data.root=/data/coco
 # Two minutes before its time is over the training writes a checkpoint, and the job queues itself again and goes on from
-# there; one that SLURM takes off a machine goes on from its last checkpoint. HFCAP_VENV names the virtual environment (default: .venv in the project).
+# there; one that SLURM takes off a machine goes on from its last checkpoint. HFCAP_VENV names the virtual environment
+# (default: .venv in the project), HFCAP_ACCELERATE a configuration of accelerate: for weights in pieces
+#   HFCAP_ACCELERATE=recipes/accelerate/fsdp2.yaml sbatch --nodes=2 --gpus-per-node=8 scripts/slurm.sh RECIPE
 #SBATCH --job-name=hfcap
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -29,7 +31,15 @@ processes=$((SLURM_JOB_NUM_NODES * (gpus > 0 ? gpus : 1)))
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 launch=(--num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$processes" --main_process_ip "${nodes%%$'\n'*}"
     --main_process_port $((20000 + SLURM_JOB_ID % 20000)) --mixed_precision no --dynamo_backend no)
-if ((gpus == 0)); then launch+=(--cpu); elif ((processes > 1)); then launch+=(--multi_gpu); fi
+config=${HFCAP_ACCELERATE:-}
+if [ -n "$config" ]; then
+    [ -f "$config" ] || stop "HFCAP_ACCELERATE: no file $config; name a configuration, such as recipes/accelerate/fsdp2.yaml"
+    launch+=(--config_file "$config")
+elif ((gpus == 0)); then
+    launch+=(--cpu)
+elif ((processes > 1)); then
+    launch+=(--multi_gpu)
+fi
 
 again=
 # The signal reaches this script alone; scancel hands it to the training.

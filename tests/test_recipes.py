@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 from hfcap.recipe.loading import dump_recipe, load_recipe
 from hfcap.recipe.shipped import find_recipes
@@ -89,6 +91,16 @@ def test_expected_scores_are_those_of_the_header(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/accelerate").glob("*")), ids=name_of)
 def test_accelerate_reads_its_configurations(path: Path) -> None:
     config = load_config_from_file(str(path))
-    assert config.num_machines == 1
+    assert (config.num_machines > 1) == (path.stem == "multi_node")
     assert config.use_cpu == (path.stem == "cpu")
-    assert (config.num_processes > 1) == (path.stem in ("multi_gpu", "fsdp2"))
+    assert (config.num_processes > 1) == (path.stem in ("multi_gpu", "fsdp2", "multi_node"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/accelerate").glob("*")), ids=name_of)
+def test_the_commands_of_accelerate_s_configurations_are_understood(path: Path) -> None:
+    [shown] = re.findall(r"^# Command: accelerate launch (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    options = launch_command_parser().parse_args(shlex.split(shown))
+    assert (options.config_file, options.module, options.training_script) == (name_of(path), True, "hfcap")
+    assert (options.machine_rank, options.main_process_ip) == (
+        (0, "FIRST") if path.stem == "multi_node" else (None,) * 2
+    )

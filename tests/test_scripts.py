@@ -238,6 +238,21 @@ def test_slurm_launches_all_machines(slurm: dict[str, str], tmp_path: Path) -> N
     assert (tmp_path / "srun").read_text() == "--kill-on-bad-exit=1 --cpus-per-task=8\n"
 
 
+def test_slurm_launches_weights_in_pieces(slurm: dict[str, str], tmp_path: Path) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    shutil.copy(ROOT / "recipes/accelerate/fsdp2.yaml", tmp_path / "mine.yaml")
+    result = bash(str(ROOT / "scripts/slurm.sh"), "recipe.yaml", HFCAP_ACCELERATE="mine.yaml", **slurm)
+    assert (result.returncode, result.stderr) == (0, "")
+    called = (tmp_path / "calls").read_text().split()
+    options = launch_command_parser().parse_args(called[2:])
+    # Accelerate refuses --multi_gpu or --cpu next to a configuration with FSDP.
+    assert (options.config_file, options.multi_gpu, options.cpu) == ("mine.yaml", False, False)
+    assert (options.num_machines, options.num_processes, options.machine_rank) == (2, 8, 1)
+    result = bash(str(ROOT / "scripts/slurm.sh"), "recipe.yaml", HFCAP_ACCELERATE="none.yaml", **slurm)
+    assert result.returncode == 2 and "HFCAP_ACCELERATE: no file none.yaml; name a configuration" in result.stderr
+
+
 def test_slurm_s_launch_is_understood_by_accelerate(slurm: dict[str, str], tmp_path: Path) -> None:
     from accelerate.commands.launch import launch_command_parser
 
