@@ -62,6 +62,7 @@ def start(api: HfApi, asked: Asked) -> JobInfo:
         WorkError: the Hub cannot be reached, and no job was started as far as it says.
     """
     label = {LABEL: uuid.uuid4().hex}
+    namespace = asked.namespace or hub.with_retries(lambda: api.whoami()["name"], "asking whose jobs these are")
     try:
         return api.run_job(
             image=asked.image,
@@ -72,14 +73,14 @@ def start(api: HfApi, asked: Asked) -> JobInfo:
             timeout=asked.timeout,
             labels=label,
             volumes=asked.volumes or None,
-            namespace=asked.namespace,
+            namespace=namespace,
         )
     except hub.failures() as error:
         cause = hub.root_cause(error)
         if not hub.is_transient(cause):
             raise hub.explained(cause, "starting a job") from None
         doing = "looking whether the job was started"
-        found = hub.with_retries(lambda: list(api.list_jobs(labels=label, namespace=asked.namespace)), doing)
+        found = hub.with_retries(lambda: list(api.list_jobs(labels=label, namespace=namespace)), doing)
         if not found:
             raise hub.explained(cause, "starting a job (none was started)") from None
         return found[0]

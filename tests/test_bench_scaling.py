@@ -46,7 +46,7 @@ def test_the_projections_of_the_page_are_those_of_the_formulas() -> None:
     for count, per_second, gpus, days, cost in rows:
         images = 1e7 if count == 10 else 1e9
         hours, whole = hours_and_cost(images, per_second, int(gpus), price=2.5, busy=0.95)
-        assert days == pytest.approx(hours / 24, abs=0.06) and cost == pytest.approx(whole, rel=0.01)
+        assert days == pytest.approx(hours / 24, abs=0.06) and cost == pytest.approx(whole, rel=1e-3, abs=0.51)
     speeds = [cells(line) for line in PAGE.splitlines() if re.match(r"\| \d+ Gbit/s \|", line)]
     assert len(speeds) == 3
     for gigabits, full, adapter in speeds:

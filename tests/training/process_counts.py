@@ -115,8 +115,10 @@ def write_recipe(folder: Path, name: str, count: int) -> Path:
 
 def first_of_all(recipe: Path, imported: Path) -> None:
     """Train and caption alone, and say which modules that took."""
-    command("caption", recipe)
-    imported.write_text(json.dumps(sorted(sys.modules)))
+    try:
+        command("caption", recipe)
+    finally:  # commands end by an exception
+        imported.write_text(json.dumps(sorted(sys.modules)))
 
 
 def import_all(names: list[str]) -> None:
