@@ -89,5 +89,7 @@ def test_a_mistyped_field_is_told_before_any_captioning(
     write: Any, model: Model, images: list[bytes], tmp_path: Path
 ) -> None:
     source = write(tmp_path / "in", images)
-    with pytest.raises(UserError, match=r"prompt 'this \{nam\} is': .* has no column for \{nam\} \(columns: .*name"):
-        caption_shards(job(model, tmp_path / "out", source, prompt="this {nam} is"))
+    with pytest.raises(
+        UserError, match=r"prompt 'this \{label\} is': .* has no column for \{label\} \(columns: .*name"
+    ):
+        caption_shards(job(model, tmp_path / "out", source, prompt="this {label} is"))
