@@ -92,6 +92,7 @@ class _Lines:
         self._handle = handle
 
     def next(self) -> bytes:
+        """Return the next line without its end."""
         line = self._handle.readline(MAX_LINE_BYTES + 1)
         if not line or len(line) > MAX_LINE_BYTES:
             raise _OtherLayoutError
