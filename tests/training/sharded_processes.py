@@ -8,9 +8,12 @@ Usage: sharded_processes.py FOLDER
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from PIL import Image
 from torch.distributed.tensor import DTensor
 
 from hfcap.captioners.base import Captioner
+from hfcap.data.images import BytesImage
 from hfcap.data.loading import CaptionDataset
 from hfcap.data.source import load_split
-from hfcap.recipe.blocks import Recipe
+from hfcap.recipe.blocks import GenerateOptions, Recipe
 from hfcap.run.stages import make_accelerator
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.schema import CaptionedImage
 from hfcap.training import accelerator as module
 from hfcap.training import loop, sharding
 from hfcap.training.train import train_stage
+from tests.captioners.itt_models import itt
 from tests.training import two_processes
 from tests.training.harness import plain_descent, ragged
 from tests.training.two_processes import CASES as ALL_CASES
@@ -51,12 +58,45 @@ def sharding_accelerator(**arguments: Any) -> Accelerator:
     return accelerator
 
 
+OWN_SHAPES = "own_shapes"
+"""Run of an Idefics3 whose images keep their shape: its processes run layers at different times."""
+
+
+def own_shapes(folder: Path, batch_size: int) -> Recipe:
+    """Write the model where there is none; return the recipe that trains it."""
+    model = folder / "idefics3"
+    recipe = case_recipe("image_text_to_text", "full", folder, batch_size)
+    options: Any = type(recipe.model)
+    recipe.train.metric_for_best_model = "loss"
+    recipe.train.learning_rate = 0.01
+    return recipe.model_copy(update={"name": OWN_SHAPES, "model": options(pretrained=str(model), prompt="what is it?")})
+
+
+def write_model(folder: Path) -> None:
+    """Write the model of `own_shapes`."""
+    torch.manual_seed(0)
+    itt("idefics3", own=True).save(folder / "idefics3", GenerateOptions(max_new_tokens=4))
+
+
+def of_many_shapes(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
+    """The records with images that are more or less wide, so that no two processes see the same shapes."""
+    changed = []
+    for number, record in enumerate(records):
+        content = io.BytesIO()
+        size = (28 * (2 + number % 5), 28 * (2 + number % 3))
+        Image.open(io.BytesIO(record.image.read())).resize(size).save(content, "PNG")
+        changed.append(replace(record, image=BytesImage(content.getvalue(), record.file_name)))
+    return changed
+
+
 def trained(recipe: Recipe, run: RunDirectory, accept_changes: bool = False) -> None:
     """Train a recipe in a folder, from the newest checkpoint that is there."""
     splits = {
         "train": ragged(load_split(recipe.data, "train")),
         "validation": load_split(recipe.data, "validation"),
     }
+    if recipe.name == OWN_SHAPES:
+        splits = {name: of_many_shapes(records) for name, records in splits.items()}
     train_stage(recipe, run, splits, make_accelerator(recipe, run), accept_changes)
 
 
@@ -91,6 +131,7 @@ def main(folder: Path) -> None:
         trained(recipe, RunDirectory(folder / f"{name}_continued"))
     loop.build_optimizer = plain_descent  # type: ignore[attr-defined]
     trained(case_recipe("clip_prefix", "full", folder, 2), RunDirectory(folder / "begun_by_one"), accept_changes=True)
+    trained(own_shapes(folder, 2), RunDirectory(folder / OWN_SHAPES))
     AcceleratorState._reset_state()
     bf16 = case_recipe("clip_prefix", "full", folder, 2)
     bf16.train.mixed_precision = "bf16"

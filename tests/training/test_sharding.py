@@ -21,6 +21,7 @@ from tests.captioners.helpers import build
 from tests.captioners.itt_models import itt
 from tests.training import sharded_processes, two_processes
 from tests.training.harness import Result, assert_same_path, forget_accelerator, plain_descent, tiny_recipe
+from tests.training.sharded_processes import OWN_SHAPES
 from tests.training.test_two_processes import launch
 
 pytestmark = pytest.mark.timeout(600)
@@ -33,6 +34,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     forget_accelerator()
     two_processes.train_cases(one, 4, sharded_processes.CASES)
     sharded_processes.half_done(one / "clip_prefix-full", two / "begun_by_one")
+    for folder in (one, two):
+        sharded_processes.write_model(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_optimizer", plain_descent)
+        sharded_processes.trained(sharded_processes.own_shapes(one, 4), RunDirectory(one / OWN_SHAPES))
     launch(sharded_processes.__file__, two)
     return two, one
 
@@ -67,9 +73,17 @@ def test_same_weights_as_one_process(captioner: str, method: str, folders: tuple
     load_captioner(str(two.run.model))
 
 
+def test_images_of_all_shapes(folders: tuple[Path, Path]) -> None:
+    """Each process computes its images in groups of one shape, more or fewer of them than the other."""
+    two, one = results(folders, OWN_SHAPES)
+    assert_same_training(two, one)
+    assert two.losses == pytest.approx(one.losses, rel=1e-5) and len(set(one.losses)) == 4
+    assert load_captioner(str(two.run.model)).own_shapes
+
+
 def test_each_process_holds_a_half(folders: tuple[Path, Path]) -> None:
     held = [json.loads((folders[0] / f"held-{rank}.json").read_text()) for rank in (0, 1)]
-    assert len(held[0]) == len(held[1]) == len(sharded_processes.CASES) + 7
+    assert len(held[0]) == len(held[1]) == len(sharded_processes.CASES) + 8
     for mine, other in zip(*held, strict=True):
         assert mine + other == pytest.approx(1)
         assert mine == pytest.approx(0.5, abs=0.02)  # the last row of an odd number is in one of them
