@@ -114,7 +114,7 @@ def own_way(captioner: ImageTextToText, files: Sequence[Path], batch_size: int, 
         found = captioner.model.generate(**inputs, generation_config=captioner.generation_config(options))
         sequences = found if isinstance(found, torch.Tensor) else found.sequences
         texts = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        captions += [text.strip() for text in texts]
+        captions += [" ".join(text.split()) for text in texts]
     return captions
 
 
