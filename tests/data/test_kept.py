@@ -147,6 +147,14 @@ def test_files_that_changed_just_now_are_not_trusted(
     assert loads == ["train", "train"]
 
 
+def test_no_folder_is_looked_through_for_a_few_captions(
+    data: CocoJsonOptions, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "FEWEST", 1_000)
+    monkeypatch.setattr(keeping, "listing_of", None)
+    assert facts(load_split(data, "train")) == facts(read(data)) and loads == ["train"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other", "about", "gone"])
 def test_a_damaged_file_is_made_again(data: CocoJsonOptions, keeping_all: Path, loads: list[str], damage: str) -> None:
     expected = facts(load_split(data, "train"))

@@ -22,6 +22,9 @@ from hfcap.schema import CaptionedImage
 FEWEST = 5_000
 """Splits of fewer images are read again each time: that takes less than a second."""
 
+_BYTES_OF_RECORD = 20
+"""The least that a file with captions has for each image."""
+
 _RULES = 1
 """Raise it where sources make other records of the same files."""
 
@@ -51,8 +54,11 @@ def origin_of_files(tables: Sequence[Path], root: Path, local: bool = False) -> 
     pixels = None if tables else frozenset(IMAGE_SUFFIXES | OTHER_SUFFIXES)
     try:
         folder = root.resolve(strict=True)
+        stamps = [[str(path.resolve(strict=True)), *stamp_of(path)] for path in tables]
+        if tables and sum(path.stat().st_size for path in tables) < FEWEST * _BYTES_OF_RECORD:
+            return None  # too few records: the folder need not be looked through
         facts = {
-            "tables": [[str(path.resolve(strict=True)), *stamp_of(path)] for path in tables],
+            "tables": stamps,
             "root": str(folder),
             "listing": listing_of(folder, pixels),
             "heic": list(heic_formats()),
