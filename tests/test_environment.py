@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,7 @@ from tests.training.harness import tiny_recipe
 DATA = hub.HubOptions(dataset=str(Path(__file__).parent))  # on this disk: it has no commit
 
 
-def records(tmp_path: Path) -> list[CaptionedImage]:
+def records(tmp_path: Path) -> Sequence[CaptionedImage]:
     return load_split(tiny_recipe("blip", tmp_path).data, "train")
 
 

@@ -22,7 +22,7 @@ from hfcap.arena.kept_answers import kept_answers
 from hfcap.arena.questions import PairwiseOptions
 from hfcap.errors import UserError
 from hfcap.metrics.judging.agreement import measured, read_agreement
-from hfcap.metrics.shared.bootstrap import percentile_intervals, resample_weights, weighted_sums
+from hfcap.metrics.shared.bootstrap import Columns, percentile_intervals, resampled_sums
 
 Floats = NDArray[np.float64]
 FEW_RESAMPLES = 100
@@ -166,9 +166,7 @@ def win_counts(rows: Sequence[Sequence[Outcome]], pairs: Sequence[tuple[int, int
 def _ratings(wins: Floats, n_resamples: int, seed: int) -> tuple[Floats, Floats]:
     """Ratings of all images, (K,), and of resamples of the images, (R, K)."""
     n_images, k, _ = wins.shape
-    columns = np.ascontiguousarray(wins.reshape(n_images, k * k).T)
-    blocks = [weighted_sums(weights, columns) for weights in resample_weights(n_images, n_resamples, seed)]
-    drawn = np.concatenate(blocks).reshape(-1, k, k)
+    drawn = resampled_sums(Columns([wins.reshape(n_images, k * k)]), n_resamples, seed).reshape(-1, k, k)
     return elo(bradley_terry(wins.sum(axis=0))), elo(bradley_terry(drawn))
 
 

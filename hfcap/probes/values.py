@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from hfcap.metrics.shared.bootstrap import percentile_intervals, resampled_sums
+from hfcap.metrics.shared.bootstrap import Columns, percentile_intervals, resampled_sums
 from hfcap.probes.questions import KINDS, Question
 from hfcap.scoring.score_table import shown_score
 
@@ -84,7 +84,7 @@ def probe_values(
             rows[place[question.image_id]] += (right, bool(yes), bool(yes) and right, question.present, 1)
         found = _values(rows.sum(axis=0))
         values[kind] = {name: None if np.isnan(found[n]) else float(found[n]) for n, name in enumerate(VALUES)}
-        drawn = _values(resampled_sums(rows, n_resamples, seed))
+        drawn = _values(resampled_sums(Columns([rows]), n_resamples, seed))
         columns = {name: drawn[:, number] for number, name in enumerate(VALUES)}
         intervals[kind] = percentile_intervals(columns, confidence_level)
     counts = {kind: sum(kind in question.kinds for question in asked) for kind in kinds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_turns_that_are_none_are_refused(turns: list[dict[str, Any]], said: str)
         conversation_in({"messages": turns}, "row 1")
 
 
-def asked(records: list[CaptionedImage]) -> list[tuple[tuple[str, str], ...]]:
+def asked(records: Sequence[CaptionedImage]) -> list[tuple[tuple[str, str], ...]]:
     return [tuple(zip(one.asked, one.captions, strict=True)) for one in records]
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def numbered(n: int, **fields: Any) -> list[dict[str, Any]]:
     return [{"file_name": f"photo{i}.jpg", "caption": f"caption {i}", **fields} for i in range(n)]
 
 
-def names(records: list[Any]) -> set[str]:
+def names(records: Sequence[Any]) -> set[str]:
     return {record.file_name for record in records}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +346,7 @@ def test_templates() -> None:
 
 def test_records_say_nothing_of_groups_without_a_column(folder: Path) -> None:
     (folder / "t.csv").write_text(CSV_FORMS["upper.csv"])
-    records: list[CaptionedImage] = load_split(in_table(folder / "t.csv"), "train")
+    records: Sequence[CaptionedImage] = load_split(in_table(folder / "t.csv"), "train")
     assert [record.group for record in records] == ["", ""]
 
 

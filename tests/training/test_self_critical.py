@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.training.harness import FAMILIES, recipe_values
 
 def tiny_batch(
     captioner_name: str, folder: Path, prompt: str = ""
-) -> tuple[Captioner, CaptionBatch, list[CaptionedImage]]:
+) -> tuple[Captioner, CaptionBatch, Sequence[CaptionedImage]]:
     """A tiny captioner without dropout and a batch of three images in an order that is not the dataset's."""
     values = recipe_values(captioner_name, folder, dropout=0.0)
     values["model"] |= {"prompt": prompt} if prompt else {}
