@@ -116,21 +116,31 @@ class SharedPrefix:
             (B * n, T, heads, D), and None for the weights.
         """
         prefix_key, prefix_value = self._layers[module.layer_idx]
-        images, rows, heads = prefix_key.shape[0], query.shape[0], query.shape[1]
-        prefix_key, prefix_value, key, value = (
-            states.repeat_interleave(heads // states.shape[1], dim=1)
-            for states in (prefix_key, prefix_value, key, value)
-        )
         query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        folded = query.unflatten(0, (images, rows // images)).transpose(1, 2)  # (B, heads, n, T, D)
-        to_prefix = torch.matmul(folded.flatten(2, 3), prefix_key.mT)
-        to_prefix = to_prefix.unflatten(2, folded.shape[2:4]).transpose(1, 2).flatten(0, 1)
-        to_text = torch.matmul(query, key.mT)
+        to_prefix = _of_images(_by_image(query, prefix_key) @ prefix_key.mT, query)
+        to_text = (_by_group(query, key) @ key.mT).reshape(*query.shape[:3], -1)
         if attention_mask is not None:
             to_text = to_text + attention_mask
         weights = torch.cat([to_prefix, to_text], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
         on_prefix, on_text = weights.split([self.length, key.shape[2]], dim=-1)
-        folded = on_prefix.unflatten(0, (images, rows // images)).transpose(1, 2)
-        from_prefix = torch.matmul(folded.flatten(2, 3), prefix_value)
-        from_prefix = from_prefix.unflatten(2, folded.shape[2:4]).transpose(1, 2).flatten(0, 1)
-        return (from_prefix + torch.matmul(on_text, value)).transpose(1, 2).contiguous(), None
+        from_prefix = _of_images(_by_image(on_prefix, prefix_key) @ prefix_value, query)
+        from_text = (_by_group(on_text, key) @ value).reshape(query.shape)
+        return (from_prefix + from_text).transpose(1, 2).contiguous(), None
+
+
+def _by_group(values: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Put heads that read the same keys (rows, groups, ...) together: (rows, heads, T, D) -> (rows, groups, -1, D)."""
+    return values.reshape(values.shape[0], keys.shape[1], -1, values.shape[-1])
+
+
+def _by_image(values: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+    """Put all that reads the same keys together: (B * n, heads, T, D) -> (B, groups, n * heads / groups * T, D)."""
+    images, groups = prefix.shape[:2]
+    apart = values.reshape(images, values.shape[0] // images, groups, -1, values.shape[-1])
+    return apart.transpose(1, 2).flatten(2, 3)
+
+
+def _of_images(values: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Take apart what `_by_image` put together: (B, groups, n * heads / groups * T, X) -> (B * n, heads, T, X)."""
+    apart = values.unflatten(2, (query.shape[0] // len(values), -1)).transpose(1, 2)
+    return apart.reshape(*query.shape[:3], values.shape[-1])
