@@ -10,6 +10,7 @@
 #   HFCAP_MATRIX_REPORTED  cells whose failures are printed and do not end the run with an error
 #   HFCAP_MATRIX_DISCARD  set to remove a cell's environment before the next is made (two hold CUDA: 6 GB each) and to let
 #                       pip keep no cache
+#   HFCAP_MATRIX_UNTIL  seconds since 1970: no cell begins later, and those left out are named (continuous integration)
 #   HFCAP_SUITE_RAN     set where the whole suite has just run, its counts in pinned.xml of that folder
 #   HFCAP_TORCH, HFCAP_TORCH_VISION  what to give pip for PyTorch, without and with torchvision
 #
@@ -105,6 +106,10 @@ cells=("$@")
 if [ $# -eq 0 ]; then cells=(pinned lowest newest vision python3.12); fi
 failed=() table_python=
 for cell in "${cells[@]}"; do
+    if [ -n "${HFCAP_MATRIX_UNTIL:-}" ] && [ "$(date +%s)" -gt "$HFCAP_MATRIX_UNTIL" ]; then
+        say "== $cell: NOT RUN, because the time for it is over; bash scripts/matrix.sh $cell runs it"
+        continue
+    fi
     if ! run_cell "$cell"; then
         case " ${HFCAP_MATRIX_REPORTED:-} " in
             *" $cell "*) say "$cell: FAILED; reported only (HFCAP_MATRIX_REPORTED)" ;;
