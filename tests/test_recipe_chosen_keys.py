@@ -23,7 +23,9 @@ def test_keys_of_another_source_captioner_or_metric_are_named_as_such(tmp_path: 
     assert "of captioner 'blip': it belongs to captioner 'vit_gpt2'; remove it; 'blip' takes pretrained, " in other
     (option,) = problems(tmp_path, GOOD, "score.metrics=[spice]", "score.metric_options.spice.images=x")
     assert "score.metric_options.spice.images: unknown key of metric 'spice': it belongs to metric 'clip_sco" in option
-    with pytest.raises(UserError, match=r"^--option 'spice\.images=x': spice\.images: .* metric 'clip_score'; remove"):
+    with pytest.raises(
+        UserError, match=r"^--option 'spice\.images=x': spice\.images: .* metric 'clip_score' or 'fleur'; remove"
+    ):
         metric_options_from(["spice.images=x"], ["spice"])
     # A key that nothing takes is no key that looks a little like one of another block.
     assert "lora" not in problems(tmp_path, GOOD, "data.format=jpg")[0]

@@ -90,7 +90,7 @@ def _kept_or_loaded(
     source: Source, options: DataOptions, split: Split, split_name: str, where: str
 ) -> Sequence[CaptionedImage]:
     """Return all records of a split, ids and captions checked."""
-    origin, slot = source.origin(options, split_name), keeping.Slot(options, split_name)
+    origin, slot = _origin(source, options, split_name), keeping.Slot(options, split_name)
     if origin is not None and (kept := slot.kept(origin)) is not None:
         return kept
     with noted() as said:
@@ -103,10 +103,15 @@ def _kept_or_loaded(
     check_records(records, where)
     if origin is None or len(records) < keeping.FEWEST:
         return records
-    now = source.origin(options, split_name)
+    now = _origin(source, options, split_name)
     if now is None or now.facts != origin.facts:
         return records  # something changed while it was read
     return slot.keep(records, origin, said) or records
+
+
+def _origin(source: Source, options: DataOptions, split_name: str) -> keeping.Origin | None:
+    """Return what records are kept by; None where they follow from the images' bytes, which nobody looks at again."""
+    return None if getattr(options, "group_by", None) == "content" else source.origin(options, split_name)
 
 
 def _first_question(record: CaptionedImage) -> CaptionedImage:

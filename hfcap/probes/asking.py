@@ -31,6 +31,12 @@ QUESTIONS, ANSWERS, REPORT = "questions.jsonl", "answers.jsonl", "probe.json"
 MOST_TOKENS = 16
 """Of an answer, where nobody says otherwise."""
 
+GREEDY: dict[str, Any] = {
+    **{"num_beams": 1, "do_sample": False, "num_return_sequences": 1, "min_new_tokens": 0},
+    **{"repetition_penalty": 1.0, "no_repeat_ngram_size": 0},
+}
+"""Whatever decoding is saved with the model: Qwen-VL's, for one, samples."""
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -89,7 +95,7 @@ def probe_objects(
             model,
             listed_images(records),
             folder / ANSWERS,
-            overrides={"num_beams": 1, "max_new_tokens": asking.max_new_tokens},
+            overrides=GREEDY | {"max_new_tokens": asking.max_new_tokens},
             batch_size=batch_size,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -137,5 +143,6 @@ def _signature(model: str, revision: str | None, words: ObjectVocabulary, asking
         "objects": words.source,
         "vocabulary": words.sha256(),
         "questions": {**questions, "kinds": list(asking.kinds), "seed": asking.seed},
+        "decoding": "greedy",
         "max_new_tokens": asking.max_new_tokens,
     }

@@ -7,9 +7,11 @@ command after a stop sends what is missing.
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from huggingface_hub import HfApi
 
 import hfcap
 from hfcap.captioning.sharded.folder import JOB, MANIFEST
-from hfcap.errors import WorkError
+from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json_lines, read_json_object
 from hfcap.pages.markdown import code, escape
 from hfcap.publishing.commit import Content, Push
@@ -29,6 +31,8 @@ from hfcap.recipe import strict_yaml
 FILES_PER_COMMIT = 50
 """The Hub advises against more than 100 in one commit."""
 _DATA = "data"
+_REPLACED = (f"{_DATA}/*", "images/*", "metadata.jsonl")
+"""What an earlier push of captions left, of which nothing stays."""
 _SIZES = ((3, "n<1K"), (4, "1K<n<10K"), (5, "10K<n<100K"), (6, "100K<n<1M"), (7, "1M<n<10M"), (8, "10M<n<100M"))
 _REMEDY = (
     "give inputs by names relative to the working folder, or remove the images that are named, and caption again with "
@@ -70,15 +74,32 @@ def push_caption_shards(folder: Path, repo_id: str, private: bool) -> PushedShar
     check_may_publish(repo_id)
     api = HfApi()
     open_repository(api, repo_id, private, create_pr=False, kind="dataset")
+    _refuse_other_data(Push(api, last, repo_id, DEFAULT_BRANCH, kind="dataset").read(DEFAULT_BRANCH).files, repo_id)
     n_files = n_commits = 0
     paths = list(shards)
     starts = range(0, len(paths), FILES_PER_COMMIT)
     groups: list[Content] = [{path: shards[path] for path in paths[at : at + FILES_PER_COMMIT]} for at in starts]
     for number, group in enumerate([*groups, last]):
-        replaces = (f"{_DATA}/*", "images/*", "metadata.jsonl") if number == len(groups) else ()
+        replaces = _REPLACED if number == len(groups) else ()
         sent = _commit(Push(api, group, repo_id, DEFAULT_BRANCH, kind="dataset", replaces=replaces, kept=shards))
         n_files, n_commits = n_files + sent, n_commits + (sent > 0)
     return PushedShards(f"{api.endpoint}/datasets/{repo_id}", n_files, n_commits)
+
+
+def _refuse_other_data(files: Iterable[str], repo_id: str) -> None:
+    """Refuse a dataset that was not pushed by hfcap: what it holds would be deleted.
+
+    Raises:
+        UserError: names a file of it.
+    """
+    others = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in _REPLACED)]
+    # A push that was stopped leaves shards alone.
+    others = [name for name in others if not re.fullmatch(rf"{_DATA}/shard-\d+\.(parquet|tar)", name)]
+    if others and not {MANIFEST, JOB}.issubset(files):
+        raise UserError(
+            f"--push-to-hub {repo_id}: the dataset holds {others[0]}, which hfcap did not push and would delete; give "
+            "another name"
+        )
 
 
 def _commit(push: Push) -> int:

@@ -159,6 +159,8 @@ def _values(lines: _Lines, path: Path) -> ImageValues:
     tables: list[NDArray[np.float64]] = []
     for part in lines.until((b"  },",)):
         rows = _json(b"{" + _joined(part) + b"}", path)
+        if not rows or not all(isinstance(row, dict) for row in rows.values()):
+            raise _OtherLayoutError
         names = tuple(next(iter(rows.values()))) if names is None else names
         if len(rows) != len(part) or any(tuple(row) != names for row in rows.values()):
             raise _OtherLayoutError

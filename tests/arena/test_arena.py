@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import hfcap
-from hfcap.arena.duels import Outcome
-from hfcap.arena.questions import PROMPT, verdict_of
+from hfcap.arena.duels import Outcome, pairwise_signature
+from hfcap.arena.questions import PROMPT, PairwiseOptions, verdict_of
 from hfcap.data.images import FileImage, decode_image
 from hfcap.errors import UserError, WorkError
 from hfcap.files import read_json, read_json_lines
@@ -257,3 +257,12 @@ def test_answers_of_a_model_here_are_those_of_transformers(files: dict[str, Path
         hfcap.judge(
             [files["long"], files["short"]], images=tmp_path / "images", model=folder, device="cpu", max_new_tokens=8
         )
+
+
+def test_answers_about_smaller_images_are_other_answers() -> None:
+    base: dict[str, Any] = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "images_may_leave": True}
+    found = [
+        pairwise_signature(PairwiseOptions(**base, **more))
+        for more in ({}, {"max_side": 64}, {"image_format": "png"}, {"image_format": "jpeg"})
+    ]
+    assert found[1] != found[0] and found[2] != found[3]

@@ -139,6 +139,40 @@ def test_a_folders_captions_in_files_count(tmp_path: Path, loads: list[str]) -> 
     assert load_split(options, "train")[0].captions == ("something else",)
 
 
+def test_groups_of_like_images_are_found_again(tmp_path: Path, loads: list[str]) -> None:
+    """The images' bytes decide which of them are one, and only their names are looked at."""
+    for number, colour in enumerate(("red", "green", "blue", "white", "black", "gray")):
+        write_jpeg(tmp_path / "photos" / f"{number}.jpg", colour)
+        (tmp_path / "photos" / f"{number}.txt").write_text(f"photo {number}")
+    options = FolderOptions(root=str(tmp_path / "photos"), validation_share=0.3, test_share=0.0, group_by="content")
+    load_split(options, "train"), load_split(options, "train")
+    assert loads == ["train", "train"]
+
+
+def test_tables_in_a_linked_folder_are_not_trusted(tmp_path: Path) -> None:
+    """The folder's own time does not change when a file in it is written in place."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/annotations").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(stamps.UnsettledError, match="annotations: a linked folder"):
+        stamps.listing_of(tmp_path / "photos", without_stamp=frozenset({".jpg"}))
+    assert stamps.listing_of(tmp_path / "photos", None), "where no table can be in it"
+
+
+def test_a_table_that_was_replaced_does_not_travel(tmp_path: Path, data: CocoJsonOptions) -> None:
+    records = load_split(data, "train")
+    assert isinstance(records, RecordTable)
+    assert list(pickle.loads(pickle.dumps(records))) == list(records)
+    path, before, packed = Path(data.captions), list(records), pickle.dumps(records)  # type: ignore[arg-type]
+    content = json.loads(path.read_text())
+    content["annotations"][0]["caption"] = "another caption"
+    path.write_text(json.dumps(content))
+    load_split(data, "train")
+    assert records.is_replaced and list(records) == before, "what is mapped stays"
+    with pytest.raises(DamagedTableError, match="was replaced while it was in use"):
+        pickle.loads(packed)
+
+
 def test_files_that_changed_just_now_are_not_trusted(
     data: CocoJsonOptions, loads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

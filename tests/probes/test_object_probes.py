@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from hfcap.captioning.options import decoding_options
 from hfcap.errors import UserError
 from hfcap.probes import KINDS, Question, object_questions, probe_values, says_yes
+from hfcap.probes.asking import GREEDY
 
 NAMES = ("apple", "bed", "cat", "dog", "egg", "fork", "glass")
 OBJECTS = {
@@ -111,3 +113,11 @@ def test_empty_answers_are_wrong_and_missing_ones_do_not_count() -> None:
     report = probe_values(questions, {"1|dog": "", "1|cat": "No"}, {}, n_resamples=50)
     assert report.values["random"] == {"accuracy": 0.5, "precision": None, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0}
     assert report.n_images == 1 and report.unanswered == 1 and report.n_questions["popular"] == 2
+
+
+def test_answers_are_greedy_whatever_decoding_is_saved_with_the_model() -> None:
+    saved = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    options = decoding_options({**saved, "num_return_sequences": 2, **GREEDY, "max_new_tokens": 16})
+    plain = decoding_options({"num_beams": 1, "max_new_tokens": 16})
+    without_effect = {name: getattr(plain, name) for name in ("temperature", "top_p", "top_k")}
+    assert options.model_copy(update=without_effect) == plain

@@ -41,6 +41,22 @@ def files_on(hub: Hub, folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if not name.startswith((".cache", ".gitattributes"))}
 
 
+def test_a_dataset_of_somebody_else_stays_as_it_is(
+    hub: Hub,
+    command: tuple[str, ...],
+    tmp_path: Path,
+    hfcap: Hfcap,  # noqa: F811
+) -> None:
+    api = HfApi()
+    api.create_repo(REPOSITORY, repo_type="dataset", private=True)
+    api.upload_file(
+        path_or_fileobj=b"photos", path_in_repo="data/train-0.parquet", repo_id=REPOSITORY, repo_type="dataset"
+    )
+    outcome = hfcap(*command, "out", "--to-shards", "parquet", "--push-to-hub", REPOSITORY)
+    assert outcome.code == 2 and "the dataset holds data/train-0.parquet, which hfcap did not push" in outcome.err
+    assert files_on(hub, tmp_path / "down") == {"data/train-0.parquet": b"photos"}
+
+
 def test_the_command_publishes_in_commits_what_datasets_reads(
     hub: Hub,
     command: tuple[str, ...],

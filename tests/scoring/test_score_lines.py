@@ -113,3 +113,17 @@ def test_values_of_images_behave_like_the_dictionary_they_replace() -> None:
     assert values.get("c", {}) == {} and "a" in values and len(values) == 2
     for name in ("x", "y", "z"):
         np.testing.assert_array_equal(column_of(values, name), column_of(plain, name))
+
+
+@pytest.mark.parametrize("row", ["[1]", '"x"', "  "])
+def test_rows_that_are_none_are_one_sentence(row: str, tmp_path: Path) -> None:
+    report, path = _report(3), tmp_path / "s.json"
+    write_scores(report, path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if line.startswith('    "image'))
+    name = json.loads("{" + lines[first].strip().rstrip(",") + "}").popitem()[0]
+    lines[first] = f"    {json.dumps(name)}: {row},\n" if row.strip() else "   \n"
+    path.write_text("".join(lines), encoding="utf-8")
+    assert read_lines(path) is None
+    with pytest.raises(UserError):
+        read_scores(path)

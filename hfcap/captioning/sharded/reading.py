@@ -6,6 +6,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,6 +75,10 @@ def images_in(
     return _in_tar(shard, fields) if shard.kind == "tar" else _in_parquet(shard, fields)
 
 
+_LOOKED_AT = 16
+"""Images of the first shard, of which some may lack what the others have."""
+
+
 def require_columns(plan: Plan, template: str, fields: Sequence[str]) -> None:
     """Refuse a prompt whose fields the first shard does not have; a single image may still lack a value.
 
@@ -86,9 +91,12 @@ def require_columns(plan: Plan, template: str, fields: Sequence[str]) -> None:
     elif shard.kind == "parquet" and Path(shard.source).is_file():
         known = _columns_of(Path(shard.source))
     else:
-        known = list(next(iter(images_in(plan, shard, fields))).columns)
+        first = list(islice(images_in(plan, shard, fields), _LOOKED_AT))
+        if not first:
+            return
+        known = list(dict.fromkeys(name for record in first for name in record.columns))
     if lacking := [name for name in fields if name not in known]:
-        where = shard.label or "the first image"
+        where = shard.label or "the first shard"
         raise UserError(
             f"prompt {template!r}: {where} has no column for {{{lacking[0]}}} (columns: {', '.join(known) or 'none'}); "
             "change the prompt"

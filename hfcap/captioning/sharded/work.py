@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -381,4 +381,4 @@ class _Work:
 
 
 def _read_once(record: CaptionedImage) -> CaptionedImage:
-    return CaptionedImage(record.image_id, record.file_name, record.captions, ReadOnce(record.image))
+    return replace(record, image=ReadOnce(record.image))

@@ -46,8 +46,11 @@ class KnownFacts:
     def write(self, known: NDArray[np.bool_], facts: NDArray[np.uint8]) -> None:
         """Keep facts of the images for which they are known; those whose file changed just now are left out.
 
-        What is known of other rows of the same table stays.
+        What is known of other rows of the same table stays. Where another command has put a newer table in its place,
+        nothing is kept.
         """
+        if self.table.is_replaced:
+            return
         rows = np.zeros(self.table.n_rows, dtype=self._type)
         if (kept := self._rows()) is not None:
             rows[:] = kept

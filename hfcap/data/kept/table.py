@@ -171,6 +171,10 @@ def _batch(records: Sequence[CaptionedImage], places: Places) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=_schema())
 
 
+Stamp = tuple[int, int, int]
+"""Size, time and number of a file."""
+
+
 def open_table(path: Path, places: Places) -> RecordTable:
     """Map a file of `write_table` into memory.
 
@@ -180,6 +184,7 @@ def open_table(path: Path, places: Places) -> RecordTable:
     """
     import pyarrow as pa
 
+    stamp = _stamp(path)
     try:
         with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
             if not reader.schema.equals(_schema()):
@@ -192,7 +197,7 @@ def open_table(path: Path, places: Places) -> RecordTable:
             _require_sound(batch, places, path)
     except pa.ArrowException as error:
         raise DamagedTableError(f"{path}: {error}") from error
-    return RecordTable(path, batches, places, range(sum(batch.num_rows for batch in batches)))
+    return RecordTable(path, batches, places, range(sum(batch.num_rows for batch in batches)), stamp)
 
 
 def _require_sound(batch: pa.RecordBatch, places: Places, path: Path) -> None:
@@ -215,12 +220,18 @@ class RecordTable(Sequence[CaptionedImage]):
 
     Args:
         numbers: rows of the file that this holds.
+        stamp: of the file when it was mapped: another command may put a newer one in its place.
     """
 
     def __init__(
-        self, path: Path, batches: tuple[pa.RecordBatch, ...], places: Places, numbers: range | NDArray[np.int64]
+        self,
+        path: Path,
+        batches: tuple[pa.RecordBatch, ...],
+        places: Places,
+        numbers: range | NDArray[np.int64],
+        stamp: Stamp,
     ) -> None:
-        self.path, self.places, self.numbers = path, places, numbers
+        self.path, self.places, self.numbers, self.stamp = path, places, numbers, stamp
         self._batches = batches
 
     def __len__(self) -> int:
@@ -235,7 +246,7 @@ class RecordTable(Sequence[CaptionedImage]):
     def __getitem__(self, chosen: int | slice) -> CaptionedImage | Self:
         """Return one record, or some as another table."""
         if isinstance(chosen, slice):
-            return type(self)(self.path, self._batches, self.places, self.numbers[chosen])
+            return type(self)(self.path, self._batches, self.places, self.numbers[chosen], self.stamp)
         batch, row = divmod(int(self.numbers[chosen]), _ROWS)
         return next(self._made(self._batches[batch].slice(row, 1)))
 
@@ -245,12 +256,12 @@ class RecordTable(Sequence[CaptionedImage]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as the name of the file."""
-        return _some_of, (self.path, self.places, self.numbers)
+        return _some_of, (self.path, self.places, self.numbers, self.stamp)
 
     def chosen(self, numbers: Iterable[int]) -> Self:
         """Return a table of the records at these places."""
         rows = np.asarray(self.numbers, dtype=np.int64)
-        return type(self)(self.path, self._batches, self.places, rows[np.fromiter(numbers, np.int64)])
+        return type(self)(self.path, self._batches, self.places, rows[np.fromiter(numbers, np.int64)], self.stamp)
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield one value of each record, a text or a tuple of texts, without making the record."""
@@ -266,6 +277,14 @@ class RecordTable(Sequence[CaptionedImage]):
         import pyarrow.compute as pc
 
         return sum(pc.sum(pc.list_value_length(part.column(0))).as_py() or 0 for part in self._parts(["asked"]))
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the file is another one by now; what is mapped stays as it was."""
+        try:
+            return _stamp(self.path) != self.stamp
+        except OSError:
+            return True
 
     @property
     def n_rows(self) -> int:
@@ -312,9 +331,16 @@ class RecordTable(Sequence[CaptionedImage]):
             )
 
 
-def _some_of(path: Path, places: Places, numbers: range | NDArray[np.int64]) -> RecordTable:
+def _some_of(path: Path, places: Places, numbers: range | NDArray[np.int64], stamp: Stamp) -> RecordTable:
     whole = open_table(path, places)
-    return RecordTable(path, whole._batches, places, numbers)
+    if whole.stamp != stamp:
+        raise DamagedTableError(f"{path}: was replaced while it was in use, because its data changed; start again")
+    return RecordTable(path, whole._batches, places, numbers, stamp)
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def values_of_records(records: Sequence[CaptionedImage], name: str) -> Iterator[Any]:

@@ -171,6 +171,7 @@ def judge_signature(options: JudgeOptions, served_name: str | None = None) -> di
     """
     if options.base_url is not None:
         found = {"model": options.model or served_name or "the server's only model", "served": True}
+        found |= {"max_side": options.max_side, "image_format": options.image_format}
         return found | ({"extra_body": options.extra_body} if options.extra_body else {})
     assert options.model is not None, "check_options"
     found = dict[str, Any](model_signature(options.model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,28 @@ def test_each_image_is_asked_with_its_own_words(
     assert [row["caption"] for row in found] == expected
     assert (tally.images, len(tally.failures)) == (4, 1)
     assert "has no value for {name}" in found[2]["problem"]
+
+
+def test_tars_with_the_images_are_asked_as_well(
+    model: Model, images: list[bytes], expected: list[str | None], tmp_path: Path
+) -> None:
+    source = in_folder(tmp_path / "in", images)
+    caption_shards(job(model, tmp_path / "out", source, prompt=PROMPT, form="webdataset", images_per_shard=5))
+    with tarfile.open(tmp_path / "out/shard-00000.tar") as archive:
+        texts = [archive.extractfile(one) for one in archive if one.name.endswith(".txt")]
+        assert [text.read().decode() for text in texts if text is not None] == [one for one in expected if one]
+
+
+def test_the_first_image_may_lack_what_others_have(model: Model, images: list[bytes], tmp_path: Path) -> None:
+    source = in_folder(tmp_path / "in", images)
+    lines = (source / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (source / "metadata.jsonl").write_text("".join(lines[1:]))
+    tally = caption_shards(job(model, tmp_path / "out", source, prompt=PROMPT))
+    assert (tally.images, len(tally.failures)) == (3, 2)
+    write_tar(tmp_path / "empty.tar", {})
+    none = job(model, tmp_path / "none", tmp_path / "empty.tar", prompt=PROMPT)
+    with pytest.raises(UserError, match="no image"):
+        caption_shards(none)
 
 
 @pytest.mark.parametrize("write", [in_folder, in_parquet, in_tar, in_saved])
