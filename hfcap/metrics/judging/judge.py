@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field, field_validator
 
+from hfcap.children import TOKENS
 from hfcap.errors import UserError
 from hfcap.metrics.base import MetricOptions
 from hfcap.metrics.shared.models import model_signature
@@ -70,7 +71,8 @@ class JudgeOptions(MetricOptions):
     @field_validator("api_key_env")
     @classmethod
     def _name_of_a_variable(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z_]\w{0,63}", value, re.ASCII):
+        looks_secret = value is not None and any(shape.search(value.encode()) for shape in TOKENS.values())
+        if value is not None and (looks_secret or not re.fullmatch(r"[A-Za-z_]\w{0,63}", value, re.ASCII)):
             raise ValueError("api_key_env: must be the name of an environment variable, not the key")
         return value
 
