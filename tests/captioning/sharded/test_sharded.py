@@ -211,5 +211,5 @@ def test_wrong_inputs(model: Model, folder: Path, tmp_path: Path) -> None:
         caption_shards(job(model, tmp_path / "out", tmp_path / "x.tar", choice=DatasetChoice(split="train")))
     with pytest.raises(UserError, match=r"--force: would delete what the other processes write"):
         caption_shards(job(model, tmp_path / "out", folder), Place(launched=True), again=True)
-    with pytest.raises(UserError, match=r"the first image has no column for \{city\} \(columns: none\)"):
+    with pytest.raises(UserError, match=r"the first shard has no column for \{city\} \(columns: none\)"):
         caption_shards(job(model, tmp_path / "fields", folder, prompt="in {city}"))
