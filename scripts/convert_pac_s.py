@@ -112,35 +112,53 @@ def renamed(state: Tensors) -> Tensors:
     return found
 
 
-def convert(checkpoint: Path, base: str, folder: Path) -> None:
-    """Write the CLIP folder.
+def fill(model: Any, weights: Tensors, checkpoint: Path, base: str) -> None:
+    """Give a model the weights.
 
     Raises:
-        UserError: the checkpoint cannot be used, or is not of the base model.
+        UserError: a weight is missing, too many, or of another shape.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
-
-    from hfcap.schema import IMAGE_BACKEND
-
-    weights = renamed(with_lora(read_checkpoint(checkpoint)))
-    try:
-        model: Any = CLIPModel.from_pretrained(base, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        image_processor: Any = AutoImageProcessor.from_pretrained(base, backend=IMAGE_BACKEND)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{base}: the base CLIP cannot be loaded ({error}); give its folder or Hub id") from None
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if wrong:
         raise UserError(
             f"{checkpoint}: not a checkpoint of {base}: {len(wrong):,} weights differ, for example {wrong[0]} "
-            f"({given.get(wrong[0])} there, {own.get(wrong[0])} in the base); give the CLIP that it was trained from"
+            f"({given.get(wrong[0])} there, {own.get(wrong[0])} in the base); give the model that it was trained from"
         )
     model.load_state_dict(weights, strict=False)
+
+
+def write_clip(weights: Tensors, checkpoint: Path, base: str, folder: Path) -> None:
+    """Write a CLIP folder: weights under transformers' names, tokenizer and image processor of the base model.
+
+    Raises:
+        UserError: the base model cannot be loaded, or the weights are not of it.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
+
+    from hfcap.schema import IMAGE_BACKEND
+
+    try:
+        model: Any = CLIPModel.from_pretrained(base, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        image_processor: Any = AutoImageProcessor.from_pretrained(base, backend=IMAGE_BACKEND)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{base}: the base CLIP cannot be loaded ({error}); give its folder or Hub id") from None
+    fill(model, weights, checkpoint, base)
+    model.save_pretrained(folder)
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
+
+
+def convert(checkpoint: Path, base: str, folder: Path) -> None:
+    """Write the CLIP folder.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or is not of the base model.
+    """
+    weights = renamed(with_lora(read_checkpoint(checkpoint)))
     with folder_being_written(folder) as temporary:
-        model.save_pretrained(temporary)
-        CLIPProcessor(image_processor, tokenizer).save_pretrained(temporary)
+        write_clip(weights, checkpoint, base, temporary)
 
 
 def main() -> None:

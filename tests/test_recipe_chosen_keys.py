@@ -24,7 +24,8 @@ def test_keys_of_another_source_captioner_or_metric_are_named_as_such(tmp_path: 
     (option,) = problems(tmp_path, GOOD, "score.metrics=[spice]", "score.metric_options.spice.images=x")
     assert "score.metric_options.spice.images: unknown key of metric 'spice': it belongs to metric 'clip_sco" in option
     with pytest.raises(
-        UserError, match=r"^--option 'spice\.images=x': spice\.images: .* metric 'clip_score' or 'fleur'; remove"
+        UserError,
+        match=r"^--option 'spice\.images=x': spice\.images: .* metric 'clip_score' or 'fleur' or 'polos'; remove",
     ):
         metric_options_from(["spice.images=x"], ["spice"])
     # A key that nothing takes is no key that looks a little like one of another block.

@@ -61,7 +61,8 @@ KNOWN_SETS = {
             rouge_l=(32.139, 32.314),
             cider=(43.602, 43.891),
         )
-        | _taus(_CLIPSCORE, spice=(None, 44.9), clip_score=(None, 51.2), ref_clip_score=(None, 53.0)),
+        | _taus(_CLIPSCORE, spice=(None, 44.9), clip_score=(None, 51.2), ref_clip_score=(None, 53.0))
+        | _taus(_POLOS, polos=(None, 56.4)),
     ),
     "flickr8k_cf": KnownSet(
         "Flickr8k-CF",
@@ -75,7 +76,8 @@ KNOWN_SETS = {
             rouge_l=(19.903, 10.274),
             cider=(24.619, 12.724),
         )
-        | _taus(_CLIPSCORE, spice=(24.4, None), clip_score=(34.4, None), ref_clip_score=(36.4, None)),
+        | _taus(_CLIPSCORE, spice=(24.4, None), clip_score=(34.4, None), ref_clip_score=(36.4, None))
+        | _taus(_POLOS, polos=(37.8, None)),
     ),
     "composite": KnownSet(
         "Composite",
@@ -90,7 +92,8 @@ KNOWN_SETS = {
             clip_score=(None, 53.8),
             ref_clip_score=(None, 55.4),
         )
-        | _taus(_SPICA, rouge_l=(30.0, 32.4)),
+        | _taus(_SPICA, rouge_l=(30.0, 32.4))
+        | _taus(_POLOS, polos=(None, 57.6)),
     ),
     "polaris": KnownSet(
         "Polaris",

@@ -24,6 +24,7 @@ METRIC_NAMES = {
     "clip_score": "CLIPScore",
     "ref_clip_score": "RefCLIPScore",
     "bert_score": "BERTScore",
+    "polos": "Polos",
     "fleur": "FLEUR",
     "ref_fleur": "RefFLEUR",
 }

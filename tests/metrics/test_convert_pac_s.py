@@ -23,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_clip(tmp_path_factory.mktemp("base"), seed=1, spread=None)
 
 
-def _shapes(layers: int = 2, width: int = 16, embedding: int = 12) -> dict[str, tuple[int, ...]]:
+def openai_shapes(layers: int = 2, width: int = 16, embedding: int = 12) -> dict[str, tuple[int, ...]]:
     """Weights of OpenAI's CLIP in its own names, of the size of the tiny base model."""
     shapes: dict[str, tuple[int, ...]] = {
         "token_embedding.weight": (514, width),
@@ -53,7 +53,7 @@ def _shapes(layers: int = 2, width: int = 16, embedding: int = 12) -> dict[str, 
     return shapes | {f"{norm}.{kind}": (width,) for norm in norms for kind in ("weight", "bias")}
 
 
-def _random(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
 
@@ -126,7 +126,7 @@ class _Plain:
 def test_the_folder_computes_what_the_authors_compute(base: str, lora: bool, tmp_path: Path) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
-    state = _random(_shapes())
+    state = random_weights(openai_shapes())
     full = state | (_lora(state) if lora else {})
     assert any("lora" in name for name in full) is lora
     torch.save({"state_dict": full, "epoch": 3}, tmp_path / "pac.pth")
@@ -155,7 +155,7 @@ class _Evil:
 
 def test_nothing_but_tensors_is_read(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pac.pth"
-    torch.save({"state_dict": _random(_shapes()), "hook": _Evil()}, path)
+    torch.save({"state_dict": random_weights(openai_shapes()), "hook": _Evil()}, path)
     with pytest.raises(UserError, match="cannot be read as weights alone"):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(_Evil(), protocol=2))
@@ -166,7 +166,7 @@ def test_nothing_but_tensors_is_read(base: str, tmp_path: Path, monkeypatch: pyt
         read_checkpoint(path)
     with pytest.raises(UserError, match="cannot be read as weights alone"):
         read_checkpoint(tmp_path / "none.pth")
-    torch.save(_random(_shapes(layers=3)), path)
+    torch.save(random_weights(openai_shapes(layers=3)), path)
     with pytest.raises(UserError, match=r"not a checkpoint of .*layers\.2\."):
         convert(path, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()

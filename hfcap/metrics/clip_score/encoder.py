@@ -61,6 +61,7 @@ class ClipEncoder:
         device: where it runs; None = CUDA where there is one, else the CPU.
         batch_size: images or captions at a time.
         long_captions: see `texts`.
+        metric: name of the metric that asks, for messages.
 
     Raises:
         UserError: the model cannot be loaded, or has no image and text encoder.
@@ -72,11 +73,12 @@ class ClipEncoder:
         device: str | None = None,
         batch_size: int = 64,
         long_captions: LongCaptions = "cut",
+        metric: str = "clip_score",
     ) -> None:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        with loading(model, "the CLIP model of metric 'clip_score'"):
+        with loading(model, f"the CLIP model of metric {metric!r}"):
             # float32: half precision moves CLIPScore in the third decimal.
             loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
@@ -109,7 +111,7 @@ class ClipEncoder:
         all three.
         """
         pieces = self._pieces(captions)
-        vectors = self._encoded([piece for group in pieces for piece in group])
+        vectors = unit(self.text_features([piece for group in pieces for piece in group]))
         if all(len(group) == 1 for group in pieces):
             return vectors
         counts = [len(group) for group in pieces]
@@ -138,9 +140,11 @@ class ClipEncoder:
         Raises:
             UserError: an image is missing or cannot be read; the message names it.
         """
-        return unit(
-            image_source.embeddings(self._name, self._model, self._image_processor, image_ids, self._batch_size)
-        )
+        return unit(self.image_features(image_source, image_ids))
+
+    def image_features(self, image_source: Images, image_ids: Sequence[str]) -> NDArray[np.float32]:
+        """Return what the model says of images, not brought to length one, (N, D) float32; see `images`."""
+        return image_source.embeddings(self._name, self._model, self._image_processor, image_ids, self._batch_size)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token numbers of texts after the prompt, all of them."""
@@ -169,7 +173,11 @@ class ClipEncoder:
         (nothing,) = self._ids([""])
         return [max(len(ids) - len(nothing), 1) for ids in self._ids(texts)]
 
-    def _encoded(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return what the model says of texts after the prompt, not brought to length one, (M, D) float32.
+
+        Of a text of more tokens than the model reads, the beginning is encoded, with the end token.
+        """
         import torch
 
         found: list[NDArray[np.float32]] = []
@@ -187,4 +195,4 @@ class ClipEncoder:
                 output = self._model.get_text_features(input_ids=tokens["input_ids"], **mask)
             # transformers 5 wraps the features in an output object, transformers 4 returns the tensor.
             found.append(getattr(output, "pooler_output", output).cpu().numpy())
-        return unit(np.concatenate(found))
+        return np.concatenate(found)
