@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import multiprocessing.spawn
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from tests.forking.start import forking_python
 
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
     # On a processor with AVX-512, torch asks oneDNN whether it may use bfloat16, and not the kernels that it was told
@@ -46,6 +50,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HFCAP_CACHE", str(tmp_path_factory.mktemp("hfcap-cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def forking() -> Iterator[str]:
+    """The path of a `python` that need not import torch, transformers and hfcap again (tests/forking)."""
+    with forking_python() as path:
+        yield path
+
+
+@pytest.fixture
+def forks(forking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what this test starts with sys.executable be forks: itself, and the commands that start others."""
+    multiprocessing.spawn.get_executable()  # has noted the interpreter itself
+    monkeypatch.setattr(sys, "executable", forking)
 
 
 @pytest.fixture

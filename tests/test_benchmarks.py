@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+pytestmark = pytest.mark.usefixtures("forks")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -15,6 +15,7 @@ from hfcap.recipe.loading import load_recipe
 from scripts import compare_families
 from scripts.compare_families import Contest, family_recipes
 
+pytestmark = pytest.mark.usefixtures("forks")
 ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "grey": (120, 120, 120)}
 

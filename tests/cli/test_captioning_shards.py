@@ -22,6 +22,7 @@ from tests.captioning.sharded.test_sharded import write_tar
 from tests.cli.command_line import Hfcap, assert_refused
 from tests.test_documentation import ROOT, code_blocks
 
+pytestmark = pytest.mark.usefixtures("forks")
 OPTIONS = GenerateOptions(num_beams=2, max_new_tokens=6)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,12 @@ from tests.training.harness import Result, assert_same_tensors
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def finished(forking: str, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A finished LoRA run, made in a process of its own as a person would."""
     folder = tmp_path_factory.mktemp("finished")
     path = write_recipe(folder, "vit_gpt2", "lora")
     done = subprocess.run(
-        [sys.executable, "-m", "hfcap", "run", str(path)],
+        [forking, "-m", "hfcap", "run", str(path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -220,11 +219,13 @@ def test_card_check(finished: RunDirectory, hfcap: Hfcap) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_training_goes_on_with_the_same_command(number: int, tmp_path: Path, hfcap: Hfcap) -> None:
+def test_a_stopped_training_goes_on_with_the_same_command(
+    number: int, tmp_path: Path, hfcap: Hfcap, forking: str
+) -> None:
     path = write_recipe(tmp_path, train={"max_steps": 100, "eval_steps": 100})
     result = Result(RunDirectory(tmp_path / "runs" / "tiny"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "hfcap", "train", str(path)]
+    command = [forking, "-m", "hfcap", "train", str(path)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (result.run.log.is_file() and result.run.log.stat().st_size):
         time.sleep(0.005)

@@ -54,10 +54,10 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(forking: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_recipe(folder, score={"baselines": [], "metrics": ["rouge_l"]})
-    done = run_program([sys.executable, "-m", "hfcap", "run", str(recipe)], timeout=280)
+    done = run_program([forking, "-m", "hfcap", "run", str(recipe)], timeout=280)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "tiny"
 

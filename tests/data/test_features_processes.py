@@ -75,8 +75,8 @@ def test_a_killed_process_leaves_whole_shards_and_the_next_goes_on(
     torch.testing.assert_close(found, expected_states(captioner, images), rtol=1e-3, atol=1e-3)
 
 
-def test_two_processes_share_the_work(captioner: Captioner, images: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+def test_two_processes_share_the_work(forking: str, captioner: Captioner, images: Path, tmp_path: Path) -> None:
+    command = [forking, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     command += [fill_store.__file__, str(images), str(tmp_path), "0"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, check=False)

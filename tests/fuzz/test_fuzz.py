@@ -18,6 +18,7 @@ from tests.fuzz.mutations import mutated
 from tests.fuzz.running import Outcome, run_target
 from tests.fuzz.target import Target
 
+pytestmark = pytest.mark.usefixtures("forks")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(forking: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all of them trained."""
     place = tmp_path_factory.mktemp("counts")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, process_counts.__file__, str(place)]
+    command = [forking, process_counts.__file__, str(place)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     said = "\n".join(f"{path}: {path.read_text()[-2000:]}" for path in place.rglob("said-*"))
     assert done.returncode == 0, done.stderr[-3000:] + said

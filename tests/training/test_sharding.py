@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(forking: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Where two processes trained with weights in pieces, and one with whole weights."""
     two, one = tmp_path_factory.mktemp("sharded"), tmp_path_factory.mktemp("one")
     forget_accelerator()
@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build_optimizer", plain_descent)
         sharded_processes.trained(sharded_processes.own_shapes(one, 4), RunDirectory(one / OWN_SHAPES))
-    launch(sharded_processes.__file__, two)
+    launch(forking, sharded_processes.__file__, two)
     return two, one
 
 

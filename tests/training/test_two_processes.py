@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from tests.training.harness import Result, assert_same_path, forget_accelerator
 REPOSITORY = Path(__file__).parents[2]
 
 
-def launch(script: str, *arguments: object) -> None:
+def launch(python: str, script: str, *arguments: object) -> None:
     """Run a script in two processes that talk over loopback, as `accelerate launch` or torchrun starts them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
     # As in an accelerate configuration that says so: the recipe's number alone must count.
@@ -36,10 +35,10 @@ def launch(script: str, *arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(forking: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Where two processes and one process trained."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    launch(two_processes.__file__, two, 2)
+    launch(forking, two_processes.__file__, two, 2)
     forget_accelerator()
     two_processes.train_cases(one, 4)
     return two, one

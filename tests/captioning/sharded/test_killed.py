@@ -16,6 +16,7 @@ from tests.captioners.helpers import write_image
 from tests.captioning.sharded.conftest import contents
 
 Model = tuple[Captioner, str]
+pytestmark = pytest.mark.usefixtures("forks")
 
 WORKER = """
 import os, signal, sys, time
