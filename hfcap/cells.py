@@ -37,7 +37,7 @@ def captions_of_cell(cell: str, where: str) -> list[str]:
         UserError: the cell stands for nothing, or is a list of something else than texts.
     """
     text = cell.strip()
-    if stands_for_nothing(text):
+    if text in _EMPTY_CELLS:
         raise UserError(
             f"{where}: the caption is {shown(text)}, as programs write an empty cell; leave it out or write a caption"
         )

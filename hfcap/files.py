@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -271,12 +272,16 @@ def read_json_lines(path: Path, what: str, finite: bool = False) -> Iterator[tup
         handle = path.open("rb")
     with handle:
         # Only the line feed ends a line: str.splitlines would also cut at U+2028, which JSON allows inside strings.
-        for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b""), start=1):
-            where = f"{path}: line {number}"
+        begin = f"{path}: line "
+        for number, line in enumerate(iter(partial(handle.readline, MAX_LINE_BYTES + 1), b""), start=1):
+            where = f"{begin}{number}"
             if len(line) > MAX_LINE_BYTES:
                 raise UserError(f"{where} has more than {MAX_LINE_BYTES:,} bytes; write one object a line")
-            with _user_errors(path, f"{what}, line {number},"):
+            try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                with _user_errors(path, f"{what}, line {number},"):
+                    raise
             if not text.strip():
                 continue
             value = parse_json(text.rstrip("\r\n"), where, finite=finite)

@@ -11,44 +11,27 @@ from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric, CaptionSet
 from hfcap.metrics.meteor_parts.alignment import BEAM, LONGEST_TOGETHER, align_alone, align_together
+from hfcap.metrics.meteor_parts.bounds import upper_bounds
 from hfcap.metrics.meteor_parts.index import INDEX_VERSION, MeteorIndex, open_index
-from hfcap.metrics.meteor_parts.matching import N_MODULES, MatchFinder
+from hfcap.metrics.meteor_parts.matching import Matches, MatchFinder
 from hfcap.metrics.meteor_parts.normalize import is_plain, normalize
 from hfcap.metrics.meteor_parts.resources import MeteorResources
+from hfcap.metrics.meteor_parts.score import (
+    CHUNKS,
+    CONTENT_MATCHES,
+    FUNCTION_MATCHES,
+    FUNCTION_WORDS,
+    LENGTHS,
+    MATCHED,
+    N_STATISTICS,
+    scores_of,
+)
 from hfcap.metrics.meteor_parts.words import Integers, WordTable
 from hfcap.metrics.shared.tokenizer import TokenSequences, Vocabulary
 
-_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
-_MODULE_WEIGHTS = np.asarray([1.0, 0.6, 0.8, 0.6])
-
-# Columns of the statistics; CANDIDATE + k and REFERENCE + k belong together.
-_LENGTHS, _FUNCTION_WORDS = slice(0, 2), slice(2, 4)
-_CONTENT_MATCHES, _FUNCTION_MATCHES = slice(4, 12), slice(12, 20)  # module by module, candidate before reference
-_CHUNKS = 20
-_MATCHED = slice(21, 23)
-N_STATISTICS = 23
-
 _PAIRS_PER_BATCH = 4096
 _CELLS_PER_BATCH = 1_000_000
-
-
-def scores_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return METEOR for summed statistics: (..., 23) -> (...).
-
-    With P and R the weighted precision and recall, F = 1 / ((1 - 0.85) / P + 0.85 / R), and f = chunks / mean number
-    of matched words: F * (1 - 0.6 * f ** 0.2).
-    """
-    content = statistics[..., _CONTENT_MATCHES].reshape(*statistics.shape[:-1], N_MODULES, 2)
-    function = statistics[..., _FUNCTION_MATCHES].reshape(*statistics.shape[:-1], N_MODULES, 2)
-    matched = (_MODULE_WEIGHTS[:, None] * (_DELTA * content + (1 - _DELTA) * function)).sum(axis=-2)
-    function_words = statistics[..., _FUNCTION_WORDS]
-    total = _DELTA * (statistics[..., _LENGTHS] - function_words) + (1 - _DELTA) * function_words
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision, recall = np.moveaxis(np.where(total > 0, matched / total, 0.0), -1, 0)
-        mean = 1.0 / ((1.0 - _ALPHA) / precision + _ALPHA / recall)
-        fragmentation = statistics[..., _CHUNKS] / (statistics[..., _MATCHED].sum(axis=-1) / 2.0)
-        score = mean * (1.0 - _GAMMA * fragmentation**_BETA)
-    return np.where((precision > 0) & (recall > 0), score, 0.0)
+_IMAGES_AT_ONCE = 8192
 
 
 def _batches(finder: MatchFinder, candidates: Integers, references: Integers) -> Iterator[Integers]:
@@ -68,9 +51,10 @@ def _batches(finder: MatchFinder, candidates: Integers, references: Integers) ->
         start = end
 
 
-def _pair_statistics(finder: MatchFinder, candidates: Integers, references: Integers) -> NDArray[np.float64]:
-    """(Q, 23) statistics of Q pairs of captions."""
-    matches = finder.find(candidates, references)
+def _pair_statistics(
+    finder: MatchFinder, matches: Matches, candidates: Integers, references: Integers
+) -> NDArray[np.float64]:
+    """(Q, 23) statistics of Q pairs of captions, given their possible matches."""
     sides = (candidates, references)
     lengths = [finder.lengths[side] for side in sides]
     if max(int(lengths[0].max()), int(lengths[1].max())) > LONGEST_TOGETHER:
@@ -92,19 +76,19 @@ def _pair_statistics(finder: MatchFinder, candidates: Integers, references: Inte
         )
     ):
         offset = finder.offsets[captions]
-        result[:, _LENGTHS.start + side] = lengths[side]
-        result[:, _FUNCTION_WORDS.start + side] = function_before[offset + lengths[side]] - function_before[offset]
+        result[:, LENGTHS.start + side] = lengths[side]
+        result[:, FUNCTION_WORDS.start + side] = function_before[offset + lengths[side]] - function_before[offset]
         start, length = offset[pair] + first[alignment.chosen], covered[alignment.chosen]
         function = function_before[start + length] - function_before[start]
-        for column, words in ((_CONTENT_MATCHES.start, length - function), (_FUNCTION_MATCHES.start, function)):
+        for column, words in ((CONTENT_MATCHES.start, length - function), (FUNCTION_MATCHES.start, function)):
             places.append(pair * N_STATISTICS + column + 2 * module + side)
             amounts.append(words)
-        places.append(pair * N_STATISTICS + _MATCHED.start + side)
+        places.append(pair * N_STATISTICS + MATCHED.start + side)
         amounts.append(length)
     flat = np.bincount(np.concatenate(places), weights=np.concatenate(amounts), minlength=result.size)
     result += flat.reshape(result.shape)
-    is_perfect = (result[:, _MATCHED] == result[:, _LENGTHS]).all(axis=1) & (alignment.chunks == 1)
-    result[:, _CHUNKS] = np.where(is_perfect, 0, alignment.chunks)
+    is_perfect = (result[:, MATCHED] == result[:, LENGTHS]).all(axis=1) & (alignment.chunks == 1)
+    result[:, CHUNKS] = np.where(is_perfect, 0, alignment.chunks)
     return result
 
 
@@ -134,13 +118,40 @@ def _best_statistics(finder: MatchFinder, counts: Integers) -> NDArray[np.float6
         finder: knows the N candidates, and after them all references.
         counts: (N,) references of each candidate.
     """
+    first = np.concatenate(([0], np.cumsum(counts)))
+    starts = range(0, len(counts), _IMAGES_AT_ONCE)
+    parts = [slice(start, min(start + _IMAGES_AT_ONCE, len(counts))) for start in starts]
+    found = [_best_of_part(finder, counts[part], part.start, len(counts) + int(first[part.start])) for part in parts]
+    return np.concatenate(found) if found else np.zeros((0, N_STATISTICS))
+
+
+def _best_of_part(
+    finder: MatchFinder, counts: Integers, first_candidate: int, first_reference: int
+) -> NDArray[np.float64]:
+    """The same for some of the images; a pair that cannot beat another one of its image is not aligned."""
     image = np.repeat(np.arange(len(counts)), counts)
-    first, second = image, len(counts) + np.arange(len(image))
-    statistics = np.zeros((len(second), N_STATISTICS))
-    for positions in _batches(finder, first, second):
-        statistics[positions] = _pair_statistics(finder, first[positions], second[positions])
-    best_first = np.lexsort((np.arange(len(second)), -scores_of(statistics), image))
-    return statistics[best_first[np.cumsum(counts) - counts]]
+    candidates, references = first_candidate + image, first_reference + np.arange(len(image))
+    batches = list(_batches(finder, candidates, references))
+    matches = [finder.find(candidates[positions], references[positions]) for positions in batches]
+    bounds = np.zeros(len(image))
+    for positions, possible in zip(batches, matches, strict=True):
+        bounds[positions] = upper_bounds(finder, possible, candidates[positions], references[positions])
+    statistics = np.zeros((len(image), N_STATISTICS))
+    starts = np.cumsum(counts) - counts
+    likeliest = np.lexsort((-bounds, image))[starts]
+    is_wanted = np.zeros(len(image), dtype=bool)
+    is_wanted[likeliest] = True
+    for _ in range(2):
+        for positions, possible in zip(batches, matches, strict=True):
+            wanted = is_wanted[positions]
+            if wanted.any():
+                chosen = positions[wanted]
+                own = possible.of_pairs(wanted)
+                statistics[chosen] = _pair_statistics(finder, own, candidates[chosen], references[chosen])
+        is_wanted = bounds >= scores_of(statistics[likeliest])[image]
+        is_wanted[likeliest] = False
+    best_first = np.lexsort((np.arange(len(image)), -scores_of(statistics), image))
+    return statistics[best_first[starts]]
 
 
 class _Normaliser:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hfcap.errors import UserError, shown
+from hfcap.failures.garbage import no_search_for_cycles
 from hfcap.files import file_being_written, read_json, read_text
 from hfcap.run_directory.records import Signature, check_shape
 from hfcap.schema import ErrorSlice, ScoreReport, SliceScores
@@ -23,6 +24,7 @@ _BEGINNING = re.compile(rb'\{\n  "schema_version": \d+,\n  "split": ')
 """How hfcap's score files begin."""
 
 
+@no_search_for_cycles()
 def write_scores(report: ScoreReport, path: Path) -> None:
     """Write a score file atomically: the summary indented, then one line per image."""
     head = {

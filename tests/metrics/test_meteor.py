@@ -19,10 +19,12 @@ from hfcap.metrics import meteor as meteor_module
 from hfcap.metrics.base import CaptionSet, ReferenceSet
 from hfcap.metrics.meteor import Meteor, meteor_statistics, scores_of
 from hfcap.metrics.meteor_parts.alignment import LONGEST_TOGETHER, align_together
+from hfcap.metrics.meteor_parts.bounds import upper_bounds
 from hfcap.metrics.meteor_parts.index import INDEX_VERSION, MeteorIndex, open_index
-from hfcap.metrics.meteor_parts.matching import Matches
+from hfcap.metrics.meteor_parts.matching import Matches, MatchFinder
 from hfcap.metrics.meteor_parts.normalize import normalize
 from hfcap.metrics.meteor_parts.stemmer import stem
+from hfcap.metrics.meteor_parts.words import WordTable
 from hfcap.metrics.suite import CaptionSuite
 from tests.metrics.meteor_jar import GOLDEN, HAS_JAR, jar_scores
 
@@ -101,13 +103,13 @@ def test_small_batches_keep_their_limits_and_give_the_same_scores(
     monkeypatch.setattr(meteor_module, "_PAIRS_PER_BATCH", 3)
     monkeypatch.setattr(meteor_module, "_CELLS_PER_BATCH", 100)
     batches: list[list[int]] = []
-    compute = meteor_module._pair_statistics
+    find = MatchFinder.find
 
-    def noted(finder: Any, candidates: Any, references: Any) -> Any:
+    def noted(finder: MatchFinder, candidates: Any, references: Any) -> Matches:
         batches.append((finder.lengths[candidates] * finder.lengths[references]).tolist())
-        return compute(finder, candidates, references)
+        return find(finder, candidates, references)
 
-    monkeypatch.setattr(meteor_module, "_pair_statistics", noted)
+    monkeypatch.setattr(MatchFinder, "find", noted)
     scores, _ = _scores(index, [(row["candidate"], row["references"]) for row in rows])
     assert scores == pytest.approx([row["score"] for row in rows], abs=TOLERANCE)
     assert sum(map(len, batches)) == sum(len(row["references"]) for row in rows)
@@ -241,3 +243,66 @@ def test_no_pairs_have_no_alignment() -> None:
 
 def test_no_captions(index: MeteorIndex) -> None:
     assert meteor_statistics(index, [], []).shape == (0, meteor_module.N_STATISTICS)
+
+
+def _groups(seed: int, n_images: int) -> list[tuple[str, list[str]]]:
+    """Candidates and references of a few words that match in every way, so that many alignments are nearly as good."""
+    draw = random.Random(seed)
+    words = [
+        "a",
+        "the",
+        "dog",
+        "dogs",
+        "puppy",
+        "runs",
+        "running",
+        "is",
+        "going to",
+        "go",
+        "large",
+        "big",
+        "in front of",
+    ]
+    words += ["quickly", "next to", "near", "a lot of", "many", "children", "kids", "of", "on"]
+
+    def caption(shortest: int, longest: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(shortest, longest)))
+
+    groups = []
+    for number in range(n_images):
+        own = caption(0, 14)
+        human = [caption(1, 14) for _ in range(draw.randint(1, 6))]
+        # The candidate itself, its beginning, and a reference twice: equal and nearly equal scores.
+        human += [own or "a dog", " ".join(own.split()[:-1]) or "a", human[0]][: number % 4]
+        groups.append((own, draw.sample(human, len(human))))
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_that_are_not_aligned_could_not_have_won(index: MeteorIndex, seed: int) -> None:
+    """The best of each pair scored alone, the first of equals, is what all together give, to the last bit."""
+    groups = _groups(seed, 150)
+    together = meteor_statistics(index, [own for own, _ in groups], [human for _, human in groups])
+    pairs = [(own, one) for own, human in groups for one in human]
+    alone = meteor_statistics(index, [own for own, _ in pairs], [[one] for _, one in pairs])
+    scores = scores_of(alone)
+    start = 0
+    for row, (_, human) in zip(together, groups, strict=True):
+        best = start + int(np.argmax(scores[start : start + len(human)]))
+        assert row.tobytes() == alone[best].tobytes()
+        start += len(human)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_pair_scores_more_than_its_bound(index: MeteorIndex, seed: int) -> None:
+    groups = _groups(seed, 150)
+    pairs = [(own, one) for own, human in groups for one in human]
+    words = normalize([text for pair in pairs for text in pair], index.prefixes)
+    table = WordTable(index)
+    numbers = table.numbers_of([word for caption in words for word in caption])
+    finder = MatchFinder(table, numbers, np.asarray([len(caption) for caption in words]))
+    own, human = np.arange(0, len(words), 2), np.arange(1, len(words), 2)
+    bounds = upper_bounds(finder, finder.find(own, human), own, human)
+    scores = scores_of(meteor_statistics(index, [own for own, _ in pairs], [[one] for _, one in pairs]))
+    assert (bounds >= scores).all()
+    assert np.median((bounds - scores)[scores > 0]) < 0.2  # a bound of one would prove nothing

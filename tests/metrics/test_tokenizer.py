@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION, Vocabulary, _scan, encode_captions, tokenize
+from hfcap.metrics.shared.tokenizer import (
+    TOKENIZER_VERSION,
+    Vocabulary,
+    _scan,
+    _tokens_of_ordinary,
+    encode_captions,
+    tokenize,
+)
 from scripts.conformance_tokenizer import RECORD, coco_captions, hash_of, java_lines, package_folder
 
 # Outcomes of the Java tool, looked at once; test_java_still_says_so repeats them where Java is installed.
@@ -119,3 +126,14 @@ def test_hashes_do_not_depend_on_the_order_of_words() -> None:
     ours = dict(zip(first.words, first.hashes.tolist(), strict=True))
     assert ours == dict(zip(second.words, second.hashes.tolist(), strict=True))
     assert len(np.unique(first.hashes)) == 3
+
+
+@pytest.mark.parametrize(
+    "word", ["dog", "Dogs", "no", "St", "etc", "art", "cannot", "a", "I", "u-turn", "7", "1950", "mr"]
+)
+def test_words_with_marks_are_read_as_by_the_full_rules(word: str) -> None:
+    marks = ["", ".", ",", "?", "!", ";", ":", '"', '."', '",', '".', '?"', '"?', ".,", '""', "'s", "'"]
+    pieces = [f"{before}{word}{after}" for before in ("", '"', "'", '""') for after in marks]
+    found = {piece: _tokens_of_ordinary(piece) for piece in pieces}
+    assert all(tokens is None or tokens == _scan(piece) for piece, tokens in found.items())
+    assert word not in ("dog", "1950") or sum(tokens is not None for tokens in found.values()) >= 15

@@ -19,6 +19,10 @@ EXACT, STEM, SYNONYM, PARAPHRASE = range(4)
 N_MODULES = 4
 
 _LONGEST_PHRASE = 7
+# They stand for no word, and as positions from the end for the entries that are appended to what is known of words.
+_NO_WORD, _NO_OTHER = -1, -2
+_ENDS = np.asarray([_NO_OTHER, _NO_WORD], dtype=np.int32)
+_NO_BITS = np.zeros(2, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,15 @@ class Matches:
     reference_length: Integers
     length: Integers
     module: Integers
+
+    def of_pairs(self, chosen: NDArray[np.bool_]) -> Matches:
+        """Return the matches of some of the Q pairs, given by (Q,) bool; these are numbered again."""
+        if chosen.all():
+            return self
+        kept = np.flatnonzero(chosen[self.pair])
+        number = np.cumsum(chosen) - 1
+        others = (self.reference_start, self.start, self.reference_length, self.length, self.module)
+        return Matches(number[self.pair[kept]], *(column[kept] for column in others))
 
 
 def _places(found: NDArray[np.bool_]) -> tuple[Integers, Integers, Integers]:
@@ -122,35 +135,44 @@ class MatchFinder:
     ) -> tuple[NDArray[np.bool_], tuple[Integers, ...]]:
         """(Q,) whether both captions are the same, and the columns of the matches of single words."""
         width, reference_width = int(self.lengths[candidates].max()), int(self.lengths[references].max())
-        here, is_word = self._padded(candidates, width)
-        there, is_reference_word = self._padded(references, reference_width)
+        # Nothing equals what stands where there is no word: no cell of the comparisons needs to be masked.
+        here, there = self._padded(candidates, width, _NO_WORD), self._padded(references, reference_width, _NO_OTHER)
         # (Q, reference word, word): plain comparisons of small arrays, of which few are true.
-        is_cell = is_reference_word[:, :, None] & is_word[:, None, :]
-        is_same = (there[:, :, None] == here[:, None, :]) & is_cell
+        is_same = there[:, :, None] == here[:, None, :]
         shared = min(width, reference_width)
         same_place = is_same[:, np.arange(shared), np.arange(shared)].sum(axis=1)
         lengths = self.lengths[candidates]
         # Captions with the same words match exactly and in no other way.
         identical = (lengths == self.lengths[references]) & (same_place == lengths)
-        is_other = is_cell & ~is_same & ~identical[:, None, None]
-        stems, synonyms = self._table.stems, self._table.synonyms
-        is_stem = (stems[there][:, :, None] == stems[here][:, None, :]) & is_other
-        likely = (synonyms.partners[there][:, :, None] & synonyms.bits[here][:, None, :]) != 0
-        pair, reference_start, start = _places(likely & is_other)
-        chosen = synonyms.find(here[pair, start], there[pair, reference_start])[0]
-        parts = (_places(is_same), _places(is_stem), (pair[chosen], reference_start[chosen], start[chosen]))
+        synonyms = self._table.synonyms
+        stems = np.append(self._table.stems.astype(np.int32), _ENDS)
+        bits, partners = (np.append(each, _NO_BITS) for each in (synonyms.bits, synonyms.partners))
+        # Equal words have equal stems.
+        is_stem = (stems[there][:, :, None] == stems[here][:, None, :]) ^ is_same
+        pair, reference_start, start = _places((partners[there][:, :, None] & bits[here][:, None, :]) != 0)
+        other = np.flatnonzero(~is_same[pair, reference_start, start] & ~identical[pair])
+        pair, reference_start, start = pair[other], reference_start[other], start[other]
+        words = (here[pair, start].astype(np.int64), there[pair, reference_start].astype(np.int64))
+        chosen = synonyms.find(*words)[0]
+        stem_places = _places(is_stem)
+        other = np.flatnonzero(~identical[stem_places[0]])
+        parts = (
+            _places(is_same),
+            tuple(axis[other] for axis in stem_places),
+            (pair[chosen], reference_start[chosen], start[chosen]),
+        )
         pair, reference_start, start = (np.concatenate([part[axis] for part in parts]) for axis in range(3))
         module = np.repeat([EXACT, STEM, SYNONYM], [len(part[0]) for part in parts])
         one = np.ones_like(pair)
         return identical, (pair, reference_start, start, one, one, module, module, start)
 
-    def _padded(self, captions: Integers, width: int) -> tuple[Integers, NDArray[np.bool_]]:
-        """(Q, width) words of captions, 0 where there is none, and where there is one."""
+    def _padded(self, captions: Integers, width: int, filler: int) -> NDArray[np.int32]:
+        """(Q, width) words of captions, `filler` where there is none."""
         place = np.arange(width)
         is_word = place < self.lengths[captions][:, None]
-        words = np.zeros(is_word.shape, dtype=np.int64)
+        words = np.full(is_word.shape, filler, dtype=np.int32)
         words[is_word] = self.words[(self.offsets[captions][:, None] + place)[is_word]]
-        return words, is_word
+        return words
 
     def _likely_phrases(
         self, candidates: Integers, references: Integers, identical: NDArray[np.bool_]

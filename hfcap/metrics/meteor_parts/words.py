@@ -85,7 +85,6 @@ class WordTable:
         is_function: (V,) bool, words that count less.
         stems: (V,) int64 number of each word's stem.
         hashes, shifts: (V,) uint64 of phrases (see hashing.py).
-        synonyms: different words that share a WordNet synset.
     """
 
     def __init__(self, index: MeteorIndex) -> None:
@@ -98,7 +97,8 @@ class WordTable:
         self.shifts = np.empty(0, dtype=np.uint64)
         self._synset_owner = np.empty(0, dtype=np.int64)
         self._synsets = np.empty(0, dtype=np.int64)
-        self.synonyms = PairTable(*(np.empty(0, dtype=np.int64),) * 3, 0)
+        self._synonyms = PairTable(*(np.empty(0, dtype=np.int64),) * 3, 0)
+        self._n_related = 0
 
     def numbers_of(self, words: Sequence[str]) -> Integers:
         """Return the number of each word; words that were never seen are looked up."""
@@ -126,8 +126,15 @@ class WordTable:
         entry, position = expand(starts, self.index.synset_starts[row + 1] - starts)
         self._synset_owner = np.append(self._synset_owner, owner[entry] + known)
         self._synsets = np.append(self._synsets, self.index.synsets[position])
-        first, second = _sharing(self._synset_owner, self._synsets, len(self.stems))
-        self.synonyms = PairTable(first, second, np.zeros_like(first), len(self.stems))
+
+    @property
+    def synonyms(self) -> PairTable:
+        """Different words that share a WordNet synset; related when it is asked for, since each new word changes it."""
+        if self._n_related < len(self.stems):
+            first, second = _sharing(self._synset_owner, self._synsets, len(self.stems))
+            self._synonyms = PairTable(first, second, np.zeros_like(first), len(self.stems))
+            self._n_related = len(self.stems)
+        return self._synonyms
 
 
 def _synonym_rows(index: MeteorIndex, words: Sequence[str]) -> tuple[Integers, Integers]:

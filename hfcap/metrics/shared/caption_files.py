@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from hfcap.cells import JoinedLines, captions_of_cell, csv_rows, stands_for_nothing, texts_of_list
 from hfcap.errors import UserError, shown
+from hfcap.failures.garbage import no_search_for_cycles
 from hfcap.files import parse_json, read_json_lines, read_text
 from hfcap.progress import error_console
 from hfcap.text import printable
@@ -82,7 +83,7 @@ def _parsed_json(path: Path, what: str) -> Any:
 
 
 def _field(row: Any, names: tuple[str, ...], where: str) -> Any:
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict | Mapping):  # to tell a dict is many times as quick
         raise UserError(f"{where}: expected an object with {names[0]!r}, not {type(row).__name__}")
     for name in names:
         if name in row:
@@ -146,6 +147,7 @@ def _listed(image_ids: list[str]) -> str:
     return ", ".join(image_ids[:3]) + (f" and {len(image_ids) - 3:,} more" if len(image_ids) > 3 else "")
 
 
+@no_search_for_cycles()
 def read_predictions(path: Path, *, warn: Warn = warn_on_terminal) -> dict[str, str]:
     """Read one caption per image: hfcap's files, a COCO result file, a JSON mapping id -> caption, or CSV.
 
@@ -245,6 +247,7 @@ def _reference_rows(path: Path, split: str | None) -> Iterator[_Row]:
     return _rows(path, "reference file", ("captions", "caption"))
 
 
+@no_search_for_cycles()
 def read_references(
     path: Path, split: str | None = None, *, warn: Warn = warn_on_terminal
 ) -> dict[str, tuple[str, ...]]:

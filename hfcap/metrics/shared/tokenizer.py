@@ -11,6 +11,7 @@ from itertools import chain, pairwise, repeat
 import numpy as np
 from numpy.typing import NDArray
 
+from hfcap.failures.garbage import no_search_for_cycles
 from hfcap.metrics.shared.ptb_rules import (
     NEEDS_CONTEXT,
     REMOVED,
@@ -27,6 +28,7 @@ LINE_SEPARATORS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 """Characters at which the Java tool starts a new caption; here they are blanks like any other."""
 
 _ORDINARY = re.compile("([A-Za-z]+(?:-[A-Za-z]+)*)('s)?([.,]?)")
+_MARKED = re.compile('"?([A-Za-z]{2,}(?:-[A-Za-z]+)*|[0-9]+)(?:[?!;:,]|"[.,?!]?|[.,?!]")?')
 _MOST_PIECES_KEPT = 500_000
 _CAPTIONS_AT_ONCE = 16_384
 _tokens_of_piece: dict[str, tuple[str, ...] | None] = {}
@@ -53,7 +55,10 @@ def _tokens_of_ordinary(piece: str) -> tuple[str, ...] | None:
     """Tokens of the pieces that make up nearly all text, a hundred times faster than the full rules; else None."""
     match = _ORDINARY.fullmatch(piece)
     if match is None:
-        return None
+        # A word or a number with quotation marks or what ends a sentence, all of which is removed.
+        marked = _MARKED.fullmatch(piece)
+        word = marked[1].lower() if marked else ""
+        return (word,) if word and word not in SPLIT_OR_ABBREVIATED else None
     word, possessive, stop = match.groups()
     word = word.lower()
     if word in SPLIT_OR_ABBREVIATED or (stop and len(word) == 1):
@@ -228,12 +233,13 @@ def _split_at_blanks(captions: Sequence[str], vocabulary: Vocabulary) -> TokenSe
 
 def encode_captions(captions: Sequence[str], vocabulary: Vocabulary, *, tokenized: bool = False) -> TokenSequences:
     """Tokenise raw captions (or split them at blanks if they are `tokenized`) and number their words."""
-    parts = [
-        _split_at_blanks(captions[start : start + _CAPTIONS_AT_ONCE], vocabulary)
-        if tokenized
-        else vocabulary.encoded(captions[start : start + _CAPTIONS_AT_ONCE])
-        for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
-    ]
+    with no_search_for_cycles():
+        parts = [
+            _split_at_blanks(captions[start : start + _CAPTIONS_AT_ONCE], vocabulary)
+            if tokenized
+            else vocabulary.encoded(captions[start : start + _CAPTIONS_AT_ONCE])
+            for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
+        ]
     lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(part.lengths for part in parts)])
     tokens = np.concatenate([np.empty(0, dtype=np.int32), *(part.tokens for part in parts)])
     return TokenSequences(tokens, np.cumsum(lengths))
