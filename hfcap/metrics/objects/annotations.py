@@ -36,26 +36,36 @@ class ObjectOptions(MetricOptions):
     references: bool = Field(True, description="objects that a human caption mentions are in the image, too")
 
 
-def read_annotations(paths: Sequence[Path], vocabulary: ObjectVocabulary) -> dict[str, frozenset[str]]:
+def read_annotations(
+    paths: Sequence[Path], vocabulary: ObjectVocabulary, keys: Sequence[str] = _OBJECT_KEYS
+) -> dict[str, frozenset[str]]:
     """Return image id -> names of the objects in it; images that are listed without any get an empty set.
 
     Layouts: COCO's instances; a JSON mapping image id -> names; a list, or JSON lines, of objects with `image_id` (or
     `id`, `file_name`) and `objects` (or AMBER's `truth`; its questions, whose truth is yes or no, are skipped).
+
+    Args:
+        keys: what the names stand under in the last of these layouts, the first that is there.
 
     Raises:
         UserError: a file is missing, has another layout, or names an object that the vocabulary does not have.
     """
     found: dict[str, set[str]] = {}
     for path in paths:
-        rows = list(_rows(path))
+        rows = list(_rows(path, keys))
         for image_id, names in rows:
-            found.setdefault(image_id, set()).update(_objects(names, vocabulary, path))
+            found.setdefault(image_id, set()).update(known_objects(names, vocabulary, path))
         if not rows:
             raise UserError(f"{path}: no annotated images; give the file that says which objects are in each image")
     return {image_id: frozenset(objects) for image_id, objects in found.items()}
 
 
-def _objects(names: Iterable[str], vocabulary: ObjectVocabulary, place: Path | str) -> Iterator[str]:
+def known_objects(names: Iterable[str], vocabulary: ObjectVocabulary, place: Path | str) -> Iterator[str]:
+    """Yield the vocabulary's name of each object.
+
+    Raises:
+        UserError: the vocabulary does not have it; the message begins with the place.
+    """
     for name in names:
         known = vocabulary.object_called(name)
         if known is None:
@@ -67,17 +77,18 @@ def _objects(names: Iterable[str], vocabulary: ObjectVocabulary, place: Path | s
         yield known
 
 
-def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Image ids and names of objects; an image may come several times."""
     if path.suffix in (".jsonl", ".ndjson"):
-        yield from _listed(path, ((f"{path}: line {n}", row) for n, row in read_json_lines(path, "annotations")))
+        numbered = ((f"{path}: line {n}", row) for n, row in read_json_lines(path, "annotations"))
+        yield from _listed(numbered, keys)
         return
     content = read_json(path, "annotations of objects")
     if isinstance(content, dict) and not any(key in content for key in _OF_COCO):
         for key, names in content.items():
             yield normalised_image_id(key, str(path)), _names(names, f"{path}: key {shown(key)}")
     elif isinstance(content, list):
-        yield from _listed(path, ((f"{path}: entry {n}", row) for n, row in enumerate(content)))
+        yield from _listed(((f"{path}: entry {n}", row) for n, row in enumerate(content)), keys)
     else:
         yield from _of_coco(path, content)
 
@@ -94,16 +105,19 @@ def _of_coco(path: Path, content: Any) -> list[tuple[str, list[str]]]:
         ) from None
 
 
-def _listed(path: Path, rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+def _listed(rows: Iterable[tuple[str, Any]], keys: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     for where, row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{where}: expected an object with image_id and objects, not {type(row).__name__}")
+        if "objects" not in row and row.get("truth") in ("yes", "no"):
+            continue
         image_id = next((row[key] for key in _ID_KEYS if key in row), None)
-        names = next((row[key] for key in _OBJECT_KEYS if key in row), None)
+        names = next((row[key] for key in keys if key in row), None)
         if image_id is None or names is None:
-            raise UserError(f"{where}: no image_id and objects; add them (found the keys {', '.join(map(repr, row))})")
-        if "objects" in row or names not in ("yes", "no"):
-            yield normalised_image_id(image_id, where), _names(names, where)
+            raise UserError(
+                f"{where}: no image_id and {keys[0]}; add them (found the keys {', '.join(map(repr, row))})"
+            )
+        yield normalised_image_id(image_id, where), _names(names, where)
 
 
 def _names(names: Any, where: str) -> list[str]:
@@ -119,6 +133,7 @@ class ObjectsOfImages:
         metric: name of the metric, for messages.
         vocabulary: COCO's 80 categories, or the user's.
         annotated: image id -> names; None = the human captions alone say what is there.
+        targets: image id -> names of objects that are not there and that people might imagine (metric `cog`).
 
     Raises:
         UserError: nothing says which objects are in the images, or a file is wrong.
@@ -129,6 +144,7 @@ class ObjectsOfImages:
         self.with_references = options.references
         self.vocabulary = coco_vocabulary() if options.vocabulary is None else read_vocabulary(Path(options.vocabulary))
         self.annotated: dict[str, frozenset[str]] | None = None
+        self.targets: dict[str, frozenset[str]] = {}
         if not options.instances and (options.vocabulary is None or not options.references):
             raise UserError(
                 f"metric {metric!r} needs to know which objects are in the images; give its option instances, COCO's "
@@ -137,7 +153,7 @@ class ObjectsOfImages:
         if isinstance(options.instances, dict):
             own = options.vocabulary is not None
             self.annotated = {
-                image_id: frozenset(_objects(names, self.vocabulary, "instances") if own else names)
+                image_id: frozenset(known_objects(names, self.vocabulary, "instances") if own else names)
                 for image_id, names in options.instances.items()
             }
         elif options.instances:
@@ -147,7 +163,7 @@ class ObjectsOfImages:
     def of_captions(self, captions: CaptionSet) -> Iterator[tuple[list[str], frozenset[str]]]:
         """Yield of each image the objects that the candidate mentions, in order, and those that are in the image.
 
-        A phrase that may name several objects names one that is in the image, if any is.
+        A phrase that may name several objects names one that is in the image, if any is, else a target, if any is.
 
         Raises:
             UserError: an image is not annotated.
@@ -162,7 +178,9 @@ class ObjectsOfImages:
             present = frozenset() if self.annotated is None else self.annotated[image_id]
             for reference in references if self.with_references else ():
                 present |= {_meant(objects, present) for objects in self.vocabulary.mentions(reference.split(" "))}
-            yield [_meant(objects, present) for objects in self.vocabulary.mentions(line.split(" "))], present
+            targets = self.targets.get(image_id, frozenset())
+            mentions = self.vocabulary.mentions(line.split(" "))
+            yield [_meant(objects, present, targets) for objects in mentions], present
 
     def signature(self) -> dict[str, Any]:
         """Return whose words were used and how many images were annotated; what is as for COCO is not said."""
@@ -173,5 +191,5 @@ class ObjectsOfImages:
         return signed if self.with_references else {**signed, "references": False}
 
 
-def _meant(objects: Sequence[str], present: frozenset[str]) -> str:
-    return next((name for name in objects if name in present), objects[0])
+def _meant(objects: Sequence[str], *likely: frozenset[str]) -> str:
+    return next((name for names in likely for name in objects if name in names), objects[0])
