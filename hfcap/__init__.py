@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hfcap.api.judges import judge, measure_judge
+    from hfcap.api.probes import probe_objects
     from hfcap.api.publishing import push_to_hub
     from hfcap.api.runs import TrainedRun, train
     from hfcap.api.scores import compare, judge_metrics, score
@@ -48,6 +49,7 @@ __all__ = [
     "judge_metrics",
     "load_captioner",
     "measure_judge",
+    "probe_objects",
     "push_to_hub",
     "score",
     "train",
@@ -55,6 +57,7 @@ __all__ = [
 
 _HOMES = {
     "hfcap.api.judges": ("judge", "measure_judge"),
+    "hfcap.api.probes": ("probe_objects",),
     "hfcap.api.publishing": ("push_to_hub",),
     "hfcap.api.runs": ("TrainedRun", "train"),
     "hfcap.api.scores": ("compare", "judge_metrics", "score"),

@@ -34,8 +34,9 @@ def _coco(n_images: int) -> tuple[list[str], list[list[str]]]:
 
 
 def _score_here(candidates: list[str], references: list[list[str]]) -> tuple[list[float], float, float]:
-    from hfcap.metrics.meteor import meteor_statistics, scores_of
+    from hfcap.metrics.meteor import meteor_statistics
     from hfcap.metrics.meteor_parts.index import open_index
+    from hfcap.metrics.meteor_parts.score import scores_of
 
     statistics = meteor_statistics(open_index(), candidates, references)
     return scores_of(statistics).tolist(), float(scores_of(statistics.sum(axis=0))), peak_bytes() / 2**20

@@ -43,6 +43,7 @@ NAMES = [
     "judge_metrics",
     "load_captioner",
     "measure_judge",
+    "probe_objects",
     "push_to_hub",
     "score",
     "train",

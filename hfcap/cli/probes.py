@@ -42,10 +42,9 @@ def probe_objects(
 
     With -o, a stopped probe goes on where it was.
     """
+    from hfcap.api.probes import probe_objects as probe
     from hfcap.captioners.quiet import quiet_loading
-    from hfcap.probes import Asking, probe_table
-    from hfcap.probes import probe_objects as probe
-    from hfcap.probes.questions import TEMPLATE
+    from hfcap.probes import probe_table
     from hfcap.scoring.signature import flattened
 
     quiet_loading()
@@ -54,13 +53,20 @@ def probe_objects(
         model,
         annotations,
         images,
-        output,
-        Asking(vocabulary, n_images, n_questions, names, question or TEMPLATE, seed, max_new_tokens),
+        output=output,
+        vocabulary=vocabulary,
+        n_images=n_images,
+        n_questions=n_questions,
+        kinds=names,
+        question=question,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         n_resamples=n_resamples,
         revision=revision,
         trust_remote_code=trust_remote_code,
         again=force,
+        progress=True,
     )
     console.print(probe_table(report))
     if report.unanswered:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import hfcap as hfcap_package
 from hfcap.errors import UserError
 from hfcap.files import read_json, read_json_lines
 from hfcap.metrics.shared.coco_objects import CATEGORIES
@@ -76,6 +77,18 @@ def test_a_served_model_is_asked(chat: ChatServer, annotated: tuple[Path, Path],
     assert {row["object"] for row in questions} <= set(CATEGORIES)
     answers = [row["caption"] for _, row in read_json_lines(out / "answers.jsonl", "answers")]
     assert set(answers) == {"Yes, it is there.", "No."}
+
+
+def test_python_gives_what_the_command_gives(
+    chat: ChatServer, annotated: tuple[Path, Path], hfcap: Hfcap, tmp_path: Path
+) -> None:
+    chat.answer = sees_red
+    found = hfcap_package.probe_objects(chat.base_url, *annotated, kinds=["popular"], n_questions=2, n_resamples=50)
+    arguments = ("probe-objects", chat.base_url, *annotated, "--kinds", "popular", "--n-questions", "2")
+    assert hfcap(*arguments, "--n-resamples", "50", "-o", tmp_path / "out").code == 0
+    assert read_json(tmp_path / "out/probe.json", "probe") == json.loads(json.dumps(found.as_json()))
+    with pytest.raises(UserError, match="unknown kind 'rare'"):
+        hfcap_package.probe_objects(chat.base_url, *annotated, kinds=["rare"])
 
 
 def test_captioners_without_instructions_are_refused(annotated: tuple[Path, Path], tmp_path: Path) -> None:

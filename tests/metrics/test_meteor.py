@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from hfcap.metrics import meteor as meteor_module
 from hfcap.metrics.base import CaptionSet, ReferenceSet
-from hfcap.metrics.meteor import Meteor, meteor_statistics, scores_of
+from hfcap.metrics.meteor import Meteor, meteor_statistics
 from hfcap.metrics.meteor_parts.alignment import LONGEST_TOGETHER, align_together
 from hfcap.metrics.meteor_parts.bounds import upper_bounds
 from hfcap.metrics.meteor_parts.index import INDEX_VERSION, MeteorIndex, open_index
 from hfcap.metrics.meteor_parts.matching import Matches, MatchFinder
 from hfcap.metrics.meteor_parts.normalize import normalize
+from hfcap.metrics.meteor_parts.score import N_STATISTICS, scores_of
 from hfcap.metrics.meteor_parts.stemmer import stem
 from hfcap.metrics.meteor_parts.words import WordTable
 from hfcap.metrics.suite import CaptionSuite
@@ -242,7 +243,7 @@ def test_no_pairs_have_no_alignment() -> None:
 
 
 def test_no_captions(index: MeteorIndex) -> None:
-    assert meteor_statistics(index, [], []).shape == (0, meteor_module.N_STATISTICS)
+    assert meteor_statistics(index, [], []).shape == (0, N_STATISTICS)
 
 
 def _groups(seed: int, n_images: int) -> list[tuple[str, list[str]]]:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from hfcap.errors import MissingPackageError, UserError, WorkError
-from hfcap.metrics.meteor import meteor_statistics, scores_of
+from hfcap.metrics.meteor import meteor_statistics
 from hfcap.metrics.meteor_parts import index as index_module
 from hfcap.metrics.meteor_parts.hashing import joined, line_hashes, word_hashes, word_shifts
 from hfcap.metrics.meteor_parts.index import MeteorIndex, find_rows, maybe_phrases, open_index
 from hfcap.metrics.meteor_parts.resources import MeteorResources, NonBreakingPrefixes
+from hfcap.metrics.meteor_parts.score import scores_of
 from tests.metrics.meteor_resources import TABLE, table_text, write_resources
 
 

@@ -69,7 +69,10 @@ def _side(
     phrases = np.flatnonzero(length > 1)
     is_linked[expand(first[phrases] + 1, length[phrases] - 1)[1]] = True
     counts = [np.bincount(owner, weights=of_word, minlength=len(captions)) for of_word in (best > 0, is_linked)]
-    weights = [np.bincount(owner, weights=of_word, minlength=len(captions)) for of_word in (value, value * best)]
+    weights: list[Numbers] = [
+        np.bincount(owner, weights=of_word, minlength=len(captions)).astype(np.float64)
+        for of_word in (value, value * best)
+    ]
     return _Side(weights[0], weights[1], sizes, counts[0].astype(np.int64), counts[1].astype(np.int64))
 
 
