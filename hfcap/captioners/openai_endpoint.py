@@ -7,7 +7,6 @@ caption.
 from __future__ import annotations
 
 import atexit
-import re
 import shutil
 import tempfile
 import threading
@@ -27,7 +26,6 @@ from hfcap.captioners.base import BaseModel, CardFacts, GeneratedCaption
 from hfcap.captioners.endpoint.answers import added, caption_of
 from hfcap.captioners.endpoint.images import EndpointProcessor, SentImages
 from hfcap.captioners.shared.nonparametric import FittingData, NonparametricCaptioner
-from hfcap.children import TOKENS
 from hfcap.errors import OptionError, UserError, WorkError
 from hfcap.files import read_json_object, write_json
 from hfcap.recipe.block_base import NonNegativeInt, PositiveInt
@@ -35,6 +33,7 @@ from hfcap.recipe.blocks import SAMPLING_ONLY, GenerateOptions, ModelOptions
 from hfcap.schema import SizedImages
 from hfcap.served.client import Client, address_problem, is_this_machine
 from hfcap.served.images import ImageFormat
+from hfcap.served.options import name_of_a_variable, possible_address
 from hfcap.served.threads import all_of
 
 MODEL_TYPE = "openai_endpoint"
@@ -71,20 +70,8 @@ class OpenAIEndpointOptions(ModelOptions):
         description="more fields of requests, e.g. {top_k: 20}; null takes one out, e.g. {temperature: null}",
     )
 
-    @field_validator("base_url")
-    @classmethod
-    def _possible_address(cls, value: str | None) -> str | None:
-        if value is not None and (problem := address_problem(value)):
-            raise ValueError(f"base_url: {problem}")
-        return value
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _name_of_a_variable(cls, value: str | None) -> str | None:
-        looks_secret = value is not None and any(shape.search(value.encode()) for shape in TOKENS.values())
-        if value is not None and (looks_secret or not re.fullmatch(r"[A-Za-z_]\w{0,63}", value, re.ASCII)):
-            raise ValueError("api_key_env: must be the name of an environment variable, not the key")
-        return value
+    _possible_address = field_validator("base_url")(possible_address)
+    _name_of_a_variable = field_validator("api_key_env")(name_of_a_variable)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -98,6 +98,8 @@ def _problem(detail: Mapping[str, Any], known: Sequence[str]) -> str:
     key = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         return f"unknown option {key!r}{registry.did_you_mean(key, known)}"
+    if detail["type"] == "value_error":  # of a check of ours, whose value may be a secret
+        return f"option {key!r}: {detail['msg'].removeprefix('Value error, ').removeprefix(f'{key}: ')}"
     return f"option {key!r}: {detail['msg']}, not {shown(detail['input'])}"
 
 

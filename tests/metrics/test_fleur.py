@@ -195,7 +195,7 @@ def test_a_tokenizer_without_digits_is_refused() -> None:
             {"base_url": "http://example.com/v1"},
             r"^fleur\.base_url: images would leave this machine; set fleur\.",
         ),
-        ({"base_url": "ftp://x"}, r"base_url: is no web address"),
+        ({"base_url": "ftp://x"}, r"'base_url': is no web address"),
         ({"base_url": "http://127.0.0.1:9/v1", "api_key_env": "sk-12"}, "must be the name of an environment variable"),
         ({"base_url": "http://127.0.0.1:9/v1", "revision": "x"}, r"^fleur\.revision: has no effect"),
         ({"decimals": 3}, r"metric 'fleur': option 'decimals'"),
@@ -205,6 +205,13 @@ def test_a_tokenizer_without_digits_is_refused() -> None:
 def test_wrong_options_are_one_message(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build_metric("fleur", {"model": "x", "image_source": IMAGES, **options})
+
+
+@pytest.mark.parametrize("key", ["sk-" + "a" * 40, "hf_" + "a" * 34, "two words"])
+def test_a_key_as_the_name_of_a_variable_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(UserError, match="'api_key_env': must be the name of an environment variable") as caught:
+        build_metric("fleur", {"base_url": "http://127.0.0.1:9/v1", "api_key_env": key, "image_source": IMAGES})
+    assert key not in str(caught.value)
 
 
 def test_it_needs_images_and_a_judge() -> None:

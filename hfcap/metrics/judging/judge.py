@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field, field_validator
 
-from hfcap.children import TOKENS
 from hfcap.errors import UserError
 from hfcap.metrics.base import MetricOptions
 from hfcap.metrics.shared.models import model_signature
 from hfcap.places import LocalPath, Location, Program
-from hfcap.served.client import address_problem, is_this_machine
+from hfcap.served.client import is_this_machine
 from hfcap.served.images import ImageFormat
+from hfcap.served.options import name_of_a_variable, possible_address
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,20 +61,8 @@ class JudgeOptions(MetricOptions):
         default_factory=dict, description="more fields of requests to a server; null takes one out"
     )
 
-    @field_validator("base_url")
-    @classmethod
-    def _possible_address(cls, value: str | None) -> str | None:
-        if value is not None and (problem := address_problem(value)):
-            raise ValueError(f"base_url: {problem}")
-        return value
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _name_of_a_variable(cls, value: str | None) -> str | None:
-        looks_secret = value is not None and any(shape.search(value.encode()) for shape in TOKENS.values())
-        if value is not None and (looks_secret or not re.fullmatch(r"[A-Za-z_]\w{0,63}", value, re.ASCII)):
-            raise ValueError("api_key_env: must be the name of an environment variable, not the key")
-        return value
+    _possible_address = field_validator("base_url")(possible_address)
+    _name_of_a_variable = field_validator("api_key_env")(name_of_a_variable)
 
 
 @dataclass(frozen=True)
