@@ -33,7 +33,7 @@ from bench_sides import (  # type: ignore[import-not-found]
     machine,
     matrix_speed,
     options_for_child,
-    ratio_text,
+    speed_texts,
     summaries,
 )
 from rich.console import Console
@@ -144,10 +144,7 @@ def main() -> None:
         result["rows"].append(row)
         table.add_row(
             family,
-            f"{row['generate']['images_per_second']:.2f}",
-            f"{row['hfcap']['images_per_second']:.2f}",
-            ratio_text(row, "ratio_images_per_second", options.even_if_busy),
-            ratio_text(row, "ratio_images_per_processor_second", options.even_if_busy),
+            *speed_texts(row, options.even_if_busy),
             f"{row['same_captions']:.0%}",
             floor_text(row),
         )

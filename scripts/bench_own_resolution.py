@@ -27,7 +27,7 @@ from bench_sides import (  # type: ignore[import-not-found]
     in_turns,
     machine,
     options_for_child,
-    ratio_text,
+    speed_texts,
     summaries,
 )
 from PIL import Image
@@ -186,10 +186,7 @@ def main() -> None:
             table.add_row(
                 kind,
                 str(batch_size),
-                f"{row['generate']['images_per_second']:.2f}",
-                f"{row['hfcap']['images_per_second']:.2f}",
-                ratio_text(row, "ratio_images_per_second", options.even_if_busy),
-                ratio_text(row, "ratio_images_per_processor_second", options.even_if_busy),
+                *speed_texts(row, options.even_if_busy),
                 f"{row['ratio_to_one_by_one']:.2f}",
                 f"{row['same_captions']:.0%}",
             )

@@ -176,6 +176,13 @@ def ratio_text(row: dict[str, Any], name: str, even_if_busy: bool) -> str:
     return f"{row[name]:.2f}{spread}"
 
 
+def speed_texts(row: dict[str, Any], even_if_busy: bool) -> list[str]:
+    """Return both sides' images per second, and the ratios by the clock and by processor time, for the table."""
+    speeds = [f"{row[side]['images_per_second']:.2f}" for side in ("generate", "hfcap")]
+    ratios = ("ratio_images_per_second", "ratio_images_per_processor_second")
+    return [*speeds, *(ratio_text(row, name, even_if_busy) for name in ratios)]
+
+
 def floor_text(row: dict[str, Any]) -> str:
     """Return how near hfcap came to its floor."""
     return f"{row['share_of_floor']:.0%}" if "share_of_floor" in row and row["quiet"] else ""
