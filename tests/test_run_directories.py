@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,20 +39,20 @@ def write_photos(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(forking: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos, a recipe that names them by a relative path, and its finished run in `runs/tiny`."""
     folder = tmp_path_factory.mktemp("project")
     write_photos(folder / "photos")
     data = {"source": "folder", "root": "photos"}
     path = write_recipe(folder, data=data, output_dir="runs", score={"baselines": [], "n_resamples": 10})
-    run_outside(folder, "run", path.name)
+    run_outside(forking, folder, "run", path.name)
     return folder
 
 
-def run_outside(folder: Path, *arguments: Any, code: int = 0) -> str:
+def run_outside(python: str, folder: Path, *arguments: Any, code: int = 0) -> str:
     """Run hfcap in a process of its own that works in `folder`; returns what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "hfcap", *map(str, arguments)],
+        [python, "-m", "hfcap", *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,

@@ -51,16 +51,16 @@ def stand_in(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(forking: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, as somebody else may have sent it."""
     folder = tmp_path_factory.mktemp("strangers")
     path = write_recipe(folder, score={"baselines": [], "metrics": ["rouge_l"]})
-    run_hfcap("score", path)
+    run_hfcap(forking, "score", path)
     return folder / "runs" / "tiny"
 
 
-def run_hfcap(*arguments: Any) -> None:
-    done = run_program([sys.executable, "-m", "hfcap", *map(str, arguments)], timeout=280)
+def run_hfcap(python: str, *arguments: Any) -> None:
+    done = run_program([python, "-m", "hfcap", *map(str, arguments)], timeout=280)
     assert done.returncode == 0, done.stderr
 
 
@@ -253,7 +253,7 @@ def test_code_for_generation_is_not_run(run: RunDirectory, tmp_path: Path, hfcap
 
 def test_an_adapter_imports_nothing(tmp_path: Path, hfcap: Hfcap, monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT imports a module that `adapter_config.json` names for Megatron's layers."""
-    run_hfcap("train", write_recipe(tmp_path, method="lora", family="blip"))
+    run_hfcap(sys.executable, "train", write_recipe(tmp_path, method="lora", family="blip"))
     folder = tmp_path / "runs" / "tiny" / "model"
     marker, modules = tmp_path / "was_run", tmp_path / "modules"
     modules.mkdir()

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from tests.usage.album import contents, leftovers, write_album, write_recipe
 SAME = ("model/", "predictions/", "scores/")
 
 
-def start(recipe: Path) -> subprocess.Popen[str]:
+def start(python: str, recipe: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "hfcap", "run", str(recipe)]
+    command = [python, "-m", "hfcap", "run", str(recipe)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -35,19 +34,19 @@ def results(run: Path) -> dict[str, str]:
     return {name: value for name, value in contents(run).items() if name.startswith(SAME)}
 
 
-def test_killed_and_stopped_again_and_again(hfcap: Hfcap, tmp_path: Path) -> None:
+def test_killed_and_stopped_again_and_again(forking: str, hfcap: Hfcap, tmp_path: Path) -> None:
     album = write_album(tmp_path / "album")
     (tmp_path / "undisturbed").mkdir()
     assert hfcap("run", write_recipe(tmp_path / "undisturbed", album)).code == 0
     recipe, run = write_recipe(tmp_path, album), tmp_path / "runs" / "tiny"
 
-    process = start(recipe)
+    process = start(forking, recipe)
     wait_for(run / "checkpoints/step-00000001", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
-    process = start(recipe)
+    process = start(forking, recipe)
     wait_for(run / "checkpoints/step-00000002", process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
@@ -55,7 +54,7 @@ def test_killed_and_stopped_again_and_again(hfcap: Hfcap, tmp_path: Path) -> Non
     assert "Traceback" not in said and "the same command continues there" in said
     assert leftovers(tmp_path) == []
 
-    process = start(recipe)
+    process = start(forking, recipe)
     wait_for(run / "predictions", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
