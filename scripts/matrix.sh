@@ -87,7 +87,7 @@ run_cell() { # $1 cell
     install_cell "$1" || return 1
     table_python=$python
     if [ "$suite" = all ]; then
-        if [ -z "${HFCAP_SUITE_RAN:-}" ]; then "$python" -m pytest -n 2 --junitxml "$junit" || status=$?; fi
+        if [ -z "${HFCAP_SUITE_RAN:-}" ]; then "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --junitxml "$junit" || status=$?; fi
         "$venv/bin/hfcap" run recipes/quickstart.yaml "output_dir=$matrix/runs" || status=$?
     else
         "$python" -m pytest -n 2 --dist loadfile -m contract --junitxml "$junit" || status=$?

@@ -32,5 +32,6 @@ say "mypy"
 say "pytest"
 # Each of the two workers gets one thread: torch would otherwise start as many threads as cores in both.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# A file stays with one worker: both would otherwise make what its tests share, in publishing two minutes of work.
 # An empty list is nothing to the bash of macOS.
-exec "$python" -m pytest -n 2 ${quick[@]+"${quick[@]}"} "$@"
+exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder ${quick[@]+"${quick[@]}"} "$@"

@@ -67,7 +67,7 @@ def test_its_installation_is_what_both_commands_need(torch: str, container: dict
     run(commands[0], container)
     assert calls(tmp_path) == ["hfcap run recipes/quickstart.yaml"]
     run(commands[1], container)
-    assert calls(tmp_path) == ["-m pytest -n 2"]
+    assert calls(tmp_path) == ["-m pytest -n 2 --dist loadfile --no-loadscope-reorder"]
 
 
 def test_it_runs_the_readme_s_commands() -> None:

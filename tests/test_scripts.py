@@ -101,13 +101,13 @@ def test_the_whole_suite_lints_and_passes_arguments_on(called: Callable[..., lis
     calls = called("tests/metrics", "-k", "cider")
     tools = [" ".join(call.split()[:3]) for call in calls if re.match(r"-m (ruff|mypy|codespell_lib)", call)]
     assert tools == ["-m ruff check", "-m ruff format", "-m codespell_lib ./CHANGELOG.md", "-m mypy hfcap"]
-    assert calls[-1] == "-m pytest -n 2 tests/metrics -k cider"
+    assert calls[-1] == "-m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/metrics -k cider"
 
 
 def test_the_quick_tests_exist(called: Callable[..., list[str]]) -> None:
     arguments = called("--quick", "-x")[-1].split()
-    assert arguments[:4] == ["-m", "pytest", "-n", "2"] and arguments[-1] == "-x"
-    listed = arguments[4:-1]
+    assert arguments[:6] == ["-m", "pytest", "-n", "2", "--dist", "loadfile"] and arguments[-1] == "-x"
+    listed = arguments[7:-1]
     left_out = [one.removeprefix("--ignore=") for one in listed if one.startswith("--ignore=")]
     assert left_out and [one for one in listed if not (ROOT / one.removeprefix("--ignore=")).exists()] == []
     # Each one that is left out lies in a folder that is listed.
