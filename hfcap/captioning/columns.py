@@ -71,6 +71,12 @@ def with_columns(records: Iterable[CaptionedImage], tables: Tables | None = None
         yield record if record.columns or place is None else replace(record, columns=_of_file(place, tables))
 
 
+def metadata_places(folder: Path) -> Iterator[Path]:
+    """Yield where a metadata file of images in a folder may lie."""
+    for place in (folder, *folder.parents[:_FOLDERS_ABOVE]):
+        yield from (place / name for name in BY_NAME["metadata"].tables)
+
+
 def _of_file(path: Path, tables: Tables) -> Mapping[str, str]:
     for folder in path.parents[: _FOLDERS_ABOVE + 1]:
         if folder not in tables:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from os.path import commonpath
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from hfcap.captioning.inputs import DatasetChoice, MissingImage, images_of, is_list, require_one_readable
 from hfcap.captioning.sharded.listed import ListedImages, listed_in
+from hfcap.captioning.sharded.tables import Stamp, folders_of, stamp_of, stamps_for
 from hfcap.captioning.shards import SHARD_SUFFIX
 from hfcap.data.images import FileImage
 from hfcap.data.web.image_stream import DatasetPart, identity_of
@@ -97,6 +98,7 @@ class Plan:
     Attributes:
         folder: where it is kept. identity: changes with the images. asked: changes with what was asked for.
         images: those that are listed, before they are written.
+        tables: metadata files next to listed images; None = noted by an earlier hfcap, which knew of none.
     """
 
     folder: Path
@@ -104,19 +106,23 @@ class Plan:
     identity: str
     asked: str
     images: Sequence[CaptionedImage] = ()
+    tables: Mapping[str, Stamp] | None = None
 
     def write(self) -> Plan:
         """Keep it in its folder, in place of another one; returns it as it is read there."""
-        shards = []
+        shards, folders = [], set[Path]()
         with folder_being_written(self.folder) as place:
             with (place / _IMAGES).open("wb") as handle:
                 for shard in self.shards:
                     shards.append(replace(shard, offset=handle.tell()))
-                    handle.writelines(map(_line, map(_row, self.images[shard.start : shard.stop])))
+                    images = list(self.images[shard.start : shard.stop])
+                    handle.writelines(map(_line, map(_row, images)))
+                    folders |= folders_of(images)
             with (place / _SHARDS).open("wb") as handle:
                 handle.writelines(map(_line, map(asdict, shards)))
-            write_json(place / _IDENTITY, {"identity": self.identity, "asked": self.asked})
-        return replace(self, shards=tuple(shards), images=())
+            tables = stamps_for(folders)
+            write_json(place / _IDENTITY, {"identity": self.identity, "asked": self.asked, "tables": tables})
+        return replace(self, shards=tuple(shards), images=(), tables=tables)
 
     def listed(self, shard: Shard) -> Iterator[CaptionedImage]:
         """Yield the images of a shard of the plan's list, as it was written."""
@@ -192,7 +198,9 @@ def read_plan(folder: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     shards = [_shard(json.loads(line)) for line in lines]
-    return Plan(folder, tuple(shards), identity["identity"], identity["asked"])
+    tables = identity.get("tables")
+    known = None if tables is None else {name: (size, time) for name, (size, time) in tables.items()}
+    return Plan(folder, tuple(shards), identity["identity"], identity["asked"], tables=known)
 
 
 def _shard(row: dict[str, Any]) -> Shard:
@@ -207,15 +215,6 @@ def _shard(row: dict[str, Any]) -> Shard:
 def _of_part(part: DatasetPart) -> Shard:
     place = f"shard {part.start}" if part.n_shards else f"rows {part.start} to {part.stop - 1}"
     return Shard("", 0, "dataset", label=f"{part.split}, {place}", part=part)
-
-
-def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Return size and time of the last change of a file; None where it is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _digest(value: Any) -> str:

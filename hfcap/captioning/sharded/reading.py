@@ -13,6 +13,7 @@ from typing import Any
 from hfcap.captioning.columns import Tables, with_columns
 from hfcap.captioning.inputs import MissingImage
 from hfcap.captioning.sharded.plan import Plan, Shard
+from hfcap.captioning.sharded.tables import folders_of, require_unchanged
 from hfcap.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, BytesImage
 from hfcap.data.tables.cell_paths import values_at
 from hfcap.data.tables.columns import UnfitColumnsError
@@ -63,16 +64,28 @@ def images_in(
 
     Raises:
         WorkError: the Hub cannot be reached, or the stream of a dataset breaks.
-        UserError: a metadata file in a folder of images is damaged.
+        UserError: a metadata file in a folder of images is damaged, or was changed since the plan was made.
     """
     if shard.kind == "listed":
         listed = plan.listed(shard)
-        return with_columns(listed, tables) if fields else listed
+        return _with_columns(plan, listed, tables) if fields else listed
     if shard.part is not None:
         return part_images(shard.part)
     if not Path(shard.source).is_file():  # opening a named pipe would wait for somebody to write into it
         return iter([_missing(shard.label, f"{shard.label}: not a file, or no longer there")])
     return _in_tar(shard, fields) if shard.kind == "tar" else _in_parquet(shard, fields)
+
+
+def _with_columns(plan: Plan, listed: Iterator[CaptionedImage], tables: Tables | None) -> Iterator[CaptionedImage]:
+    """Yield images with their columns, if the metadata files before and afterwards are those of the beginning."""
+    records = list(listed)
+    if plan.tables is None:
+        yield from with_columns(records, tables)
+        return
+    folders = folders_of(records)
+    require_unchanged(plan.tables, folders)
+    yield from with_columns(records, tables)
+    require_unchanged(plan.tables, folders)
 
 
 _LOOKED_AT = 16

@@ -27,9 +27,10 @@ from hfcap.captioning.sharded.claims import Claims, Worker
 from hfcap.captioning.sharded.duplicates import Duplicate, Duplicates, LeftOut
 from hfcap.captioning.sharded.folder import OutputFolder, Tally
 from hfcap.captioning.sharded.place import Place
-from hfcap.captioning.sharded.plan import Asked, Plan, Shard, stamp_of
+from hfcap.captioning.sharded.plan import Asked, Plan, Shard
 from hfcap.captioning.sharded.reading import ReadOnce, images_in, require_columns
 from hfcap.captioning.sharded.speed import Speed
+from hfcap.captioning.sharded.tables import stamp_of
 from hfcap.captioning.sharded.writing import WRITERS
 from hfcap.data.pixels import identity_of
 from hfcap.decoding import DecodingJob, job_fingerprint
