@@ -7,8 +7,9 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ PACKAGES = (
 )
 
 
-_SAID = ("image_id", "file_name", "captions")
+_AT_A_TIME = 4096
+"""Rows whose texts are hashed together."""
 
 
 def package_versions() -> dict[str, str]:
@@ -107,7 +109,27 @@ def git_commit(folder: Path) -> str | None:
 
 def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:
     """SHA-256 over ids, file names and captions in order; tells whether two runs saw the same split."""
-    return _digest(zip(*(values_of_records(records, name) for name in _SAID), strict=True))
+    return _digests(records)["fingerprint"]
+
+
+def _digests(records: Sequence[CaptionedImage]) -> dict[str, str]:
+    """SHA-256 over the JSON of what records say, of all together and of each part; every text is encoded once."""
+    together, ids, file_names, captions = (hashlib.sha256() for _ in range(4))
+    columns = (_as_json(values_of_records(records, name)) for name in ("image_id", "file_name", "captions"))
+    rows = zip(*columns, strict=True)
+    while some := list(islice(rows, _AT_A_TIME)):
+        for digest, texts in zip((ids, file_names, captions), zip(*some, strict=True), strict=True):
+            digest.update("".join(texts).encode())
+        together.update("".join(f"[{', '.join(row)}]" for row in some).encode())
+    named = {"fingerprint": together, "ids": ids, "file_names": file_names, "captions": captions}
+    return {name: digest.hexdigest() for name, digest in named.items()}
+
+
+def _as_json(values: Iterable[Any]) -> Iterator[str]:
+    """Yield the JSON of texts and of lists of texts, as json.dumps writes it, but without its preparations for each."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    for value in values:
+        yield encode(value) if isinstance(value, str) else f"[{', '.join(map(encode, value))}]"
 
 
 def _with_bytes(records: Sequence[CaptionedImage]) -> Sequence[CaptionedImage]:
@@ -117,10 +139,10 @@ def _with_bytes(records: Sequence[CaptionedImage]) -> Sequence[CaptionedImage]:
     return [one for one in records if is_checkable(one.image)]
 
 
-def _digest(rows: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, ensure_ascii=False).encode())
+def _digest_of_hashes(hashes: Sequence[str]) -> str:
+    digest, texts = hashlib.sha256(), iter(hashes)
+    while some := list(islice(texts, _AT_A_TIME)):
+        digest.update("".join(f'"{text}"' for text in some).encode())
     return digest.hexdigest()
 
 
@@ -133,11 +155,8 @@ def describe_datasets(data: DataOptions, splits: Mapping[str, Sequence[Captioned
         name: {
             "n_images": len(records),
             "n_captions": sum(map(len, values_of_records(records, "captions"))),
-            "fingerprint": dataset_fingerprint(records),
-            "ids": _digest(values_of_records(records, "image_id")),
-            "file_names": _digest(values_of_records(records, "file_name")),
-            "captions": _digest(values_of_records(records, "captions")),
-            "images": _digest(image_hashes(_with_bytes(records))),
+            **_digests(records),
+            "images": _digest_of_hashes(image_hashes(_with_bytes(records))),
             "revision": dataset_revision(data, name),
         }
         for name, records in splits.items()
