@@ -37,6 +37,7 @@ from hfcap.text import counted, gigabytes
 from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
 from hfcap.training.assemble import asked_prompts, tokenised, train_dataset, uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
+from hfcap.training.zero import ZeroAccelerator
 
 REPORT_FILE = "doctor.json"
 SHEET_FILE = "contact_sheet.png"
@@ -197,10 +198,16 @@ class _Examination:
     def _accelerator(self) -> Any:
         precision = self.recipe.train.mixed_precision
         try:
-            return new_accelerator(precision)
+            accelerator = new_accelerator(precision)
         except PrecisionError as error:
             self.report.findings.error("train.mixed_precision", f"{error.problem} (measured without it)", error.remedy)
-            return new_accelerator("no")
+            accelerator = new_accelerator("no")
+        if isinstance(accelerator, ZeroAccelerator):
+            raise UserError(
+                "hfcap doctor: it measures updates of one process with whole weights, and the accelerate configuration "
+                "asks for DeepSpeed; start hfcap doctor without accelerate launch"
+            )
+        return accelerator
 
 
 def _report_untrained(names: Sequence[str], captioner: Captioner, findings: Any) -> None:

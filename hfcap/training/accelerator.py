@@ -13,20 +13,20 @@ from hfcap.captioners.base import Captioner
 from hfcap.errors import UserError, WorkError, reason_of
 from hfcap.failures.system import is_cut_off
 from hfcap.progress import error_console
+from hfcap.training.zero import ZeroAccelerator, new_zero_accelerator
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """`train.mixed_precision` -> the number type of products."""
 
 _SHARDING = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
 """What `accelerate launch` sets -> what it asks for. Each cuts weights into pieces, and hfcap would save those."""
 
 _REMEDY = (
-    "hfcap trains in one process, data-parallel, or with weights in pieces by FSDP2: set distributed_type to 'NO', "
-    "MULTI_GPU, MULTI_CPU or FSDP (recipes/accelerate/)"
+    "hfcap trains in one process, data-parallel, or in pieces by FSDP2 or DeepSpeed: set distributed_type to 'NO', "
+    "MULTI_GPU, MULTI_CPU, FSDP or DEEPSPEED (recipes/accelerate/)"
 )
 _FSDP = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "fsdp_cpu_ram_efficient_loading: false (each process reads the weights itself)",
@@ -67,7 +67,10 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
         if mixed_precision == "fp16" and state.device.type == "cpu":
             # Accelerate would train in float32 without a word.
             raise PrecisionError("fp16 needs a GPU, and training runs on the CPU", "set it to no or bf16 here")
-        accelerator = Accelerator(mixed_precision=mixed_precision, **arguments)
+        if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            accelerator: Accelerator = new_zero_accelerator(_AUTOCAST[mixed_precision], **arguments)
+        else:
+            accelerator = Accelerator(mixed_precision=mixed_precision, **arguments)
     except ImportError as error:
         raise UserError(
             f"the accelerate configuration needs a package that is not installed: {error}; install it, or "
@@ -115,7 +118,8 @@ def _require_plain(accelerator: Accelerator) -> None:
             f"has {accelerator.num_processes} x {accelerator.device.type}; use recipes/accelerate/cpu.yaml or "
             "single_gpu_bf16.yaml"
         )
-    if not accelerator.is_fsdp2 and kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
+    in_pieces = accelerator.is_fsdp2 or isinstance(accelerator, ZeroAccelerator)
+    if not in_pieces and kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
         raise UserError(f"the accelerate configuration asks for distributed_type {kind.value}; {_REMEDY}")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise UserError(

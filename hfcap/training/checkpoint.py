@@ -26,8 +26,8 @@ from torch import nn
 from hfcap.errors import UserError, WorkError
 from hfcap.files import folder_being_written, read_json, sha256_of, write_bytes, write_json
 from hfcap.progress import error_console
-from hfcap.training.optimization import MovingAverage, trained_parameters, trained_tensors
-from hfcap.training.sharding import cut_like, gathered
+from hfcap.training.optimization import MovingAverage, trained_tensors
+from hfcap.training.sharding import cut_like, gathered, gathered_optimizer, load_optimizer
 
 
 @dataclass
@@ -106,10 +106,12 @@ def save_checkpoint(
     random_folder.mkdir(parents=True, exist_ok=True)
     _save_random_state(random_folder / f"random-{accelerator.process_index}.safetensors")
     accelerator.wait_for_everyone()
-    tensors = {"model": trained_tensors(model), "optimizer": _optimizer_tensors(model, optimizer)}
+    tensors = {
+        "model": gathered(trained_tensors(model), accelerator),
+        "optimizer": gathered_optimizer(model, optimizer, accelerator),
+    }
     if average is not None:
-        tensors["average"] = average.average
-    tensors = {name: gathered(entries, accelerator) for name, entries in tensors.items()}
+        tensors["average"] = gathered(average.average, accelerator)
     if accelerator.is_main_process:
         with folder_being_written(target) as temporary:
             for name, entries in tensors.items():
@@ -166,7 +168,7 @@ def load_checkpoint(
             "start again with another name (name=...)"
         )
     load_weights(path, model)
-    _load_optimizer(path / "optimizer.safetensors", model, optimizer)
+    load_optimizer(_read_tensors(path / "optimizer.safetensors"), model, optimizer, accelerator)
     if average is not None:
         for name, tensor in _read_average(path).items():
             average.average[name].copy_(cut_like(tensor, average.average[name]))
@@ -350,28 +352,6 @@ def _read_average(path: Path) -> dict[str, torch.Tensor]:
 def _for_file(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies on the CPU: safetensors refuses tensors that share or skip memory."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for name, parameter in trained_parameters(model).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            # bitsandbytes and Adafactor count steps in plain integers, torch in float32 tensors.
-            kind = {int: torch.int64, float: torch.float64}.get(type(value))
-            tensors[f"{name}|{key}"] = value if kind is None else torch.tensor(value, dtype=kind)
-    return tensors
-
-
-def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    parameters = trained_parameters(model)
-    for key, value in _read_tensors(path).items():
-        name, entry = key.rsplit("|", 1)
-        parameter = parameters[name]
-        is_number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
-        # Step counters of the fused optimiser live on the parameter's device too.
-        optimizer.state[parameter][entry] = (
-            value.item() if is_number else cut_like(value.to(parameter.device), parameter)
-        )
 
 
 def _save_random_state(path: Path) -> None:

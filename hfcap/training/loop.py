@@ -46,7 +46,7 @@ from hfcap.training.optimization import (
 )
 from hfcap.training.processes import stop_on_signal, summed
 from hfcap.training.records.log import LogWindow, TrainingLog, peak_memory_bytes
-from hfcap.training.sharding import WholeCaptioner, around_forward, prepared, to_validate, whole_tensor
+from hfcap.training.sharding import WholeCaptioner, around_forward, may_retry, prepared, to_validate, whole_tensor
 from hfcap.training.validation import Validator
 
 
@@ -221,7 +221,7 @@ class TrainingRun:
             return loss_sum
         except RuntimeError as error:
             # The other processes of several wait for these gradients.
-            if self.accelerator.num_processes > 1 or not is_full_memory(error):
+            if not may_retry(self.accelerator) or not is_full_memory(error):
                 raise
             sizes = [len(batch.images) for batch in window]
             self.progress.batch_parts = more_parts(sizes, self.progress.batch_parts, self._where())

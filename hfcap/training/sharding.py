@@ -22,11 +22,17 @@ from hfcap.errors import UserError
 from hfcap.recipe.blocks import Recipe
 from hfcap.training.build import TrainableCaptioner
 from hfcap.training.objectives.cross_entropy import CrossEntropy
-from hfcap.training.optimization import trained_tensors
+from hfcap.training.optimization import trained_parameters, trained_tensors
+from hfcap.training.zero import ZeroAccelerator, optimizer_tensors, prepared_by_zero, restore_optimizer
 
 _LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Optimisers whose update of a weight needs nothing but the same places of its gradient and state."""
+
+
+def may_retry(accelerator: Any) -> bool:
+    """Whether an update that the memory is too small for can be made again; processes wait for each other's parts."""
+    return bool(accelerator.num_processes == 1 and not isinstance(accelerator, ZeroAccelerator))
 
 
 def is_sharded(accelerator: Any) -> bool:
@@ -34,15 +40,21 @@ def is_sharded(accelerator: Any) -> bool:
     return bool(accelerator.is_fsdp2)
 
 
-def require_shardable(recipe: Recipe, captioner: Captioner) -> None:
-    """Refuse recipes whose training needs whole weights in each process.
+def require_shardable(recipe: Recipe, captioner: Captioner, whole_weights: bool = False) -> None:
+    """Refuse recipes whose training needs whole weights, or a whole optimiser, in each process.
+
+    Args:
+        whole_weights: the optimiser alone is in pieces (ZeRO-2).
 
     Raises:
         UserError: names the key.
     """
+    engine = "weights in pieces (FSDP in the accelerate configuration)"
+    engine = "DeepSpeed in the accelerate configuration" if whole_weights else engine
+    scst = recipe.scst is not None and not whole_weights
     quantised = getattr(captioner.model, "quantization_method", None) is not None
     reasons = {
-        "scst": (recipe.scst is not None, "it samples captions in each update, which needs whole weights; remove scst"),
+        "scst": (scst, "it samples captions in each update, which needs whole weights; remove scst"),
         "dpo": (recipe.dpo is not None, "it compares with the whole captioner that training started from; remove dpo"),
         "train.torch_compile": (recipe.train.torch_compile, "set it to false"),
         "train.mixed_precision": (recipe.train.mixed_precision == "fp16", "set it to bf16 or no"),
@@ -51,10 +63,7 @@ def require_shardable(recipe: Recipe, captioner: Captioner) -> None:
     }
     for key, (is_set, remedy) in reasons.items():
         if is_set:
-            raise UserError(
-                f"{key}: not with weights in pieces (FSDP in the accelerate configuration): {remedy}, or train "
-                "data-parallel (distributed_type MULTI_GPU)"
-            )
+            raise UserError(f"{key}: not with {engine}: {remedy}, or train data-parallel (distributed_type MULTI_GPU)")
 
 
 def prepared(
@@ -69,6 +78,8 @@ def prepared(
     They are cut layer by layer, where the model's own classes say, and the optimiser gets the pieces. With bf16,
     weights are gathered in bfloat16 and gradients summed in float32; the pieces stay float32.
     """
+    if isinstance(accelerator, ZeroAccelerator):
+        return prepared_by_zero(accelerator, objective, optimizer)
     if not is_sharded(accelerator):
         return accelerator.prepare(objective), accelerator.prepare(optimizer)
     plugin = accelerator.state.fsdp_plugin
@@ -112,7 +123,7 @@ def settle_packing(captioner: Captioner, dataset: CaptionDataset) -> None:
 
 def around_forward(accelerator: Any) -> contextlib.AbstractContextManager[Any]:
     """The number type of products: Accelerate sets it itself, but not around modules that it cut into pieces."""
-    return accelerator.autocast() if is_sharded(accelerator) else contextlib.nullcontext()
+    return accelerator.autocast() if accelerator.is_fsdp2 else contextlib.nullcontext()
 
 
 def layer_classes(model: nn.Module) -> list[str]:
@@ -145,6 +156,37 @@ def gathered(tensors: dict[str, torch.Tensor], accelerator: Any) -> dict[str, to
         return tensors
     found = ((name, whole_tensor(tensor)) for name, tensor in tensors.items())
     return {name: tensor.cpu() for name, tensor in found if accelerator.is_main_process}
+
+
+def gathered_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state as `weight|entry`, as `gathered` does; every process must call this."""
+    if isinstance(accelerator, ZeroAccelerator):
+        return optimizer_tensors(model, accelerator)
+    tensors = {}
+    for name, parameter in trained_parameters(model).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            # bitsandbytes and Adafactor count steps in plain integers, torch in float32 tensors.
+            kind = {int: torch.int64, float: torch.float64}.get(type(value))
+            tensors[f"{name}|{key}"] = value if kind is None else torch.tensor(value, dtype=kind)
+    return gathered(tensors, accelerator)
+
+
+def load_optimizer(
+    tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any
+) -> None:
+    """Restore what `gathered_optimizer` gave, in pieces where weights are; every process must call this."""
+    if isinstance(accelerator, ZeroAccelerator):
+        restore_optimizer(tensors, model, accelerator)
+        return
+    parameters = trained_parameters(model)
+    for key, value in tensors.items():
+        name, entry = key.rsplit("|", 1)
+        parameter = parameters[name]
+        is_number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
+        # Step counters of the fused optimiser live on the parameter's device too.
+        optimizer.state[parameter][entry] = (
+            value.item() if is_number else cut_like(value.to(parameter.device), parameter)
+        )
 
 
 def cut_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,7 @@ from hfcap.training.run_record import (
     version_changes,
 )
 from hfcap.training.sharding import is_sharded, require_shardable
+from hfcap.training.zero import ZeroAccelerator, require_zero
 
 
 def _note_start(
@@ -79,6 +80,15 @@ def _note_start(
     note_changes(run, "train", changes)
 
 
+def _require_engine(recipe: Recipe, captioner: Captioner, accelerator: Any) -> None:
+    """Refuse what cannot be trained in pieces, where the accelerate configuration asks for them."""
+    by_zero = isinstance(accelerator, ZeroAccelerator)
+    if by_zero:
+        require_zero(recipe, accelerator)
+    if by_zero or is_sharded(accelerator):
+        require_shardable(recipe, captioner, whole_weights=by_zero)
+
+
 def train_stage(
     recipe: Recipe,
     run: RunDirectory,
@@ -101,8 +111,7 @@ def train_stage(
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe, longest_of_captions(captioner, splits.values()))
     require_number_types(captioner, accelerator.device)
-    if is_sharded(accelerator):
-        require_shardable(recipe, captioner)
+    _require_engine(recipe, captioner, accelerator)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:

@@ -61,7 +61,6 @@ def test_fp16_on_a_cpu_is_refused(tmp_path: Path, on_cpu: None) -> None:
 @pytest.mark.parametrize(
     ("variable", "words"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
     ],
