@@ -1,11 +1,12 @@
 """Images per second of vision-language models at their own resolution: hfcap against the model's own `generate`.
 
-    python scripts/bench_own_resolution.py [--kinds qwen2_5_vl internvl idefics3] [--rounds 3] [--output F.json]
+    python scripts/bench_own_resolution.py [--kinds qwen2_5_vl internvl idefics3] [--shapes four] [--rounds 3]
+        [--output F.json]
 
-Both sides read the same image files, of four shapes in mixed order, through the model's own processor, one at a time
-and in batches, and must say the same words. The other side pads prompts of different lengths on the left, as the
-processors do; "to generate one by one" compares with its single images, by processor time. Random weights rarely end a
-caption, so that every image runs to `--max-new-tokens`.
+Both sides read the same image files, of four or sixteen shapes in mixed order, through the model's own processor, one
+at a time and in batches, and must say the same words. The other side pads prompts of different lengths on the left, as
+the processors do; "to generate one by one" compares with its single images, by processor time. Random weights rarely
+end a caption, so that every image runs to `--max-new-tokens`.
 """
 
 from __future__ import annotations
@@ -50,8 +51,16 @@ from tests.captioners.itt_more_models import more
 
 SIDES = ("generate", "hfcap")
 KINDS = {"qwen2_5_vl": itt, "internvl": more, "idefics3": itt}
-SHAPES = ((320, 240), (240, 320), (320, 212), (280, 280))
-"""(width, height), as photos of COCO halved."""
+FOUR = ((320, 240), (240, 320), (320, 212), (280, 280))
+SHAPES = {
+    "four": FOUR,
+    "sixteen": (
+        *FOUR,
+        *((212, 320), (250, 187), (187, 250), (250, 166), (320, 180), (320, 291), (256, 320), (320, 160), (194, 320)),
+        *((300, 225), (320, 256), (160, 320)),
+    ),
+}
+"""(width, height), as photos of COCO halved: the commonest, and as many as a batch of photos has."""
 PROMPT = "what is on it?"
 
 
@@ -133,12 +142,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     captioner = larger(options.family, options.size)
     way = hfcap_s_way if options.side == "hfcap" else own_way
     asked = GenerateOptions(num_beams=options.beams, max_new_tokens=options.max_new_tokens)
+    shapes = SHAPES[options.shapes]
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         files = [Path(folder) / f"{number:03d}.jpg" for number in range(options.images)]
         for number, file in enumerate(files):
-            random_image(number, SHAPES[number % len(SHAPES)]).save(file)
+            random_image(number, shapes[number % len(shapes)]).save(file)
         clock = Clock()
-        way(captioner, files[: 2 * len(SHAPES)], options.batch_size, asked)
+        way(captioner, files[: 2 * len(FOUR)], options.batch_size, asked)
         clock.tick()
         captions = way(captioner, files, options.batch_size, asked)
         clock.tick()
@@ -147,7 +157,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare(options: argparse.Namespace, kind: str, batch_size: int) -> dict[str, Any]:
     """Run both sides in turns, each in its own process."""
-    names = ("size", "threads", "beams", "max_new_tokens")
+    names = ("size", "threads", "shapes", "beams", "max_new_tokens")
     n_images = options.images if batch_size > 1 else min(8, options.images)
     arguments = [*options_for_child(options, names), "--images", str(n_images), "--batch-size", str(batch_size)]
     runs = in_turns(__file__, [*arguments, "--family", kind], SIDES, options.rounds)
@@ -163,6 +173,7 @@ def main() -> None:
     """Measure one side (child process), or all."""
     parser = benchmark_parser(__doc__, SIDES)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--shapes", choices=SHAPES, default="four")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--beams", type=int, default=1)

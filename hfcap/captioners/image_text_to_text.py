@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig, GitProcessor
 
 from hfcap.captioners.base import BaseModel, Captioner, CardFacts, GeneratedCaption
+from hfcap.captioners.probe import may_pad
 from hfcap.captioners.shared.pretrained import config_from_mapping, copy_remote_code, new_image_processor
 from hfcap.captioners.shared.tokenizers import special_token_ids, token_number, train_tokenizer
 from hfcap.captioners.vlm.adapter import VlmAdapter
@@ -26,6 +27,7 @@ from hfcap.captioners.vlm.loading import MODEL_TYPES, limit_pixels, load_model, 
 from hfcap.captioners.vlm.options import ImageTextToTextOptions as ImageTextToTextOptions
 from hfcap.errors import UserError, shown
 from hfcap.files import read_json_object
+from hfcap.generation.padded_prompts import of_like_length
 from hfcap.generation.prompt_parts import by_prompt, joined
 from hfcap.progress import error_console
 from hfcap.recipe.blocks import GenerateOptions, TokenizerOptions
@@ -298,11 +300,8 @@ class ImageTextToText(Captioner):
 
     def _alike(self, images: SizedImages) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield numbers and values of images that the processor says the same of: one batch of the model's."""
-        groups: dict[Any, list[int]] = {}
-        for number, size in enumerate(images.sizes):
-            groups.setdefault(self.kind.layout(size), []).append(number)
-        for numbers in groups.values():
-            yield numbers, torch.stack([images.values[number] for number in numbers])
+        for numbers in self.kind.of_one_layout(images.sizes):
+            yield numbers, torch.stack(images[numbers].values)
 
     def decoder_states(self, image_states: Any, packed: PackedCaptions, length: int | None = None) -> torch.Tensor:
         """Run everything after the encoder but the head, images with equally many tokens and one prompt together."""
@@ -350,10 +349,12 @@ class ImageTextToText(Captioner):
         """Return the token that the model's own `generate` starts the caption from, given the processor's inputs."""
         if isinstance(pixel_values, SizedImages):
             with self.kind.images_of(pixel_values.sizes[0]):
-                return self.transformers_start_token(torch.stack(list(pixel_values.values[:1])), config)
-        prompt = self.kind.prompt_inputs(self.prompt)
+                return self.transformers_start_token(pixel_values.values[0][None], config)
+        prompt, pixels = (
+            self.kind.prompt_inputs(self.prompt),
+            self.kind.plain_pixels(self._in_number_type(pixel_values[:1])),
+        )
         ids = prompt.input_ids[None].to(self.device)
-        pixels = self.kind.plain_pixels(self._in_number_type(pixel_values[:1]))
         extras = {name: value.to(self.device) for name, value in prompt.extras.items()}
         output = self.model.generate(
             pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **extras
@@ -362,8 +363,10 @@ class ImageTextToText(Captioner):
         before = 0 if self.model.config.is_encoder_decoder else ids.shape[1] - len(self.start_token_ids())
         return int(sequences[0, before])
 
-    def _in_number_type(self, values: torch.Tensor) -> torch.Tensor:
+    def _in_number_type(self, values: Any) -> Any:
         # Pixels and stored states come as float32; the weights may be bfloat16.
+        if isinstance(values, SizedImages):
+            return values.mapped(self._in_number_type)
         vision = next(self.part_modules()["vision"][0].parameters())
         return values.to(vision.dtype) if vision.is_floating_point() else values
 
@@ -375,10 +378,20 @@ class ImageTextToText(Captioner):
             if not isinstance(image_states, SizedImages):
                 return super().caption_states(image_states, options)
             found: dict[int, list[GeneratedCaption]] = {}
-            for numbers, states in self._alike(image_states):
-                with self.kind.images_of(image_states.sizes[numbers[0]]):
+            for numbers in self._read_together(image_states, options):
+                some: Any = image_states[numbers]
+                alike = len(self.kind.of_one_layout(some.sizes)) == 1
+                states = torch.stack(some.values) if alike else some
+                with self.kind.images_of(some.sizes[0]) if alike else nullcontext():
                     found |= dict(zip(numbers, super().caption_states(states, options), strict=True))
             return [found[number] for number in range(len(found))]
+
+    def _read_together(self, images: SizedImages, options: GenerateOptions) -> list[list[int]]:
+        """Return numbers of images that are one batch: of one layout, or of prompts of like length."""
+        layouts = self.kind.of_one_layout(images.sizes)
+        if len(layouts) > 1 and self.kind.pads_prompts and may_pad(self, images, options):
+            return of_like_length([*map(self.kind.n_prompt_tokens, images.sizes)])
+        return layouts
 
 
 REGISTERED = ImageTextToText

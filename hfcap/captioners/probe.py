@@ -15,10 +15,11 @@ from transformers import GenerationConfig
 
 from hfcap.generation.rows import as_rows
 from hfcap.generation.verdicts import LIBRARY_CHANGES, described, holds, say_plain
-from hfcap.schema import IGNORED_LABEL, PackedCaptions
+from hfcap.schema import IGNORED_LABEL, PackedCaptions, SizedImages
 
 if TYPE_CHECKING:
     from hfcap.captioners.base import Captioner
+    from hfcap.recipe.blocks import GenerateOptions
 
 _GENERATION, _PLAIN_GENERATION = "faster generation", "plain generate"
 _STEPS, _QUESTIONS = 5, 6
@@ -34,7 +35,7 @@ def may_generate_fast(
     """Return whether `fast_generate` gives the captions and scores of `plain_generate` for this kind of search.
 
     Args:
-        image_states: (B, S, D). input_ids: (B, T), as generation is about to be called with.
+        image_states: (B, S, D), or one for each image. input_ids: (B, T), as generation is about to be called with.
     """
     if int(config.max_new_tokens or 0) < 3:
         return False  # nothing to gain
@@ -47,6 +48,7 @@ def may_generate_fast(
         "logits": bool(trial.output_logits),
         "repetitions": penalises_repetition(trial),
         **({"bad_words": True} if trial.bad_words_ids else {}),
+        **({"padded": True} if isinstance(image_states, SizedImages) else {}),
     }
 
     def check() -> bool | None:
@@ -104,6 +106,20 @@ def may_pack(captioner: Captioner, image_states: torch.Tensor, length: int) -> b
     longest = 1 << (length - 1).bit_length()
     what = f"packing of captions into rows of {longest} tokens"
     return _decided(captioner, what, {"row": longest}, lambda: agrees(_long_row(captioner, longest)), plain)
+
+
+def may_pad(captioner: Captioner, images: SizedImages, options: GenerateOptions) -> bool:
+    """Return whether prompts of different lengths can be padded to one batch, for this kind of search.
+
+    Greedy search alone: beams share prefixes of one length, and what forbids repetition would count the padding.
+    """
+    config = captioner.generation_config(options)
+    greedy = options.num_beams == 1 and not options.do_sample and options.num_return_sequences == 1
+    if not greedy or penalises_repetition(config) or options.max_new_tokens < 3:
+        return False
+
+    plain = "a batch for each length of prompts"
+    return _decided(captioner, "padding of prompts", {}, lambda: _pads_alike(captioner, images, config), plain)
 
 
 def penalises_repetition(config: GenerationConfig) -> bool:
@@ -185,8 +201,10 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _three(image_states: torch.Tensor) -> torch.Tensor:
-    """Return the states of one image and of two that have the same values in other places, (3, S, D)."""
+def _three(image_states: Any) -> Any:
+    """Return the states of one image and of two that have the same values in other places, (3, S, D); or of three."""
+    if isinstance(image_states, SizedImages):
+        return image_states[[0, len(image_states) // 2, len(image_states) - 1]]
     one = image_states[:1].detach()
     return torch.cat([one, one.flip(-1), one.roll(1, -1)])
 
@@ -311,6 +329,27 @@ def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
 def _allowed(captioner: Captioner) -> float:
     half = torch.is_autocast_enabled(captioner.device.type)
     return _HALF_TOLERANCE if half else _TOLERANCE.get(captioner.states_dtype, _HALF_TOLERANCE)
+
+
+@torch.no_grad()
+def _pads_alike(captioner: Any, images: SizedImages, config: GenerationConfig) -> bool:
+    """Compare the logits of the smallest and the largest image in one batch with those of each by itself."""
+    order = sorted(range(len(images)), key=lambda number: images.values[number].numel())
+    images, trial = images[[order[0], order[-1]]], _trial(config)
+    trial.output_logits = True
+    ids = _starts(captioner, torch.tensor([captioner.start_token_ids()], device=images.device))[:2]
+    together = captioner.plain_generate(images, ids, trial)
+    for row, (states, size) in enumerate(zip(images.values, images.sizes, strict=True)):
+        with captioner.images_of(size):
+            alone = captioner.plain_generate(states[None], ids[row : row + 1], trial)
+        words = zip(*(output.sequences[n, ids.shape[1] :] for output, n in ((together, row), (alone, 0))), strict=False)
+        for ours, theirs, (our, their) in zip(together.logits, alone.logits, words, strict=False):
+            tolerance = _allowed(captioner) * float(theirs.float().std())
+            if not torch.allclose(ours[row].float(), theirs[0].float(), rtol=0, atol=tolerance):
+                return False
+            if our != their:
+                break
+    return True
 
 
 # ---- packed captions -------------------------------------------------------------------------------------------

@@ -76,9 +76,12 @@ def _batches(window: Sequence[ReadImage], batch_size: int) -> list[list[int]]:
     return [readable[first : first + batch_size] for first in range(0, len(readable), batch_size)]
 
 
-def _size(content: Images | str) -> tuple[int, int]:
-    """Return (width, height) of an image that keeps its shape; (0, 0) of all others, which have one."""
-    return content.sizes[0] if isinstance(content, SizedImages) else (0, 0)
+def _size(content: Images | str) -> tuple[int, int, int]:
+    """Return numbers that put images that keep their shape by area, and those of one shape together."""
+    if not isinstance(content, SizedImages):
+        return 0, 0, 0
+    width, height = content.sizes[0]
+    return width * height, width, height
 
 
 def _with_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hfcap.captioning.given import image_records
 from hfcap.data.loading import CaptionItem, Collate, PixelInputs
 from hfcap.decoding import DecodingJob
 from hfcap.errors import UserError
+from hfcap.generation import verdicts
+from hfcap.generation.verdicts import forget_verdicts
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.schema import SizedImages
 from tests.captioners.helpers import gradients, packed, random_captions, random_image
@@ -132,6 +135,75 @@ def test_captions_equal_the_model_s_own_generate(captioner: ImageTextToText, num
     assert len(set(found)) > 1, "every image got the same caption: the comparison shows little"
 
 
+NOT_PADDED = ("mllama", "idefics2")
+"""Prompts of images of all shapes are of one length here, or images stand outside of them."""
+SIMILAR = ((64, 64), (150, 60), (60, 200), (97, 131), (131, 97), (64, 70))
+
+
+def captions_and_batches(
+    captioner: ImageTextToText, states: Any, options: GenerateOptions, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], list[int]]:
+    """Caption all images at once; also how many images each call of `generate` had."""
+    batches: list[int] = []
+
+    def counting(inner: Any) -> Any:
+        def generate(states: Any, *given: Any) -> Any:
+            batches.append(len(states))
+            return inner(states, *given)
+
+        return generate
+
+    with torch.inference_mode(), monkeypatch.context() as patch:
+        captioner.caption_states(states, options)  # ways of generating are compared once
+        for name in ("plain_generate", "fast_generate"):
+            patch.setattr(captioner, name, counting(getattr(captioner, name)))
+        found = captioner.caption_states(states, options)
+    return [best[0].text for best in found], batches
+
+
+def test_prompts_of_like_length_are_one_batch(captioner: ImageTextToText, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The captions of padded prompts are those of one image at a time, also where they end at different steps."""
+    options = GenerateOptions(num_beams=1, max_new_tokens=7)
+    states = states_of(captioner, [random_image(number, size) for number, size in enumerate(SIMILAR)])
+    layouts = len({captioner.kind.layout(size) for size in SIMILAR})
+    for _ in range(2):
+        with torch.inference_mode():
+            alone = [captioner.caption_states(states[[n]], options)[0][0].text for n in range(len(SIMILAR))]
+        together, batches = captions_and_batches(captioner, states, options, monkeypatch)
+        assert together == alone and len(set(alone)) > 1
+        assert sum(batches) == len(SIMILAR)
+        if captioner.model.config.model_type not in NOT_PADDED:
+            assert len(batches) < layouts, batches
+        words = [captioner.tokenizer(text, add_special_tokens=False)["input_ids"] for text in alone]
+        monkeypatch.setattr(captioner, "_end_token_id", words[0][min(3, len(words[0]) - 1)])
+
+
+def test_a_model_that_reads_padding_gets_batches_of_one_length(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captioner = itt("qwen2_5_vl", own=True)
+    kind: Any = captioner.kind
+    inner = kind._padded_prompts
+
+    def unmasked(images: SizedImages) -> Any:
+        ids, mask, extras = inner(images)
+        return ids, torch.ones_like(mask), extras
+
+    options = GenerateOptions(num_beams=1, max_new_tokens=7)
+    images = [random_image(number, size) for number, size in enumerate(SIMILAR)]
+    states = states_of(captioner, images)
+    with torch.inference_mode():
+        alone = [captioner.caption_states(states[[n]], options)[0][0].text for n in range(len(SIMILAR))]
+    forget_verdicts()
+    monkeypatch.setattr(verdicts, "cache_folder", lambda: Path(os.devnull))
+    monkeypatch.setattr(kind, "_padded_prompts", unmasked)
+    together, batches = captions_and_batches(captioner, states, options, monkeypatch)
+    forget_verdicts()
+    assert together == alone
+    assert len(batches) == len({captioner.kind.layout(size) for size in SIMILAR})
+    assert "padding of prompts of Qwen2_5_VL" in capsys.readouterr().err
+
+
 def test_shapes_matter_here(captioner: ImageTextToText) -> None:
     """Otherwise the tests above would show what those of squares show."""
     lengths = {own_inputs(captioner, image)["input_ids"].shape[1] for image in photos()}
@@ -220,7 +292,7 @@ def test_images_of_one_shape_are_captioned_together_and_read_once(kind: str, tmp
     files = [tmp_path / f"{number}.png" for number in range(9)]
     for number, file in enumerate(files):
         random_image(number, shapes[number % 3]).save(file)
-    files[4].write_bytes(b"no image")
+    files[5].write_bytes(b"no image")  # one of the largest, which come last
     options = GenerateOptions(num_beams=1, max_new_tokens=6)
     done: list[int] = []
 
@@ -240,4 +312,4 @@ def test_images_of_one_shape_are_captioned_together_and_read_once(kind: str, tmp
     assert len(passes) == 3 and done == [3, 3, 2, 1], "a bar counts batches, and what could not be read"
     assert [len(some) for some in together] == [9], "a captioning goes on after whole lists"
     alone = [text for some in captions(files, 1) for text in some]
-    assert together[0] == alone and "damaged" in alone[4] and len(set(alone)) > 3
+    assert together[0] == alone and "damaged" in alone[5] and len(set(alone)) > 3

@@ -60,6 +60,8 @@ class VlmAdapter(ABC):
     """Whether the prompt goes through the processor's chat template, where it has one."""
     prompt_in_rows: ClassVar[bool] = False
     """Whether the prompt's tokens begin each caption's row, and stand nowhere else."""
+    pads_prompts: ClassVar[bool] = False
+    """Whether images whose prompts differ in length can be in one batch of `generate`, each with its own size."""
     styles: ClassVar[Mapping[str, str]] = {}
     """Style of captions (captioners/asking/prompts.py) -> prompt that asks for it."""
     usual_prompt: ClassVar[str] = ""
@@ -180,9 +182,17 @@ class VlmAdapter(ABC):
         finally:
             self.size = before
 
+    def n_prompt_tokens(self, size: tuple[int, int]) -> int:
+        """Return the tokens of the prompt with an image of this size."""
+        before, self.size = self.size, size
+        try:
+            return len(self.prompt_inputs(self.captioner.prompt).input_ids)
+        finally:
+            self.size = before
+
     def _require_room(self, size: tuple[int, int]) -> None:
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        n_tokens = len(self.prompt_inputs(self.captioner.prompt).input_ids)
+        n_tokens = self.n_prompt_tokens(size)
         if limit is not None and n_tokens >= limit:
             raise UserError(
                 f"an image of {size[0]} x {size[1]} pixels becomes {n_tokens:,} tokens with its prompt, and the model "
@@ -206,6 +216,13 @@ class VlmAdapter(ABC):
             # Masks over pixels are large, and a dataset has images of thousands of sizes.
             self._prompts[key] = self._of_layout.setdefault(self._layouts[key], prompt)
         return self._layouts[key]
+
+    def of_one_layout(self, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Return the numbers of images of these sizes, those of one layout together."""
+        groups: dict[str, list[int]] = {}
+        for number, size in enumerate(sizes):
+            groups.setdefault(self.layout(size), []).append(number)
+        return list(groups.values())
 
     def positions_before_text(self) -> int:
         """Return how many positions of the text model stand before every text."""

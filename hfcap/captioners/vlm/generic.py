@@ -21,7 +21,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.captioners.vlm.adapter import CHAT_PROMPT, expand
 from hfcap.captioners.vlm.rows import Rows, accepted
 from hfcap.errors import UserError
-from hfcap.schema import SizedImages
+from hfcap.schema import Images, SizedImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Generic(Rows):
     """Models that hfcap has no file for."""
 
     speaks_chat = True
+    pads_prompts = True
     usual_prompt = CHAT_PROMPT
     styles: ClassVar[Mapping[str, str]] = CHAT_STYLES
     tower_names: ClassVar[tuple[str, ...]] = (
@@ -181,8 +182,14 @@ class Generic(Rows):
         """Grids and sizes stay: positions are counted from them. Masks over pixels go."""
         return tuple(name for name in self.prompt_inputs(self.captioner.prompt).extras if name.startswith("pixel_"))
 
-    def image_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
+    def image_arguments(self, image_states: Images) -> dict[str, Any]:
         """Return the image's features as `get_image_features` returns them."""
+        if isinstance(image_states, SizedImages):
+            outputs = []
+            for states, size in zip(image_states.values, image_states.sizes, strict=True):
+                with self.images_of(size):
+                    outputs.append(self.as_output(self.project(states[None]).to(self.model.dtype)))
+            return {"mm_encoder_outputs": {"image": _of_several(outputs)}}
         return {"mm_encoder_outputs": {"image": self.as_output(self.project(image_states).to(self.model.dtype))}}
 
     def as_output(self, features: torch.Tensor) -> Any:
@@ -317,6 +324,24 @@ def _per_image(features: Any, count: int) -> torch.Tensor:
     rows = [part.reshape(-1, part.shape[-1]) for part in features]
     each = len(rows) // count
     return torch.stack([torch.cat(rows[first : first + each]) for first in range(0, len(rows), each)])
+
+
+def _of_several(outputs: list[Any]) -> Any:
+    """Put what is handed on of images of several shapes together, as if the model had read them all at once."""
+    first = outputs[0]
+    first["pooler_output"] = _joined([output.pooler_output for output in outputs])
+    if getattr(first, "deepstack_features", None):
+        layers = zip(*(output.deepstack_features for output in outputs), strict=True)
+        first["deepstack_features"] = [_joined([*layer]) for layer in layers]
+    return first
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], list):
+        return [tensor for part in parts for tensor in part]
+    if len({part.shape[1:] for part in parts}) > 1:
+        parts = [part.flatten(0, -2) for part in parts]
+    return torch.cat(parts)
 
 
 def _shapes(values: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:

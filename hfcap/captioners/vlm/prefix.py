@@ -70,10 +70,11 @@ class Prefix(Generic):
         """Return the head of the states."""
         return self.language_model().get_output_embeddings()(states)
 
-    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def fast_generate(self, image_states: Any, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with one prefix for all rows of an image, where that can be."""
+        of_one_length = isinstance(image_states, torch.Tensor)
         # The model's own generate also forbids to repeat the prompt.
-        if self.shares_prefix and not penalises_repetition(config):
+        if self.shares_prefix and of_one_length and not penalises_repetition(config):
             language_model = self.language_model()
             prefix = self.embeddings(image_states, self.prompt_inputs(self.captioner.prompt))
             shared = SharedPrefix.read(language_model, prefix)

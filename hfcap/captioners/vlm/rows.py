@@ -17,7 +17,9 @@ from transformers import GenerationConfig
 from hfcap.captioners.vlm.adapter import PLAIN, PromptInputs, VlmAdapter, expand
 from hfcap.errors import UserError
 from hfcap.generation.early_exit import leaving
+from hfcap.generation.padded_prompts import padded
 from hfcap.generation.step_scores import drop_step_scores
+from hfcap.schema import SizedImages
 
 _SHAPES = ((64, 64), (160, 64), (1400, 600), (500, 900))
 """(width, height): small and large, wide and high; some processors cut only large ones into tiles."""
@@ -30,8 +32,11 @@ class Rows(VlmAdapter):
     """What the processor's outputs say of a caption's words, where that is not what they say of the prompt's end."""
 
     @abstractmethod
-    def image_arguments(self, image_states: torch.Tensor) -> dict[str, Any]:
-        """Return what the model's forward takes in place of pixels: states (B, S, D) of one image per row."""
+    def image_arguments(self, image_states: Any) -> dict[str, Any]:
+        """Return what the model's forward takes in place of pixels: states of one image per row.
+
+        They are (B, S, D), or `SizedImages` where prompts are padded (`pads_prompts`).
+        """
 
     def image_extras(self) -> tuple[str, ...]:
         """Return which of the processor's outputs say how pixels are read: needed for no forward behind `encode`."""
@@ -93,11 +98,11 @@ class Rows(VlmAdapter):
         # Some (MiniCPM's) take logits_to_keep among their other arguments and keep all.
         return logits[:, -input_ids.shape[1] :]
 
-    def plain_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def plain_generate(self, image_states: Any, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate as the model does from the processor's inputs, with the image's states given."""
         return self._generate(image_states, input_ids, config, {})
 
-    def fast_generate(self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
+    def fast_generate(self, image_states: Any, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with a batch that finished images leave, unless the model keeps positions of its rows to itself."""
         keeps_positions = hasattr(self.model.base_model, "rope_deltas")  # Qwen-VL's do
         faster = drop_step_scores(config) if keeps_positions else leaving(config)
@@ -108,22 +113,38 @@ class Rows(VlmAdapter):
         return torch.cat([input_ids[:, :-1], words[:, None]], dim=1)
 
     def _generate(
-        self, image_states: torch.Tensor, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
+        self, image_states: Any, input_ids: torch.Tensor, config: GenerationConfig, faster: dict[str, Any]
     ) -> Any:
-        self.check_prompt()
-        prompt = self.prompt_inputs(self.captioner.prompt)
-        batch, device = image_states.shape[0], image_states.device
-        before = expand(prompt.input_ids[None, :-1], batch, device)
-        ids = torch.cat([before, input_ids.to(device)], dim=1)
+        if isinstance(image_states, SizedImages):
+            before, mask, extras = self._padded_prompts(image_states)
+        else:
+            self.check_prompt()
+            batch, device = image_states.shape[0], image_states.device
+            prompt = self.prompt_inputs(self.captioner.prompt).input_ids[None, :-1]
+            before, extras = expand(prompt, batch, device), self._word_extras()
+            mask, extras = torch.ones_like(before), {name: expand(extras[name], batch, device) for name in extras}
+        input_ids = input_ids.to(before.device)
         output = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            input_ids=torch.cat([before, input_ids], dim=1),
+            attention_mask=torch.cat([mask, torch.ones_like(input_ids)], dim=1),
             generation_config=config,
             **self.image_arguments(image_states),
             **faster,
-            **{name: expand(value, batch, device) for name, value in self._word_extras().items()},
+            **extras,
         )
         return without_prefix(output, before.shape[1])
+
+    def _padded_prompts(self, images: SizedImages) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Return prompts without their last tokens (B, L), the mask over them, and the processor's other outputs."""
+        prompts, extras = [], []
+        for size in images.sizes:
+            with self.images_of(size):
+                self.check_prompt()
+                prompts.append(self.prompt_inputs(self.captioner.prompt).input_ids)
+                extras.append(self._word_extras())
+        ids, mask, joined = padded(prompts, extras, self.captioner.pad_token_id)
+        device = images.device
+        return ids[:, :-1].to(device), mask[:, :-1].to(device), {name: joined[name].to(device) for name in joined}
 
     def _word_extras(self) -> dict[str, torch.Tensor]:
         """Return the processor's other outputs, those that only tell how pixels are read left out."""
