@@ -350,11 +350,9 @@ class ImageTextToText(Captioner):
         if isinstance(pixel_values, SizedImages):
             with self.kind.images_of(pixel_values.sizes[0]):
                 return self.transformers_start_token(pixel_values.values[0][None], config)
-        prompt, pixels = (
-            self.kind.prompt_inputs(self.prompt),
-            self.kind.plain_pixels(self._in_number_type(pixel_values[:1])),
-        )
+        prompt = self.kind.prompt_inputs(self.prompt)
         ids = prompt.input_ids[None].to(self.device)
+        pixels = self.kind.plain_pixels(self._in_number_type(pixel_values[:1]))
         extras = {name: value.to(self.device) for name, value in prompt.extras.items()}
         output = self.model.generate(
             pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **extras
