@@ -80,7 +80,7 @@ class Captioner(PromptDefaults, ABC):
         self._packed = False
         self.verdicts: dict[str, bool] = {}
         """Which faster ways of computing gave the same as the plain ones (probe.py); once settled, no more is tried."""
-        self.settled, self.undecided = False, 0  # how often that could not be told
+        self.settled = False
 
     @classmethod
     def effective_decoding(cls, options: Any, generate: GenerateOptions) -> GenerateOptions | None:

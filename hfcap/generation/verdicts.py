@@ -49,7 +49,7 @@ def holds(purpose: str, facts: dict[str, Any], check: Callable[[], bool | None],
     Args:
         purpose: what is faster, for the warning ("faster generation of BLIP").
         facts: JSON values that the answer depends on, besides versions of libraries and hfcap's own code.
-        check: compares the two; None where this input cannot tell, then the answer is no and the next call asks again.
+        check: compares the two; None where it cannot tell: then the answer is no.
         plain: what is used instead ("plain generate").
 
     The environment variable HFCAP_PLAIN=1 says no to all of them, to find out which way a caption is wrong in.
