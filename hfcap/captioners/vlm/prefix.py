@@ -72,6 +72,8 @@ class Prefix(Generic):
 
     def fast_generate(self, image_states: Any, input_ids: torch.Tensor, config: GenerationConfig) -> Any:
         """Generate with one prefix for all rows of an image, where that can be."""
+        if len(image_states) == config.num_beams == config.num_return_sequences == 1:
+            return self.plain_generate(image_states, input_ids, config)  # one row has nothing to share or to leave
         of_one_length = isinstance(image_states, torch.Tensor)
         # The model's own generate also forbids to repeat the prompt.
         if self.shares_prefix and of_one_length and not penalises_repetition(config):
