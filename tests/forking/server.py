@@ -96,16 +96,18 @@ def chosen(environment: Mapping[str, str], beginnings: tuple[str, ...]) -> dict[
     return {name: value for name, value in sorted(environment.items()) if name.startswith(beginnings)}
 
 
-def received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a client's request and its three streams."""
-    head, streams, _, _ = socket.recv_fds(connection, 8, 3)
-    left, parts = int.from_bytes(head, "big"), []
-    while left:
-        parts.append(connection.recv(left))
-        if not parts[-1]:
-            break
-        left -= len(parts[-1])
-    return json.loads(b"".join(parts)), streams
+def received(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Return a client's request, None if it was killed before it had sent all, and its streams."""
+    streams: list[int] = []
+    try:
+        head, streams, _, _ = socket.recv_fds(connection, 8, 3)
+        left, parts = int.from_bytes(head, "big"), [b""]
+        while left and (part := connection.recv(left)):
+            parts.append(part)
+            left -= len(part)
+    except ConnectionError:
+        return None, streams
+    return (None if left or not head else json.loads(b"".join(parts))), streams
 
 
 def _let_go() -> None:
@@ -147,7 +149,7 @@ class Server:
                 continue
             connection, _ = self.listener.accept()
             request, streams = received(connection)
-            own = handle(request, connection, streams)
+            own = handle(request, connection, streams) if request else None
             if own is not None:
                 own()
                 return

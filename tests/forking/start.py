@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ def forking_python() -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
+            process_group=0,
         )
         assert process.stdin is not None
         try:
@@ -51,6 +53,8 @@ def forking_python() -> Iterator[str]:
                 time.sleep(0.01)
             yield str(python)
         finally:
+            # Not by closing its standard input alone: a process that a test has forked may hold it open too.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             process.stdin.close()
-            process.wait(timeout=60)
             log.close()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from tests.forking.start import ADDRESS, forking_python
 
 IN_SECONDS = 60
 SAYS = "import os, sys; print('torch' in sys.modules, os.environ.get('HF_HOME'), os.getcwd(), sys.argv[1:])"
@@ -61,6 +65,25 @@ def test_a_fork_gets_signals(forking: str, number: signal.Signals) -> None:
         _, said = process.communicate(timeout=IN_SECONDS)  # the streams are closed: the fork has ended
     assert process.returncode == -number
     assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
+
+
+def test_a_client_that_is_killed_before_it_has_asked_ends_nothing(forking: str) -> None:
+    address = str(Path(forking).parents[1] / ADDRESS)
+    for said in (b"", (99).to_bytes(8, "big"), (99).to_bytes(8, "big") + b'{"arg'):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            connection.sendall(said)
+    assert run(forking, "-c", SAYS).stdout.startswith("True ")
+
+
+def test_the_server_ends_though_another_process_holds_its_standard_input() -> None:
+    with forking_python() as python:
+        if (holder := os.fork()) == 0:
+            time.sleep(IN_SECONDS)
+            os._exit(0)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    assert not Path(python).exists()
 
 
 def test_what_libraries_have_read_is_left_to_the_interpreter(forking: str) -> None:
