@@ -18,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from hfcap.captioners.base import BaseModel
 from hfcap.children import run_program
 from hfcap.data.images import is_checkable
+from hfcap.data.kept.known import kept_texts
 from hfcap.data.kept.table import RecordTable, values_of_records
 from hfcap.data.source import dataset_revision
 from hfcap.recipe.blocks import DataOptions
@@ -113,7 +114,12 @@ def dataset_fingerprint(records: Sequence[CaptionedImage]) -> str:
 
 
 def _digests(records: Sequence[CaptionedImage]) -> dict[str, str]:
-    """SHA-256 over the JSON of what records say, of all together and of each part; every text is encoded once."""
+    """SHA-256 over the JSON of what records say, of all together and of each part."""
+    return kept_texts(records, "digests of records", lambda: _new_digests(records))
+
+
+def _new_digests(records: Sequence[CaptionedImage]) -> dict[str, str]:
+    """Encode every text once."""
     together, ids, file_names, captions = (hashlib.sha256() for _ in range(4))
     columns = (_as_json(values_of_records(records, name)) for name in ("image_id", "file_name", "captions"))
     rows = zip(*columns, strict=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hfcap import environment
 from hfcap.data import checks
 from hfcap.data.images import FileImage, decode_image
 from hfcap.data.kept import keeping, stamps, table
@@ -315,6 +316,37 @@ def test_hashes_are_those_of_the_bytes_as_they_are(data: CocoJsonOptions, monkey
     changed.unlink()
     with pytest.raises(UserError, match="no such file"):
         image_hashes(records)
+
+
+def test_digests_of_records_are_made_once_and_again_when_captions_change(
+    data: CocoJsonOptions, keeping_all: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counting(records: Sequence[CaptionedImage], make: Callable[[Any], Any] = environment._new_digests) -> Any:
+        made.append(len(records))
+        return make(records)
+
+    monkeypatch.setattr(environment, "_new_digests", counting)
+
+    def described(some: slice = slice(None)) -> dict[str, Any]:
+        records = load_split(data, "train")[some]
+        kept, plain = (environment.describe_datasets(data, {"train": one}) for one in (records, list(records)))
+        assert kept == plain
+        return kept["train"]
+
+    first = described()
+    assert described() == first and len(made) == 3, "of the plain records both times, of the kept ones once"
+    assert described(slice(3))["ids"] != first["ids"]
+    for path in keeping_all.glob("*.json"):
+        if "texts" in (about := json.loads(path.read_text())):
+            about["texts"]["ids"] = "0" * 64
+            path.write_text(json.dumps(about))
+    assert described() == first
+    captions = Path(str(data.captions))
+    captions.write_text(captions.read_text().replace('"caption": "', '"caption": "new '))
+    changed = described()
+    assert changed["captions"] != first["captions"] and changed["ids"] == first["ids"]
 
 
 def test_damaged_facts_about_images_are_found_out_again(data: CocoJsonOptions, keeping_all: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import overload
 
 import numpy as np
@@ -14,6 +14,9 @@ from hfcap.data.kept.stamps import is_settled, stamps_of
 from hfcap.data.kept.table import RecordTable
 from hfcap.files import file_being_written, sha256_of, write_json
 from hfcap.progress import error_console
+
+_AT_A_TIME = 4096
+"""Hashes that are texts at a time."""
 
 
 class KnownFacts:
@@ -62,14 +65,15 @@ class KnownFacts:
         try:
             with file_being_written(self._path) as handle:
                 np.lib.format.write_array(handle, rows, allow_pickle=False)
-            write_json(self._path.with_suffix(".json"), {"sha256": sha256_of(self._path), "table": self._table_hash()})
+            about = {"sha256": sha256_of(self._path), "table": _hash_of_table(self.table)}
+            write_json(self._path.with_suffix(".json"), about)
         except OSError as error:
             error_console.print(f"warning: nothing can be remembered about images ({error})", markup=False)
 
     def _rows(self) -> NDArray[np.void] | None:
         try:
             about = json.loads(self._path.with_suffix(".json").read_text(encoding="utf-8"))
-            if about != {"sha256": sha256_of(self._path), "table": self._table_hash()}:
+            if about != {"sha256": sha256_of(self._path), "table": _hash_of_table(self.table)}:
                 return None
             rows = np.load(self._path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
@@ -80,9 +84,46 @@ class KnownFacts:
         numbers = self.table.numbers
         return slice(numbers.start, numbers.stop, numbers.step) if isinstance(numbers, range) else numbers
 
-    def _table_hash(self) -> str:
-        about = json.loads(self.table.path.with_suffix(".json").read_text(encoding="utf-8"))
-        return str(about["sha256"])
+
+def kept_texts(records: object, what: str, make: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Return texts that follow from kept records themselves, made only the first time; of others they are made.
+
+    Args:
+        what: names them; with other rules, another name.
+    """
+    if not isinstance(records, RecordTable):
+        return make()
+    rows = hashlib.sha256(np.asarray(records.numbers, dtype="<i8").tobytes()).hexdigest()
+    name = hashlib.sha256(f"{what} {rows}".encode()).hexdigest()[:8]
+    path = records.path.with_name(f"{records.path.stem}.{name}.json")
+    try:
+        facts = {"what": what, "rows": rows, "table": _hash_of_table(records)}
+    except (OSError, ValueError, KeyError):
+        return make()
+    if records.is_replaced:  # after its hash was read, which may be the new one's
+        return make()
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if {key: about[key] for key in facts} == facts and about["sha256"] == _hash_of_texts(about["texts"]):
+            return {str(key): str(text) for key, text in about["texts"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass  # made again
+    texts = make()
+    if not records.is_replaced:
+        try:
+            write_json(path, {**facts, "texts": texts, "sha256": _hash_of_texts(texts)})
+        except OSError as error:
+            error_console.print(f"warning: nothing can be remembered about images ({error})", markup=False)
+    return texts
+
+
+def _hash_of_texts(texts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _hash_of_table(table: RecordTable) -> str:
+    about = json.loads(table.path.with_suffix(".json").read_text(encoding="utf-8"))
+    return str(about["sha256"])
 
 
 class HexDigests(Sequence[str]):
@@ -109,6 +150,13 @@ class HexDigests(Sequence[str]):
         if isinstance(chosen, slice):
             return HexDigests(self._values[chosen])
         return self._values[chosen].tobytes().hex()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield all, of which many are made at a time."""
+        digits = 2 * self._values.shape[1]
+        for start in range(0, len(self), _AT_A_TIME):
+            together = self._values[start : start + _AT_A_TIME].tobytes().hex()
+            yield from (together[place : place + digits] for place in range(0, len(together), digits))
 
 
 def known_facts(records: object, what: str, width: int, of_bytes: bool = False) -> KnownFacts | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ MOST_ENTRIES = 20_000_000
 
 Stamp = tuple[int, int, int, int]
 """Size, time of the last change in nanoseconds, that of the inode's, and the inode: (4,)."""
+
+
+_NO_FILE, _MISSING = (0,) * 4, (-1,) * 4
 
 
 class UnsettledError(Exception):
@@ -42,16 +46,18 @@ def stamp_of(path: Path | str) -> Stamp:
 
 def stamps_of(paths: Iterable[str | None], count: int) -> NDArray[np.int64]:
     """Return the stamps of files, (N, 4); all -1 of those that are missing, all 0 of what is no file."""
-    stamps = np.zeros((count, 4), dtype=np.int64)
-    for number, path in enumerate(paths):
-        if path is not None:
-            try:
-                status = os.stat(path)  # noqa: PTH116 as above
-            except OSError:
-                stamps[number] = -1
+    look, values = os.stat, array("q")
+    for path in paths:
+        try:
+            if path is None:
+                values.extend(_NO_FILE)
             else:
-                stamps[number] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return stamps
+                status = look(path)
+                values.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+        except OSError:
+            values.extend(_MISSING)
+    assert len(values) == 4 * count
+    return np.frombuffer(values, dtype=np.int64).reshape(count, 4)
 
 
 def is_settled(stamps: NDArray[np.int64]) -> NDArray[np.bool_]:

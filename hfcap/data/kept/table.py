@@ -293,9 +293,14 @@ class RecordTable(Sequence[CaptionedImage]):
 
     def files(self) -> Iterator[str | None]:
         """Yield the path of each image that is a file, None of each that is not."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        root, no_file = pa.scalar(f"{self.places.root}/", pa.large_string()), pa.scalar(None, pa.large_string())
         for part in self._parts(["file_name", "kind"]):
-            for name, kind in zip(*(column.to_pylist() for column in part.columns), strict=True):
-                yield f"{self.places.root}/{name}" if kind == _FILE else None
+            names, kinds = part.columns
+            paths = pc.binary_join_element_wise(root, names, pa.scalar("", pa.large_string()))
+            yield from pc.if_else(pc.equal(kinds, _FILE), paths, no_file).to_pylist()
 
     def _parts(self, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the records as short batches, in order, of all columns or some."""
