@@ -308,6 +308,8 @@ class ErrorSlice:
         value, value_of_others: its mean over these images, and over all others; raw scale.
         p_value: corrected over all groups that were looked at.
         examples: (image id, caption) of the worst ones.
+        interval, interval_of_others: (lower, upper) of the bootstrap, of both means.
+        image_ids: which images they are.
     """
 
     kind: str
@@ -318,6 +320,9 @@ class ErrorSlice:
     value_of_others: float
     p_value: float
     examples: tuple[tuple[str, str], ...] = ()
+    interval: tuple[float, float] | None = None
+    interval_of_others: tuple[float, float] | None = None
+    image_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +339,7 @@ class ScoreReport:
         predictions_sha256: which captions were scored; None in files of earlier versions.
         groups: column -> image id -> value, of the columns that scores are told apart by.
         slices: column -> value -> scores of the images that have it.
-        error_slices: groups of images that score significantly worse, where somebody asked to find them.
+        error_slices: groups of images that score significantly worse, surest first; None where nobody asked for them.
     """
 
     split: str
@@ -348,4 +353,4 @@ class ScoreReport:
     schema_version: int = 1
     groups: dict[str, dict[str, str]] = field(default_factory=dict)
     slices: dict[str, dict[str, SliceScores]] = field(default_factory=dict)
-    error_slices: list[ErrorSlice] = field(default_factory=list)
+    error_slices: list[ErrorSlice] | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hfcap.card.example_images import RECORD
 from hfcap.card.render import render_card
-from hfcap.card.run_facts import RunFacts, read_card_input
+from hfcap.card.run_facts import RunFacts, ids_of_examples, read_card_input
 from hfcap.files import read_json, read_json_lines, write_json, write_json_lines, write_text
 from hfcap.publishing.staging import published_recipe
 from hfcap.recipe.loading import load_recipe
@@ -77,6 +77,7 @@ def _record_scores(run: RunDirectory, target: RunDirectory, known: RunFacts) -> 
         per_image = {image_id: row for image_id, row in scores["per_image"].items() if image_id in ids}
         kept = {key: value for key, value in scores.items() if key != "statistics"}
         write_json(target.scores(name), {**kept, "per_image": per_image if name == known.split else {}})
+    ids |= set(ids_of_examples(known.scores))
     references = read_json(run.references(known.split), "references")
     notes = [note for note in references["annotations"] if str(note["image_id"]) in ids]
     write_json(target.references(known.split), {"images": [], "annotations": notes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfcap.card.front_matter import compact_signature
@@ -9,10 +10,22 @@ from hfcap.card.markdown_pieces import count, dataset_link, shown_number
 from hfcap.card.run_facts import RunFacts
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.recipe.blocks import GenerateOptions
-from hfcap.schema import SliceScores
-from hfcap.scoring.score_table import METRIC_NAMES, SLICES_EXPLAINED, metric_name, shown_slice
+from hfcap.schema import ErrorSlice, SliceScores
+from hfcap.scoring.score_table import (
+    ERROR_SLICES_EXPLAINED,
+    METRIC_NAMES,
+    SLICES_EXPLAINED,
+    error_slice_name,
+    error_slice_values,
+    metric_name,
+    no_error_slices,
+    shown_slice,
+)
 from hfcap.scoring.signature import agreement_lines
 from hfcap.scoring.verdict import BASELINE_NAMES, FEW_IMAGES
+
+N_EXAMPLES = 2
+"""Captions that the card shows of each slice that was found."""
 
 
 def evaluation(known: RunFacts) -> dict[str, Any] | None:
@@ -31,6 +44,7 @@ def evaluation(known: RunFacts) -> dict[str, Any] | None:
         "table": _score_table(known, metrics),
         "notes": _score_notes(known),
         "slices": _slices(known),
+        "error_slices": _error_slices(known),
         "signature": code(signature) if signature else None,
     }
 
@@ -55,6 +69,7 @@ def _target(known: RunFacts) -> dict[str, Any] | None:
         "table": table(["Metric", "Published"], rows, right=1),
         "notes": [Safe(f"Published values: {escape(expect.source)}; measured elsewhere.")],
         "slices": [],
+        "error_slices": [],
         "signature": None,
     }
 
@@ -90,6 +105,45 @@ def _slices(known: RunFacts) -> list[Safe]:
         ]
         tables.append(table([str(escape(column)), "Images", *map(metric_name, outputs)], rows, right=len(outputs) + 1))
     return [*tables, Safe(escape(SLICES_EXPLAINED))] if tables else []
+
+
+def _error_slices(known: RunFacts) -> list[Safe]:
+    """What was found, surest first, or that nothing was; empty where nobody looked."""
+    found = found_slices(known.scores)
+    if found is None:
+        return []
+    if not found:
+        return [escape(no_error_slices(known.scores["n_images"]))]
+    heads = ["Worse on", "Images", f"{escape(metric_name(found[0].output))} there", "Elsewhere", "p"]
+    rows = [[*error_slice_cells(one), *_error_slice_examples(one, known.described)] for one in found]
+    return [
+        table([*heads, "Captions there", "People wrote"], rows),
+        escape(f"{ERROR_SLICES_EXPLAINED} The captions are the worst ones."),
+    ]
+
+
+def found_slices(scores: Mapping[str, Any]) -> list[ErrorSlice] | None:
+    """Return the slices that were found, of a score file's content as a dict; None where nobody looked."""
+    found = scores.get("error_slices")
+    return None if found is None else [ErrorSlice(**one) for one in found]
+
+
+def error_slice_cells(found: ErrorSlice) -> list[str]:
+    """Return the cells of a found slice that its score file says: name, images, values, p."""
+    return [str(escape(error_slice_name(found))), count(found.n_images), *error_slice_values(found)]
+
+
+def _error_slice_examples(found: ErrorSlice, described: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    """Captions, and for each the human one that names what the images have in common, else the first."""
+    examples = found.examples[:N_EXAMPLES]
+    captions = [str(escape(caption)) or "(empty)" for _, caption in examples]
+    human = [_human_caption(described.get(image_id, ()), found.name) for image_id, _ in examples]
+    return "<br>".join(captions), "<br>".join(human)
+
+
+def _human_caption(captions: Sequence[str], name: str) -> str:
+    naming = (caption for caption in captions if name.lower() in caption.lower())
+    return str(escape(next(naming, next(iter(captions), "–"))))
 
 
 def _score_notes(known: RunFacts) -> list[Safe]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class RunFacts:
         has_code: `model` holds its own modelling code, which users must trust.
         requirements: what to install to caption with the model, with lower bounds where versions are known.
         published_captions: path of each published image -> what the model says about exactly that file.
+        described: image id -> human captions, of the images that found slices show captions of.
         missing: one line for each fact that is not known, with its remedy.
     """
 
@@ -80,6 +82,7 @@ class RunFacts:
     worst: list[Sample]
     requirements: list[str]
     published_captions: dict[str, str]
+    described: dict[str, tuple[str, ...]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -174,7 +177,8 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     config = _object(folder / "config.json", "configuration of the model")
     samples = _samples(run)
     images = {sample.file_name: sample.image for sample in samples}
-    worst = [replace(sample, image=images.get(sample.file_name)) for sample in _worst(run, split, scores)]
+    human = read_references(run.references(split)) if scores and run.references(split).is_file() else {}
+    worst = [replace(sample, image=images.get(sample.file_name)) for sample in _worst(run, split, scores, human)]
     shown = {sample.file_name for sample in worst}
     record = read_record(run.path) if (run.path / RECORD).is_file() else {}
     card_input = RunFacts(
@@ -196,6 +200,7 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
         worst=worst,
         requirements=_requirements(folder, record, environment),
         published_captions=record.get("captions", {}),
+        described={image_id: human[image_id] for image_id in ids_of_examples(scores) if image_id in human},
     )
     card_input.missing.extend(_missing(run, card_input))
     return card_input
@@ -250,7 +255,13 @@ def _cider(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 else None
 
 
-def _worst(run: RunDirectory, split: str, scores: dict[str, Any]) -> list[Sample]:
+def ids_of_examples(scores: dict[str, Any]) -> list[str]:
+    """Return the images whose captions found slices show, of a score file's content."""
+    found = (image_id for one in scores.get("error_slices") or () for image_id, _ in one["examples"])
+    return list(dict.fromkeys(found))
+
+
+def _worst(run: RunDirectory, split: str, scores: dict[str, Any], human: Mapping[str, Sequence[str]]) -> list[Sample]:
     """The captions with the lowest CIDEr-D of the whole split, so that a card does not only show successes."""
     per_image = {
         image_id: value for image_id, row in scores.get("per_image", {}).items() if (value := _cider(row)) is not None
@@ -259,14 +270,11 @@ def _worst(run: RunDirectory, split: str, scores: dict[str, Any]) -> list[Sample
         return []
     lowest = sorted(per_image, key=lambda image_id: (per_image[image_id], image_id))[:N_WORST]
     rows = {str(row.get("image_id")): row for _, row in read_json_lines(run.predictions(split), "predictions")}
-    references: dict[str, str] = {}
-    if run.references(split).is_file():
-        references = {image_id: group[0] for image_id, group in read_references(run.references(split)).items()}
     return [
         Sample(
             file_name=str(rows[image_id].get("file_name") or image_id),
             caption=str(rows[image_id].get("caption", "")),
-            reference=references.get(image_id),
+            reference=next(iter(human.get(image_id, ())), None),
             score=per_image[image_id],
         )
         for image_id in lowest

@@ -75,8 +75,8 @@ def _refuse_options_of_files(run: Path, of_output: dict[str, object], **of_scori
     """
     refuse_idle(
         "a run is scored as its recipe says: change score.metrics, score.document_frequencies, "
-        "score.metric_options, score.language, score.by, score.split, score.n_resamples or score.seed, as in: "
-        f"hfcap run {run} score.n_resamples=500",
+        "score.metric_options, score.language, score.by, score.find_slices, score.split, score.n_resamples or "
+        f"score.seed, as in: hfcap run {run} score.n_resamples=500",
         **of_scoring,
     )
     refuse_idle(
@@ -89,30 +89,17 @@ def _refuse_options_of_files(run: Path, of_output: dict[str, object], **of_scori
 def _show(report: ScoreReport, name: str) -> None:
     """Print what scores mean, their table, their slices and their conditions."""
     from hfcap.scoring import signature_line
-    from hfcap.scoring.score_table import SLICES_EXPLAINED, score_table, slice_tables
+    from hfcap.scoring.score_table import print_slices, score_table
     from hfcap.scoring.signature import agreement_lines
     from hfcap.scoring.verdict import main_score
 
     if (main := main_score(report)) is not None:
         say(f"{main}.")
     console.print(score_table({name: report}, f"Scores x 100 on {report.n_images:,} images"))
-    for table in slice_tables(report):
-        console.print(table)
-    if report.slices:
-        say(SLICES_EXPLAINED)
+    print_slices(report)
     for line in agreement_lines(report.signature):
         say(line)
     say(signature_line(report.signature))
-
-
-def _show_error_slices(report: ScoreReport) -> None:
-    from hfcap.scoring.score_table import ERROR_SLICES_EXPLAINED, error_slice_table
-
-    if not report.error_slices:
-        say("No group of images scores significantly worse than all others.")
-        return
-    console.print(error_slice_table(report.error_slices))
-    say(ERROR_SLICES_EXPLAINED)
 
 
 def _refuse_what_is_no_run(path: Path) -> None:
@@ -151,7 +138,7 @@ def score(
         _refuse_what_is_no_run(predictions)
         _refuse_options_of_files(
             predictions,
-            {"output": output, "allow_missing": allow_missing, "find_slices": find_slices},
+            {"output": output, "allow_missing": allow_missing},
             metrics=metrics,
             document_frequencies=document_frequencies,
             option=option,
@@ -160,6 +147,7 @@ def score(
             n_resamples=n_resamples,
             seed=seed,
             by=by or None,
+            find_slices=find_slices,
         )
         done = execute(str(predictions), None, "score", force, trust_remote_code, accept_changes)
         if done.accelerator.is_main_process:
@@ -180,8 +168,6 @@ def score(
         find_slices=find_slices,
     )
     _show(report, predictions.name)
-    if find_slices:
-        _show_error_slices(report)
     if output is not None:
         say(f"Scores: {output}")
 

@@ -12,7 +12,7 @@ from hfcap import registry
 from hfcap.comparison.conditions import check_same_data, metric_conditions, unequal_conditions
 from hfcap.comparison.result import AtEqualLength, Comparison, Difference
 from hfcap.comparison.significance import Pair, PairedDifference, at_equal_length, paired_differences
-from hfcap.comparison.slices import compare_slices
+from hfcap.comparison.slices import compare_found_slices, compare_slices
 from hfcap.comparison.systems import ScorePredictions, System, read_systems
 from hfcap.comparison.verdict import beaten_by_baselines
 from hfcap.errors import UserError
@@ -226,4 +226,5 @@ def compare_systems(
         settings=settings,
         at_equal_length=_at_equal_length(systems, equal, best, settings),
         slices=compare_slices(systems, equal, ranking, directions, settings),
+        found_slices=compare_found_slices(systems, equal, ranking, directions, settings),
     )

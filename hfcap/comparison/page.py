@@ -18,11 +18,10 @@ from hfcap.comparison.rendering import (
     explanation,
     shown_cost,
     shown_number,
-    slice_rows,
-    slices_explanation,
 )
-from hfcap.comparison.result import Comparison
+from hfcap.comparison.result import Comparison, FoundSlice
 from hfcap.comparison.slices import SliceExamples
+from hfcap.comparison.slices.tables import found_explanation, found_name, found_rows, slice_rows, slices_explanation
 from hfcap.comparison.verdict import shown_p, verdict
 from hfcap.data.images import UnreadableImageError
 from hfcap.pages import data_block, render_page, thumbnail
@@ -81,6 +80,7 @@ def leaderboard_page(
         ],
         pairs=[_pair(comparison, pair, inlined, evidence, thumbnails, n_examples) for pair in pairs],
         slices=_slices(comparison, parts, evidence, thumbnails),
+        found=_found(comparison, evidence, thumbnails, n_examples),
         listing=None if listing is None else _listing(comparison, listing, evidence, thumbnails),
         notes=evidence.notes,
         conditions=_conditions(comparison),
@@ -214,6 +214,49 @@ def _slices(
         for part in parts
     ]
     return {"header": header, "rows": rows, "explanation": slices_explanation(comparison), "parts": examples}
+
+
+def _found(
+    comparison: Comparison, evidence: Evidence, thumbnails: dict[str, str], n_examples: int
+) -> dict[str, Any] | None:
+    if not comparison.found_slices:
+        return None
+    header, rows = found_rows(comparison)
+    examples = [
+        {"name": found_name(one), "examples": shown}
+        for one in comparison.found_slices
+        if (
+            shown := [
+                _found_example(comparison, one, image_id, evidence, thumbnails)
+                for image_id in one.image_ids_of_examples(n_examples)
+            ]
+        )
+    ]
+    return {"header": header, "rows": rows, "explanation": found_explanation(comparison), "parts": examples}
+
+
+def _found_example(
+    comparison: Comparison, one: FoundSlice, image_id: str, evidence: Evidence, thumbnails: dict[str, str]
+) -> dict[str, Any]:
+    """One image with the captions of all systems; those that a slice was found for say theirs in their score file."""
+    said = {name: dict(found.examples).get(image_id) for name, found in one.found.items()}
+    output = comparison.ranking or ""
+    captions = [
+        {
+            "name": system.name,
+            "number": number,
+            "caption": evidence.captions.get(system.name, {}).get(image_id, said.get(system.name)),
+            "value": shown_number(output, system.report.per_image.get(image_id, {}).get(output)),
+        }
+        for number, system in enumerate(comparison.systems, start=1)
+    ]
+    return {
+        "name": evidence.file_names.get(image_id, f"image {image_id}"),
+        "difference": "",
+        "captions": captions,
+        "references": evidence.references.get(image_id, ()),
+        "image": thumbnails.get(image_id),
+    }
 
 
 def _thumbnail(image: ImageBytes) -> str:

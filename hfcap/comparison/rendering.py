@@ -12,12 +12,20 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap.comparison.by_image import ByImage, by_image
-from hfcap.comparison.result import AtEqualLength, Comparison, Difference, SliceComparison
+from hfcap.comparison.result import AtEqualLength, Comparison, Difference
+from hfcap.comparison.slices.tables import (
+    found_explanation,
+    found_json,
+    found_rows,
+    slice_json,
+    slice_rows,
+    slices_explanation,
+)
 from hfcap.comparison.systems import COSTS
 from hfcap.comparison.verdict import shown_p, verdict
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.scoring import signature_line
-from hfcap.scoring.score_table import SIGNIFICANT, metric_name, shown_score
+from hfcap.scoring.score_table import SIGNIFICANT, shown_score
 from hfcap.text import printable
 
 N_EXAMPLES = 6
@@ -152,40 +160,6 @@ EQUAL_LENGTH_EXPLAINED = (
 """Stands below the table of differences at equal length."""
 
 
-def slice_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the systems on slices of the images; * = significantly worse than the best there."""
-    header = ["", "images", *(system.name for system in comparison.systems)]
-    rows = [
-        [
-            f"{one.column}: {one.value}",
-            f"{one.n_images:,}",
-            *(_slice_cell(comparison, one, system.name) for system in comparison.systems),
-        ]
-        for one in comparison.slices
-    ]
-    return header, rows
-
-
-def _slice_cell(comparison: Comparison, one: SliceComparison, name: str) -> str:
-    assert comparison.ranking is not None
-    if name not in one.values:
-        return "-"
-    text = shown_number(comparison.ranking, one.values[name])
-    if name in one.intervals:
-        lower, upper = (shown_number(comparison.ranking, bound) for bound in one.intervals[name])
-        text += f" [{lower}, {upper}]"
-    found = one.differences.get(name)
-    return text + ("*" if found is not None and found.corrected_p_value < SIGNIFICANT else "")
-
-
-def slices_explanation(comparison: Comparison) -> str:
-    """Return what the table of slices shows."""
-    return (
-        f"{metric_name(comparison.ranking or '')} on slices of the images; * = worse than the best system "
-        f"on that slice (paired permutation test, p below {SIGNIFICANT} after Holm's correction over all slices)."
-    )
-
-
 def explanation(comparison: Comparison) -> str:
     """Return what the numbers of the tables are."""
     settings = comparison.settings
@@ -232,7 +206,21 @@ def leaderboard_table(comparison: Comparison, with_warnings: bool = True) -> Ren
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         parts += [table, Text(slices_explanation(comparison), style="dim")]
+    if comparison.found_slices:
+        parts += [_found_table(comparison), Text(found_explanation(comparison), style="dim")]
     return Group(*parts)
+
+
+def _found_table(comparison: Comparison) -> Table:
+    """One row per slice and system; a line and the slice's name where the next slice begins."""
+    header, rows = found_rows(comparison)
+    table = Table(*(Column(Text(printable(name))) for name in header), title="Found slices")
+    for number, row in enumerate(rows):
+        same, last = number > 0 and rows[number - 1][:2] == row[:2], number + 1 == len(rows)
+        cells = ["", "", *row[2:]] if same else row
+        ends = not last and rows[number + 1][:2] != row[:2]
+        table.add_row(*(Text(printable(cell)) for cell in cells), end_section=ends)
+    return table
 
 
 class PrintableComparison(Comparison):
@@ -285,6 +273,9 @@ def leaderboard_markdown(comparison: Comparison) -> str:
     if comparison.slices:
         parts += ["## Slices", _markdown_table(*slice_rows(comparison))]
         parts.append(escape(slices_explanation(comparison)))
+    if comparison.found_slices:
+        parts += ["## Found slices", _markdown_table(*found_rows(comparison))]
+        parts.append(escape(found_explanation(comparison)))
     signatures = "\n".join(
         f"- {escape(system.name)}: {code(signature_line(system.report.signature), in_table=False)}"
         for system in comparison.systems
@@ -310,26 +301,6 @@ def _by_image_json(pairs: Sequence[ByImage]) -> dict[str, Any] | None:
             }
             for pair in pairs
         ],
-    }
-
-
-def _slice_json(one: SliceComparison) -> dict[str, Any]:
-    return {
-        "column": one.column,
-        "value": one.value,
-        "n_images": one.n_images,
-        "values": one.values,
-        "intervals": one.intervals,
-        "best": one.best,
-        "difference_to_best": {
-            name: {
-                "difference": found.paired.difference,
-                "interval": found.paired.interval,
-                "p_value": found.paired.p_value,
-                "corrected_p_value": found.corrected_p_value,
-            }
-            for name, found in one.differences.items()
-        },
     }
 
 
@@ -373,6 +344,7 @@ def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
             output: {name: asdict(one) for name, one in found.items()}
             for output, found in comparison.at_equal_length.items()
         },
-        "slices": [_slice_json(one) for one in comparison.slices],
+        "slices": [slice_json(one) for one in comparison.slices],
+        **({"found_slices": [found_json(one) for one in found]} if (found := comparison.found_slices) else {}),
         "warnings": list(comparison.warnings),
     }

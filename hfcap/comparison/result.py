@@ -7,6 +7,7 @@ from typing import Any
 
 from hfcap.comparison.significance import PairedDifference
 from hfcap.comparison.systems import PublishedRow, System
+from hfcap.schema import ErrorSlice
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,26 @@ class SliceComparison:
 
 
 @dataclass(frozen=True)
+class FoundSlice:
+    """All systems on images that score significantly worse than all others for at least one of them.
+
+    Attributes:
+        comparison: the systems there; its column and value are kind and name of the slice.
+        elsewhere: system name -> value on all other images.
+        found: name of a system in whose score file the slice is -> what it says.
+    """
+
+    comparison: SliceComparison
+    elsewhere: dict[str, float]
+    found: dict[str, ErrorSlice]
+
+    def image_ids_of_examples(self, count: int) -> list[str]:
+        """Return the images of the worst captions, each once, at most `count` of each system."""
+        ids = (image_id for found in self.found.values() for image_id, _ in found.examples[:count])
+        return list(dict.fromkeys(ids))
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The result of comparing systems: the rows of a leaderboard, which rendering.py shows.
 
@@ -83,6 +104,7 @@ class Comparison:
         warnings: everything that makes the comparison less than equal.
         settings: n_resamples, seed, confidence_level.
         slices: the systems on parts of the images, where the score files tell them apart.
+        found_slices: the systems on the slices that were found for some of them, where score files hold such.
         at_equal_length: output -> name of another system -> its difference to the best without that of their lengths,
             for pairs whose captions differ notably in length.
     """
@@ -99,4 +121,5 @@ class Comparison:
     warnings: tuple[str, ...]
     settings: dict[str, Any]
     slices: tuple[SliceComparison, ...] = ()
+    found_slices: tuple[FoundSlice, ...] = ()
     at_equal_length: dict[str, dict[str, AtEqualLength]] = field(default_factory=dict)

@@ -40,6 +40,7 @@ def write_leaderboard(
     listing = choose_listing(comparison)
     parts = slice_examples(comparison, n_examples)
     extremes = [*images_to_show(pairs, n_examples), *(image_id for part in parts for image_id in part.image_ids)]
+    extremes += [image_id for one in comparison.found_slices for image_id in one.image_ids_of_examples(n_examples)]
     listed, shown = ((), ()) if listing is None else (listing.image_ids, listing.shown)
     known = list(dict.fromkeys([*extremes, *listed]))
     pictured = list(dict.fromkeys([*extremes, *shown]))

@@ -21,6 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
 from hfcap import registry
+from hfcap.card.evaluation import error_slice_cells
 from hfcap.card.example_images import FOLDER, read_record
 from hfcap.card.front_matter import shown_value
 from hfcap.card.kept_sections import split_front_matter
@@ -36,8 +37,9 @@ from hfcap.metrics.suite import metric_for_statistics
 from hfcap.pages.markdown import escape
 from hfcap.publishing import hub
 from hfcap.recipe.loading import load_recipe
-from hfcap.schema import ScoreReport
+from hfcap.schema import ErrorSlice, ScoreReport
 from hfcap.scoring import read_scores, score_files
+from hfcap.scoring.image_values import column_of
 from hfcap.scoring.score_table import metric_name
 from hfcap.scoring.signature import data_signature, predictions_hash
 
@@ -170,6 +172,13 @@ def _check_card(folder: Path, report: ScoreReport) -> tuple[list[str], str]:
                 wrong.append(
                     f"the card's table says {metric_name(name)} {row[1]}, the score file {shown_number(name, value)}"
                 )
+    for one in report.error_slices or ():
+        # Of "| word zebra | 40 | 61.2 (50.1-70.2) | 98.0 (95.1-101.3) | 0.001 |" the first cell names the row.
+        name, *cells = map(re.escape, error_slice_cells(one))
+        if (row := re.search(rf"^\| *{name} *\|.*$", body, re.MULTILINE)) is not None:
+            n_compared += 1
+            if re.match(rf"\| *{name} *" + "".join(rf"\| *{cell} *" for cell in cells) + r"\|", row[0]) is None:
+                wrong.append(f"the card's table of found slices does not say of {one.name!r} what the score file says")
     if not n_compared:
         raise _NotCheckedError("the card shows no scores")
     return wrong, f"{n_compared} numbers as in the score file"
@@ -192,9 +201,30 @@ def _check_values(reports: Mapping[str, ScoreReport]) -> tuple[list[str], str]:
                 n_compared += 1
                 if said is None or not all(map(_same, said, bounds)):
                     wrong.append(f"scores/{name}.json says {output} lies in {said}, its rows give {bounds}")
+        for one in report.error_slices or ():
+            if (means := _means_of(one, report)) is not None:
+                n_compared += 1
+                if not all(map(_same, (one.value, one.value_of_others), means)):
+                    wrong.append(
+                        f"scores/{name}.json says {one.output} {one.value} on {one.name!r} and {one.value_of_others} "
+                        f"elsewhere, its rows give {means[0]:.6g} and {means[1]:.6g}"
+                    )
     if not n_compared:
         raise _NotCheckedError("the score files hold no rows of single images to compute them from")
     return wrong, f"{n_compared} values and intervals follow from the rows of single images"
+
+
+def _means_of(found: ErrorSlice, report: ScoreReport) -> tuple[float, float] | None:
+    """Mean value on the images of a found slice and on all others; None where the file does not know them."""
+    if not found.image_ids or not report.per_image:
+        return None
+    values = column_of(report.per_image, found.output)
+    members = set(found.image_ids)
+    inside = np.asarray([image_id in members for image_id in report.per_image], dtype=np.bool_)
+    known = np.isfinite(values)
+    if int(inside.sum()) != found.n_images or not (known & ~inside).any():
+        return math.nan, math.nan
+    return float(values[inside].mean()), float(values[known & ~inside].mean())
 
 
 def _statistics(report: ScoreReport) -> Iterator[tuple[CaptionMetric, NDArray[np.float64]]]:

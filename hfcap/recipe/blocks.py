@@ -186,6 +186,10 @@ class GenerateOptions(Block):
         return [] if self.do_sample else [name for name in SAMPLING_ONLY if name in given]
 
 
+FEWEST_PERMUTATIONS = 20
+"""With fewer no p-value is below 0.05, so that no slice would ever be found."""
+
+
 class ScoreOptions(Block):
     """Which split is captioned and scored, and how."""
 
@@ -214,9 +218,23 @@ class ScoreOptions(Block):
         description="also score apart: group (of layouts that have groups: nocaps' domains), length, people, counts, "
         "colours, relations (of the human captions)",
     )
+    find_slices: bool = Field(
+        False,
+        description="find words, colours, counts, ... of the human captions whose images score significantly worse "
+        "than all others; they are on the card",
+    )
     baselines: list[Literal["most_frequent_caption", "blank_images"]] = Field(
         default_factory=list, description="also score these, to show what the images contribute"
     )
+
+    @model_validator(mode="after")
+    def _permutations_for_slices(self) -> Self:
+        if self.find_slices and self.n_resamples < FEWEST_PERMUTATIONS:
+            raise ValueError(
+                f"find_slices needs permutations: n_resamples must be at least {FEWEST_PERMUTATIONS}, not "
+                f"{self.n_resamples}; the default is 1000"
+            )
+        return self
 
 
 class PublishOptions(Block):

@@ -39,7 +39,7 @@ from hfcap.run_directory.stage_record import StageRecord
 from hfcap.schema import CaptionedImage, Prediction, ScoreReport
 from hfcap.scoring import read_scores
 from hfcap.scoring.of_run import RunScoring
-from hfcap.scoring.score_table import SLICES_EXPLAINED, metric_name, score_table, shown_score, slice_tables
+from hfcap.scoring.score_table import metric_name, print_slices, score_table, shown_score
 from hfcap.scoring.verdict import Values, baseline_problem, few_images_problem, main_score
 from hfcap.text import printable
 from hfcap.training.assemble import image_inputs
@@ -328,10 +328,7 @@ class Run:
         if self.recipe.expect is not None:
             self._print_target(self.recipe.expect, ours)
         console.print(score_table(reports, f"Scores x 100 on {ours.n_images:,} {options.split} images"))
-        for table in slice_tables(ours):
-            console.print(table)
-        if ours.slices:
-            console.print(SLICES_EXPLAINED, markup=False, style="dim")
+        print_slices(ours)
 
     def _print_target(self, expect: ExpectOptions, ours: ScoreReport) -> None:
         """Say whether the published values were met."""

@@ -5,25 +5,26 @@ Shapes: N images, C candidate groups, R permutations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.errors import UserError
+from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.meteor_parts.stemmer import stem
+from hfcap.metrics.shared.bootstrap import Columns, percentile_intervals, resampled_sums
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.metrics.suite import SuiteResult
+from hfcap.recipe.blocks import FEWEST_PERMUTATIONS
 from hfcap.schema import ErrorSlice
 from hfcap.scoring.columns import FROM_CAPTIONS, RELATION_PHRASES, groups_by, kind_of_word
+from hfcap.scoring.score_table import FEWEST, SIGNIFICANT
 from hfcap.scoring.verdict import MAIN_METRICS
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-FEWEST = 10
-"""Images of a group; smaller ones say too little."""
 
 MOST_SLICES = 10
 """So many groups are reported."""
@@ -31,7 +32,6 @@ MOST_SLICES = 10
 N_EXAMPLES = 3
 """Captions shown of each group, the worst ones first."""
 
-SIGNIFICANT = 0.05
 _SAME = 0.8
 """Groups that share more of their images than this (intersection / union) are one; the surest is reported."""
 _ROUNDING = 1e-9
@@ -99,6 +99,7 @@ def find_error_slices(
     *,
     n_resamples: int,
     seed: int,
+    confidence_level: float,
 ) -> list[ErrorSlice]:
     """Return the groups of images whose mean value is significantly worse than that of all others, surest first.
 
@@ -108,17 +109,23 @@ def find_error_slices(
 
     Args:
         human, predicted: image id -> captions of the scored images.
+        n_resamples: of the permutations, and of the bootstrap that the intervals are from.
+        confidence_level: of these intervals.
 
     Raises:
-        UserError: no permutations are asked for, or no value of single images has a better direction.
+        UserError: too few permutations are asked for, or no value of single images has a better direction.
     """
-    if not n_resamples:
-        raise UserError("n_resamples: find_slices needs permutations; give a number above 0")
+    if n_resamples < FEWEST_PERMUTATIONS:
+        raise UserError(
+            f"n_resamples: find_slices needs permutations, and {n_resamples} are too few for a p-value below "
+            f"{SIGNIFICANT}; give at least {FEWEST_PERMUTATIONS}"
+        )
     output, direction = _value_of_images(result)
-    values = direction * result.per_image()[output]
-    known = np.isfinite(values)
+    raw = result.per_image()[output]
+    known = np.isfinite(raw)
     ids = [image_id for image_id, there in zip(result.image_ids, known, strict=True) if there]
-    values = values[known]
+    raw = raw[known]
+    values = direction * raw
     groups = groups_of_captions({image_id: human[image_id] for image_id in ids}, words)
     if not groups or np.ptp(values) < _ROUNDING:
         return []
@@ -131,10 +138,12 @@ def find_error_slices(
     for place in order:
         if not any(_overlap(groups[place].members, groups[other].members) > _SAME for other in chosen):
             chosen.append(place)
+    intervals = means_with_intervals(
+        raw, [groups[place].members for place in chosen[:MOST_SLICES]], n_resamples, seed, confidence_level
+    )
     found = []
-    for place in chosen[:MOST_SLICES]:
+    for place, (of_group, of_others) in zip(chosen, intervals, strict=False):
         inside = groups[place].members
-        rest = np.delete(values, inside)
         worst = sorted(inside.tolist(), key=lambda position: (values[position], position))[:N_EXAMPLES]
         found.append(
             ErrorSlice(
@@ -142,25 +151,42 @@ def find_error_slices(
                 name=groups[place].name,
                 n_images=len(inside),
                 output=output,
-                value=float(direction * values[inside].mean()),
-                value_of_others=float(direction * rest.mean()),
+                value=float(raw[inside].mean()),
+                value_of_others=float(np.delete(raw, inside).mean()),
                 p_value=float(p_values[place]),
                 examples=tuple((ids[position], predicted[ids[position]]) for position in worst),
+                interval=of_group,
+                interval_of_others=of_others,
+                image_ids=tuple(ids[position] for position in inside.tolist()),
             )
         )
     return found
 
 
-def _value_of_images(result: SuiteResult) -> tuple[str, float]:
+def directions_of(metrics: Iterable[CaptionMetric], known: Container[str] | None = None) -> dict[str, float]:
+    """Return value of single images -> 1 where higher is better, -1 where lower is.
+
+    Args:
+        known: values that are defined; None = all.
+
+    Raises:
+        UserError: there is none, so that no group can be worse than another.
+    """
     directions = {
         output: 1.0 if metric.higher_is_better else -1.0
-        for metric in result.metrics
+        for metric in metrics
+        if metric.summable and metric.higher_is_better is not None
         for output in metric.outputs
-        if metric.summable and metric.higher_is_better is not None and result.values.get(output) is not None
+        if known is None or output in known
     }
-    name = next((name for name in (*MAIN_METRICS, *directions) if name in directions), None)
-    if name is None:
+    if not directions:
         raise UserError("find_slices: no metric says which captions are better; add cider to the metrics")
+    return directions
+
+
+def _value_of_images(result: SuiteResult) -> tuple[str, float]:
+    directions = directions_of(result.metrics, {name for name, value in result.values.items() if value is not None})
+    name = next(name for name in (*MAIN_METRICS, *directions) if name in directions)
     return name, directions[name]
 
 
@@ -195,3 +221,38 @@ def worse_p_values(values: Floats, members: Iterable[Integers], n_resamples: int
     for _ in range(n_resamples):
         at_least += statistics(generator.permutation(values)).max() >= observed - _ROUNDING
     return at_least / (n_resamples + 1)
+
+
+Interval = tuple[float, float]
+
+
+def means_with_intervals(
+    values: Floats, members: Sequence[Integers], n_resamples: int, seed: int, confidence_level: float
+) -> list[tuple[Interval | None, Interval | None]]:
+    """Return for each group the percentile intervals of its mean and of the mean of all other images.
+
+    All images are resampled together, so that a resample holds a group more or less often, as another set of images
+    would. Resamples that hold a group not once (of ten images: one in 20,000) say nothing of it. The intervals do not
+    know that the groups were chosen for their low values.
+
+    Args:
+        values: (N,) of the images. members: positions of the images of C groups, neither empty nor all.
+    """
+    n_images = len(values)
+    rows = np.zeros((n_images, 1 + 2 * len(members)))
+    rows[:, 0] = values
+    for number, group in enumerate(members):
+        rows[group, 1 + 2 * number] = 1
+        rows[group, 2 + 2 * number] = values[group]
+    sums = resampled_sums(Columns([rows]), n_resamples, seed)
+    intervals = []
+    for number in range(len(members)):
+        count, inside = sums[:, 1 + 2 * number], sums[:, 2 + 2 * number]
+        some, others = count > 0, count < n_images
+        means = {
+            "group": inside[some] / count[some],
+            "others": (sums[others, 0] - inside[others]) / (n_images - count[others]),
+        }
+        found = percentile_intervals(means, confidence_level)
+        intervals.append((found.get("group"), found.get("others")))
+    return intervals

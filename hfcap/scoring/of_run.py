@@ -14,6 +14,7 @@ from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.scoring.columns import groups_by
+from hfcap.scoring.error_slices import directions_of
 from hfcap.scoring.images import images_of_records
 from hfcap.scoring.score import found_language, score_files
 
@@ -54,6 +55,8 @@ class RunScoring:
             human = {record.image_id: record.captions for record in self.records(score.split)}
             language = found_language(human, lambda message: None)  # scoring says it
         suite = CaptionSuite(score.metrics, score.document_frequencies, options, language)
+        if score.find_slices:
+            directions_of(suite.metrics)
         if score.by:
             records = self.records(score.split)
             human = {record.image_id: record.captions for record in records}
@@ -93,6 +96,8 @@ class RunScoring:
                 seed=options.seed,
                 signature=signature,
                 by=options.by,
+                # Where baselines are worse says nothing of the captioner.
+                find_slices=options.find_slices and name == options.split,
                 warn=warn,
             )
 

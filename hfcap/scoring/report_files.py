@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def write_scores(report: ScoreReport, path: Path) -> None:
             for column, found in report.slices.items()
         }
         head["groups"] = report.groups
-    if report.error_slices:
+    if report.error_slices is not None:
         head["error_slices"] = [asdict(found) for found in report.error_slices]
     summary = json.dumps(head, indent=2, allow_nan=False)[: -len("\n}")]
     with file_being_written(path) as handle:
@@ -96,12 +97,19 @@ def _slices(value: Any, path: Path, key: str) -> dict[str, SliceScores]:
     return slices
 
 
-def _error_slices(value: Any, path: Path) -> list[ErrorSlice]:
+def _error_slices(value: Any, path: Path) -> list[ErrorSlice] | None:
+    if value is None:
+        return None
     check_shape(value, f"{path}: error_slices", list[ErrorSlice])
-    return [
-        ErrorSlice(**{**found, "examples": tuple((image_id, caption) for image_id, caption in found["examples"])})
-        for found in value
-    ]
+    return [_error_slice(found) for found in value]
+
+
+def _error_slice(found: Mapping[str, Any]) -> ErrorSlice:
+    known = {name: found[name] for name in (field.name for field in fields(ErrorSlice)) if name in found}
+    for name in ("interval", "interval_of_others", "image_ids"):
+        if known.get(name) is not None:
+            known[name] = tuple(known[name])
+    return ErrorSlice(**{**known, "examples": tuple((key, caption) for key, caption in found.get("examples", ()))})
 
 
 def _check_table(table: Any, n_rows: int, where: str) -> None:
@@ -175,6 +183,6 @@ def read_scores(path: Path) -> ScoreReport:
         statistics=value["statistics"],
         predictions_sha256=value["predictions_sha256"],
         groups=_groups(value["groups"], path),
-        error_slices=_error_slices(value.get("error_slices", []), path),
+        error_slices=_error_slices(value.get("error_slices"), path),
         slices={column: _slices(found, path, f"slices.{column}") for column, found in value["slices"].items()},
     )

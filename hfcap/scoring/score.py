@@ -210,14 +210,14 @@ def score_files(
     _warn_about_data(predicted, human, suite, warn)
     result = suite.compute(predicted, human)
     groups = groups_by(by, _rows_of_images(predictions, references, by), human, suite.tokenizer.words, warn)
-    bootstrap = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
+    bootstrap: dict[str, Any] = {"confidence_level": confidence_level, "n_resamples": n_resamples, "seed": seed}
     conditions = {"hfcap": __version__, **data_signature(human, split or "all", n_missing), **result.signature}
     agreement = {output: said for metric in result.metrics for output, said in metric.agreement().items()}
     conditions |= {"agreement_with_people": agreement} if agreement else {}
     conditions |= {"bootstrap": bootstrap, **({"run": dict(signature)} if signature else {})}
     report = _report(result, predicted, groups, conditions)
     if find_slices:
-        found = find_error_slices(result, human, predicted, suite.tokenizer.words, n_resamples=n_resamples, seed=seed)
+        found = find_error_slices(result, human, predicted, suite.tokenizer.words, **bootstrap)
         report = replace(report, error_slices=found)
     if output is not None:
         write_scores(report, output)

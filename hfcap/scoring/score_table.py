@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfcap import registry
+from hfcap.progress import console
 from hfcap.schema import ErrorSlice, ScoreReport, SliceScores
 from hfcap.text import printable
 
@@ -33,6 +34,9 @@ METRIC_NAMES = {
 
 SIGNIFICANT = 0.05
 """Differences with a smaller p-value after correction are marked."""
+
+FEWEST = 10
+"""Images of a group that is looked at for errors; smaller ones say too little."""
 
 
 def metric_name(metric: str) -> str:
@@ -121,19 +125,62 @@ SLICES_EXPLAINED = (
 
 def error_slice_table(found: Sequence[ErrorSlice]) -> Table:
     """Return what was found, surest first: value there and elsewhere, and the worst captions."""
-    output = found[0].output
-    heads = ("images", f"{metric_name(output)} there", "elsewhere", "p")
+    heads = ("images", f"{metric_name(found[0].output)} there", "elsewhere", "p")
     table = Table("worse on", *(Column(Text(head), justify="right") for head in heads), "the worst captions there")
     for one in found:
-        values = (shown_score(output, one.value), shown_score(output, one.value_of_others))
         captions = "\n".join(f"{image_id}: {caption}" for image_id, caption in one.examples)
-        name = Text(printable(f"{one.kind} {one.name}"))
-        table.add_row(name, f"{one.n_images:,}", *values, f"{one.p_value:.3f}", Text(printable(captions, "\n")))
+        name = Text(printable(error_slice_name(one)))
+        table.add_row(name, f"{one.n_images:,}", *error_slice_values(one), Text(printable(captions, "\n")))
     return table
+
+
+def error_slice_name(found: ErrorSlice) -> str:
+    """Return what the images of a found slice have in common, e.g. "word zebra"."""
+    return f"{found.kind} {found.name}"
+
+
+def error_slice_values(found: ErrorSlice) -> tuple[str, str, str]:
+    """Return a found slice's value there and elsewhere, both with intervals, and its p-value, as they are shown."""
+    there, elsewhere = (
+        shown_score(found.output, value)
+        + ("" if interval is None else f" ({'-'.join(shown_score(found.output, bound) for bound in interval)})")
+        for value, interval in (
+            (found.value, found.interval),
+            (found.value_of_others, found.interval_of_others),
+        )
+    )
+    return there, elsewhere, f"{found.p_value:.3f}"
+
+
+def no_error_slices(n_images: int) -> str:
+    """Return what is to be said where slices were looked for and none was found."""
+    if n_images < 2 * FEWEST:
+        return (
+            f"No group of images could be looked at: groups have at least {FEWEST} images and at most half of all "
+            f"{n_images}."
+        )
+    return (
+        "No group of images, by what their human captions speak of, scores significantly worse than all others; "
+        f"with {n_images:,} images only large deficits show."
+    )
 
 
 ERROR_SLICES_EXPLAINED = (
     "Means of single images, by words that at least half of an image's human captions have; p is one-sided and "
-    "corrected over all groups that were looked at (permutations, maxT)."
+    "corrected over all groups that were looked at (permutations, maxT). Intervals are of the bootstrap and do not "
+    "know that a group was chosen for its low value."
 )
 """Stands below the table of slices that were found."""
+
+
+def print_slices(report: ScoreReport) -> None:
+    """Print the slices of a score file, and those that were found, each with what its numbers are."""
+    for table in slice_tables(report):
+        console.print(table)
+    if report.slices:
+        console.print(SLICES_EXPLAINED, markup=False, soft_wrap=True)
+    if report.error_slices:
+        console.print(error_slice_table(report.error_slices))
+    if report.error_slices is not None:
+        text = ERROR_SLICES_EXPLAINED if report.error_slices else no_error_slices(report.n_images)
+        console.print(text, markup=False, soft_wrap=True)

@@ -23,6 +23,15 @@ MOST_SLICES = 12
 """So many pairs of slice and system have examples, the most certain differences first."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some of the images: N in the order of sorted image ids, of which `member` (N,) says which belong to it."""
+
+    column: str
+    value: str
+    member: NDArray[np.bool_]
+
+
 def compare_slices(
     systems: Sequence[System],
     metrics: Sequence[CaptionMetric],
@@ -39,18 +48,35 @@ def compare_slices(
         output: the value that the leaderboard is ordered by.
         directions: value -> 1 where higher is better, else -1.
     """
-    metric = next((one for one in metrics if output in one.outputs), None)
     groups = next((system.report.groups for system in systems if system.report.groups), {})
+    image_ids = systems[0].image_ids
+    parts = [
+        Part(column, value, member)
+        for column, values in groups.items()
+        for value in sorted(set(values.values()))
+        if (member := np.asarray([values.get(image_id) == value for image_id in image_ids], dtype=np.bool_)).any()
+    ]
+    return compare_parts(systems, metrics, output, directions, parts, settings)
+
+
+def compare_parts(
+    systems: Sequence[System],
+    metrics: Sequence[CaptionMetric],
+    output: str | None,
+    directions: Mapping[str, float],
+    parts: Sequence[Part],
+    settings: dict[str, Any],
+) -> tuple[SliceComparison, ...]:
+    """Return the systems on each of these parts; empty where the value has no statistics.
+
+    Args:
+        metrics, output, directions: as for `compare_slices`. parts: none without images.
+    """
+    metric = next((one for one in metrics if output in one.outputs), None)
     if output is None or metric is None:
         return ()
     rows = {system.name: rows for system in systems if (rows := system.statistics(metric)) is not None}
-    image_ids = systems[0].image_ids
-    found = [
-        _slice(metric, output, directions[output], rows, (column, value), member, settings)
-        for column, values in groups.items()
-        for value in sorted(set(values.values()))
-        if rows and (member := np.asarray([values.get(image_id) == value for image_id in image_ids])).any()
-    ]
+    found = [_slice(metric, output, directions[output], rows, part, settings) for part in parts if rows]
     tested = [(number, name) for number, (_, paired) in enumerate(found) for name in paired]
     corrected = holm([found[number][1][name].p_value for number, name in tested])
     for (number, name), p_value in zip(tested, corrected, strict=True):
@@ -64,12 +90,11 @@ def _slice(
     output: str,
     direction: float,
     rows: Rows,
-    place: tuple[str, str],
-    member: NDArray[np.bool_],
+    part: Part,
     settings: dict[str, Any],
 ) -> tuple[SliceComparison, dict[str, PairedDifference]]:
     """The systems on one slice, and their differences to the best there before correction."""
-    inside = {name: statistics[member] for name, statistics in rows.items()}
+    inside = {name: statistics[part.member] for name, statistics in rows.items()}
     column = metric.outputs.index(output)
     values = {name: float(metric.aggregate(statistics)[column]) for name, statistics in inside.items()}
     intervals: dict[str, tuple[float, float]] = {}
@@ -85,7 +110,8 @@ def _slice(
         for name, differences in zip(others, paired_differences(pairs, **settings), strict=True)
         if output in differences
     }
-    return SliceComparison(*place, int(member.sum()), values, intervals, best, {}), paired
+    n_images = int(part.member.sum())
+    return SliceComparison(part.column, part.value, n_images, values, intervals, best, {}), paired
 
 
 @dataclass(frozen=True, slots=True)
