@@ -17,9 +17,10 @@ from hfcap.errors import UserError, WorkError
 from hfcap.publishing.staging import stage_files
 from hfcap.publishing.verify import Verification
 from hfcap.publishing.verify_scores import MANIFEST, check_numbers, write_manifest
+from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.run.stages import Run
 from hfcap.run_directory.paths import RunDirectory
-from tests.training.harness import forget_accelerator, tiny_recipe
+from tests.training.harness import forget_accelerator, recipe_values
 
 CHECKS = ["file hashes", "weights", "scores on the card", "scores", "predictions", "scores computed again"]
 
@@ -30,7 +31,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     forget_accelerator()
-    recipe = tiny_recipe("vit_gpt2", tmp_path_factory.mktemp("published"), data={"n_test": 12})
+    values = recipe_values("vit_gpt2", tmp_path_factory.mktemp("published"), data={"n_test": 12})
+    values["score"] |= {"find_slices": True, "n_resamples": 20}
+    recipe = recipe_from_mapping(values, "test")
     run = Run(recipe)
     run.execute("publish")
     torch.set_num_threads(threads)
@@ -59,6 +62,7 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
 
 def test_an_honest_model_passes(folder: Path, published: RunDirectory) -> None:
     assert outcomes(folder) == dict.fromkeys(CHECKS, "passed")
+    assert "of all 12." in (folder / "README.md").read_text(), "the card says that too few images are there for groups"
     assert "bleu_1, bleu_2, bleu_3, bleu_4, cider, rouge_l" in found(folder, "scores computed again")
     assert outcomes(folder, references=published.references("test")) == dict.fromkeys(CHECKS, "passed")
 
