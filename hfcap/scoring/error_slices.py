@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from hfcap.metrics.meteor_parts.stemmer import stem
 from hfcap.metrics.shared.bootstrap import Columns, percentile_intervals, resampled_sums
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.metrics.suite import SuiteResult
-from hfcap.recipe.blocks import FEWEST_PERMUTATIONS
+from hfcap.recipe.score_options import FEWEST_PERMUTATIONS
 from hfcap.schema import ErrorSlice
 from hfcap.scoring.columns import FROM_CAPTIONS, RELATION_PHRASES, groups_by, kind_of_word
 from hfcap.scoring.score_table import FEWEST, SIGNIFICANT
@@ -115,21 +116,50 @@ def find_error_slices(
     Raises:
         UserError: too few permutations are asked for, or no value of single images has a better direction.
     """
+    _require_permutations(n_resamples)
+    output, direction = _value_of_images(result)
+    of_images = result.per_image()[output]
+    known = np.isfinite(of_images)
+    ids, raw = list(compress(result.image_ids, known.tolist())), of_images[known]
+    values = direction * raw
+    groups = groups_of_captions({key: human[key] for key in ids}, words)
+    if not groups or np.ptp(values) < _ROUNDING:
+        return []
+    p_values = worse_p_values(values, [group.members for group in groups], n_resamples, seed)
+    chosen = _chosen(groups, values, p_values)
+    inside = [groups[place].members for place in chosen]
+    intervals = means_with_intervals(raw, inside, n_resamples, seed, confidence_level)
+    found: list[ErrorSlice] = []
+    for place, members, (of_group, of_others) in zip(chosen, inside, intervals, strict=True):
+        worst = sorted(members.tolist(), key=lambda position: (values[position], position))[:N_EXAMPLES]
+        found.append(
+            ErrorSlice(
+                groups[place].kind,
+                groups[place].name,
+                len(members),
+                output,
+                value=float(raw[members].mean()),
+                value_of_others=float(np.delete(raw, members).mean()),
+                p_value=float(p_values[place]),
+                examples=tuple((ids[position], predicted[ids[position]]) for position in worst),
+                interval=of_group,
+                interval_of_others=of_others,
+                image_ids=tuple(ids[position] for position in members.tolist()),
+            )
+        )
+    return found
+
+
+def _require_permutations(n_resamples: int) -> None:
     if n_resamples < FEWEST_PERMUTATIONS:
         raise UserError(
             f"n_resamples: find_slices needs permutations, and {n_resamples} are too few for a p-value below "
             f"{SIGNIFICANT}; give at least {FEWEST_PERMUTATIONS}"
         )
-    output, direction = _value_of_images(result)
-    raw = result.per_image()[output]
-    known = np.isfinite(raw)
-    ids = [image_id for image_id, there in zip(result.image_ids, known, strict=True) if there]
-    raw = raw[known]
-    values = direction * raw
-    groups = groups_of_captions({image_id: human[image_id] for image_id in ids}, words)
-    if not groups or np.ptp(values) < _ROUNDING:
-        return []
-    p_values = worse_p_values(values, [group.members for group in groups], n_resamples, seed)
+
+
+def _chosen(groups: Sequence[Group], values: Floats, p_values: Floats) -> list[int]:
+    """Places of the groups that are reported, surest first."""
     order = sorted(
         (place for place in range(len(groups)) if p_values[place] < SIGNIFICANT),
         key=lambda place: (p_values[place], values[groups[place].members].mean(), groups[place].name),
@@ -138,29 +168,7 @@ def find_error_slices(
     for place in order:
         if not any(_overlap(groups[place].members, groups[other].members) > _SAME for other in chosen):
             chosen.append(place)
-    intervals = means_with_intervals(
-        raw, [groups[place].members for place in chosen[:MOST_SLICES]], n_resamples, seed, confidence_level
-    )
-    found = []
-    for place, (of_group, of_others) in zip(chosen, intervals, strict=False):
-        inside = groups[place].members
-        worst = sorted(inside.tolist(), key=lambda position: (values[position], position))[:N_EXAMPLES]
-        found.append(
-            ErrorSlice(
-                kind=groups[place].kind,
-                name=groups[place].name,
-                n_images=len(inside),
-                output=output,
-                value=float(raw[inside].mean()),
-                value_of_others=float(np.delete(raw, inside).mean()),
-                p_value=float(p_values[place]),
-                examples=tuple((ids[position], predicted[ids[position]]) for position in worst),
-                interval=of_group,
-                interval_of_others=of_others,
-                image_ids=tuple(ids[position] for position in inside.tolist()),
-            )
-        )
-    return found
+    return chosen[:MOST_SLICES]
 
 
 def directions_of(metrics: Iterable[CaptionMetric], known: Container[str] | None = None) -> dict[str, float]:
