@@ -104,9 +104,9 @@ def find_error_slices(
 ) -> list[ErrorSlice]:
     """Return the groups of images whose mean value is significantly worse than that of all others, surest first.
 
-    The value is that of single images, by CIDEr-D where it was computed. The p-value is one-sided and corrected over
-    all groups that were looked at by the largest statistic of each permutation (Westfall & Young 1993, single-step
-    maxT): it is how often any group does as badly if values have nothing to do with images.
+    The value is that of single images, by CIDEr-D where it was computed and tells images apart. The p-value is
+    one-sided and corrected over all groups that were looked at by the largest statistic of each permutation (Westfall &
+    Young 1993, single-step maxT): it is how often any group does as badly if values have nothing to do with images.
 
     Args:
         human, predicted: image id -> captions of the scored images.
@@ -123,7 +123,7 @@ def find_error_slices(
     ids, raw = list(compress(result.image_ids, known.tolist())), of_images[known]
     values = direction * raw
     groups = groups_of_captions({key: human[key] for key in ids}, words)
-    if not groups or np.ptp(values) < _ROUNDING:
+    if not groups or not _differ(values):
         return []
     p_values = worse_p_values(values, [group.members for group in groups], n_resamples, seed)
     chosen = _chosen(groups, values, p_values)
@@ -193,9 +193,17 @@ def directions_of(metrics: Iterable[CaptionMetric], known: Container[str] | None
 
 
 def _value_of_images(result: SuiteResult) -> tuple[str, float]:
+    """The value that groups are found by, and its direction: CIDEr-D of a bad captioner may be 0 for every image."""
     directions = directions_of(result.metrics, {name for name, value in result.values.items() if value is not None})
-    name = next(name for name in (*MAIN_METRICS, *directions) if name in directions)
+    names = [name for name in (*MAIN_METRICS, *directions) if name in directions]
+    of_images = result.per_image()
+    name = next((name for name in names if _differ(of_images[name])), names[0])
     return name, directions[name]
+
+
+def _differ(values: Floats) -> bool:
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and bool(np.ptp(known) >= _ROUNDING)
 
 
 def _overlap(first: Integers, second: Integers) -> float:

@@ -79,14 +79,18 @@ def _groups(value: dict[str, Any], path: Path) -> dict[str, dict[str, str]]:
     return value
 
 
+def _count(value: Any, path: Path, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_IMAGES:
+        raise UserError(f"{path}: {key} must be a whole number, not {shown(value)}")
+    return value
+
+
 def _slices(value: Any, path: Path, key: str) -> dict[str, SliceScores]:
     if not isinstance(value, dict) or not all(isinstance(found, dict) for found in value.values()):
         raise UserError(f"{path}: {key!r} must map values to scores; score again")
     slices = {}
     for name, found in value.items():
-        count = found.get("n_images")
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < _MOST_IMAGES:
-            raise UserError(f"{path}: {key}.{name}.n_images must be a whole number, not {shown(count)}")
+        count = _count(found.get("n_images"), path, f"{key}.{name}.n_images")
         p_values = _numbers(found.get("p_values", {}), path, f"{key}.{name}.p_values")
         slices[name] = SliceScores(
             count,
@@ -101,10 +105,15 @@ def _error_slices(value: Any, path: Path) -> list[ErrorSlice] | None:
     if value is None:
         return None
     check_shape(value, f"{path}: error_slices", list[ErrorSlice])
-    return [_error_slice(found) for found in value]
+    return [_error_slice(found, path) for found in value]
 
 
-def _error_slice(found: Mapping[str, Any]) -> ErrorSlice:
+def _error_slice(found: Mapping[str, Any], path: Path) -> ErrorSlice:
+    # What a number may be is told from text that looks like one.
+    _numbers({name: found[name] for name in ("value", "value_of_others", "p_value")}, path, "error_slices")
+    _count(found["n_images"], path, "error_slices.n_images")
+    given = {name: found[name] for name in ("interval", "interval_of_others") if found.get(name) is not None}
+    _intervals({name: list(bounds) for name, bounds in given.items()}, path, "error_slices")
     known = {name: found[name] for name in (field.name for field in fields(ErrorSlice)) if name in found}
     for name in ("interval", "interval_of_others", "image_ids"):
         if known.get(name) is not None:

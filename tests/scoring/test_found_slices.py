@@ -89,6 +89,16 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     assert of_group[1] - of_group[0] > of_others[1] - of_others[0], "twelve images say less than forty-eight"
 
 
+def test_a_value_that_tells_images_apart_is_looked_at() -> None:
+    """Words of every image weigh nothing in CIDEr-D, so that it is 0 for all; ROUGE-L sees who has them."""
+    animals = ["zebra" if number % 4 == 0 else f"animal{number}" for number in range(80)]
+    human = {str(number): [f"the {animal} of snow"] for number, animal in enumerate(animals)}
+    said = {str(number): "nothing" if animal == "zebra" else "the of" for number, animal in enumerate(animals)}
+    report = score_files(said, human, metrics=["cider", "rouge_l"], n_resamples=50, find_slices=True, warn=silent)
+    assert report.metrics["cider"] == 0
+    assert [(one.name, one.output, one.value) for one in report.error_slices or []] == [("zebra", "rouge_l", 0.0)]
+
+
 def test_score_files_hold_the_images_and_both_intervals(files: list[Path]) -> None:
     (one,) = read_scores(files[1]).error_slices or []
     assert one.image_ids == tuple(ids_with("zebra")) and len(one.image_ids) == one.n_images
@@ -193,12 +203,26 @@ def test_images_that_a_file_does_not_know_are_no_slice(members: list[str], tmp_p
     assert [one.comparison.n_images for one in found] == ([1] if "0" in members else [])
 
 
-@pytest.mark.parametrize("damage", [{"interval": [1]}, {"image_ids": [3]}, {"interval": "ab"}])
-def test_damaged_slices_are_named(damage: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"interval": [1]}, "error_slices is damaged"),
+        ({"image_ids": [3]}, "error_slices is damaged"),
+        ({"interval": "ab"}, "error_slices is damaged"),
+        ({"interval": ["1", 2]}, r"error_slices\.interval\.lower must be a number or null, not '1'"),
+        ({"value": "0.5"}, r"error_slices\.value must be a number or null, not '0.5'"),
+        ({"n_images": "3"}, r"error_slices\.n_images must be a whole number, not '3'"),
+    ],
+)
+def test_damaged_slices_are_named(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = score_file(tmp_path, "weak")
-    with pytest.raises(UserError, match=r"weak\.json: error_slices is damaged"):
+    with pytest.raises(UserError, match=rf"weak\.json: {message}"):
         with_slice(path, **damage)
-    assert with_slice(path, interval=None, image_ids=[], later="x").interval is None, "other versions' files are read"
+
+
+def test_files_of_other_versions_are_read(tmp_path: Path) -> None:
+    path = score_file(tmp_path, "weak")
+    assert with_slice(path, interval=None, image_ids=[], later="x").interval is None
 
 
 # ---- runs and cards -------------------------------------------------------------------------------------------------
