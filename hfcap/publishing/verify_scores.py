@@ -39,6 +39,7 @@ from hfcap.publishing import hub
 from hfcap.recipe.loading import load_recipe
 from hfcap.schema import ErrorSlice, ScoreReport
 from hfcap.scoring import read_scores, score_files
+from hfcap.scoring.error_slices import means_with_intervals
 from hfcap.scoring.image_values import column_of
 from hfcap.scoring.score_table import metric_name
 from hfcap.scoring.signature import data_signature, predictions_hash
@@ -202,29 +203,37 @@ def _check_values(reports: Mapping[str, ScoreReport]) -> tuple[list[str], str]:
                 if said is None or not all(map(_same, said, bounds)):
                     wrong.append(f"scores/{name}.json says {output} lies in {said}, its rows give {bounds}")
         for one in report.error_slices or ():
-            if (means := _means_of(one, report)) is not None:
+            if (again := _found_again(one, report)) is not None:
+                said = (one.value, one.value_of_others, *(one.interval or ()), *(one.interval_of_others or ()))
                 n_compared += 1
-                if not all(map(_same, (one.value, one.value_of_others), means)):
+                if len(said) != len(again) or not all(map(_same, said, again)):
                     wrong.append(
                         f"scores/{name}.json says {one.output} {one.value} on {one.name!r} and {one.value_of_others} "
-                        f"elsewhere, its rows give {means[0]:.6g} and {means[1]:.6g}"
+                        f"elsewhere, its rows give {again[0]:.6g} and {again[1]:.6g}, or other intervals"
                     )
     if not n_compared:
         raise _NotCheckedError("the score files hold no rows of single images to compute them from")
     return wrong, f"{n_compared} values and intervals follow from the rows of single images"
 
 
-def _means_of(found: ErrorSlice, report: ScoreReport) -> tuple[float, float] | None:
-    """Mean value on the images of a found slice and on all others; None where the file does not know them."""
+def _found_again(found: ErrorSlice, report: ScoreReport) -> list[float] | None:
+    """Mean value on the images of a found slice and on all others, and the bounds of both intervals.
+
+    None where the file does not know the images.
+    """
     if not found.image_ids or not report.per_image:
         return None
     values = column_of(report.per_image, found.output)
     members = set(found.image_ids)
     inside = np.asarray([image_id in members for image_id in report.per_image], dtype=np.bool_)
     known = np.isfinite(values)
-    if int(inside.sum()) != found.n_images or not (known & ~inside).any():
-        return math.nan, math.nan
-    return float(values[inside].mean()), float(values[known & ~inside].mean())
+    if not inside.sum() == found.n_images > 0 or not known[inside].all() or not (known & ~inside).any():
+        return [math.nan, math.nan]
+    means = [float(values[inside].mean()), float(values[known & ~inside].mean())]
+    if (drawn := _bootstrap_of(report)) is None or found.interval is None:
+        return means
+    ((of_group, of_others),) = means_with_intervals(values[known], [np.flatnonzero(inside[known])], *drawn)
+    return [*means, *(of_group or ()), *(of_others or ())]
 
 
 def _statistics(report: ScoreReport) -> Iterator[tuple[CaptionMetric, NDArray[np.float64]]]:
@@ -245,14 +254,21 @@ def _statistics(report: ScoreReport) -> Iterator[tuple[CaptionMetric, NDArray[np
 
 
 def _intervals(report: ScoreReport, metric: CaptionMetric, rows: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
+    if (drawn := _bootstrap_of(report)) is None:
+        return {}
+    n_resamples, seed, level = drawn
+    return percentile_intervals(resampled_values((metric,), {metric.name: rows}, n_resamples, seed), level)
+
+
+def _bootstrap_of(report: ScoreReport) -> tuple[int, int, float] | None:
+    """Resamples, seed and level of the file's intervals; None where it has none, or none that can be made again."""
     bootstrap = report.signature.get("bootstrap")
     conditions = bootstrap if isinstance(bootstrap, dict) else {}
     n_resamples, seed, level = (conditions.get(key) for key in ("n_resamples", "seed", "confidence_level"))
     if not (isinstance(n_resamples, int) and isinstance(seed, int) and isinstance(level, float)):
-        return {}
-    if not 0 < n_resamples <= _MOST_RESAMPLES or seed < 0 or not 0 < level < 1:
-        return {}
-    return percentile_intervals(resampled_values((metric,), {metric.name: rows}, n_resamples, seed), level)
+        return None
+    possible = 0 < n_resamples <= _MOST_RESAMPLES and seed >= 0 and 0 < level < 1
+    return (n_resamples, seed, level) if possible else None
 
 
 def _same(said: float | None, found: float) -> bool:

@@ -303,7 +303,10 @@ def test_verification_knows_them(run: RunDirectory, tmp_path: Path) -> None:
     assert outcomes() == {"scores on the card": "failed", "scores": "passed"}
     scores = read_json(run.scores("test"), "scores")
     place = next(n for n, found in enumerate(scores["error_slices"]) if found["name"] == "red")
-    for raised in ({"value": 0.9}, {"value_of_others": 0.9}, {"image_ids": list(one.image_ids[:-1])}):
+    for raised in (
+        *({"value": 0.9}, {"value_of_others": 0.9}, {"interval": [0.8, 0.95]}, {"interval_of_others": None}),
+        *({"image_ids": list(one.image_ids[:-1])}, {"image_ids": ["nobody", *one.image_ids[1:]]}),
+    ):
         changed = [*scores["error_slices"]]
         changed[place] = changed[place] | raised
         write_json(tmp_path / "scores/test.json", scores | {"error_slices": changed})
