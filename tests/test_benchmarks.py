@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,23 @@ def test_scores_of_many_images_are_measured_on_both_sides(tmp_path: Path) -> Non
         took = row[side]["score"]
         assert took["seconds"] > 0 and took["processor_seconds"] > 0
         assert 50 * 2**20 < took["peak_bytes"] < 2**30
+
+
+def test_kernels_are_those_that_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting reaches the process that it is measured in, and no other."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    kernels = importlib.import_module("bench_kernels")
+    assert kernels.capabilities_here()[0] == "default"
+    says = (
+        "import json, torch; name, enabled = torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled; "
+        "print(json.dumps({'seconds': [name], 'processor_seconds': [enabled], 'floor_seconds': 1.0}))"
+    )
+    for name, _ in kernels.CASES.values():
+        (tmp_path / name).write_text(says)
+    monkeypatch.setattr(kernels.Path, "with_name", lambda _, name: tmp_path / name)
+    monkeypatch.setattr(kernels.statistics, "median", lambda values: values[0])
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    for onednn in ("on", "off"):
+        found = kernels.measure("blip-captioning", "default", onednn, 1, "small")
+        assert found == {"seconds": "DEFAULT", "processor_seconds": onednn == "on", "floor_seconds": 1.0}
+    assert "ATEN_CPU_CAPABILITY" not in os.environ
