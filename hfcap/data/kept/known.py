@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import overload
 
 import numpy as np
@@ -16,7 +17,7 @@ from hfcap.files import file_being_written, sha256_of, write_json
 from hfcap.progress import error_console
 
 _AT_A_TIME = 4096
-"""Hashes that are texts at a time."""
+"""Files that are looked at together, and hashes that are texts at a time."""
 
 
 class KnownFacts:
@@ -32,19 +33,25 @@ class KnownFacts:
         name = hashlib.sha256(what.encode()).hexdigest()[:8]
         self._path = table.path.with_name(f"{table.path.stem}.{name}.npy")
         self._type = np.dtype([("stamp", "<i8", (4,)), ("known", "u1"), ("fact", "u1", (width,))])
-        self.stamps = stamps_of(table.files(), len(table))
-        """Of the files as they are now, (N, 4)."""
+        self._stamps: NDArray[np.int64] | None = None  # (N, 4), of the files as they were before facts were found out
 
     def read(self) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
         """Return which images have the fact, (N,), and the facts, (N, width), zeros where not."""
         rows = self._rows()
-        if rows is None:
+        chosen = None if rows is None else rows[self._places()]
+        if chosen is not None and self._all_hold(chosen):
+            return np.ones(len(self.table), dtype=np.bool_), chosen["fact"]  # still in the file
+        self._stamps = stamps_of(self.table.files(), len(self.table))
+        if chosen is None:
             return np.zeros(len(self.table), dtype=np.bool_), np.zeros((len(self.table), self._width), dtype=np.uint8)
-        chosen = rows[self._places()]
-        known = (chosen["known"] == 1) & (chosen["stamp"] == self.stamps).all(axis=1)
-        if known.all():
-            return known, chosen["fact"]  # still in the file
+        known = _hold(chosen, self._stamps)
         return known, np.where(known[:, None], chosen["fact"], np.uint8(0))
+
+    def _all_hold(self, chosen: NDArray[np.void]) -> bool:
+        """Whether no file has changed; looked at in parts, for no stamps of millions of files stay in memory."""
+        files = self.table.files()
+        parts = (chosen[start : start + _AT_A_TIME] for start in range(0, len(chosen), _AT_A_TIME))
+        return all(_hold(part, stamps_of(islice(files, len(part)), len(part))).all() for part in parts)
 
     def write(self, known: NDArray[np.bool_], facts: NDArray[np.uint8]) -> None:
         """Keep facts of the images for which they are known; those whose file changed just now are left out.
@@ -52,6 +59,7 @@ class KnownFacts:
         What is known of other rows of the same table stays. Where another command has put a newer table in its place,
         nothing is kept.
         """
+        assert self._stamps is not None, "read before, when facts were not known yet"
         if self.table.is_replaced:
             return
         rows = np.zeros(self.table.n_rows, dtype=self._type)
@@ -59,8 +67,8 @@ class KnownFacts:
             rows[:] = kept
         now = stamps_of(self.table.files(), len(self.table))  # a file that changed in the meantime keeps no fact
         fresh = np.zeros(len(self.table), dtype=self._type)
-        fresh["stamp"], fresh["fact"] = self.stamps, facts
-        fresh["known"] = known & (now == self.stamps).all(axis=1) & is_settled(now)
+        fresh["stamp"], fresh["fact"] = self._stamps, facts
+        fresh["known"] = known & (now == self._stamps).all(axis=1) & is_settled(now)
         rows[self._places()] = fresh
         try:
             with file_being_written(self._path) as handle:
@@ -83,6 +91,12 @@ class KnownFacts:
     def _places(self) -> slice | NDArray[np.int64]:
         numbers = self.table.numbers
         return slice(numbers.start, numbers.stop, numbers.step) if isinstance(numbers, range) else numbers
+
+
+def _hold(rows: NDArray[np.void], stamps: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows, (N,), tell a fact about files that have these stamps, (N, 4)."""
+    held: NDArray[np.bool_] = (rows["known"] == 1) & (rows["stamp"] == stamps).all(axis=1)
+    return held
 
 
 def kept_texts(records: object, what: str, make: Callable[[], dict[str, str]]) -> dict[str, str]:
