@@ -177,7 +177,8 @@ def read_card_input(run: RunDirectory, repo_id: str | None = None, model: Path |
     config = _object(folder / "config.json", "configuration of the model")
     samples = _samples(run)
     images = {sample.file_name: sample.image for sample in samples}
-    human = read_references(run.references(split)) if scores and run.references(split).is_file() else {}
+    has_references = scores and run.references(split).is_file()
+    human: Mapping[str, tuple[str, ...]] = read_references(run.references(split)) if has_references else {}
     worst = [replace(sample, image=images.get(sample.file_name)) for sample in _worst(run, split, scores, human)]
     shown = {sample.file_name for sample in worst}
     record = read_record(run.path) if (run.path / RECORD).is_file() else {}

@@ -13,6 +13,7 @@ from hfcap.data.images import FileImage
 from hfcap.data.source import load_split
 from hfcap.errors import UserError
 from hfcap.metrics.shared.caption_files import read_file_names, read_predictions, read_references
+from hfcap.metrics.shared.caption_table import caption_table
 from hfcap.metrics.shared.images import image_files
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.run_directory.recipe import recipe_of_run
@@ -107,7 +108,7 @@ def gather_evidence(
     return Evidence(captions, described, file_names, found_images, tuple(notes))
 
 
-def _references(comparison: Comparison, given: Path | None) -> tuple[dict[str, tuple[str, ...]], Path | None]:
+def _references(comparison: Comparison, given: Path | None) -> tuple[Mapping[str, tuple[str, ...]], Path | None]:
     """Human captions with the hash that was scored against, and their file."""
     scored = next(system.report for system in comparison.systems if system.report.per_image)
     wanted = scored.signature.get("references_sha256")
@@ -115,7 +116,7 @@ def _references(comparison: Comparison, given: Path | None) -> tuple[dict[str, t
     paths = [path for run, split in runs if (path := run.references(split)).is_file()]
     for path in dict.fromkeys([*([] if given is None else [given]), *paths]):
         known = read_references(path, warn=_say_nothing)
-        human = {image_id: known[image_id] for image_id in scored.per_image if image_id in known}
+        human = caption_table((image_id, known[image_id]) for image_id in scored.per_image if image_id in known)
         if len(human) == len(scored.per_image) and data_signature(human, "", 0)["references_sha256"] == wanted:
             return human, path
     return {}, None

@@ -88,7 +88,7 @@ def _differences(
     tested: list[tuple[CaptionMetric, str, str]] = []
     pairs: list[Pair] = []
     for metric in metrics:
-        rows = {system.name: system.statistics(metric) for system in systems}
+        rows = {system.name: system.short_statistics(metric) for system in systems}
         for leader in dict.fromkeys(best[output] for output in metric.outputs if output in best):
             for name, statistics in rows.items():
                 leading = rows[leader]

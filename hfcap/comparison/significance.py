@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.shared.bootstrap import Columns, percentile_intervals, resampled_sums
+from hfcap.metrics.shared.bootstrap import Columns, Floats, percentile_intervals, resampled_sums
 
 _SWAPS_AT_ONCE = 250_000
 _FEWEST_ROWS = 4
@@ -46,17 +46,21 @@ class Pair:
 
     Attributes:
         metric: turns summed statistics into values.
-        first: (N, S) float64.
-        second: (N, S) float64, the same images in the same order.
+        first: (N, S) float64, or float32 where that is exact.
+        second: (N, S) likewise, the same images in the same order.
     """
 
     metric: CaptionMetric
-    first: NDArray[np.float64]
-    second: NDArray[np.float64]
+    first: Floats
+    second: Floats
 
     def __post_init__(self) -> None:
         assert self.first.shape == self.second.shape and self.first.ndim == 2, "statistics are not paired"
         assert len(self.first), "no images"
+
+    def totals(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the summed statistics of both systems, (S,) each."""
+        return self.first.sum(axis=0, dtype=np.float64), self.second.sum(axis=0, dtype=np.float64)
 
 
 def _split(columns: NDArray[np.float64], pairs: Sequence[Pair], copies: int) -> list[NDArray[np.float64]]:
@@ -103,7 +107,7 @@ def paired_permutation(pairs: Sequence[Pair], *, n_resamples: int = 10_000, seed
     Hypotheses; Riezler & Maxwell (2005). All pairs must be about the same images; they see the same exchanges.
     """
     n_images = len(pairs[0].first)
-    totals = [(pair.first.sum(axis=0), pair.second.sum(axis=0)) for pair in pairs]
+    totals = [pair.totals() for pair in pairs]
     observed = [
         np.abs(pair.metric.from_sums(first, n_images) - pair.metric.from_sums(second, n_images))
         for pair, (first, second) in zip(pairs, totals, strict=True)
@@ -132,7 +136,8 @@ def paired_differences(
     p_values = paired_permutation(pairs, n_resamples=n_resamples, seed=seed)
     results = []
     for pair, values, p_value in zip(pairs, resampled, p_values, strict=True):
-        observed = pair.metric.aggregate(pair.first) - pair.metric.aggregate(pair.second)
+        first, second = (pair.metric.from_sums(sums, len(pair.first)) for sums in pair.totals())
+        observed = first - second
         columns = {output: values[:, position] for position, output in enumerate(pair.metric.outputs)}
         intervals = percentile_intervals(columns, confidence_level)
         results.append(

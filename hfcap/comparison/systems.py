@@ -15,12 +15,13 @@ from hfcap.errors import UserError
 from hfcap.files import read_text
 from hfcap.metrics.base import CaptionMetric
 from hfcap.metrics.bleu import Bleu
+from hfcap.metrics.shared.bootstrap import Floats
 from hfcap.recipe import strict_yaml
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.run_directory.records import read_summary
 from hfcap.schema import ScoreReport
 from hfcap.scoring import is_score_file, read_scores
-from hfcap.scoring.image_values import column_of
+from hfcap.scoring.image_values import ImageValues, Rows, column_of
 from hfcap.scoring.verdict import BASELINE_NAMES
 
 ScorePredictions = Callable[[Path], ScoreReport]
@@ -80,10 +81,17 @@ class System:
 
     def statistics(self, metric: CaptionMetric) -> NDArray[np.float64] | None:
         """Return the metric's statistics, (N, S) in the order of sorted image ids; None where the file lacks them."""
+        found = self.short_statistics(metric)
+        return None if found is None else found.astype(np.float64, copy=False)
+
+    def short_statistics(self, metric: CaptionMetric) -> Floats | None:
+        """Return the same statistics in single precision where it holds them exactly, as it does counts."""
         if not self.report.per_image or not metric.summable:
             return None
         if metric.name in self.report.statistics:
-            return np.asarray(self.report.statistics[metric.name], dtype=np.float64)[self._order]
+            kept = self.report.statistics[metric.name]
+            table: Floats = kept.table if isinstance(kept, Rows) else np.asarray(kept, dtype=np.float64)
+            return table[self._order]
         if not metric.is_mean:
             return None
         rows = np.stack([column_of(self.report.per_image, output) for output in metric.outputs], axis=1)[self._order]
@@ -112,8 +120,8 @@ class System:
         words = self.values("length_mean")
         if len(words) and not np.isnan(words).any():
             return words
-        of_bleu = self.statistics(Bleu())
-        return None if of_bleu is None else of_bleu[:, Bleu.words_column]
+        of_bleu = self.short_statistics(Bleu())
+        return None if of_bleu is None else of_bleu[:, Bleu.words_column].astype(np.float64)
 
 
 def _score_file(run: RunDirectory, split: str | None, recipe: dict[str, Any]) -> Path:
@@ -205,6 +213,13 @@ def _system_of_file(path: Path, score: ScorePredictions | None) -> System:
     return System(path.stem, path, _whole_scores(path))
 
 
+def _share_ids(systems: Sequence[System]) -> None:
+    """Let the last system hold the ids of its images as the very objects of the one before, if they are the same."""
+    last = [system.report.per_image for system in systems[-2:]]
+    if len(last) == 2 and isinstance(last[0], ImageValues) and isinstance(last[1], ImageValues):
+        last[1].image_ids = last[0].image_ids if last[0].image_ids == last[1].image_ids else last[1].image_ids
+
+
 def read_systems(
     paths: Sequence[Path], split: str | None = None, score: ScorePredictions | None = None
 ) -> list[System]:
@@ -217,7 +232,10 @@ def read_systems(
     for position, path in enumerate(resolved):
         if path in resolved[:position]:
             raise UserError(f"{paths[position]}: given twice; give each run or score file once")
-    systems = [read_system(path, split, score) for path in paths]
+    systems: list[System] = []
+    for path in paths:
+        systems.append(read_system(path, split, score))
+        _share_ids(systems)
     names = [system.name for system in systems]
     # runs/a/scores/test.json and runs/b/scores/test.json are told apart by the whole path.
     return [replace(system, name=str(system.path)) if names.count(system.name) > 1 else system for system in systems]

@@ -357,11 +357,24 @@ class _ImageOnly(Dataset[Any]):
         return self.inputs[index]
 
 
+class _OneAtATime(Sampler[list[int]]):
+    """Batches that become lists when they are loaded: of millions of images no list is made."""
+
+    def __init__(self, batches: Sequence[Sequence[int]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_workers: int) -> DataLoader[Any]:
     """Load only the image inputs of the given batches, in order."""
     return _Loader(
         _ImageOnly(inputs),
-        batch_sampler=[list(batch) for batch in batches],
+        batch_sampler=_OneAtATime(batches),
         # The default puts rows of a worker into the number type of the first; a store may hold two.
         collate_fn=stacked,
         num_workers=num_workers,

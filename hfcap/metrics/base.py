@@ -9,8 +9,9 @@ and permutation tests (weighted sums), for means and for corpus-level metrics su
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from hfcap.errors import UserError
+from hfcap.metrics.shared.caption_table import CaptionGroups, CaptionTable
 from hfcap.metrics.shared.ngrams import NgramTable, ReferenceNgrams, added_counts
 from hfcap.metrics.shared.tokenizer import TokenSequences, Vocabulary, encode_captions
 
@@ -34,7 +36,7 @@ class ReferenceSet:
 
     Attributes:
         image_ids: R ids as strings.
-        captions: R tuples of raw captions, none empty.
+        captions: R tuples of raw captions, none empty; those of a CaptionTable stay in its buffer.
         is_tokenized: the captions are words joined by blanks already and are only split.
         words: caption -> its words joined by one space, for languages other than English; None = COCO's tokeniser.
 
@@ -50,11 +52,15 @@ class ReferenceSet:
         words: Callable[[str], str] | None = None,
         keeps_parts: bool = True,
     ) -> None:
-        for image_id, group in references.items():
-            if isinstance(group, str):
-                raise UserError(f"references of image {image_id!r} are one text; give a list of human captions")
-        self.image_ids: tuple[str, ...] = tuple(references)
-        self.captions: tuple[tuple[str, ...], ...] = tuple(tuple(references[image_id]) for image_id in references)
+        self.image_ids: tuple[str, ...]
+        self.captions: Sequence[tuple[str, ...]]
+        if isinstance(references, CaptionTable):
+            self.image_ids, self.captions = references.image_ids, references.groups
+        else:
+            for image_id, group in references.items():
+                if isinstance(group, str):
+                    raise UserError(f"references of image {image_id!r} are one text; give a list of human captions")
+            self.image_ids, self.captions = tuple(references), tuple(map(tuple, references.values()))
         self.is_tokenized = tokenized or words is not None
         self.words = words
         self.vocabulary = Vocabulary()
@@ -87,26 +93,36 @@ class ReferenceSet:
             yield part
 
     @property
+    def is_part(self) -> bool:
+        """Whether it is one of several parts of a large set."""
+        return self._whole is not None
+
+    @property
     def n_documents(self) -> int:
         """Images that `document_counts` counts: those of the whole set."""
         return len(self if self._whole is None else self._whole)
 
     def document_counts(self, order: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Return the n-grams of `order` words, (U,) keys sorted, and how many images have each, (U,).
+        """Return the n-grams of `order` words that several images have, (U,) keys sorted, and how many have each, (U,).
 
-        Of a part, those of the whole set: CIDEr-D weighs n-grams by all images.
+        Of a part, those of the whole set: CIDEr-D weighs n-grams by all images. One that a single image has weighs as
+        much as one that none has, and most n-grams of four words are such.
         """
         if self._whole is not None:
             return self._whole.document_counts(order)
         if order not in self._document_counts:
             tables = ((found.keys, found.document_counts()) for found in (part.ngrams(order) for part in self.parts()))
-            self._document_counts[order] = added_counts(tables)
+            keys, counts = added_counts(tables)
+            several = counts > 1
+            self._document_counts[order] = keys[several], counts[several]
         return self._document_counts[order]
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """(R,) captions per image."""
-        return np.fromiter((len(group) for group in self.captions), dtype=np.int64, count=len(self))
+        groups = self.captions
+        counts = groups.counts() if isinstance(groups, CaptionGroups) else map(len, groups)
+        return np.fromiter(counts, dtype=np.int64, count=len(self))
 
     @cached_property
     def image_of_caption(self) -> NDArray[np.int64]:
@@ -116,12 +132,11 @@ class ReferenceSet:
     @cached_property
     def tokens(self) -> TokenSequences:
         """Token numbers of the M reference captions, image after image."""
-        captions = [caption for group in self.captions for caption in group]
-        return self.encoded(captions)
+        return self.encoded(chain.from_iterable(self.captions))
 
-    def encoded(self, captions: Sequence[str]) -> TokenSequences:
+    def encoded(self, captions: Iterable[str]) -> TokenSequences:
         """Tokenise captions as the human ones are."""
-        split = captions if self.words is None else list(map(self.words, captions))
+        split = captions if self.words is None else map(self.words, captions)
         return encode_captions(split, self.vocabulary, tokenized=self.is_tokenized)
 
     @cached_property
@@ -172,7 +187,7 @@ class CaptionSet:
             start = end
 
     @property
-    def references(self) -> tuple[tuple[str, ...], ...]:
+    def references(self) -> Sequence[tuple[str, ...]]:
         """N tuples of raw human captions."""
         return self.reference_set.captions
 

@@ -234,10 +234,13 @@ class Cider(CaptionMetric):
 
     def statistics(self, captions: CaptionSet) -> NDArray[np.float64]:
         """Return CIDEr-D of each image, (N, 1)."""
-        # The index of the human captions is kept: validation scores against the same ones again and again.
-        if self._scorer is None or self._scorer.references is not captions.reference_set:
-            self._scorer = CiderScorer(captions.reference_set, self._fixed)
-        return self._scorer.score_set(captions)[:, None]
+        scorer = self._scorer
+        if scorer is None or scorer.references is not captions.reference_set:
+            scorer = CiderScorer(captions.reference_set, self._fixed)
+        # The index of the human captions is kept: validation scores against the same ones again and again. That of a
+        # part of many would hold all of them.
+        self._scorer = None if captions.reference_set.is_part else scorer
+        return scorer.score_set(captions)[:, None]
 
     def signature(self) -> dict[str, Any]:
         """Return the source of the document frequencies and what identifies them."""

@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from hfcap.metrics.shared.bootstrap import Floats
 from hfcap.metrics.suite import number_or_none
 
 Values = Mapping[str, Mapping[str, float | None]]
@@ -50,10 +51,10 @@ class Rows(Sequence[list[float]]):
     """Rows of numbers that compare as lists of lists do; numpy takes them as an array.
 
     Attributes:
-        table: (N, S) float64.
+        table: (N, S) float64, or float32 where that is exact.
     """
 
-    def __init__(self, table: NDArray[np.float64]) -> None:
+    def __init__(self, table: Floats) -> None:
         self.table = table
 
     @overload

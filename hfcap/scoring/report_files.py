@@ -17,7 +17,7 @@ from hfcap.failures.garbage import no_search_for_cycles
 from hfcap.files import file_being_written, read_json, read_text
 from hfcap.run_directory.records import Signature, check_shape
 from hfcap.schema import ErrorSlice, ScoreReport, SliceScores
-from hfcap.scoring.image_values import ImageValues
+from hfcap.scoring.image_values import ImageValues, Rows
 from hfcap.scoring.score_lines import read_lines, write_lines
 
 _MOST_IMAGES = 2**53
@@ -123,7 +123,7 @@ def _error_slice(found: Mapping[str, Any], path: Path) -> ErrorSlice:
 
 def _check_table(table: Any, n_rows: int, where: str) -> None:
     try:
-        shape = np.asarray(table, dtype=np.float64).shape
+        shape = (table.table if isinstance(table, Rows) else np.asarray(table, dtype=np.float64)).shape
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where} must be rows of numbers of equal length") from None
     if len(shape) != 2 or shape[0] != n_rows:

@@ -6,7 +6,7 @@ resample, and a signature: the conditions without which the numbers mean nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from hfcap.metrics.shared.caption_files import (
     read_references,
     warn_on_terminal,
 )
+from hfcap.metrics.shared.caption_table import caption_table
 from hfcap.metrics.shared.image_ids import matched_ids
 from hfcap.metrics.shared.images import Images
 from hfcap.metrics.shared.languages import CODES, tokenizer_of
@@ -50,11 +51,13 @@ Predictions = Path | Mapping[str, str]
 """A file of predicted captions, or image id -> caption."""
 References = Path | Mapping[str, Sequence[str]]
 """A file of human captions, or image id -> captions."""
+Human = Mapping[str, tuple[str, ...]]
+"""Image id -> human captions; those of files are a CaptionTable."""
 
 
 def _read_matched(
     given: tuple[Predictions, References], split: str | None, allow_missing: bool, warn: Warn
-) -> tuple[dict[str, str], dict[str, tuple[str, ...]], int]:
+) -> tuple[dict[str, str], Human, int]:
     """Predictions, the references of the predicted images, and how many images lack a prediction."""
     predictions, references = _read(given, split, warn)
     prediction_path = given[0] if isinstance(given[0], Path) else "predictions"
@@ -82,28 +85,28 @@ def _read_matched(
         )
     if missing:
         warn(f"{len(missing):,} of {len(references):,} images have no prediction; the score is about the others only")
-        references = {image_id: references[image_id] for image_id in references if image_id in predictions}
+        chosen = ((image_id, references[image_id]) for image_id in references if image_id in predictions)
+        references = caption_table(chosen)
     return predictions, references, len(missing)
 
 
-def _read(
-    given: tuple[Predictions, References], split: str | None, warn: Warn
-) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+def _read(given: tuple[Predictions, References], split: str | None, warn: Warn) -> tuple[dict[str, str], Human]:
     predictions, references = given
-    return (
-        read_predictions(predictions, warn=warn) if isinstance(predictions, Path) else dict(predictions),
-        read_references(references, split, warn=warn)
-        if isinstance(references, Path)
-        else {
-            image_id: tuple(text for cell in cells for text in captions_of_cell(cell, f"references: image {image_id}"))
-            for image_id, cells in references.items()
-        },
-    )
+    predicted = read_predictions(predictions, warn=warn) if isinstance(predictions, Path) else dict(predictions)
+    if isinstance(references, Path):
+        human = read_references(references, split, warn=warn)
+        return human.with_own_ids(predicted), human
+    return predicted, {
+        image_id: tuple(text for cell in cells for text in captions_of_cell(cell, f"references: image {image_id}"))
+        for image_id, cells in references.items()
+    }
 
 
-def _warn_about_data(
-    predictions: dict[str, str], references: dict[str, tuple[str, ...]], suite: CaptionSuite, warn: Warn
-) -> None:
+def _lines_of(references: Human) -> Iterator[str]:
+    return (line for group in references.values() for line in group)
+
+
+def _warn_about_data(predictions: dict[str, str], references: Human, suite: CaptionSuite, warn: Warn) -> None:
     n_images = len(references)
     if n_images < FEW_IMAGES:
         cider = suite.signature()["metrics"].get("cider", {}).get("document_frequencies") == "corpus"
@@ -114,22 +117,19 @@ def _warn_about_data(
     if all(len(group) == 1 for group in references.values()):
         warn("one human caption per image: values are lower than, and not comparable with, those of five")
     broken = sum(LINE_SEPARATORS.search(caption.strip()) is not None for caption in predictions.values())
-    broken += sum(LINE_SEPARATORS.search(line.strip()) is not None for group in references.values() for line in group)
+    broken += sum(LINE_SEPARATORS.search(line.strip()) is not None for line in _lines_of(references))
     if broken:
         warn(f"captions with line separators inside, which are read as spaces: {broken:,}")
     _warn_about_language(predictions, references, suite, warn)
 
 
-def _warn_about_language(
-    predictions: dict[str, str], references: dict[str, tuple[str, ...]], suite: CaptionSuite, warn: Warn
-) -> None:
-    human = [line for group in references.values() for line in group]
+def _warn_about_language(predictions: dict[str, str], references: Human, suite: CaptionSuite, warn: Warn) -> None:
     spaced = suite.tokenizer.is_english
-    for what, captions in (("human captions", human), ("predictions", list(predictions.values()))):
+    for what, captions in (("human captions", _lines_of(references)), ("predictions", iter(predictions.values()))):
         if spaced and (language := unspaced_language(captions)):
             warn(f"the {what} are {unspaced_problem(language)}; give their language, {CODES[language]}")
     english = [metric.name for metric in suite.metrics if metric.english_only]
-    if english and not is_latin(human):
+    if english and not is_latin(_lines_of(references)):
         warn(f"the human captions are not English, but {', '.join(english)} knows English only: leave it out")
     wordless = [image_id for image_id, caption in predictions.items() if caption.strip() and not has_words(caption)]
     if wordless:

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from hfcap.errors import UserError
 from hfcap.files import MAX_LINE_BYTES, MAX_TEXT_BYTES, parse_json
+from hfcap.metrics.shared.bootstrap import Floats
 from hfcap.scoring.image_values import ImageValues, Rows, Values
 
 _LINES_AT_ONCE = 4096
 _LARGEST_WHOLE = 2.0**53
+_EXACT_IN_FLOAT32 = 2.0**24
 _NUMBERS = {float, int, type(None)}
 
 Table = Sequence[Sequence[float]]
@@ -180,7 +182,9 @@ def _tables(lines: _Lines, path: Path, n_images: int) -> Iterator[tuple[str, Row
             raise _OtherLayoutError
         name = _json(line.strip().removesuffix(b": ["), path)
         end = (b"    ],", b"    ]")
-        parts = [_table(_json(b"[" + _joined(part) + b"]", path), {float, int}) for part in lines.until(end)]
+        parts = [
+            _short_floats(_table(_json(b"[" + _joined(part) + b"]", path), {float, int})) for part in lines.until(end)
+        ]
         table = np.concatenate(parts) if parts else np.empty((0, 0))
         if not isinstance(name, str) or len(table) != n_images or table.ndim != 2:
             raise _OtherLayoutError
@@ -189,6 +193,12 @@ def _tables(lines: _Lines, path: Path, n_images: int) -> Iterator[tuple[str, Row
 
 def _joined(lines: list[bytes]) -> bytes:
     return b"\n".join(lines).removesuffix(b",")
+
+
+def _short_floats(table: NDArray[np.float64]) -> Floats:
+    """Counts of words and matches in half the memory; numbers that single precision would change as they are."""
+    is_exact = bool((table == np.rint(table)).all()) and float(np.abs(table).max(initial=0.0)) < _EXACT_IN_FLOAT32
+    return table.astype(np.float32) if is_exact else table
 
 
 def _table(rows: list[list[Any]], types: set[type]) -> NDArray[np.float64]:

@@ -38,6 +38,17 @@ def test_permutation_test_approaches_the_exact_one(at_once: int, monkeypatch: py
     assert found[0] == pytest.approx(exact, abs=3 * np.sqrt(exact * (1 - exact) / 20_000))
 
 
+def test_counts_in_single_precision_change_no_bit() -> None:
+    """Score files are read so; among them are counts that are too large for sums in single precision."""
+    draw = np.random.default_rng(3)
+    first, second = (draw.integers(0, (9, 9, 9, 9, 30, 30, 30, 30, 40_000, 30), size=(300, 10)) for _ in range(2))
+    pairs = [Pair(Bleu(), first.astype(np.float64), second.astype(np.float64))]
+    pairs += [Pair(Bleu(), first.astype(np.float32), second.astype(np.float32))]
+    long, short = ([one] for one in pairs)
+    assert paired_differences(short, n_resamples=200) == paired_differences(long, n_resamples=200)
+    assert pairs[1].totals()[0].tolist() == first.sum(axis=0).tolist()
+
+
 def test_all_exchanges_of_a_large_corpus_differ() -> None:
     """At 5,000 images a block holds 50 exchanges; 500 of them are 500 different ones all the same."""
     blocks = list(_swaps(5000, 500, seed=0))

@@ -21,7 +21,7 @@ from hfcap.schema import CaptionedImage, ImageBytes
 if TYPE_CHECKING:
     import pyarrow as pa  # imported where it is used: commands that read no table start without it
 
-_ROWS = 16_384
+ROWS_OF_PART = 16_384
 """Rows of a record batch; all but the last have as many, so that the place of a row follows from its number."""
 _AT_A_TIME = 1_024
 """Rows that are Python objects at a time where all are gone through."""
@@ -30,7 +30,7 @@ _FILE, _ADDRESS, _CELL = 0, 1, 2
 
 
 @cache
-def _schema() -> pa.Schema:
+def schema() -> pa.Schema:
     """`kind` says where an image is: a file of this name in the root, at this address, or in a cell (`part`, `row`)."""
     import pyarrow as pa
 
@@ -143,8 +143,8 @@ def write_table(path: Path, records: Sequence[CaptionedImage], places: Places) -
 
     remaining = iter(records)
     try:
-        with file_being_written(path) as handle, pa.ipc.new_file(handle, _schema()) as writer:
-            while some := list(islice(remaining, _ROWS)):
+        with file_being_written(path) as handle, pa.ipc.new_file(handle, schema()) as writer:
+            while some := list(islice(remaining, ROWS_OF_PART)):
                 writer.write_batch(_batch(some, places))
     except (UnicodeEncodeError, _ElsewhereError):
         return False
@@ -167,8 +167,8 @@ def _batch(records: Sequence[CaptionedImage], places: Places) -> pa.RecordBatch:
         head = (record.image_id, record.file_name, record.captions)
         rows.append((*head, *kind, record.group, record.prompts, record.asked, columns))
     columns_of = list(zip(*rows, strict=True))
-    arrays = [pa.array(list(values), field.type) for values, field in zip(columns_of, _schema(), strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=_schema())
+    arrays = [pa.array(list(values), field.type) for values, field in zip(columns_of, schema(), strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema())
 
 
 Stamp = tuple[int, int, int]
@@ -187,12 +187,12 @@ def open_table(path: Path, places: Places) -> RecordTable:
     stamp = _stamp(path)
     try:
         with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-            if not reader.schema.equals(_schema()):
+            if not reader.schema.equals(schema()):
                 raise DamagedTableError(f"{path}: other columns")
             batches = tuple(reader.get_batch(number) for number in range(reader.num_record_batches))
         for number, batch in enumerate(batches):
             batch.validate(full=True)
-            if not 0 < batch.num_rows <= _ROWS or (batch.num_rows < _ROWS and number + 1 < len(batches)):
+            if not 0 < batch.num_rows <= ROWS_OF_PART or (batch.num_rows < ROWS_OF_PART and number + 1 < len(batches)):
                 raise DamagedTableError(f"{path}: batch {number} has {batch.num_rows} rows")
             _require_sound(batch, places, path)
     except pa.ArrowException as error:
@@ -247,7 +247,7 @@ class RecordTable(Sequence[CaptionedImage]):
         """Return one record, or some as another table."""
         if isinstance(chosen, slice):
             return type(self)(self.path, self._batches, self.places, self.numbers[chosen], self.stamp)
-        batch, row = divmod(int(self.numbers[chosen]), _ROWS)
+        batch, row = divmod(int(self.numbers[chosen]), ROWS_OF_PART)
         return next(self._made(self._batches[batch].slice(row, 1)))
 
     def __iter__(self) -> Iterator[CaptionedImage]:
@@ -310,10 +310,10 @@ class RecordTable(Sequence[CaptionedImage]):
         for start in range(0, len(self.numbers), _AT_A_TIME):
             some = self.numbers[start : start + _AT_A_TIME]
             rows = np.asarray(some, dtype=np.int64)
-            places = rows // _ROWS
+            places = rows // ROWS_OF_PART
             ends = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(rows)]
             for first, last in pairwise(ends):
-                inside = rows[first:last] % _ROWS
+                inside = rows[first:last] % ROWS_OF_PART
                 batch = batches[places[first]]
                 if isinstance(some, range) and some.step == 1:
                     yield batch.slice(int(inside[0]), len(inside))

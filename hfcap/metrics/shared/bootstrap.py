@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from hfcap.metrics.base import CaptionMetric
 
+Floats = NDArray[np.floating[Any]]
+"""Statistics in double precision, or in single precision where it holds them exactly."""
+
 _IMAGES_AT_ONCE = 8192
 _WEIGHTS_AT_ONCE = 250_000
 # Small blocks stay in the processor's cache: half the time of large ones.
@@ -43,7 +46,7 @@ class Columns:
     and take half the time and memory. The digits are those of double precision.
     """
 
-    def __init__(self, tables: Sequence[NDArray[np.float64]]) -> None:
+    def __init__(self, tables: Sequence[Floats]) -> None:
         self.n_images = len(tables[0])
         self.width = sum(table.shape[1] for table in tables)
         columns = [table[:, number] for table in tables for number in range(table.shape[1])]
@@ -51,7 +54,7 @@ class Columns:
         self._exact = self._joined(columns, self._whole, np.float32)
         self._other = self._joined(columns, ~self._whole, np.float64)
 
-    def _joined(self, columns: Sequence[NDArray[np.float64]], chosen: NDArray[np.bool_], dtype: Any) -> NDArray[Any]:
+    def _joined(self, columns: Sequence[Floats], chosen: NDArray[np.bool_], dtype: Any) -> NDArray[Any]:
         joined = np.empty((int(chosen.sum()), self.n_images), dtype=dtype)
         for row, number in enumerate(np.flatnonzero(chosen).tolist()):
             joined[row] = columns[number]
@@ -76,7 +79,7 @@ class Columns:
         return sums
 
 
-def _is_small_and_whole(column: NDArray[np.float64]) -> bool:
+def _is_small_and_whole(column: Floats) -> bool:
     """Whether sums of a part, each image drawn up to 16 times in the mean, are exact in single precision."""
     largest = float(np.abs(column).max(initial=0.0))
     return 16 * largest * _IMAGES_AT_ONCE < _EXACT_IN_FLOAT32 and bool((column == np.rint(column)).all())

@@ -14,6 +14,7 @@ from hfcap.cells import JoinedLines, captions_of_cell, csv_rows, stands_for_noth
 from hfcap.errors import UserError, shown
 from hfcap.failures.garbage import no_search_for_cycles
 from hfcap.files import parse_json, read_json_lines, read_text
+from hfcap.metrics.shared.caption_table import CaptionCollector, CaptionTable
 from hfcap.progress import error_console
 from hfcap.text import printable
 
@@ -248,9 +249,7 @@ def _reference_rows(path: Path, split: str | None) -> Iterator[_Row]:
 
 
 @no_search_for_cycles()
-def read_references(
-    path: Path, split: str | None = None, *, warn: Warn = warn_on_terminal
-) -> dict[str, tuple[str, ...]]:
+def read_references(path: Path, split: str | None = None, *, warn: Warn = warn_on_terminal) -> CaptionTable:
     """Read the human captions: COCO JSON, Karpathy JSON, JSON lines, a JSON mapping id -> list of captions, or CSV.
 
     Args:
@@ -262,36 +261,30 @@ def read_references(
     Raises:
         UserError: the file is missing, malformed or empty, a caption is not text, or an image has none.
     """
-    references: dict[str, list[str]] = {}
+    collected = CaptionCollector()
     empty: list[str] = []
     joined = JoinedLines()
     for row in _reference_rows(path, split):
         image_id = normalised_image_id(row.image_id, row.where)
-        group = references.setdefault(image_id, [])
+        place = collected.place(image_id)
         for cell in row.captions if isinstance(row.captions, list | tuple) else [row.captions]:
             for caption in captions_of_cell(_checked_caption(cell, row.where), row.where):
                 joined.add(caption)
                 if caption.strip():
-                    group.append(caption)
+                    collected.add(place, caption)
                 else:
                     empty.append(image_id)
+    references = collected.table()
     if not references:
         raise UserError(f"{path}: no captions in this reference file; give another")
     joined.refuse(str(path))
     if empty:
         warn(f"{path}: {len(empty):,} empty human captions ignored (images {_listed(empty)})")
-    without = [image_id for image_id, group in references.items() if not group]
+    counts = references.groups.counts()
+    without = [image_id for image_id, count in zip(references.image_ids, counts, strict=True) if not count]
     if without:
         raise UserError(f"{path}: no human caption for {len(without):,} images ({_listed(without)}); remove them")
-    return _as_tuples(references)
-
-
-def _as_tuples(references: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    """The groups as tuples, one after another: lists and tuples of millions of captions would stand in memory twice."""
-    found: dict[str, tuple[str, ...]] = {}
-    for image_id in list(references):
-        found[image_id] = tuple(references.pop(image_id))
-    return found
+    return references
 
 
 def read_image_rows(path: Path) -> dict[str, dict[str, Any]]:

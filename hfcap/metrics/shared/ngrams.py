@@ -56,6 +56,7 @@ def _runs(ordered: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 _ENTRIES_AT_ONCE = 4_000_000
+_SORTED_AT_ONCE = 500_000
 
 _Counts = tuple[NDArray[np.uint64], NDArray[np.int64]]
 
@@ -69,12 +70,30 @@ def added_counts(tables: Iterable[_Counts]) -> _Counts:
     pending: list[_Counts] = []
     for table in tables:
         pending.append(table)
-        if len(pending) > 1 and sum(len(keys) for keys, _ in pending[1:]) > max(_ENTRIES_AT_ONCE, len(pending[0][0])):
+        n_new = sum(len(keys) for keys, _ in pending[1:])
+        if n_new > max(_ENTRIES_AT_ONCE, len(pending[0][0]) // 2):
             pending = [_sum_of(pending)]
     return pending[0] if len(pending) == 1 else _sum_of(pending)
 
 
 def _sum_of(tables: Sequence[_Counts]) -> _Counts:
+    """Sum range by range of the keys, which are spread evenly: all of them at once would be sorted in four copies."""
+    most = sum(len(keys) for keys, _ in tables)
+    n_ranges = most // _SORTED_AT_ONCE + 1
+    edges = np.arange(1, n_ranges, dtype=np.uint64) * np.uint64((2**64 - 1) // n_ranges)
+    bounds = [[0, *np.searchsorted(keys, edges).tolist(), len(keys)] for keys, _ in tables]
+    sums = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.int64)
+    end = 0
+    for number in range(n_ranges):
+        parts = [slice(*bound[number : number + 2]) for bound in bounds]
+        some = [(keys[part], counts[part]) for (keys, counts), part in zip(tables, parts, strict=True)]
+        keys, counts = _sorted_sum(some)
+        start, end = end, end + len(keys)
+        sums[0][start:end], sums[1][start:end] = keys, counts
+    return sums[0][:end], sums[1][:end]
+
+
+def _sorted_sum(tables: Sequence[_Counts]) -> _Counts:
     keys = np.concatenate([np.empty(0, dtype=np.uint64), *(table[0] for table in tables)])
     counts = np.concatenate([np.empty(0, dtype=np.int64), *(table[1] for table in tables)])
     order = np.argsort(keys, kind="stable")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise, repeat
+from itertools import chain, islice, pairwise, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,15 +231,16 @@ def _split_at_blanks(captions: Sequence[str], vocabulary: Vocabulary) -> TokenSe
     return TokenSequences(tokens, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def encode_captions(captions: Sequence[str], vocabulary: Vocabulary, *, tokenized: bool = False) -> TokenSequences:
+def encode_captions(captions: Iterable[str], vocabulary: Vocabulary, *, tokenized: bool = False) -> TokenSequences:
     """Tokenise raw captions (or split them at blanks if they are `tokenized`) and number their words."""
+    # Buffers that grow where they are: parts, and then all of them in one array, would stand in memory twice.
+    tokens, offsets = bytearray(), bytearray(np.zeros(1, dtype=np.int64).tobytes())
+    n_tokens = 0
+    remaining = iter(captions)
     with no_search_for_cycles():
-        parts = [
-            _split_at_blanks(captions[start : start + _CAPTIONS_AT_ONCE], vocabulary)
-            if tokenized
-            else vocabulary.encoded(captions[start : start + _CAPTIONS_AT_ONCE])
-            for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
-        ]
-    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(part.lengths for part in parts)])
-    tokens = np.concatenate([np.empty(0, dtype=np.int32), *(part.tokens for part in parts)])
-    return TokenSequences(tokens, np.cumsum(lengths))
+        while some := list(islice(remaining, _CAPTIONS_AT_ONCE)):
+            part = _split_at_blanks(some, vocabulary) if tokenized else vocabulary.encoded(some)
+            tokens += part.tokens.astype(np.int32).tobytes()
+            offsets += (part.offsets[1:] + n_tokens).tobytes()
+            n_tokens += len(part.tokens)
+    return TokenSequences(np.frombuffer(tokens, dtype=np.int32), np.frombuffer(offsets, dtype=np.int64))
