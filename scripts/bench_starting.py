@@ -1,12 +1,17 @@
 """How long many images take until training could begin, and how much memory they hold then.
 
     python -m scripts.bench_starting [--images 10000 --images 100000 ...] [--source coco_json ...] [--folder DIR]
+    python -m scripts.bench_starting --simulate 10000000
 
 Writes a data set of each size (hard links to small files, one caption an image), and loads it in new processes: the
 first time, and again when everything that hfcap remembers is there. Each reports the processor seconds and the
 anonymous memory (RssAnon of /proc/self/status: what is not a file's, so that the system cannot drop it) of loading and
 checking a split, of the images' hashes, of what a run notes about its data (hashes included), and of the batches of an
 epoch. Linux only.
+
+`--simulate` measures what training does with that many records without any file: a table of records whose parts are
+all the same one, a split of it that is drawn image by image, tokens of five captions an image, and the batches of an
+epoch, grouped by length, for one process of eight, from the middle on as a resumed training reads them.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from hfcap.progress import console
 _LINKS = 30_000
 """Hard links to one file: file systems have a limit of 65,000."""
 _PER_FOLDER = 1_000
+_CAPTIONS, _SHARE = 5, 0.9
 _AGED = 20
 """Seconds until a file's times are trusted (`hfcap.file_stamps`), and a few more."""
 SOURCES = ("coco_json", "folder", "hub")
@@ -133,6 +139,53 @@ def measure(data: dict[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
+def simulate(count: int) -> dict[str, dict[str, float]]:
+    """Return processor seconds and MiB of each step with that many records, of which nothing but arrays are made."""
+    import pyarrow as pa
+    import torch
+
+    from hfcap.data.kept.table import ROWS_OF_PART, Places, RecordTable, schema, values_of_records
+    from hfcap.data.loading import epoch_batches
+    from hfcap.data.sampling.tokens import FlatTokens
+
+    torch.set_num_threads(1)
+    found: dict[str, dict[str, float]] = {}
+    kept: list[Any] = []
+
+    def step(name: str, work: Callable[[], Any]) -> None:
+        started = time.process_time()
+        kept.append(work())
+        seconds = time.process_time() - started
+        found[name] = {"seconds": round(seconds, 2), "mib": round(anonymous_memory() / 2**20, 1)}
+
+    def table() -> RecordTable:
+        row = {"image_id": "7", "file_name": "a/7.jpg", "captions": ["a cat"], "kind": 0, "part": 0, "row": 0}
+        row |= {"group": "", "prompts": [], "asked": [], "columns": "{}"}
+        part = pa.RecordBatch.from_pylist([row] * ROWS_OF_PART, schema())
+        whole, rest = divmod(count, ROWS_OF_PART)
+        parts = (*(part for _ in range(whole)), *([part.slice(0, rest)] if rest else []))
+        return RecordTable(Path("simulated.arrow"), parts, Places(Path("/images")), range(count), (0, 0, 0))
+
+    def tokens() -> FlatTokens:
+        lengths = np.random.default_rng(0).integers(8, 25, size=_CAPTIONS * count, dtype=np.int8)
+        captions = np.zeros(_CAPTIONS * count + 1, np.int64)
+        np.cumsum(lengths, out=captions[1:])
+        ids = np.broadcast_to(np.int32(7), (int(captions[-1]),))  # in training a file that is mapped into memory
+        return FlatTokens(ids, captions, np.arange(0, len(captions), _CAPTIONS))
+
+    step("nothing", lambda: None)
+    step("records", table)
+    records: RecordTable = kept[-1]
+    step("a split", lambda: records.chosen(np.flatnonzero(np.random.default_rng(0).random(count) < _SHARE)))
+    split: RecordTable = kept[-1]
+    step("all ids of the split", lambda: sum(map(len, values_of_records(split, "image_id"))))
+    step("tokens", tokens)
+    step("length of each image", lambda: kept[-1].image_lengths()[: len(split)])
+    step("an epoch", lambda: epoch_batches(kept[-1], 8, 0, 0, rank=3, world_size=8))
+    step("its second half", lambda: sum(map(len, kept[-1][len(kept[-1]) // 2 :])))
+    return found
+
+
 def _in_new_process(data: dict[str, Any], cache: Path) -> dict[str, dict[str, float]]:
     environment = os.environ | {"HFCAP_CACHE": str(cache), "HF_HOME": str(cache / "hf"), "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, "-m", "scripts.bench_starting", "--measure", json.dumps(data)]
@@ -148,12 +201,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", action="append", choices=SOURCES, help="default: all")
     parser.add_argument("--folder", type=Path, help="where data sets are written and stay; default: a temporary one")
     parser.add_argument("--output", type=Path, help="JSON file with every number")
+    parser.add_argument("--simulate", type=int, help="only simulate that many records, without files")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
         sys.stdout.write(json.dumps(measure(json.loads(options.measure))) + "\n")
         return
     rows: list[dict[str, Any]] = []
+    if options.simulate:
+        rows.append(
+            {"source": "simulated", "images": options.simulate, "start": "", "steps": simulate(options.simulate)}
+        )
+        console.print(_table(rows))
+        if options.output is not None:
+            write_bytes(options.output, json.dumps(rows, indent=2).encode())
+        return
     with tempfile.TemporaryDirectory() as temporary:
         base = options.folder or Path(temporary)
         for count in options.images or (10_000, 100_000):

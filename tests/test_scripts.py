@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +169,21 @@ def test_the_benchmark_of_starting_writes_and_measures_each_source(
     assert (first["source"], first["images"], first["start"], second["start"]) == ("folder", 40, "first", "second")
     assert set(first["steps"]) == {"nothing", "load", "hashes", "description", "batches"}
     assert all(step["mib"] > 0 for step in second["steps"].values())
+
+
+def test_simulated_records_are_arrays_alone(tmp_path: Path) -> None:
+    """No Python object stays for a record: one in a list would take 36 bytes at least, a record hundreds."""
+    count, found = 50_000, tmp_path / "found.json"
+    bench_starting.main(["--simulate", "1000"])  # imports
+    tracemalloc.start()
+    bench_starting.main(["--simulate", str(count), "--output", str(found)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    [row] = json.loads(found.read_text(encoding="utf-8"))
+    assert (row["source"], row["images"]) == ("simulated", count)
+    assert set(row["steps"]) >= {"records", "a split", "tokens", "an epoch", "its second half"}
+    # Numbers of records: given, drawn and sorted; where five captions begin; lengths of these and of images.
+    assert peak / count < 3 * 8 + (5 * 8 + 8) + (5 * 1 + 5 * 8) + 3 * 8 + 100, peak / count
 
 
 def declared() -> list[Requirement]:

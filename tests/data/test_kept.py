@@ -218,7 +218,7 @@ def test_a_damaged_file_is_made_again(data: CocoJsonOptions, keeping_all: Path, 
 
 
 def test_any_record_comes_back_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_ROWS", 16)
+    monkeypatch.setattr(table, "ROWS_OF_PART", 16)
     monkeypatch.setattr(table, "_AT_A_TIME", 10)
     root, records = tmp_path / "root", some_records(tmp_path / "root", 71)
     assert write_table(tmp_path / "records.arrow", records, Places(root))
