@@ -23,10 +23,10 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from hfcap.captioning.sharded import ShardedJob, caption_shards, own_place
-from hfcap.captioning.sharded import folder, work
+from hfcap.captioning.sharded import duplicates, folder, work
 from hfcap.captioning.sharded.claims import Claims
 torch.set_num_threads(1)
-model, images, output, form, moment = sys.argv[1:]
+model, images, output, form, moment, dedup = sys.argv[1:]
 def killing(owner, name, before, call=2):
     original = getattr(owner, name)
     left = [call]
@@ -47,13 +47,20 @@ elif moment == "before it is noted":
     killing(folder.OutputFolder, "note", before=True)
 elif moment == "before its claim is given up":
     killing(folder.OutputFolder, "note", before=False)
+elif moment == "while it hashes":
+    killing(duplicates, "file_being_written", before=True)
+elif moment == "before hashes are compared":
+    killing(duplicates.Duplicates, "compare", before=True, call=1)
+elif moment == "while they are compared":
+    killing(duplicates, "write_json", before=True)
 elif moment == "before the manifest":
     killing(folder.OutputFolder, "complete", before=True, call=1)
 elif moment == "after the manifest":
     killing(folder, "write_json_lines", before=False, call=1)
 while moment == "after another" and not list(Path(output).glob(".unfinished/claims/shard-*")):
     time.sleep(0.01)
-caption_shards(ShardedJob(model, (images,), Path(output), form, 4, batch_size=2), own_place())
+given = ShardedJob(model, (images,), Path(output), form, 4, batch_size=2, dedup=dedup == "True")
+caption_shards(given, own_place())
 """
 
 
@@ -65,9 +72,10 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def start(rank: int, *arguments: object) -> subprocess.Popen[bytes]:
+def start(rank: int, *arguments: object, dedup: bool = False) -> subprocess.Popen[bytes]:
     places = {"HFCAP_RANK": str(rank), "HFCAP_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", WORKER, *map(str, arguments)], env=os.environ | places)
+    command = [sys.executable, "-c", WORKER, *map(str, arguments), str(dedup)]
+    return subprocess.Popen(command, env=os.environ | places)
 
 
 def test_the_other_finishes(model: Model, images: Path, tmp_path: Path) -> None:
@@ -102,3 +110,31 @@ def test_the_same_command_goes_on(moment: str, n_noted: int, model: Model, image
     assert contents(output) == contents(whole)
     # What was noted is not done again; what was written and not noted is.
     assert sum(path.stat().st_ino == number for path, number in kept.items()) == n_noted
+
+
+def test_each_image_once_whoever_dies_while_duplicates_are_looked_for(
+    model: Model, images: Path, tmp_path: Path
+) -> None:
+    """One worker after another dies before the hashes are there, in their comparison, and in the captioning."""
+    for number in range(4, 23, 5):
+        (images / f"{number:02d}.png").write_bytes((images / f"{number // 2:02d}.png").read_bytes())
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    given = ShardedJob(model[1], (str(images),), whole, "parquet", 4, batch_size=2, dedup=True)
+    tally = caption_shards(given)
+    assert (tally.images, tally.duplicates, len(tally.failures)) == (18, 4, 1)
+    found = output / ".unfinished"
+    for moment, left in (
+        ("while it hashes", "hashes/shard-00000.parquet"),
+        ("before hashes are compared", "hashes/shard-00005.parquet"),
+        ("while they are compared", "hashes/shard-00001.json"),
+        ("before it is noted", "done/shard-00000.json"),
+    ):
+        dying = start(0, model[1], images, output, "parquet", moment, dedup=True)
+        assert dying.wait(240) == -signal.SIGKILL, moment
+        assert (found / left).is_file(), [path.relative_to(found) for path in found.rglob("*")]
+        assert not (output / "manifest.jsonl").exists()
+    dying = start(0, model[1], images, output, "parquet", "within a shard", dedup=True)
+    other = start(1, model[1], images, output, "parquet", "after another", dedup=True)
+    assert dying.wait(240) == -signal.SIGKILL
+    assert other.wait(240) == 0
+    assert contents(output) == contents(whole)
