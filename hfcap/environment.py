@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -45,9 +46,12 @@ PACKAGES = (
     "pillow",
 )
 
-
 _AT_A_TIME = 4096
 """Rows whose texts are hashed together."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of mallopt(3), as malloc.h of the GNU C library numbers them."""
+_FREED_BY_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+"""Variables of the environment by which a user has chosen already how memory is freed."""
 
 
 def package_versions() -> dict[str, str]:
@@ -71,6 +75,33 @@ def default_device() -> torch.device:
 
     found = None if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.accelerator.current_accelerator()
     return torch.device("cpu") if found is None or not torch.accelerator.is_available() else found
+
+
+def prepare_processor() -> None:
+    """Flush denormal numbers to zero (they slow products 200 times), and keep freed memory where tensors lie in it."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse the memory of large tensors, instead of giving it back to the system each time.
+
+    The GNU C library maps what is larger than 32 MB anew each time, and the system clears every page of it: for a batch
+    of 8 images a fifth of the image encoder's time. The process keeps the most that it needed until it ends.
+
+    Returns:
+        Whether it does; not with other C libraries, nor where the environment says how memory is freed.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(name in os.environ for name in _FREED_BY_CHOICE) or "glibc.malloc." in tunables:
+        return False
+    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))
 
 
 def hardware() -> dict[str, Any]:

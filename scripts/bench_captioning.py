@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=16)
     options = parser.parse_args()
-    prepare_process(options.threads)
+    prepare_process(options.threads, options.side)
     if options.side:
         print(json.dumps(measure(options)))
         return

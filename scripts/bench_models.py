@@ -31,6 +31,7 @@ from hfcap.captioners.clip_prefix import ClipPrefix
 from hfcap.captioners.published.modeling_clip_prefix import ClipPrefixConfig, ClipPrefixForConditionalGeneration
 from hfcap.captioners.shared.pretrained import new_image_processor
 from hfcap.captioners.vit_gpt2 import VitGpt2
+from hfcap.environment import prepare_processor
 
 FAMILIES = ("blip", "vit_gpt2", "clip_prefix")
 START, END, PAD = 1, 2, 0
@@ -123,7 +124,9 @@ def random_captions(model: Any, n_images: int, captions_per_image: int, seed: in
     ]
 
 
-def prepare_process(threads: int) -> None:
-    """The same settings for both sides; hfcap sets flush_denormal in training, and random weights need it as much."""
+def prepare_process(threads: int, side: str | None) -> None:
+    """Set threads, and for hfcap's side what hfcap sets; random weights need flush_denormal on both sides."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    if side == "hfcap":
+        prepare_processor()

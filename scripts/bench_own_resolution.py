@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     options = parser.parse_args()
-    prepare_process(options.threads)
+    prepare_process(options.threads, None)
     if options.side:
         print(json.dumps(measure(options)))
         return

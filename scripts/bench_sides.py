@@ -199,7 +199,7 @@ def benchmark_parser(description: str | None, sides: Sequence[str]) -> argparse.
     parser.add_argument(
         "--even-if-busy",
         action="store_true",
-        help=f"show ratios although the speed of a product varied by more than {BUSY:.0%} meanwhile",
+        help=f"show ratios although the speed of a product varied by more than {BUSY:.0%}% meanwhile",
     )
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--family", help=argparse.SUPPRESS)

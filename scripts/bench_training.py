@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="hfcap's side as with train.torch_compile")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    prepare_process(options.threads)
+    prepare_process(options.threads, options.side)
     if options.side:
         measure = measure_ours if options.side == "hfcap" else measure_trainer
         print(json.dumps(measure(options, options.case)))

@@ -30,7 +30,7 @@ from hfcap.captioners.loading import load_captioner
 from hfcap.data.loading import PixelInputs
 from hfcap.data.source import load_split
 from hfcap.decoding import DecodingJob, caption_batches
-from hfcap.environment import hardware
+from hfcap.environment import hardware, prepare_processor
 from hfcap.errors import UserError
 from hfcap.files import read_json, write_json, write_text
 from hfcap.progress import console
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--families", nargs="+", choices=names, default=names)
     parser.add_argument("--output", type=Path, default=Path("runs/families"))
     options = parser.parse_intermixed_args(arguments)
-    torch.set_flush_denormal(True)
+    prepare_processor()
     contest = Contest(options.captions, options.vision, options.minutes, options.output, options.overrides)
     for family in options.families:
         contest.recipe(family)  # a mistake is better known before the first training than after it

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -113,3 +115,54 @@ def test_models_run_on_the_accelerator_of_the_machine(monkeypatch: pytest.Monkey
 def test_without_an_accelerator_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert default_device() == torch.device("cpu")
+
+
+FAULTS = """
+import resource, sys
+from hfcap.environment import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1] == "keep" else None)
+def faults():
+    import torch
+    for _ in range(20):
+        torch.ones(16_000_000)  # until the C library has laid out its memory
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults())
+"""
+
+with_glibc = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="needs the GNU C library"
+)
+
+
+def outcome(choice: str, **environment: str) -> tuple[str, int]:
+    """What `keep_freed_memory` says, and how many pages ten tensors of 64 MB needed once there had been one."""
+    result = subprocess.run(
+        [sys.executable, "-c", FAULTS, choice],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, faults = result.stdout.split()
+    return said, int(faults)
+
+
+@with_glibc
+def test_next_tensor_takes_freed_memory() -> None:
+    said, faults = outcome("keep")
+    assert said == "True"
+    # Ten tensors have 156,250 pages of 4 KiB, or 300 of 2 MiB.
+    assert faults < 30 < outcome("leave")[1]
+
+
+@with_glibc
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072")]
+)
+def test_choice_of_the_environment_stays(name: str, value: str) -> None:
+    said, faults = outcome("keep", **{name: value})
+    assert said == "False"
+    assert faults > 30

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -27,6 +28,11 @@ from scripts import bench_images, bench_shards, bench_starting
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
+PROGRAMS = [
+    path
+    for path in sorted((ROOT / "scripts").glob("*.py"))
+    if {"argparse", "__main__"} <= set(re.findall(r"argparse|__main__", path.read_text(encoding="utf-8")))
+]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
@@ -57,6 +63,16 @@ def only_old_python(tmp_path: Path) -> str:
 def test_syntax(script: Path) -> None:
     result = bash("-n", str(script), PATH=os.environ["PATH"])
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+def test_help(program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.setattr(sys, "argv", [program.name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(program), run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 @pytest.mark.parametrize("script", ["test.sh", "quickstart.sh"])

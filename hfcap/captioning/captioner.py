@@ -27,7 +27,7 @@ from hfcap.captioning.options import decoding_options, with_enough_beams
 from hfcap.data.images import UnreadableImageError
 from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob
-from hfcap.environment import default_device
+from hfcap.environment import default_device, prepare_processor
 from hfcap.errors import OptionError, shown
 from hfcap.progress import progress_bar, reported
 from hfcap.recipe.blocks import GenerateOptions
@@ -90,7 +90,7 @@ def ready_captioner(
 ) -> Captioner:
     """Load a captioner onto the device that it captions on; see `load_captioner`."""
     chosen = default_device() if device is None else _device(device)
-    torch.set_flush_denormal(True)
+    prepare_processor()
     captioner = load_family_captioner(location, revision, trust_remote_code)
     hold_for_captioning(captioner, weights or Weights())
     captioner.model.to(chosen)
