@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from hfcap.api.probes import probe_objects
     from hfcap.api.publishing import push_to_hub
     from hfcap.api.runs import TrainedRun, train
-    from hfcap.api.scores import compare, judge_metrics, score
+    from hfcap.api.scores import compare, compare_languages, judge_metrics, score
     from hfcap.arena.ranking import Ranking
     from hfcap.captioning.captioner import ImageCaptioner, load_captioner
-    from hfcap.comparison.result import Comparison
+    from hfcap.comparison.result import Comparison, LanguageComparison
     from hfcap.data.images import UnreadableImageError
     from hfcap.errors import MissingPackageError, OptionError, StoppedError, UserError, WorkError
     from hfcap.judgments.agreement import AgreementReport
@@ -33,6 +33,7 @@ __all__ = [
     "Caption",
     "Comparison",
     "ImageCaptioner",
+    "LanguageComparison",
     "MissingPackageError",
     "OptionError",
     "PublishResult",
@@ -45,6 +46,7 @@ __all__ = [
     "UserError",
     "WorkError",
     "compare",
+    "compare_languages",
     "judge",
     "judge_metrics",
     "load_captioner",
@@ -60,10 +62,10 @@ _HOMES = {
     "hfcap.api.probes": ("probe_objects",),
     "hfcap.api.publishing": ("push_to_hub",),
     "hfcap.api.runs": ("TrainedRun", "train"),
-    "hfcap.api.scores": ("compare", "judge_metrics", "score"),
+    "hfcap.api.scores": ("compare", "compare_languages", "judge_metrics", "score"),
     "hfcap.arena.ranking": ("Ranking",),
     "hfcap.captioning.captioner": ("ImageCaptioner", "load_captioner"),
-    "hfcap.comparison.result": ("Comparison",),
+    "hfcap.comparison.result": ("Comparison", "LanguageComparison"),
     "hfcap.data.images": ("UnreadableImageError",),
     "hfcap.errors": ("MissingPackageError", "OptionError", "StoppedError", "UserError", "WorkError"),
     "hfcap.judgments.agreement": ("AgreementReport",),

@@ -15,7 +15,7 @@ from hfcap.progress import reported
 from hfcap.schema import Caption, ScoreReport
 
 if TYPE_CHECKING:
-    from hfcap.comparison import Comparison, System
+    from hfcap.comparison import Comparison, LanguageComparison, System
     from hfcap.judgments import AgreementReport
     from hfcap.scoring.score import Predictions, References
 
@@ -122,9 +122,7 @@ def compare(
     Raises:
         UserError: something cannot be read, or the systems were scored on different images or human captions.
     """
-    from hfcap.comparison import ImageSource, compare_systems, write_leaderboard
-    from hfcap.comparison import compare as compare_paths
-    from hfcap.comparison.rendering import PrintableComparison
+    from hfcap.comparison import ImageSource, write_leaderboard
 
     options = {
         "metrics": metrics,
@@ -134,17 +132,64 @@ def compare(
     }
     score_one = None if references is None else _scorer(references, split, allow_missing, options)
     with reported(progress):
-        if isinstance(systems, Mapping):
-            read = [_named_system(name, given, split, score_one) for name, given in systems.items()]
-            comparison = compare_systems(read, n_resamples=n_resamples, seed=seed)
-        else:
-            paths = [Path(path) for path in ([systems] if isinstance(systems, str | os.PathLike) else systems)]
-            comparison = compare_paths(paths, score=score_one, split=split, n_resamples=n_resamples, seed=seed)
+        comparison = _leaderboard(_read(systems, split, score_one), n_resamples, seed)
         if output is not None:
             source = ImageSource(None if images is True else Path(images)) if images is not False else None
             human = Path(references) if isinstance(references, str | os.PathLike) else None
             write_leaderboard(comparison, Path(output), references=human, images=source, n_examples=n_examples)
-    return PrintableComparison(**vars(comparison))
+    return comparison
+
+
+def compare_languages(
+    systems: PathLike | Iterable[PathLike] | Mapping[str, Iterable[PathLike | ScoreReport]],
+    *,
+    split: str | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+    output: PathLike | None = None,
+    progress: bool = False,
+) -> LanguageComparison:
+    """Compare captioners that were scored in several languages: a column for each, as `hfcap compare` does.
+
+    Tests are within each language; its mean is the plain one of the columns. `print` shows the tables.
+
+    Args:
+        systems: score files (or run directories, or folders of score files), which are one system where their names
+            without the language are the same; or name -> its score files, folders of them, or reports of `score`.
+        split: which split of runs.
+        n_resamples: of the bootstrap and the permutation test, at least 100. seed: of both.
+        output: folder for leaderboard.md, .json and .html.
+        progress: warnings go to the terminal; otherwise to the logger "hfcap".
+
+    Raises:
+        UserError: something cannot be read or does not say its language, a system has two score files in one language,
+            or within a language images, human captions or tokenisers differ.
+    """
+    from hfcap.comparison import named_by_files
+
+    with reported(progress):
+        if isinstance(systems, Mapping):
+            read = [one for name, given in systems.items() for one in _in_languages(name, given, split)]
+        else:
+            read = named_by_files(_read(systems, split, None))
+        return _languages(read, n_resamples, seed, output)
+
+
+def compare_files(
+    systems: Sequence[Path], *, split: str | None, n_resamples: int, seed: int
+) -> Comparison | LanguageComparison:
+    """Compare runs and score files, in one language or in several; see `compare` and `compare_languages`.
+
+    Raises:
+        UserError: see there.
+    """
+    from hfcap.comparison import in_several_languages, named_by_files
+
+    with reported(True):
+        read = _read(systems, split, None)
+        if in_several_languages(read):
+            return _languages(named_by_files(read), n_resamples, seed, None)
+        return _leaderboard(read, n_resamples, seed)
 
 
 def judge_metrics(
@@ -220,6 +265,43 @@ def _scorer(
 
 def _names(metrics: Sequence[str] | str) -> list[str]:
     return [metrics] if isinstance(metrics, str) else list(metrics)
+
+
+def _read(systems: Any, split: str | None, score_one: Any) -> list[System]:
+    from hfcap.comparison import read_systems
+
+    if isinstance(systems, Mapping):
+        return [_named_system(name, given, split, score_one) for name, given in systems.items()]
+    paths = [Path(path) for path in ([systems] if isinstance(systems, str | os.PathLike) else systems)]
+    return read_systems(paths, split, score_one)
+
+
+def _leaderboard(systems: Sequence[System], n_resamples: int, seed: int) -> Comparison:
+    from hfcap.comparison import compare_systems
+    from hfcap.comparison.rendering import PrintableComparison
+
+    return PrintableComparison(**vars(compare_systems(systems, n_resamples=n_resamples, seed=seed)))
+
+
+def _languages(systems: Sequence[System], n_resamples: int, seed: int, output: PathLike | None) -> LanguageComparison:
+    from hfcap.comparison import compare_languages as compare_read
+    from hfcap.comparison import write_language_table
+    from hfcap.comparison.languages import PrintableLanguages
+
+    found = compare_read(systems, n_resamples=n_resamples, seed=seed)
+    if output is not None:
+        write_language_table(found, Path(output))
+    return PrintableLanguages(**vars(found))
+
+
+def _in_languages(name: str, given: Any, split: str | None) -> list[System]:
+    """The score files of one system under its name."""
+    from hfcap.comparison import System, read_systems
+
+    entries = [given] if isinstance(given, str | os.PathLike | ScoreReport) else list(given)
+    found = [System(name, Path(name), one) for one in entries if isinstance(one, ScoreReport)]
+    paths = [Path(one) for one in entries if not isinstance(one, ScoreReport)]
+    return found + [replace(one, name=name) for one in read_systems(paths, split)]
 
 
 def _named_system(name: str, given: Any, split: str | None, score_one: Any) -> System:

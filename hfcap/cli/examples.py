@@ -35,6 +35,7 @@ EXAMPLES = {
     "compare": (
         "hfcap compare runs/a runs/b -o comparison --show-images",
         "hfcap compare a.jsonl b.jsonl --references references.json",
+        "hfcap compare scores/a.de.json scores/a.en.json scores/b.de.json scores/b.en.json -o languages",
     ),
     "judge-metrics": (
         "hfcap judge-metrics Flickr8k_text/CrowdFlowerAnnotations.txt --metrics bleu,rouge_l,cider -o agreement",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from hfcap.errors import UserError
 from hfcap.files import no_folder
 from hfcap.progress import console
 from hfcap.schema import ScoreReport
+
+if TYPE_CHECKING:
+    from hfcap.comparison import Comparison, ImageSource, LanguageComparison
 
 DEFAULT_METRICS = "bleu,rouge_l,cider"
 
@@ -174,7 +177,12 @@ def score(
 
 @app.command()
 def compare(
-    systems: Annotated[list[Path], typer.Argument(help="run directories, score files or prediction files")],
+    systems: Annotated[
+        list[Path],
+        typer.Argument(
+            help="run directories, score files, also of several languages and in folders, or prediction files"
+        ),
+    ],
     references: Annotated[Path | None, typer.Option(help="human captions, to score prediction files")] = None,
     metrics: Metrics = None,
     document_frequencies: DocumentFrequencies = None,
@@ -193,7 +201,8 @@ def compare(
     examples: Annotated[int, typer.Option(min=0, max=100, help="wins and losses shown for each pair")] = 6,
 ) -> None:
     """Compare runs, score files or (with --references) prediction files: intervals and paired differences."""
-    from hfcap.comparison import ImageSource, leaderboard_table, write_leaderboard
+    from hfcap.api.scores import compare_files
+    from hfcap.comparison import ImageSource
 
     source = ImageSource(images) if show_images or pictures or images is not None else None
     if source is not None and output is None:
@@ -209,21 +218,50 @@ def compare(
             language=language,
             allow_missing=allow_missing,
         )
-    comparison = hfcap.compare(
-        systems,
-        references=references,
-        **_scoring(metrics, document_frequencies, option),
-        language=language,
-        split=split,
-        n_resamples=n_resamples,
-        seed=seed,
-        allow_missing=allow_missing,
-        progress=True,
-    )
-    console.print(leaderboard_table(comparison, with_warnings=not console.is_terminal))  # said on standard error
+        found = compare_files(systems, split=split, n_resamples=n_resamples, seed=seed)
+    else:
+        found = hfcap.compare(
+            systems,
+            references=references,
+            **_scoring(metrics, document_frequencies, option),
+            language=language,
+            split=split,
+            n_resamples=n_resamples,
+            seed=seed,
+            allow_missing=allow_missing,
+            progress=True,
+        )
+    _show_comparison(found)
     if output is not None:
-        write_leaderboard(comparison, output, references=references, images=source, n_examples=examples)
-        say(f"Leaderboard: {output / 'leaderboard.html'}")
+        _write_comparison(found, output, references, source, examples)
+
+
+def _show_comparison(found: Comparison | LanguageComparison) -> None:
+    from hfcap.comparison import LanguageComparison, language_table, leaderboard_table
+
+    with_warnings = not console.is_terminal  # there they were said on standard error
+    if isinstance(found, LanguageComparison):
+        console.print(language_table(found, with_warnings))
+    else:
+        console.print(leaderboard_table(found, with_warnings))
+
+
+def _write_comparison(
+    found: Comparison | LanguageComparison,
+    folder: Path,
+    references: Path | None,
+    images: ImageSource | None,
+    n_examples: int,
+) -> None:
+    from hfcap.comparison import LanguageComparison, write_language_table, write_leaderboard
+
+    if isinstance(found, LanguageComparison):
+        if images is not None:
+            say("The page of several languages shows no images; compare the score files of one language to see them.")
+        write_language_table(found, folder)
+    else:
+        write_leaderboard(found, folder, references=references, images=images, n_examples=n_examples)
+    say(f"Leaderboard: {folder / 'leaderboard.html'}")
 
 
 @app.command("judge-metrics")

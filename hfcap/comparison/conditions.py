@@ -9,7 +9,7 @@ from hfcap.comparison.systems import System
 from hfcap.errors import UserError
 from hfcap.metrics.shared.scripts import unspaced_problem
 from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
-from hfcap.scoring.signature import agreement_lines, flattened
+from hfcap.scoring.signature import agreement_lines, flattened, language_of
 from hfcap.text import counted
 
 _N_NAMED = 3
@@ -23,6 +23,7 @@ def check_same_data(systems: Sequence[System]) -> None:
     Raises:
         UserError: names the two files, what differs, and both values.
     """
+    _refuse_languages(systems)
     for key, said in (("image_ids_sha256", _other_images), ("references_sha256", _other_captions)):
         first = systems[0]
         for other in systems[1:]:
@@ -31,6 +32,27 @@ def check_same_data(systems: Sequence[System]) -> None:
                     f"{first.path} and {other.path} were scored on {said(first, other)}; score both predictions "
                     "against the same reference file"
                 )
+
+
+def in_several_languages(systems: Sequence[System]) -> bool:
+    """Whether systems were scored against human captions in several languages, as far as their score files say."""
+    signatures = [system.report.signature for system in systems]
+    # The same captions cut into words by the rules of two languages are one language, under other conditions.
+    captions = {signature.get("references_sha256") for signature in signatures}
+    return len(captions) > 1 and len({language_of(signature) for signature in signatures}) > 1
+
+
+def _refuse_languages(systems: Sequence[System]) -> None:
+    if not in_several_languages(systems):
+        return
+    first, language = systems[0], language_of(systems[0].report.signature)
+    other = next(one for one in systems if language_of(one.report.signature) != language)
+    names = [code or "not recorded" for code in (language, language_of(other.report.signature))]
+    raise UserError(
+        f"{first.path} and {other.path} were scored in different languages ({names[0]} and {names[1]}), whose values "
+        "are not comparable; give score files alone to 'hfcap compare' or to hfcap.compare_languages, for a "
+        "table with a column for each language"
+    )
 
 
 def _other_images(first: System, other: System) -> str:

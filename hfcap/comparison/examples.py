@@ -18,7 +18,7 @@ from hfcap.metrics.shared.images import image_files
 from hfcap.metrics.suite import CaptionSuite
 from hfcap.run_directory.recipe import recipe_of_run
 from hfcap.schema import ImageBytes
-from hfcap.scoring.signature import data_signature
+from hfcap.scoring.signature import data_signature, language_of
 
 _Split = Literal["train", "validation", "test"]
 _SAME = 1e-9
@@ -115,7 +115,7 @@ def _references(comparison: Comparison, given: Path | None) -> tuple[Mapping[str
     runs = [(system.run, system.report.split) for system in comparison.systems if system.run is not None]
     paths = [path for run, split in runs if (path := run.references(split)).is_file()]
     for path in dict.fromkeys([*([] if given is None else [given]), *paths]):
-        known = read_references(path, warn=_say_nothing)
+        known = read_references(path, language=language_of(scored.signature) or "en", warn=_say_nothing)
         human = caption_table((image_id, known[image_id]) for image_id in scored.per_image if image_id in known)
         if len(human) == len(scored.per_image) and data_signature(human, "", 0)["references_sha256"] == wanted:
             return human, path

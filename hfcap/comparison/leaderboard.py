@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resampled
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.suite import metric_for_statistics
 from hfcap.scoring.verdict import MAIN_METRICS
+
+ToBest = dict[tuple[str, str], PairedDifference]
+"""(output, name of a system) -> its difference to the system that is best in that value."""
 
 NOTABLE_LENGTH = 0.1
 """Mean lengths that differ by more than this share are no longer equal."""
@@ -82,9 +86,10 @@ def _best(systems: Sequence[System], directions: dict[str, float]) -> dict[str, 
     }
 
 
-def _differences(
+def paired_to_best(
     systems: Sequence[System], metrics: Sequence[CaptionMetric], best: dict[str, str], settings: dict[str, Any]
-) -> dict[str, dict[str, Difference]]:
+) -> ToBest:
+    """Return each system's differences to the best one in each value, before any correction."""
     tested: list[tuple[CaptionMetric, str, str]] = []
     pairs: list[Pair] = []
     for metric in metrics:
@@ -95,17 +100,25 @@ def _differences(
                 if name != leader and statistics is not None and leading is not None:
                     tested.append((metric, leader, name))
                     pairs.append(Pair(metric, statistics, leading))
-    paired: dict[tuple[str, str], PairedDifference] = {}
+    paired: ToBest = {}
     for (metric, leader, name), found in zip(tested, paired_differences(pairs, **settings), strict=True):
         # BLEU-1 and BLEU-4 may have different leaders.
         paired |= {
             (output, name): found[output] for output in metric.outputs if best.get(output) == leader and output in found
         }
-    corrected = holm([difference.p_value for difference in paired.values()])
-    result: dict[str, dict[str, Difference]] = {}
-    for ((output, name), difference), p_value in zip(paired.items(), corrected, strict=True):
-        result.setdefault(output, {})[name] = Difference(difference, p_value)
-    return result
+    return paired
+
+
+def corrected_differences(groups: Sequence[ToBest]) -> list[dict[str, dict[str, Difference]]]:
+    """Return for each group output -> name -> difference, with Holm's correction over all groups together."""
+    p_values = iter(holm([difference.p_value for paired in groups for difference in paired.values()]))
+    results = []
+    for paired in groups:
+        result: dict[str, dict[str, Difference]] = {}
+        for (output, name), difference in paired.items():
+            result.setdefault(output, {})[name] = Difference(difference, next(p_values))
+        results.append(result)
+    return results
 
 
 def _at_equal_length(
@@ -147,7 +160,12 @@ def _comparable(
     return equal
 
 
-def _require_resamples(n_resamples: int) -> None:
+def require_resamples(n_resamples: int) -> None:
+    """Refuse fewer resamples than intervals and p-values need.
+
+    Raises:
+        UserError: fewer than 100.
+    """
     if n_resamples < 100:
         raise UserError(f"n_resamples must be at least 100 for a comparison, not {n_resamples}")
 
@@ -178,7 +196,7 @@ def compare(
     """
     if not paths:
         raise UserError("nothing to compare: give run directories, score files or prediction files")
-    _require_resamples(n_resamples)
+    require_resamples(n_resamples)
     systems = read_systems(paths, split, score)
     return compare_systems(systems, n_resamples=n_resamples, seed=seed, confidence_level=confidence_level, warn=warn)
 
@@ -198,8 +216,27 @@ def compare_systems(
     """
     if not systems:
         raise UserError("nothing to compare: give run directories, score files or prediction files")
-    _require_resamples(n_resamples)
+    require_resamples(n_resamples)
     settings = {"n_resamples": n_resamples, "seed": seed, "confidence_level": confidence_level}
+    found, equal = compared_values(systems, settings, warn)
+    (differences,) = corrected_differences([paired_to_best(systems, equal, found.best, settings)])
+    return replace(
+        found,
+        differences=differences,
+        at_equal_length=_at_equal_length(systems, equal, found.best, settings),
+        slices=compare_slices(systems, equal, found.ranking, found.directions, settings),
+        found_slices=compare_found_slices(systems, equal, found.ranking, found.directions, settings),
+    )
+
+
+def compared_values(
+    systems: Sequence[System], settings: dict[str, Any], warn: Warn
+) -> tuple[Comparison, list[CaptionMetric]]:
+    """Return the systems with values, intervals and the best ones, not yet tested; and the metrics to test them by.
+
+    Raises:
+        UserError: they were scored on different images or human captions.
+    """
     check_same_data(systems)
     warnings: list[str] = []
     metrics = _metrics_of(systems, warnings)
@@ -212,7 +249,7 @@ def compare_systems(
     best = _best(systems, directions)
     published = {(row.name, row.source): row for system in systems if (row := system.published) is not None}
     ranking = next((name for name in (*MAIN_METRICS, *outputs) if name in best), None)
-    return Comparison(
+    found = Comparison(
         systems=tuple(systems if ranking is None else _ranked(systems, ranking, directions[ranking])),
         outputs=outputs,
         plain_outputs=frozenset(name for metric in metrics for name in metric.plain_outputs),
@@ -220,11 +257,9 @@ def compare_systems(
         ranking=ranking,
         directions=directions,
         best=best,
-        differences=_differences(systems, equal, best, settings),
+        differences={},
         published=tuple(published.values()),
         warnings=tuple(warnings),
         settings=settings,
-        at_equal_length=_at_equal_length(systems, equal, best, settings),
-        slices=compare_slices(systems, equal, ranking, directions, settings),
-        found_slices=compare_found_slices(systems, equal, ranking, directions, settings),
     )
+    return found, equal

@@ -61,7 +61,7 @@ def leaderboard_page(
         facts=_facts(comparison),
         verdict=verdict(comparison),
         warnings=comparison.warnings,
-        outputs=[_heading(comparison, output) for output in outputs],
+        outputs=[heading(comparison, output) for output in outputs],
         scores=[_score_row(comparison, number) for number in range(len(comparison.systems))],
         published=_published_rows(comparison),
         differences=_differences(comparison),
@@ -113,13 +113,15 @@ def _listing(
     }
 
 
-def _heading(comparison: Comparison, output: str) -> dict[str, str]:
+def heading(comparison: Comparison, output: str) -> dict[str, str]:
+    """Return a value's name, and an arrow to where it is better."""
     direction = comparison.directions.get(output)
     arrow = "" if direction is None else "\N{UPWARDS ARROW}" if direction > 0 else "\N{DOWNWARDS ARROW}"
     return {"title": metric_name(output), "arrow": arrow}
 
 
-def _interval(comparison: Comparison, output: str, bounds: tuple[float, float] | None, sign: bool = False) -> str:
+def shown_interval(output: str, bounds: tuple[float, float] | None, sign: bool = False) -> str:
+    """Return an interval as text; "" where there is none."""
     if bounds is None:
         return ""
     return " to ".join(shown_number(output, bound, sign) for bound in bounds)
@@ -130,7 +132,7 @@ def _score_row(comparison: Comparison, number: int) -> dict[str, Any]:
     cells = [
         {
             "value": shown_number(output, system.report.metrics.get(output)),
-            "interval": _interval(comparison, output, comparison.intervals[system.name].get(output)),
+            "interval": shown_interval(output, comparison.intervals[system.name].get(output)),
             "best": comparison.best.get(output) == system.name and len(comparison.systems) > 1,
         }
         for output in _main_first(comparison)
@@ -159,7 +161,7 @@ def _differences(comparison: Comparison) -> dict[str, Any] | None:
     for number, system in enumerate(comparison.systems, start=1):
         cells = [_difference_cell(comparison, output, system.name) for output in outputs]
         rows.append({"number": number, "name": system.name, "cells": cells})
-    return {"outputs": [_heading(comparison, output) for output in outputs], "rows": rows}
+    return {"outputs": [heading(comparison, output) for output in outputs], "rows": rows}
 
 
 def _difference_cell(comparison: Comparison, output: str, name: str) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _difference_cell(comparison: Comparison, output: str, name: str) -> dict[str
     significant = found.corrected_p_value < SIGNIFICANT
     return {
         "value": shown_number(output, found.paired.difference, sign=True),
-        "interval": _interval(comparison, output, found.paired.interval, sign=True),
+        "interval": shown_interval(output, found.paired.interval, sign=True),
         "p": shown_p(found.corrected_p_value) + ("*" if significant else ""),
         "significant": significant,
     }

@@ -14,6 +14,7 @@ from rich.text import Text
 from hfcap.comparison.by_image import ByImage, by_image
 from hfcap.comparison.result import AtEqualLength, Comparison, Difference
 from hfcap.comparison.slices.tables import (
+    difference_json,
     found_explanation,
     found_json,
     found_rows,
@@ -21,7 +22,7 @@ from hfcap.comparison.slices.tables import (
     slice_rows,
     slices_explanation,
 )
-from hfcap.comparison.systems import COSTS
+from hfcap.comparison.systems import COSTS, System
 from hfcap.comparison.verdict import shown_p, verdict
 from hfcap.pages.markdown import Safe, code, escape, table
 from hfcap.scoring import signature_line
@@ -63,7 +64,8 @@ def shown_number(output: str, value: float | None, sign: bool = False) -> str:
     return shown_score(output, value, digits=2 if sign else 1, sign=sign)
 
 
-def _cell(comparison: Comparison, system: str, output: str, value: float | None) -> str:
+def score_cell(comparison: Comparison, system: str, output: str, value: float | None) -> str:
+    """Return a system's value with its interval."""
     interval = comparison.intervals.get(system, {}).get(output)
     text = shown_number(output, value)
     if value is None or interval is None:
@@ -71,7 +73,8 @@ def _cell(comparison: Comparison, system: str, output: str, value: float | None)
     return f"{text} [{shown_number(output, interval[0])}, {shown_number(output, interval[1])}]"
 
 
-def _difference_cell(comparison: Comparison, output: str, difference: Difference | None) -> str:
+def difference_cell(output: str, difference: Difference | None) -> str:
+    """Return a difference to the best with its interval and p-value; * = significant."""
     if difference is None:
         return "-"
     paired = difference.paired
@@ -100,7 +103,7 @@ def _score_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], set
         [
             system.name,
             *(
-                _cell(comparison, system.name, output, system.report.metrics.get(output))
+                score_cell(comparison, system.name, output, system.report.metrics.get(output))
                 for output in comparison.outputs
             ),
             *(shown_cost(key, system.costs.get(key)) for key in costs),
@@ -127,7 +130,7 @@ def _difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]
         cells = [
             "best"
             if comparison.best[output] == system.name
-            else _difference_cell(comparison, output, comparison.differences[output].get(system.name))
+            else difference_cell(output, comparison.differences[output].get(system.name))
             for output in outputs
         ]
         rows.append([system.name, *cells])
@@ -177,8 +180,12 @@ def explanation(comparison: Comparison) -> str:
     return " ".join(parts)
 
 
-def _upright(header: list[str], rows: list[list[str]], title: str, best: set[tuple[int, int]]) -> Table:
-    """One column per system and one row per value: terminals have more rows than columns."""
+def upright(header: list[str], rows: list[list[str]], title: str | Text, best: set[tuple[int, int]]) -> Table:
+    """Return a table with one column per system and one row per value: terminals have more rows than columns.
+
+    Args:
+        best: (row, column) of the cells that stand out.
+    """
     table = Table("", *(Column(Text(printable(row[0]))) for row in rows), title=title)
     for column, name in enumerate(header[1:], start=1):
         cells = [Text(row[column], style="bold" if (number, column) in best else "") for number, row in enumerate(rows)]
@@ -193,12 +200,12 @@ def leaderboard_table(comparison: Comparison, with_warnings: bool = True) -> Ren
         Text(printable(f"warning: {message}"), style="bold yellow") for message in comparison.warnings if with_warnings
     ]
     header, rows, best = _score_rows(comparison)
-    parts.append(_upright(header, rows, "Leaderboard", best))
+    parts.append(upright(header, rows, "Leaderboard", best))
     if comparison.differences:
-        parts.append(_upright(*_difference_rows(comparison), "Difference to the best", set()))
+        parts.append(upright(*_difference_rows(comparison), "Difference to the best", set()))
     parts.append(Text(explanation(comparison), style="dim"))
     if comparison.at_equal_length:
-        parts.append(_upright(*equal_length_rows(comparison), "Difference to the best at equal length", set()))
+        parts.append(upright(*equal_length_rows(comparison), "Difference to the best at equal length", set()))
         parts.append(Text(EQUAL_LENGTH_EXPLAINED, style="dim"))
     if comparison.slices:
         header, rows = slice_rows(comparison)
@@ -228,13 +235,20 @@ class PrintableComparison(Comparison):
 
     def __str__(self) -> str:
         """Return the leaderboard without colours, up to 160 characters wide."""
-        page = Console(file=io.StringIO(), width=160, color_system=None, legacy_windows=False)
-        with page.capture() as captured:
-            page.print(leaderboard_table(self))
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return as_text(leaderboard_table(self))
 
 
-def _markdown_table(header: list[str], rows: list[list[str]], bold: Container[tuple[int, int]] = ()) -> str:
+def as_text(table: RenderableType) -> str:
+    """Return what a terminal of 160 characters would show, without colours."""
+    page = Console(file=io.StringIO(), width=160, color_system=None, legacy_windows=False)
+    with page.capture() as captured:
+        page.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def markdown_table(header: list[str], rows: list[list[str]], bold: Container[tuple[int, int]] = ()) -> str:
+    """Return a table in Markdown, everything escaped; (row, column) of the cells in `bold` stand out."""
+
     def shown(cell: str, place: tuple[int, int]) -> Safe:
         return Safe(f"**{escape(cell)}**") if place in bold else escape(cell)
 
@@ -256,25 +270,25 @@ def leaderboard_markdown(comparison: Comparison) -> str:
     header, rows, best = _score_rows(comparison)
     parts = ["# Leaderboard", escape(" ".join(verdict(comparison)))]
     parts += [f"> **Warning:** {escape(message)}" for message in comparison.warnings]
-    parts.append(_markdown_table(header, rows, best))
+    parts.append(markdown_table(header, rows, best))
     if comparison.differences:
-        parts += ["## Difference to the best", _markdown_table(*_difference_rows(comparison))]
+        parts += ["## Difference to the best", markdown_table(*_difference_rows(comparison))]
     parts.append(escape(explanation(comparison)))
     if comparison.at_equal_length:
-        parts += ["## Difference to the best at equal length", _markdown_table(*equal_length_rows(comparison))]
+        parts += ["## Difference to the best at equal length", markdown_table(*equal_length_rows(comparison))]
         parts.append(escape(EQUAL_LENGTH_EXPLAINED))
     if pairs := by_image(comparison):
         leader, output = escape(pairs[0].leader.name), escape(pairs[0].output)
         parts += [
             "## Image by image",
             f"Images that the best system, {leader}, wins, ties and loses by their {output}.",
-            _markdown_table(*_by_image_rows(comparison, pairs)),
+            markdown_table(*_by_image_rows(comparison, pairs)),
         ]
     if comparison.slices:
-        parts += ["## Slices", _markdown_table(*slice_rows(comparison))]
+        parts += ["## Slices", markdown_table(*slice_rows(comparison))]
         parts.append(escape(slices_explanation(comparison)))
     if comparison.found_slices:
-        parts += ["## Found slices", _markdown_table(*found_rows(comparison))]
+        parts += ["## Found slices", markdown_table(*found_rows(comparison))]
         parts.append(escape(found_explanation(comparison)))
     signatures = "\n".join(
         f"- {escape(system.name)}: {code(signature_line(system.report.signature), in_table=False)}"
@@ -304,6 +318,25 @@ def _by_image_json(pairs: Sequence[ByImage]) -> dict[str, Any] | None:
     }
 
 
+def system_json(comparison: Comparison, system: System) -> dict[str, Any]:
+    """Return one system of a comparison as JSON values on the raw scale."""
+    return {
+        "name": system.name,
+        "path": str(system.path),
+        "split": system.report.split,
+        "n_images": system.report.n_images,
+        "metrics": system.report.metrics,
+        "intervals": comparison.intervals[system.name],
+        "costs": system.costs,
+        "signature": system.report.signature,
+        "difference_to_best": {
+            output: difference_json(found[system.name])
+            for output, found in comparison.differences.items()
+            if system.name in found
+        },
+    }
+
+
 def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
     """Return the leaderboard as JSON values on the raw scale."""
     return {
@@ -312,29 +345,7 @@ def leaderboard_json(comparison: Comparison) -> dict[str, Any]:
         "verdict": verdict(comparison),
         "outputs": list(comparison.outputs),
         "best": comparison.best,
-        "systems": [
-            {
-                "name": system.name,
-                "path": str(system.path),
-                "split": system.report.split,
-                "n_images": system.report.n_images,
-                "metrics": system.report.metrics,
-                "intervals": comparison.intervals[system.name],
-                "costs": system.costs,
-                "signature": system.report.signature,
-                "difference_to_best": {
-                    output: {
-                        "difference": found[system.name].paired.difference,
-                        "interval": found[system.name].paired.interval,
-                        "p_value": found[system.name].paired.p_value,
-                        "corrected_p_value": found[system.name].corrected_p_value,
-                    }
-                    for output, found in comparison.differences.items()
-                    if system.name in found
-                },
-            }
-            for system in comparison.systems
-        ],
+        "systems": [system_json(comparison, system) for system in comparison.systems],
         "published": [
             {"name": row.name, "metrics": row.metrics, "source": row.source, "reproduced": row.reproduced}
             for row in comparison.published

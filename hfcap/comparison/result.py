@@ -123,3 +123,50 @@ class Comparison:
     slices: tuple[SliceComparison, ...] = ()
     found_slices: tuple[FoundSlice, ...] = ()
     at_equal_length: dict[str, dict[str, AtEqualLength]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LanguageComparison:
+    """Systems that were scored in several languages: compared within each language, never between two.
+
+    Attributes:
+        systems: their names, best mean of the ranking value first; those without a mean after them, as they were given.
+        languages: codes, in alphabetical order.
+        columns: language -> the systems that were scored in it; Holm's correction of their differences is over all
+            languages, values and systems.
+        outputs: names of values, in the order of the score files.
+        ranking: the value that is shown first; None where no value is comparable.
+        means: output -> name -> plain mean of its values in all languages; of systems alone that have all of them,
+            and of values that were computed under the same conditions in all languages.
+        warnings: everything that makes the comparison less than equal.
+        settings: n_resamples, seed, confidence_level.
+    """
+
+    systems: tuple[str, ...]
+    languages: tuple[str, ...]
+    columns: dict[str, Comparison]
+    outputs: tuple[str, ...]
+    ranking: str | None
+    means: dict[str, dict[str, float]]
+    warnings: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def main_first(self) -> list[str]:
+        """The outputs, those first that the systems are ordered by."""
+        return sorted(self.outputs, key=lambda output: output != self.ranking)
+
+    def value(self, name: str, language: str, output: str) -> float | None:
+        """Return a system's value in a language, raw scale; None where it is undefined or was not computed."""
+        system = self.system(name, language)
+        return None if system is None else system.report.metrics.get(output)
+
+    def system(self, name: str, language: str) -> System | None:
+        """Return what is known of a system in a language; None where it has no scores there."""
+        return next((one for one in self.columns[language].systems if one.name == name), None)
+
+    def best(self, language: str, output: str) -> str | None:
+        """Return the system that is best in a language; None where fewer than two can be compared."""
+        column = self.columns[language]
+        having = [one for one in column.systems if one.report.metrics.get(output) is not None]
+        return column.best.get(output) if len(having) > 1 else None

@@ -220,14 +220,23 @@ def _share_ids(systems: Sequence[System]) -> None:
         last[1].image_ids = last[0].image_ids if last[0].image_ids == last[1].image_ids else last[1].image_ids
 
 
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir() or RunDirectory(path).recipe.is_file():
+        return [path]
+    return [file for file in sorted(path.glob("*.json")) if file.is_file() and is_score_file(file)] or [path]
+
+
 def read_systems(
     paths: Sequence[Path], split: str | None = None, score: ScorePredictions | None = None
 ) -> list[System]:
     """Read all systems and give those of equal names their folders in front.
 
+    A folder of score files that is no run directory stands for these files.
+
     Raises:
         UserError: a path cannot be read or scored, or is given twice.
     """
+    paths = [file for path in paths for file in _files_of(path)]
     resolved = [path.resolve() for path in paths]
     for position, path in enumerate(resolved):
         if path in resolved[:position]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from hfcap.comparison.by_image import by_image, images_to_show
 from hfcap.comparison.examples import ImageSource, gather_evidence
+from hfcap.comparison.languages import language_json, language_markdown, language_page
 from hfcap.comparison.listing import choose_listing
 from hfcap.comparison.page import leaderboard_page
 from hfcap.comparison.plots import draw_plots
 from hfcap.comparison.rendering import N_EXAMPLES, leaderboard_json, leaderboard_markdown
-from hfcap.comparison.result import Comparison
+from hfcap.comparison.result import Comparison, LanguageComparison
 from hfcap.comparison.slices import slice_examples
 from hfcap.files import folder_being_written, write_json, write_text
 
@@ -53,6 +54,20 @@ def write_leaderboard(
         with folder_being_written(folder / PLOTS_FOLDER) as place:
             for plot in plots:
                 (place / plot.file_name).write_text(plot.svg, encoding="utf-8")
-    elif (folder / PLOTS_FOLDER).is_dir():
-        shutil.rmtree(folder / PLOTS_FOLDER)  # of an earlier comparison
+    else:
+        _remove_plots(folder)
     write_text(folder / "leaderboard.html", page)
+
+
+def write_language_table(found: LanguageComparison, folder: Path) -> None:
+    """Write leaderboard.md, .json and .html of systems in several languages into `folder`."""
+    write_text(folder / "leaderboard.md", language_markdown(found))
+    write_json(folder / "leaderboard.json", language_json(found))
+    _remove_plots(folder)
+    write_text(folder / "leaderboard.html", language_page(found))
+
+
+def _remove_plots(folder: Path) -> None:
+    """Remove the plots of an earlier comparison."""
+    if (folder / PLOTS_FOLDER).is_dir():
+        shutil.rmtree(folder / PLOTS_FOLDER)

@@ -197,9 +197,11 @@ class CaptionSuite:
         return tuple(output for metric in self.metrics for output in metric.outputs)
 
     def signature(self) -> dict[str, Any]:
-        """Return the tokeniser and the conditions of each metric."""
+        """Return the tokeniser, the language where it is not English, and the conditions of each metric."""
+        language = {} if self.tokenizer.is_english else {"language": self.tokenizer.language}
         return {
             "tokenizer": self.tokenizer.name,
+            **language,
             "metrics": {metric.name: metric.signature() for metric in self.metrics},
         }
 

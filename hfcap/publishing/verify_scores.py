@@ -42,7 +42,7 @@ from hfcap.scoring import read_scores, score_files
 from hfcap.scoring.error_slices import means_with_intervals
 from hfcap.scoring.image_values import column_of
 from hfcap.scoring.score_table import metric_name
-from hfcap.scoring.signature import data_signature, predictions_hash
+from hfcap.scoring.signature import data_signature, language_of, predictions_hash
 
 MANIFEST = f"{FOLDER}/files.json"
 """SHA-256 of every published file but the card, which people may edit on the Hub, and itself."""
@@ -331,6 +331,8 @@ def _score_again(
     metric: str, predictions: Path, references: Path, report: ScoreReport, named: Mapping[str, Any]
 ) -> dict[str, float | None] | None:
     conditions = named[metric] if isinstance(named[metric], dict) else {}
+    if (language := language_of(report.signature)) is None:
+        return None  # an earlier hfcap wrote the file, and did not say in which language
     frequencies = str(conditions.get("document_frequencies", "corpus")) if metric == "cider" else "corpus"
     try:
         return score_files(
@@ -338,6 +340,7 @@ def _score_again(
             references,
             metrics=(metric,),
             document_frequencies=frequencies,
+            language=language,
             split=None if report.split == "all" else report.split,
             n_resamples=0,
             allow_missing=True,
@@ -349,7 +352,8 @@ def _score_again(
 
 def _require_these_references(path: Path, report: ScoreReport) -> None:
     wanted = report.signature.get("references_sha256")
-    human = read_references(path, None if report.split == "all" else report.split, warn=_say_nothing)
+    split, language = None if report.split == "all" else report.split, language_of(report.signature) or "en"
+    human = read_references(path, split, language=language, warn=_say_nothing)
     found = {image_id: human[image_id] for image_id in report.per_image if image_id in human}
     if len(found) < len(report.per_image) or data_signature(found, "", 0)["references_sha256"] != wanted:
         raise _NotCheckedError("the human captions that are here are not those that were scored against")

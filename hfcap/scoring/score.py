@@ -28,7 +28,7 @@ from hfcap.metrics.shared.caption_files import (
 from hfcap.metrics.shared.caption_table import caption_table
 from hfcap.metrics.shared.image_ids import matched_ids
 from hfcap.metrics.shared.images import Images
-from hfcap.metrics.shared.languages import CODES, tokenizer_of
+from hfcap.metrics.shared.languages import CODES, language_code, tokenizer_of
 from hfcap.metrics.shared.scripts import has_words, is_latin, unspaced_language, unspaced_problem
 from hfcap.metrics.shared.tokenizer import LINE_SEPARATORS
 from hfcap.metrics.suite import (
@@ -56,10 +56,10 @@ Human = Mapping[str, tuple[str, ...]]
 
 
 def _read_matched(
-    given: tuple[Predictions, References], split: str | None, allow_missing: bool, warn: Warn
+    given: tuple[Predictions, References], split: str | None, language: str | None, allow_missing: bool, warn: Warn
 ) -> tuple[dict[str, str], Human, int]:
     """Predictions, the references of the predicted images, and how many images lack a prediction."""
-    predictions, references = _read(given, split, warn)
+    predictions, references = _read(given, split, "en" if language is None else language_code(language), warn)
     prediction_path = given[0] if isinstance(given[0], Path) else "predictions"
     reference_path = given[1] if isinstance(given[1], Path) else "the references"
     if any(image_id not in references for image_id in predictions):
@@ -90,11 +90,13 @@ def _read_matched(
     return predictions, references, len(missing)
 
 
-def _read(given: tuple[Predictions, References], split: str | None, warn: Warn) -> tuple[dict[str, str], Human]:
+def _read(
+    given: tuple[Predictions, References], split: str | None, language: str, warn: Warn
+) -> tuple[dict[str, str], Human]:
     predictions, references = given
     predicted = read_predictions(predictions, warn=warn) if isinstance(predictions, Path) else dict(predictions)
     if isinstance(references, Path):
-        human = read_references(references, split, warn=warn)
+        human = read_references(references, split, language=language, warn=warn)
         return human.with_own_ids(predicted), human
     return predicted, {
         image_id: tuple(text for cell in cells for text in captions_of_cell(cell, f"references: image {image_id}"))
@@ -204,7 +206,7 @@ def score_files(
     """
     _check_bootstrap(confidence_level, n_resamples)
     metrics = checked_metric_names(metrics)
-    predicted, human, n_missing = _read_matched((predictions, references), split, allow_missing, warn)
+    predicted, human, n_missing = _read_matched((predictions, references), split, language, allow_missing, warn)
     options = _with_images(metrics, metric_options or {}, image_source, tuple(human), (predictions, references))
     suite = CaptionSuite(metrics, document_frequencies, options, language or found_language(human, warn))
     _warn_about_data(predicted, human, suite, warn)

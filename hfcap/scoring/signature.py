@@ -6,9 +6,14 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hfcap.metrics.shared.languages import CODES
 from hfcap.metrics.shared.scripts import unspaced_language
+from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
 
 _HASH_DIGITS = 16
+_ENGLISH = TOKENIZER_VERSION.partition("-")[0]
+_OF_ONE_LANGUAGE = ("zh", "ja")
+"""How the names of tokenisers begin that serve one language alone."""
 
 
 def _hash_of(lines: Iterable[str]) -> str:
@@ -41,6 +46,19 @@ def predictions_hash(captions: Mapping[str, str]) -> str:
     return _hash_of(line for key in sorted(captions) for line in (key, captions[key]))
 
 
+def language_of(signature: Mapping[str, Any]) -> str | None:
+    """Return the code of the language that captions were scored in.
+
+    Score files of English do not name it. None for those of earlier versions whose tokeniser serves many languages.
+    """
+    if (named := signature.get("language")) is not None:
+        return str(named)
+    name = str(signature.get("tokenizer", TOKENIZER_VERSION)).partition("-")[0]
+    if name == _ENGLISH:
+        return "en"
+    return name if name in _OF_ONE_LANGUAGE else CODES.get(str(signature.get("unspaced_language")))
+
+
 def signature_line(signature: Mapping[str, Any]) -> str:
     """Return the conditions of a score as one printable line, e.g. for a table's footnote or a paper.
 
@@ -51,6 +69,7 @@ def signature_line(signature: Mapping[str, Any]) -> str:
     parts = [
         f"hfcap:{signature.get('hfcap', 'unknown')}",
         f"tok:{signature.get('tokenizer', 'unknown')}",
+        *([f"lang:{signature['language']}"] if "language" in signature else []),
         f"split:{signature.get('split', 'unknown')}",
         f"n:{signature.get('n_images', 'unknown')}",
         f"ids:{signature.get('image_ids_sha256', 'unknown')}",

@@ -158,8 +158,9 @@ def test_wrong_paths_are_refused(scored: Scored, run_directory: Scored, tmp_path
         UserError, match=r"none\.json: no such file or folder; give a run directory, a score file or \(wi"
     ):
         compare([tmp_path / "none.json"])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a run directory"):
-        compare([tmp_path])
+        compare([tmp_path / "empty"])
     with pytest.raises(UserError, match="at least 100"):
         compare([path], n_resamples=10)
     with pytest.raises(UserError, match="no scores of split 'validation'; it has scores of test"):

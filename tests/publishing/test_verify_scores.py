@@ -20,6 +20,7 @@ from hfcap.publishing.verify_scores import MANIFEST, check_numbers, write_manife
 from hfcap.recipe.loading import recipe_from_mapping
 from hfcap.run.stages import Run
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.scoring import score_files
 from tests.training.harness import forget_accelerator, recipe_values
 
 CHECKS = ["file hashes", "weights", "scores on the card", "scores", "predictions", "scores computed again"]
@@ -245,3 +246,21 @@ def test_what_failed_is_said_with_its_commit(commit: str, said: str) -> None:
     with pytest.raises(WorkError) as caught:
         verification.require()
     assert str(caught.value) == said
+
+
+def test_captions_in_other_languages_are_scored_again_with_their_words(tmp_path: Path) -> None:
+    """Read as English "l'été" is one word, in French there are two."""
+    human = {"1": ["l'été à la plage", "la plage"], "2": ["un chien, l'hiver", "le chien de l'hôtel"]}
+    captions = {"1": "l'hiver à la plage", "2": "un chien de l'hôtel"}
+    references = tmp_path / "references.json"
+    references.write_text(json.dumps(human), encoding="utf-8")
+    (tmp_path / "predictions").mkdir()
+    rows = [json.dumps({"image_id": key, "caption": text}) for key, text in captions.items()]
+    (tmp_path / "predictions" / "test.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    path = tmp_path / "scores" / "test.json"
+    report = score_files(captions, human, language="fr", output=path, n_resamples=0, warn=lambda message: None)
+    english = score_files(captions, human, language="en", n_resamples=0, warn=lambda message: None)
+    assert report.metrics["bleu_1"] != pytest.approx(english.metrics["bleu_1"])
+    assert outcomes(tmp_path, references=references)["scores computed again"] == "passed"
+    edit_json(path, lambda value: value["metrics"].update(bleu_1=english.metrics["bleu_1"]))
+    assert outcomes(tmp_path, references=references)["scores computed again"] == "failed"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from hfcap.errors import UserError
 from hfcap.metrics.shared.languages import tokenizer_of
 from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
 from hfcap.scoring import score_files
+from hfcap.scoring.signature import data_signature
 
 HUMAN = {"17": ["one red dog", "a dog"], "4": ["two cats", "cats in grass"]}
 CHINESE = {"17": "一个男人在海浪上冲浪", "4": "一只狗在草地上奔跑"}
@@ -120,3 +123,22 @@ def test_captions_without_words_are_warned_of() -> None:
     score_files({"17": "...", "4": "two cats"}, HUMAN, warn=said.append, n_resamples=0)
     assert "1 captions hold no letter or digit, and score 0 (image 17)" in said
     assert not any("spaces" in one or "English" in one for one in said)
+
+
+def test_human_captions_of_crossmodal_3600_are_those_of_the_language(tmp_path: Path) -> None:
+    rows = [
+        {"image/key": key, "image/locale": "en", "en": {"caption": HUMAN[key]}, "zh": {"caption": RIGHT[key]}}
+        for key in HUMAN
+    ]
+    path, predictions = tmp_path / "captions.jsonl", tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    # Captions of a folder are named after its files.
+    lines = [json.dumps({"image_id": f"images/{key}.jpg", "caption": text}) for key, text in CHINESE.items()]
+    predictions.write_text("\n".join(lines), encoding="utf-8")
+    found = score_files(predictions, path, language="zh-Hans", warn=quiet, n_resamples=0)
+    assert found.metrics["bleu_4"] == pytest.approx(1.0)
+    assert found.signature["references_sha256"] == data_signature(RIGHT, "", 0)["references_sha256"]
+    english = score_files(dict.fromkeys(HUMAN, "a dog"), path, warn=quiet, n_resamples=0)
+    assert english.signature["references_sha256"] == data_signature(HUMAN, "", 0)["references_sha256"]
+    with pytest.raises(UserError, match=r"captions\.jsonl: line 1: no captions in 'de'; choose another .* of en, zh"):
+        score_files(predictions, path, language="de", warn=quiet)

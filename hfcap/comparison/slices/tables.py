@@ -119,11 +119,12 @@ def slice_json(one: SliceComparison) -> dict[str, Any]:
         "values": one.values,
         "intervals": one.intervals,
         "best": one.best,
-        "difference_to_best": {name: _difference_json(found) for name, found in one.differences.items()},
+        "difference_to_best": {name: difference_json(found) for name, found in one.differences.items()},
     }
 
 
-def _difference_json(found: Difference) -> dict[str, Any]:
+def difference_json(found: Difference) -> dict[str, Any]:
+    """Return a difference to the best as JSON values on the raw scale."""
     return {
         "difference": found.paired.difference,
         "interval": found.paired.interval,

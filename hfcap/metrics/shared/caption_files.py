@@ -129,12 +129,28 @@ def _is_json_lines(path: Path, what: str) -> bool:
     return len(lines) == 2 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines)
 
 
-def _rows(path: Path, what: str, caption_keys: tuple[str, ...]) -> Iterator[_Row]:
+def _of_language(rows: Iterator[tuple[str, Any]], language: str) -> Iterator[tuple[str, Any]]:
+    """Rows of Crossmodal-3600 with the captions of one language alone, other rows as they are.
+
+    Source: Thapliyal et al. 2022, `captions.jsonl`: {"image/key": ..., "de": {"caption": [...]}, ...}.
+    """
+    for where, row in rows:
+        if not isinstance(row, dict) or "image/key" not in row:
+            yield where, row
+            continue
+        group = row.get(language)
+        if not isinstance(group, dict) or "caption" not in group:
+            known = [key for key, value in row.items() if isinstance(value, dict) and "caption" in value]
+            raise UserError(f"{where}: no captions in {language!r}; choose another language of {', '.join(known)}")
+        yield where, {"image_id": row["image/key"], "captions": group["caption"]}
+
+
+def _rows(path: Path, what: str, caption_keys: tuple[str, ...], language: str | None = None) -> Iterator[_Row]:
     if path.suffix in (".csv", ".tsv"):
         return _rows_of_objects(_csv_rows(path, what), caption_keys)
     if _is_json_lines(path, what):
         numbered = ((f"{path}: line {number}", row) for number, row in read_json_lines(path, what))
-        return _rows_of_objects(numbered, caption_keys)
+        return _rows_of_objects(_of_language(numbered, language) if language else numbered, caption_keys)
     return _rows_of_json(path, _parsed_json(path, what), caption_keys)
 
 
@@ -237,7 +253,7 @@ def _karpathy_rows(path: Path, images: list[Any], split: str | None) -> Iterator
         yield _Row(_field(row, ("cocoid", "imgid", "filename"), where), captions, where)
 
 
-def _reference_rows(path: Path, split: str | None) -> Iterator[_Row]:
+def _reference_rows(path: Path, split: str | None, language: str) -> Iterator[_Row]:
     if path.suffix == ".json" and not _is_json_lines(path, "reference file"):
         value = _parsed_json(path, "reference file")
         if isinstance(value, dict) and "annotations" in value:
@@ -245,15 +261,20 @@ def _reference_rows(path: Path, split: str | None) -> Iterator[_Row]:
         if isinstance(value, dict) and isinstance(value.get("images"), list):
             return _karpathy_rows(path, value["images"], split)
         return _rows_of_json(path, value, ("captions", "caption"))
-    return _rows(path, "reference file", ("captions", "caption"))
+    return _rows(path, "reference file", ("captions", "caption"), language)
 
 
 @no_search_for_cycles()
-def read_references(path: Path, split: str | None = None, *, warn: Warn = warn_on_terminal) -> CaptionTable:
+def read_references(
+    path: Path, split: str | None = None, *, language: str = "en", warn: Warn = warn_on_terminal
+) -> CaptionTable:
     """Read the human captions: COCO JSON, Karpathy JSON, JSON lines, a JSON mapping id -> list of captions, or CSV.
+
+    JSON lines may be those of Crossmodal-3600, of which `language` chooses the captions.
 
     Args:
         split: keep only images whose `split` is this one; a file without split labels is taken as a whole.
+        language: code; of a file with captions in several languages.
 
     Returns:
         image id -> captions without the empty ones, in the order of the file.
@@ -264,7 +285,7 @@ def read_references(path: Path, split: str | None = None, *, warn: Warn = warn_o
     collected = CaptionCollector()
     empty: list[str] = []
     joined = JoinedLines()
-    for row in _reference_rows(path, split):
+    for row in _reference_rows(path, split, language):
         image_id = normalised_image_id(row.image_id, row.where)
         place = collected.place(image_id)
         for cell in row.captions if isinstance(row.captions, list | tuple) else [row.captions]:
