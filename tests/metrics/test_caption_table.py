@@ -41,8 +41,10 @@ def test_what_comes_out_is_what_was_put_in(rows: Sequence[tuple[int, str]]) -> N
     assert list(table.items()) == [(key, tuple(group)) for key, group in expected.items()]
     assert table == {key: tuple(group) for key, group in expected.items()} and len(table) == len(expected)
     assert table.groups.counts() == [len(group) for group in expected.values()]
-    assert table.groups[1:3] == [tuple(group) for group in expected.values()][1:3]
-    assert list(table.groups) == list(table.values())
+    groups = [tuple(group) for group in expected.values()]
+    for some in (slice(1, 3), slice(None), slice(None, None, 2), slice(None, None, -1), slice(3, 1), slice(-2, None)):
+        assert table.groups[some] == groups[some]
+    assert list(table.groups) == list(table.values()) == groups
     assert "image 0" not in table or table["image 0"] == tuple(expected["image 0"])
     assert "image 9" not in table
     if expected:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import pairwise
 from typing import TypeVar, overload
 
@@ -36,18 +36,29 @@ class CaptionGroups(Sequence[tuple[str, ...]]):
     def __getitem__(self, place: slice) -> list[tuple[str, ...]]: ...
     def __getitem__(self, place: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
         """Return the captions of one image, or of some."""
-        if isinstance(place, slice):
-            return [self[number] for number in range(len(self))[place]]
-        number = range(len(self))[place]
-        bounds = self._ends[self._firsts[number] : self._firsts[number + 1] + 1]
-        start = bounds[0]
-        content = self._text[start : bounds[-1]]
+        numbers = range(len(self))[place]
+        if isinstance(numbers, int):
+            return tuple(self._captions(numbers, numbers + 1))
+        if numbers.step != 1:
+            return [self[number] for number in numbers]
+        found = []
+        for start in range(numbers.start, numbers.stop, _AT_A_TIME):
+            firsts = self._firsts[start : min(start + _AT_A_TIME, numbers.stop) + 1].tolist()
+            captions = self._captions(start, start + len(firsts) - 1)
+            found += [tuple(captions[first - firsts[0] : end - firsts[0]]) for first, end in pairwise(firsts)]
+        return found
+
+    def _captions(self, start: int, stop: int) -> list[str]:
+        """Captions of the images from `start` to before `stop`, one after the other."""
+        bounds = self._ends[self._firsts[start] : self._firsts[stop] + 1].tolist()
+        begin = bounds[0]
+        content = self._text[begin : bounds[-1]]
         if content.isascii():
             joined = content.decode("ascii")
-            return tuple([joined[first - start : end - start] for first, end in pairwise(bounds)])
-        return tuple(
-            [content[first - start : end - start].decode("utf-8", "surrogatepass") for first, end in pairwise(bounds)]
-        )
+            return [joined[first - begin : end - begin] for first, end in pairwise(bounds)]
+        return [
+            content[first - begin : end - begin].decode("utf-8", "surrogatepass") for first, end in pairwise(bounds)
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         for start in range(0, len(self), _AT_A_TIME):
@@ -56,6 +67,15 @@ class CaptionGroups(Sequence[tuple[str, ...]]):
     def counts(self) -> list[int]:
         """Return how many captions each image has."""
         return [end - first for first, end in pairwise(self._firsts)]
+
+
+class _Values(ValuesView[tuple[str, ...]]):
+    """The captions of a table, some images at a time."""
+
+    _mapping: CaptionTable
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return iter(self._mapping.groups)
 
 
 class CaptionTable(Mapping[str, tuple[str, ...]]):
@@ -83,6 +103,10 @@ class CaptionTable(Mapping[str, tuple[str, ...]]):
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def values(self) -> ValuesView[tuple[str, ...]]:
+        """Return the captions of all images."""
+        return _Values(self)
 
     def with_own_ids(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Return the same values under the very objects that are the ids here, so that no id is in memory twice."""
