@@ -163,3 +163,16 @@ def test_the_quick_start_s_score_is_that_of_the_recorded_card() -> None:
     said = re.search(r"CIDEr-D x 100: ([\d.]+) as recorded", readme)
     shown = re.search(r"^\| CIDEr-D \| \*\*([\d.]+)\*\*", card, re.MULTILINE)
     assert said is not None and shown is not None and said[1] == shown[1]
+
+
+def test_tests_that_notes_name_exist() -> None:
+    """A table that says what was tested is believed for the names of its tests."""
+    named = {
+        name for page in (ROOT / "docs/notes").glob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())
+    }
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named and named - there == set()

@@ -288,14 +288,16 @@ def training_run(
     captioner.model.to("cpu" if is_sharded(accelerator) else accelerator.device)
     if trainable.peft_model is not None and recipe.lora is not None and recipe.lora.init_lora_weights == "eva":
         begin_with_data(trainable.peft_model, captioner, train, options.per_device_train_batch_size, options.seed)
-    whole = None
-    if is_sharded(accelerator):
-        settle_packing(captioner, train)
-        whole = WholeCaptioner(trainable)
-    validated = captioner if whole is None else whole.trainable.captioner
-    validator = Validator(validated, validation, job, scores, accelerator, options.per_device_eval_batch_size)
-    validator.n_samples = options.sample_captions
     if options.torch_compile:
         compile_layers(captioner.model)
     objective = _objective(recipe, captioner, splits["train"], accelerator)
+    whole = None
+    if is_sharded(accelerator):
+        settle_packing(captioner, train, objective)
+        whole = WholeCaptioner(trainable)
+        if isinstance(objective, SelfCritical):
+            objective.whole = whole
+    validated = captioner if whole is None else whole.trainable.captioner
+    validator = Validator(validated, validation, job, scores, accelerator, options.per_device_eval_batch_size)
+    validator.n_samples = options.sample_captions
     return TrainingRun(recipe, run, captioner, train, validator, accelerator, objective, accept_changes, whole)

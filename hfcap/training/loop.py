@@ -190,6 +190,7 @@ class TrainingRun:
         started = time.perf_counter()
         units, images, captions = self._counts(window)
         # Data-parallel training averages gradients over processes; this makes that the mean over all units.
+        self.plain_objective.before_update()
         loss_sum = self._add_gradients(window, self.accelerator.num_processes / units)
         if loss_sum is None:
             return False

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from hfcap.captioners.adaptation.quantization import store_as_bfloat16
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.probe import may_pack
 from hfcap.data.loading import BatchLoader, CaptionDataset, Collate
@@ -40,7 +42,13 @@ def is_sharded(accelerator: Any) -> bool:
     return bool(accelerator.is_fsdp2)
 
 
-def require_shardable(recipe: Recipe, captioner: Captioner, whole_weights: bool = False) -> None:
+_PIECES = "weights in pieces (FSDP in the accelerate configuration)"
+_ZERO = "DeepSpeed in the accelerate configuration"
+_DATA_PARALLEL = "or train data-parallel (distributed_type MULTI_GPU)"
+_EIGHT_BITS = "8-bit weights cannot be cut, since their scales stay with them as they are; set it to 4bit"
+
+
+def require_shardable(recipe: Recipe, whole_weights: bool = False) -> None:
     """Refuse recipes whose training needs whole weights, or a whole optimiser, in each process.
 
     Args:
@@ -49,26 +57,41 @@ def require_shardable(recipe: Recipe, captioner: Captioner, whole_weights: bool 
     Raises:
         UserError: names the key.
     """
-    engine = "weights in pieces (FSDP in the accelerate configuration)"
-    engine = "DeepSpeed in the accelerate configuration" if whole_weights else engine
-    scst = recipe.scst is not None and not whole_weights
-    quantised = getattr(captioner.model, "quantization_method", None) is not None
+    engine = _ZERO if whole_weights else _PIECES
+    bits = getattr(recipe.model, "quantization", None)  # a key of one family
+    in_four = recipe.lora is not None and recipe.lora.load_in_4bit
+    few_bits = "remove it, or take recipes/accelerate/fsdp2.yaml (4 bits)" if whole_weights else _EIGHT_BITS
     reasons = {
-        "scst": (scst, "it samples captions in each update, which needs whole weights; remove scst"),
-        "dpo": (recipe.dpo is not None, "it compares with the whole captioner that training started from; remove dpo"),
+        "dpo": (whole_weights and recipe.dpo is not None, "take recipes/accelerate/fsdp2.yaml"),
         "train.torch_compile": (recipe.train.torch_compile, "set it to false"),
         "train.mixed_precision": (recipe.train.mixed_precision == "fp16", "set it to bf16 or no"),
-        "model.quantization": (quantised, "4-bit and 8-bit weights cannot be cut into pieces here; remove it"),
+        "lora.load_in_4bit": (whole_weights and in_four, few_bits),
+        "model.quantization": (bits is not None if whole_weights else bits == "8bit", few_bits),
         "train.optim": (recipe.train.optim not in _OPTIMIZERS, f"choose one of {', '.join(_OPTIMIZERS)}"),
     }
     for key, (is_set, remedy) in reasons.items():
         if is_set:
-            raise UserError(f"{key}: not with {engine}: {remedy}, or train data-parallel (distributed_type MULTI_GPU)")
+            raise UserError(f"{key}: not with {engine}: {remedy}, {_DATA_PARALLEL}")
+
+
+def require_shardable_weights(captioner: Captioner, whole_weights: bool = False) -> None:
+    """Refuse weights that were stored in few bits; FSDP cuts bitsandbytes' four.
+
+    Raises:
+        UserError: names model.pretrained.
+    """
+    method = getattr(captioner.model, "quantization_method", None)  # of models that transformers quantised
+    if method is not None and (whole_weights or not getattr(captioner.model, "is_loaded_in_4bit", False)):
+        raise UserError(
+            f"model.pretrained: not with {_ZERO if whole_weights else _PIECES}: its weights are quantised "
+            f"({getattr(method, 'value', method)}), and of such weights only bitsandbytes' 4 bits can be cut (FSDP); "
+            f"name the full model, {_DATA_PARALLEL}"
+        )
 
 
 def prepared(
     accelerator: Accelerator,
-    objective: nn.Module,
+    objective: CrossEntropy,
     optimizer: torch.optim.Optimizer,
     captioner: Captioner,
     dataset: CaptionDataset,
@@ -76,7 +99,8 @@ def prepared(
     """Let Accelerate take an objective and its optimiser, and cut the weights where its configuration says so.
 
     They are cut layer by layer, where the model's own classes say, and the optimiser gets the pieces. With bf16,
-    weights are gathered in bfloat16 and gradients summed in float32; the pieces stay float32.
+    weights are gathered in bfloat16 and gradients summed in float32; the pieces stay float32. What the objective
+    compares with is cut in the same way.
     """
     if isinstance(accelerator, ZeroAccelerator):
         return prepared_by_zero(accelerator, objective, optimizer)
@@ -91,7 +115,18 @@ def prepared(
     if accelerator.mixed_precision == "bf16":
         # Inputs are cast by autocast, product by product, as without pieces.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for module in (objective, objective.start):
+        if module is not None:
+            store_as_bfloat16(module)
     both: tuple[Any, Any] = accelerator.prepare(objective, optimizer)
+    if objective.start is not None:
+        fsdp2_prepare_model(accelerator, objective.start)
+    for module in objective.modules():
+        if isinstance(module, FSDPModule):
+            # Adding up bfloat16 gradients, torch 2.13 takes it for granted that each layer was whole once; those of an
+            # encoder whose output is stored never are.
+            module.unshard()
+            module.reshard()
     return both
 
 
@@ -106,7 +141,7 @@ def _layers_run_alike(captioner: Captioner, dataset: CaptionDataset) -> bool:
     return dataset.asked is None and not captioner.own_shapes and not drops
 
 
-def settle_packing(captioner: Captioner, dataset: CaptionDataset) -> None:
+def settle_packing(captioner: Captioner, dataset: CaptionDataset, objective: CrossEntropy) -> None:
     """Compare packed rows with plain ones now, while weights are whole: afterwards one process cannot alone."""
     collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs)
     most = max(range(len(dataset)), key=lambda number: sum(map(len, dataset.tokens[number])))
@@ -114,11 +149,13 @@ def settle_packing(captioner: Captioner, dataset: CaptionDataset) -> None:
     with torch.no_grad():
         batch = batch.to(captioner.device)
         states = batch.images if batch.encoded else captioner.encode(batch.images)
-        length = batch.packed.input_ids.shape[1]
+        length = max(batch.packed.input_ids.shape[1], objective.longest_row())
         while captioner.packs_captions and length > 1:
             may_pack(captioner, states, length)
             length //= 2
     captioner.settled = True
+    if objective.start is not None:
+        objective.start.captioner.settled = True
 
 
 def around_forward(accelerator: Any) -> contextlib.AbstractContextManager[Any]:
@@ -197,7 +234,7 @@ def cut_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 class WholeCaptioner:
-    """The captioner once more, with whole weights, for what is not training: validation, and the model that is saved.
+    """The captioner once more, with whole weights, for what is not training: validation, samples, what is saved.
 
     It waits on the CPU, and is on the device only while it is used. Its frozen weights are those that training began
     with, so only trained ones are gathered.
@@ -209,23 +246,34 @@ class WholeCaptioner:
     def __init__(self, trainable: TrainableCaptioner) -> None:
         captioner = copy.copy(trainable.captioner)
         captioner.model, peft_model = copy.deepcopy((captioner.model, trainable.peft_model))
+        captioner.model.eval()
         captioner.verdicts, captioner.settled = dict(captioner.verdicts), False
         self.trainable = TrainableCaptioner(captioner, peft_model)
         self.objective = CrossEntropy(captioner, 0.0)
 
-    @contextlib.contextmanager
-    def on_device(self, trained: nn.Module, device: torch.device) -> Iterator[CrossEntropy]:
-        """Take the weights of the model that is trained; gives the objective. Every process must call this."""
-        model = self.trainable.captioner.model
-        model.to(device)
-        mine = trained_tensors(model)
+    def take(self, trained: nn.Module) -> None:
+        """Take the weights of the model that is trained; every process must call this."""
+        mine = trained_tensors(self.trainable.captioner.model)
         with torch.no_grad():
             for name, tensor in trained_tensors(trained).items():
                 mine[name].copy_(whole_tensor(tensor))
+
+    @contextlib.contextmanager
+    def placed(self, device: torch.device) -> Iterator[Captioner]:
+        """Give the captioner, on a device while the block lasts."""
+        captioner = self.trainable.captioner
+        captioner.model.to(device)
         try:
-            yield self.objective
+            yield captioner
         finally:
-            model.to("cpu")
+            captioner.model.to("cpu")
+
+    @contextlib.contextmanager
+    def on_device(self, trained: nn.Module, device: torch.device) -> Iterator[CrossEntropy]:
+        """Take the weights of the model that is trained; gives the objective. Every process must call this."""
+        with self.placed(device):
+            self.take(trained)
+            yield self.objective
 
 
 def to_validate(

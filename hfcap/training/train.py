@@ -39,7 +39,7 @@ from hfcap.training.run_record import (
     start_changes,
     version_changes,
 )
-from hfcap.training.sharding import is_sharded, require_shardable
+from hfcap.training.sharding import is_sharded, require_shardable, require_shardable_weights
 from hfcap.training.zero import ZeroAccelerator, require_zero
 
 
@@ -80,13 +80,26 @@ def _note_start(
     note_changes(run, "train", changes)
 
 
-def _require_engine(recipe: Recipe, captioner: Captioner, accelerator: Any) -> None:
+def _require_engine(recipe: Recipe, accelerator: Any) -> None:
     """Refuse what cannot be trained in pieces, where the accelerate configuration asks for them."""
     by_zero = isinstance(accelerator, ZeroAccelerator)
     if by_zero:
         require_zero(recipe, accelerator)
     if by_zero or is_sharded(accelerator):
-        require_shardable(recipe, captioner, whole_weights=by_zero)
+        require_shardable(recipe, whole_weights=by_zero)
+
+
+def _require_weights(captioner: Captioner, accelerator: Any) -> None:
+    by_zero = isinstance(accelerator, ZeroAccelerator)
+    if by_zero or is_sharded(accelerator):
+        require_shardable_weights(captioner, whole_weights=by_zero)
+
+
+def _note_precision(run: RunDirectory, training: TrainingRun) -> None:
+    """Add what training computes in to environment.json; pieces of 4-bit weights are stored as bfloat16 numbers."""
+    captioner = training.captioner if training.whole is None else training.whole.trainable.captioner
+    precision = used_precision(captioner, training.accelerator)
+    write_json(run.environment, {**read_environment(run), "precision": precision})
 
 
 def train_stage(
@@ -108,10 +121,11 @@ def train_stage(
     """
     restart_peak_memory(accelerator.device)
     require_optimization(recipe.train, accelerator.device)
+    _require_engine(recipe, accelerator)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe, longest_of_captions(captioner, splits.values()))
     require_number_types(captioner, accelerator.device)
-    _require_engine(recipe, captioner, accelerator)
+    _require_weights(captioner, accelerator)
     if recipe.lora is not None:
         adapted_modules(captioner, recipe.lora)
     if accelerator.is_main_process:
@@ -128,7 +142,7 @@ def train_stage(
     if recipe.train.report_to:
         accelerator.init_trackers("hfcap")
     if accelerator.is_main_process:
-        write_json(run.environment, {**read_environment(run), "precision": used_precision(captioner, accelerator)})
+        _note_precision(run, training)
         share = size["trainable_parameters"] / size["parameters"]
         error_console.print(
             f"Training {size['trainable_parameters']:,} of {size['parameters']:,} parameters ({share:.2%}) on "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from hfcap.training.records.log import TrainingLog
 from hfcap.training.train import train_stage
 
 METHODS = ("full", "lora")
+REPOSITORY = Path(__file__).parents[2]
 
 
 def _family(captioner: str) -> Any:
@@ -200,3 +202,21 @@ def largest_difference(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, to
     """Largest absolute difference of any entry of tensors with the same names."""
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def launch(python: str, script: str, *arguments: object) -> None:
+    """Run a script in two processes that talk over loopback, as `accelerate launch` or torchrun starts them."""
+    command = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
+    # As in an accelerate configuration that says so: the recipe's number alone must count.
+    environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "4"
+    done = subprocess.run(
+        [*command, script, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=560,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]

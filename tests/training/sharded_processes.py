@@ -1,4 +1,4 @@
-"""Run by test_sharding.py in two processes: trains with weights in pieces, on the CPU.
+"""Run by test_sharding.py in two processes: trains data-parallel, and then with weights in pieces, on the CPU.
 
 Accelerate cuts weights on several GPUs alone, so its state is told that these processes are such; what it then does,
 and torch with it, is the same code on a CPU.
@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
@@ -33,17 +34,31 @@ from hfcap.run.stages import make_accelerator
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.training import accelerator as module
-from hfcap.training import loop, sharding
-from hfcap.training.train import train_stage
+from hfcap.training import loop, sharding, train
+from hfcap.training.objectives.cross_entropy import CrossEntropy
+from tests.captioners.helpers import build
 from tests.captioners.itt_models import itt
 from tests.training import two_processes
-from tests.training.harness import plain_descent, ragged
-from tests.training.two_processes import CASES as ALL_CASES
-from tests.training.two_processes import case_recipe
+from tests.training.harness import FAMILIES, plain_descent, ragged, tiny_model
+from tests.training.two_processes import BLOCK, case_recipe, trained
 
-CASES = tuple(case for case in ALL_CASES if case[1] != "scst")
-CONTINUED = {"adam": "full", "adam_lora": "lora"}
-"""Runs by AdamW that are trained, and trained again from their checkpoint of step 2."""
+PARALLEL, PIECES = "parallel", "pieces"
+"""Folders of what two processes train."""
+
+CASES = (
+    *two_processes.CASES,
+    *(
+        (family, method)
+        for family in FAMILIES
+        for method in ("full", "lora")
+        if (family, method) not in two_processes.CASES
+    ),
+    ("vit_gpt2", "frozen"),
+    *([("image_text_to_text", "qlora")] if two_processes.HAS_BITSANDBYTES else []),
+)
+ONE_OF_EACH = (*(case for case in CASES if case[0] == "vit_gpt2" and case[1] != "frozen"), ("clip_prefix", "scst"))
+"""A family for each method."""
+BEGUN_BY_ONE, BEGUN_BY_TWO, ROUNDED = "{}-begun-by-one", "{}-begun-by-two", "{}-rounded"
 
 
 def sharding_accelerator(**arguments: Any) -> Accelerator:
@@ -72,10 +87,14 @@ def own_shapes(folder: Path, batch_size: int) -> Recipe:
     return recipe.model_copy(update={"name": OWN_SHAPES, "model": options(pretrained=str(model), prompt="what is it?")})
 
 
-def write_model(folder: Path) -> None:
-    """Write the model of `own_shapes`."""
+def write_models(folder: Path) -> None:
+    """Write those that recipes name: the model of `own_shapes`, and one of whole blocks of 4-bit weights."""
     torch.manual_seed(0)
     itt("idefics3", own=True).save(folder / "idefics3", GenerateOptions(max_new_tokens=4))
+    shape = {"hidden_size": BLOCK, "intermediate_size": 2 * BLOCK}
+    config = {**tiny_model("image_text_to_text", dropout=0.0)["from_config"], **shape}
+    config["vision_config"] = {**config["vision_config"], **shape}
+    build("image_text_to_text", from_config=config).save(folder / two_processes.WIDE, GenerateOptions())
 
 
 def of_many_shapes(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
@@ -89,15 +108,15 @@ def of_many_shapes(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
     return changed
 
 
-def trained(recipe: Recipe, run: RunDirectory, accept_changes: bool = False) -> None:
-    """Train a recipe in a folder, from the newest checkpoint that is there."""
-    splits = {
-        "train": ragged(load_split(recipe.data, "train")),
-        "validation": load_split(recipe.data, "validation"),
-    }
-    if recipe.name == OWN_SHAPES:
-        splits = {name: of_many_shapes(records) for name, records in splits.items()}
-    train_stage(recipe, run, splits, make_accelerator(recipe, run), accept_changes)
+def train_own_shapes(folder: Path, batch_size: int) -> None:
+    """Train an Idefics3 by plain descent on images of many shapes."""
+    recipe, run = own_shapes(folder, batch_size), RunDirectory(folder / OWN_SHAPES)
+    splits = {name: load_split(recipe.data, name) for name in ("train", "validation")}  # type: ignore[arg-type]
+    splits["train"] = ragged(splits["train"])
+    changed = {name: of_many_shapes(records) for name, records in splits.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_optimizer", plain_descent)
+        train.train_stage(recipe, run, changed, make_accelerator(recipe, run))
 
 
 def half_done(run: Path, copy: Path) -> None:
@@ -105,41 +124,55 @@ def half_done(run: Path, copy: Path) -> None:
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("step-00000004", "model", "training_summary.json"))
 
 
-def main(folder: Path) -> None:
-    """Train every family, exact resumption, a run that one process began, and one in bfloat16."""
+def train_twice(captioner: str, method: str, folder: Path) -> None:
+    """Train by AdamW, with samples that are drawn, and once more from the checkpoint of step 2."""
+    recipe = case_recipe(captioner, method, folder, 2)
+    recipe.train.learning_rate = 1e-3
+    whole, continued = folder / f"adam-{method}", folder / f"adam-{method}-continued"
+    trained(recipe, RunDirectory(whole))
+    if PartialState().process_index == 0:
+        half_done(whole, continued)
+    torch.distributed.barrier()
+    trained(recipe, RunDirectory(continued))
+
+
+def in_pieces(folder: Path) -> None:
+    """Train every case, exact resumption, a run that one process began, images of all shapes, and one in bfloat16."""
     held: list[float] = []
     prepared = sharding.prepared
 
     def noting(
-        accelerator: Accelerator, objective: Any, optimizer: Any, captioner: Captioner, dataset: CaptionDataset
+        accelerator: Accelerator, objective: CrossEntropy, optimizer: Any, captioner: Captioner, dataset: CaptionDataset
     ) -> tuple[Any, Any]:
         both = prepared(accelerator, objective, optimizer, captioner, dataset)
-        weights = list(captioner.model.parameters())
+        weights = [*captioner.model.parameters(), *(objective.start.parameters() if objective.start else ())]
         assert all(isinstance(weight, DTensor) for weight in weights)
         held.append(sum(weight.to_local().numel() for weight in weights) / sum(weight.numel() for weight in weights))
         return both
 
     loop.prepared = noting  # type: ignore[attr-defined]
     two_processes.train_cases(folder, 2, CASES)
-    for name, method in CONTINUED.items():
-        recipe = case_recipe("vit_gpt2", method, folder, 2)
-        recipe.train.learning_rate = 1e-3
-        trained(recipe, RunDirectory(folder / name))
-        if PartialState().process_index == 0:
-            half_done(folder / name, folder / f"{name}_continued")
-        torch.distributed.barrier()
-        trained(recipe, RunDirectory(folder / f"{name}_continued"))
-    loop.build_optimizer = plain_descent  # type: ignore[attr-defined]
-    trained(case_recipe("clip_prefix", "full", folder, 2), RunDirectory(folder / "begun_by_one"), accept_changes=True)
-    trained(own_shapes(folder, 2), RunDirectory(folder / OWN_SHAPES))
+    two_processes.do_all_stages(folder)
+    for case in ONE_OF_EACH:
+        train_twice(*case, folder)
+    two_processes.train_cases(folder, 2, ONE_OF_EACH, BEGUN_BY_ONE)
+    train_own_shapes(folder, 2)
     AcceleratorState._reset_state()
-    bf16 = case_recipe("clip_prefix", "full", folder, 2)
-    bf16.train.mixed_precision = "bf16"
-    trained(bf16, RunDirectory(folder / "bf16"))
+    two_processes.train_cases(folder, 2, ONE_OF_EACH, ROUNDED, mixed_precision="bf16", max_steps=1)
     (folder / f"held-{PartialState().process_index}.json").write_text(json.dumps(held))
+
+
+def data_parallel(folder: Path) -> None:
+    """Train some cases; do all stages; stop in the middle."""
+    two_processes.train_cases(folder, 2, two_processes.CASES)
+    two_processes.do_all_stages(folder)
+    train_twice("clip_prefix", "scst", folder)
+    two_processes.stop_during_the_last_checkpoint(folder)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    data_parallel(Path(sys.argv[1]) / PARALLEL)
+    AcceleratorState._reset_state()
     module.Accelerator = sharding_accelerator  # type: ignore[attr-defined]
-    main(Path(sys.argv[1]))
+    in_pieces(Path(sys.argv[1]) / PIECES)

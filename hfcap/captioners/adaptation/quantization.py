@@ -69,6 +69,39 @@ def keep_layout(model: nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
+def store_as_bfloat16(model: nn.Module) -> None:
+    """Let 4-bit weights lie in memory as bfloat16 numbers, bit for bit the same: such weights can be cut into pieces.
+
+    Accelerate leaves weights that are stored in bytes whole in each process. A layer keeps its scales, which torch
+    does not cut, and bitsandbytes puts them back to gathered weights (`fix_4bit_weight_quant_state_from_module`).
+    """
+    for layer in _four_bit_layers(model):
+        weight = layer.weight
+        stored = weight.detach().as_subclass(torch.Tensor)
+        if not weight.bnb_quantized or stored.dtype != torch.uint8 or stored.numel() % 2:
+            continue
+        layer.quant_state, layer.quant_storage = weight.quant_state, torch.bfloat16
+        layer.weight = type(weight)(
+            stored.reshape(-1).view(torch.bfloat16)[:, None],
+            quant_state=weight.quant_state,
+            blocksize=weight.blocksize,
+            compress_statistics=weight.compress_statistics,
+            quant_type=weight.quant_type,
+            quant_storage=torch.bfloat16,
+            module=layer,
+            bnb_quantized=True,
+        )
+
+
+def _four_bit_layers(model: nn.Module) -> list[Any]:
+    return [
+        module
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if name == "weight" and type(weight).__name__ == "Params4bit"
+    ]
+
+
 def quantize_linear_layers(captioner: Captioner, names: list[str], bitsandbytes: Any) -> None:
     """Put NF4 layers with double quantisation in place of the linear layers of these names; they stay frozen."""
     for name in names:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch
+from hfcap.training.objectives.frozen import Start
 from hfcap.training.objectives.token_loss import supervised_loss
 
 
@@ -21,6 +22,8 @@ class CrossEntropy(nn.Module):
     """
 
     captioner: Captioner
+    start: Start | None = None
+    """What an objective on captions compares with; outside the module tree, since it is neither trained nor saved."""
 
     def __init__(self, captioner: Captioner, label_smoothing_factor: float) -> None:
         super().__init__()
@@ -33,6 +36,13 @@ class CrossEntropy(nn.Module):
     def units(self, batch: CaptionBatch) -> int:
         """How many terms the sum of this batch has; the loop divides by those of all micro-batches and processes."""
         return batch.packed.n_labels
+
+    def longest_row(self) -> int:
+        """Return how long rows of its own captions get; 0: it takes those of the batch."""
+        return 0
+
+    def before_update(self) -> None:
+        """Get ready for the batches of an update; every process calls this."""
 
     def forward(self, batch: CaptionBatch) -> torch.Tensor:
         """Return the summed loss, a float32 scalar."""

@@ -19,7 +19,7 @@ from hfcap.files import read_json_lines
 from hfcap.recipe.dpo import DpoOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives.cross_entropy import CrossEntropy
-from hfcap.training.objectives.frozen import frozen_copy
+from hfcap.training.objectives.frozen import Start
 
 
 class Pair(NamedTuple):
@@ -88,14 +88,19 @@ class Preference(CrossEntropy):
     ) -> None:
         super().__init__(captioner, 0.0)
         self.options, self.tokens, self.max_tokens = options, tokens, max_tokens
-        # Outside the module tree, like the captioner: its weights are neither trained nor saved.
-        object.__setattr__(self, "start", frozen_copy(captioner))
+        object.__setattr__(self, "start", Start(captioner))
 
-    start: Captioner
+    start: Start
 
     def units(self, batch: CaptionBatch) -> int:
         """Number of pairs of the batch."""
         return sum(len(self.tokens[number]) for number in batch.numbers)
+
+    def longest_row(self) -> int:
+        """Return the length of the longest row of an image's pairs."""
+        n_start = len(self.captioner.start_token_ids())
+        rows = ([n_start + min(len(ids), self.max_tokens) for pair in pairs for ids in pair] for pairs in self.tokens)
+        return max(map(sum, rows))
 
     def forward(self, batch: CaptionBatch) -> torch.Tensor:
         """Return the summed loss, a float32 scalar (in evaluation mode: summed cross-entropy)."""
@@ -114,8 +119,7 @@ class Preference(CrossEntropy):
             states = batch.images if batch.encoded else self.captioner.encode(batch.images)
             ours = caption_log_probabilities(self.captioner.logits(states, packed), packed, most)
         with torch.no_grad():
-            states = batch.images if batch.encoded else self.start.encode(batch.images)
-            theirs = caption_log_probabilities(self.start.logits(states, packed), packed, most)
+            theirs = caption_log_probabilities(self.start(batch, packed), packed, most)
         counts = torch.tensor([len(group) // 2 for group in groups], device=ours.device)
         there = torch.arange(ours.shape[1] // 2, device=ours.device) < counts[:, None]
         rewards = self.options.beta * (ours - theirs)

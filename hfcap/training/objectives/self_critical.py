@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.scst import ScstOptions
 from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
 from hfcap.training.objectives.cross_entropy import CrossEntropy
-from hfcap.training.objectives.frozen import frozen_copy
+from hfcap.training.objectives.frozen import Start
 from hfcap.training.objectives.reward import CaptionReward
 
 
@@ -45,6 +45,16 @@ class SampledCaptions:
     tokens: list[list[list[int]]]
     texts: list[list[str]]
     ended: NDArray[np.bool_]
+
+
+class Writer(Protocol):
+    """A captioner with whole weights, for a training whose own are in pieces."""
+
+    def take(self, trained: nn.Module) -> None:
+        """Take the weights of the model that is trained; every process calls this."""
+
+    def placed(self, device: torch.device) -> contextlib.AbstractContextManager[Captioner]:
+        """Give the captioner, on a device while the block lasts."""
 
 
 class SelfCritical(CrossEntropy):
@@ -89,14 +99,22 @@ class SelfCritical(CrossEntropy):
             max_new_tokens=max_new_tokens,
         )
         self.greedy = GenerateOptions(num_beams=1, max_new_tokens=max_new_tokens)
-        # Outside the module tree, like the captioner: its weights are neither trained nor saved.
-        object.__setattr__(self, "start", frozen_copy(captioner) if options.kl_weight else None)
-
-    start: Captioner | None
+        object.__setattr__(self, "start", Start(captioner) if options.kl_weight else None)
+        self.whole: Writer | None = None
+        self._writing = captioner
 
     def units(self, batch: CaptionBatch) -> int:
         """Number of captions that will be sampled for the batch."""
         return len(batch.images) * self.options.num_samples
+
+    def longest_row(self) -> int:
+        """Return the length of a row of samples that all reach the limit."""
+        return self.options.num_samples * (len(self.captioner.start_token_ids()) + int(self.sampling.max_new_tokens))
+
+    def before_update(self) -> None:
+        """Let the captioner that draws have the weights as they are now."""
+        if self.whole is not None:
+            self.whole.take(self.model)
 
     def forward(self, batch: CaptionBatch) -> torch.Tensor:
         """Sample, reward, and return the summed loss, a float32 scalar (in evaluation mode: summed cross-entropy)."""
@@ -121,7 +139,7 @@ class SelfCritical(CrossEntropy):
         weights = torch.as_tensor(advantages, dtype=torch.float32, device=states.device)
         loss = (surprise * weights.gather(1, packed.caption_index.clamp(min=0))).sum()
         if self.start is not None:
-            divergence = self._divergence(self.start, batch, states, packed, logits)
+            divergence = self._divergence(self.start, batch, packed, logits)
             self._add(divergence=float(divergence.detach()))
             loss = loss + self.options.kl_weight * divergence
         return loss
@@ -131,7 +149,7 @@ class SelfCritical(CrossEntropy):
     def _judged(self, batch: CaptionBatch, states: torch.Tensor) -> tuple[SampledCaptions, NDArray[np.float64]]:
         """Sample K captions of each image; return them with their advantages, (B, K)."""
         began = time.perf_counter()
-        with evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad(), self._writer(states.device) as self._writing:
             samples = self._generated(states, self.sampling)
             greedy = self._generated(states, self.greedy) if self.options.baseline == "greedy" else None
         # What autocast has cast without gradients would be used again in the pass that needs them.
@@ -158,11 +176,15 @@ class SelfCritical(CrossEntropy):
         )
         return samples, advantages
 
+    def _writer(self, device: torch.device) -> contextlib.AbstractContextManager[Captioner]:
+        """Give the captioner that draws: processes end at different words, which weights in pieces do not allow."""
+        return contextlib.nullcontext(self.captioner) if self.whole is None else self.whole.placed(device)
+
     def _generated(self, states: torch.Tensor, options: GenerateOptions) -> SampledCaptions:
         start = torch.tensor([self.captioner.start_token_ids()], device=states.device)
         config = self.captioner.generation_config(options)
         config.return_dict_in_generate = True
-        output = self.captioner.generate(states, start.expand(len(states), -1), config)
+        output = self._writing.generate(states, start.expand(len(states), -1), config)
         tokens, ended = [], []
         for row in output.sequences[:, start.shape[1] :].tolist():
             has_end = self.captioner.end_token_id in row
@@ -179,16 +201,14 @@ class SelfCritical(CrossEntropy):
 
     def _divergence(
         self,
-        start: Captioner,
+        start: Start,
         batch: CaptionBatch,
-        states: torch.Tensor,
         packed: PackedCaptions,
         logits: torch.Tensor,
     ) -> torch.Tensor:
         """Kullback-Leibler divergence from the start captioner, summed over the sampled words."""
         with torch.no_grad():
-            start_states = states if batch.encoded else start.encode(batch.images)
-            start_logits = start.logits(start_states, packed) / self.options.temperature
+            start_logits = start(batch, packed) / self.options.temperature
         chosen = packed.labels != IGNORED_LABEL
         ours = logits[chosen].float().log_softmax(-1)
         theirs = start_logits[chosen].float().log_softmax(-1)
