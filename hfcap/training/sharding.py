@@ -115,9 +115,9 @@ def prepared(
     if accelerator.mixed_precision == "bf16":
         # Inputs are cast by autocast, product by product, as without pieces.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for module in (objective, objective.start):
-        if module is not None:
-            store_as_bfloat16(module)
+    for compared in (objective, objective.start):
+        if compared is not None:
+            store_as_bfloat16(compared)
     both: tuple[Any, Any] = accelerator.prepare(objective, optimizer)
     if objective.start is not None:
         fsdp2_prepare_model(accelerator, objective.start)

@@ -111,7 +111,7 @@ def of_many_shapes(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
 def train_own_shapes(folder: Path, batch_size: int) -> None:
     """Train an Idefics3 by plain descent on images of many shapes."""
     recipe, run = own_shapes(folder, batch_size), RunDirectory(folder / OWN_SHAPES)
-    splits = {name: load_split(recipe.data, name) for name in ("train", "validation")}  # type: ignore[arg-type]
+    splits = {name: load_split(recipe.data, name) for name in ("train", "validation")}
     splits["train"] = ragged(splits["train"])
     changed = {name: of_many_shapes(records) for name, records in splits.items()}
     with pytest.MonkeyPatch.context() as patch:
