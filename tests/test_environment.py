@@ -17,6 +17,7 @@ from hfcap.captioners.base import BaseModel
 from hfcap.data.source import load_split
 from hfcap.data.sources import hub
 from hfcap.environment import (
+    bfloat16_gain,
     dataset_fingerprint,
     default_device,
     describe_datasets,
@@ -24,6 +25,7 @@ from hfcap.environment import (
     git_commit,
     hardware,
     package_versions,
+    slow_bfloat16,
 )
 from hfcap.schema import CaptionedImage
 from tests.training.harness import tiny_recipe
@@ -166,3 +168,12 @@ def test_choice_of_the_environment_stays(name: str, value: str) -> None:
     said, faults = outcome("keep", **{name: value})
     assert said == "False"
     assert faults > 30
+
+
+def test_products_in_bfloat16_are_timed_where_a_processor_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    measured = bfloat16_gain()
+    assert measured > 0 and bfloat16_gain() == measured  # once in a process
+    assert (slow_bfloat16(cpu) is None) is (measured > 0.5)
+    monkeypatch.setattr("hfcap.environment.bfloat16_gain", lambda: 0.1)
+    assert "10 times" in str(slow_bfloat16(cpu)) and slow_bfloat16(gpu) is None

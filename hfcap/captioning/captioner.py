@@ -27,9 +27,9 @@ from hfcap.captioning.options import decoding_options, with_enough_beams
 from hfcap.data.images import UnreadableImageError
 from hfcap.data.loading import PixelInputs
 from hfcap.decoding import DecodingJob
-from hfcap.environment import default_device, prepare_processor
+from hfcap.environment import default_device, prepare_processor, slow_bfloat16
 from hfcap.errors import OptionError, shown
-from hfcap.progress import progress_bar, reported
+from hfcap.progress import error_console, progress_bar, reported
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.prompt_fields import with_stand_ins
 from hfcap.recipe.styles import with_room_for_style
@@ -94,6 +94,8 @@ def ready_captioner(
     captioner = load_family_captioner(location, revision, trust_remote_code)
     hold_for_captioning(captioner, weights or Weights())
     captioner.model.to(chosen)
+    if weights is not None and weights.dtype == "bfloat16" and (slow := slow_bfloat16(chosen)):
+        error_console.print(f"dtype: {slow}; float32 is faster here", style="yellow", markup=False)
     return captioner
 
 

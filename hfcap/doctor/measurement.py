@@ -18,7 +18,7 @@ from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch, CaptionDataset, epoch_batches
 from hfcap.doctor.labels import collate_for
-from hfcap.environment import hardware
+from hfcap.environment import bfloat16_gain, hardware
 from hfcap.recipe.blocks import Recipe
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import build_optimizer, frozen_modules, trained_parameters
@@ -49,6 +49,7 @@ class Measurement:
         peak_bytes: peak memory of the measurement (`training.records.peak_memory_bytes`).
         without_gradient: trained weights that got no gradient.
         losses: mean loss of each measured batch.
+        bfloat16_gain: how many times as fast products in bfloat16 are as in float32; None where no CPU computes.
         load: programs per core that wanted to run before the measurement (0 where the system does not say).
     """
 
@@ -66,6 +67,7 @@ class Measurement:
     peak_bytes: int
     without_gradient: list[str]
     losses: list[float]
+    bfloat16_gain: float | None
     load: float
 
 
@@ -226,6 +228,7 @@ def measure(
         peak_bytes=peak_memory_bytes(accelerator.device),
         without_gradient=without_gradient,
         losses=losses,
+        bfloat16_gain=bfloat16_gain() if accelerator.device.type == "cpu" else None,
         load=load,
     )
 

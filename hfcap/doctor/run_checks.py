@@ -26,6 +26,7 @@ from hfcap.doctor.report import DoctorReport
 from hfcap.doctor.tokens import examine_tokens
 from hfcap.doctor.train_generate_parity import check_longest, examine_agreement
 from hfcap.doctor.weights import examine_weights
+from hfcap.environment import slow_bfloat16
 from hfcap.errors import UserError
 from hfcap.files import write_json
 from hfcap.progress import console, error_console
@@ -191,6 +192,8 @@ class _Examination:
             )
             return
         _report_untrained(report.measured.without_gradient, captioner, findings)
+        if recipe.train.mixed_precision == "bf16" and (slow := slow_bfloat16(accelerator.device)):
+            findings.warning("train.mixed_precision", slow, "set it to no")
         report.cost = estimate_cost(
             recipe, captioner, report.weights, schedule, report.measured, splits, accelerator, findings
         )

@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from hfcap.environment import slow_bfloat16
 from hfcap.errors import MissingPackageError, UserError, WorkError
 from hfcap.failures.system import is_cut_off
+from hfcap.progress import error_console
 from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.training.accelerator import new_accelerator
@@ -43,6 +45,10 @@ def make_accelerator(recipe: Recipe, run: RunDirectory) -> Any:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     _require_all_processes(accelerator)
+    if recipe.train.mixed_precision == "bf16" and accelerator.is_main_process:
+        slow = slow_bfloat16(accelerator.device)
+        if slow:
+            error_console.print(f"train.mixed_precision: {slow}; set it to no", style="yellow", markup=False)
     return accelerator
 
 

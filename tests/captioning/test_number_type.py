@@ -48,6 +48,17 @@ def test_captions_are_those_of_the_model_s_own_generate_in_bfloat16(
     assert [one.text for one in found] == texts and len(set(texts)) > 1
 
 
+def test_a_slow_number_type_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build("vit_gpt2").save(tmp_path, GenerateOptions())
+    expected = "dtype: this processor computes products in bfloat16 50 times as slowly as in float32"
+    for gain, said in ((2.5, False), (0.02, True)):
+        monkeypatch.setattr("hfcap.environment.bfloat16_gain", lambda gain=gain: gain)
+        load_captioner(tmp_path, dtype="bfloat16", device="cpu")
+        assert (expected in caplog.text) is said
+
+
 @pytest.mark.parametrize("family", [*SAME_CODE, "blip", "image_transformer", "show_attend_tell"])
 def test_logits_are_those_of_float32_but_for_rounding(family: str, tmp_path: Path) -> None:
     captioner = build(family)

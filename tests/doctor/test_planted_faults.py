@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hfcap.doctor import labels, run_checks
 from hfcap.schema import PackedCaptions
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from tests.doctor.examined import problems_of, report_of, the_error, tiny_recipe
+from tests.training.harness import forget_accelerator
 
 
 def test_padding_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +163,33 @@ def test_fp16_without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     report = report_of(tiny_recipe(tmp_path, train={"mixed_precision": "fp16"}), healthy=False, steps=1)
     the_error(report, "train.mixed_precision", "fp16 needs a GPU")
     assert report["measured"]["batches"] == 1
+
+
+@pytest.fixture
+def other_accelerator() -> Iterator[None]:
+    """Let a test have an Accelerator of another precision than those before and after it."""
+    forget_accelerator()
+    yield
+    forget_accelerator()
+
+
+def test_bf16_on_a_processor_without_it(
+    other_accelerator: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("hfcap.environment.bfloat16_gain", lambda: 0.02)
+    report = report_of(tiny_recipe(tmp_path, train={"mixed_precision": "bf16"}), healthy=True, steps=1)
+    assert [one for one in problems_of(report, "warning") if "bfloat16 50 times as slowly" in one]
+
+
+def test_bf16_on_a_processor_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("hfcap.doctor.measurement.bfloat16_gain", lambda: 3.0)
+    report = report_of(tiny_recipe(tmp_path), healthy=True, steps=1)
+    assert report["measured"]["bfloat16_gain"] == 3.0
+    assert "products in bfloat16 are 3.0 times as fast here" in " ".join(capsys.readouterr().out.split())
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,25 @@ def refusal(tmp_path: Path, **train_options: Any) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    ("gain", "precision", "said"), [(0.02, "bf16", True), (0.02, "no", False), (2.5, "bf16", False)]
+)
+def test_bf16_is_said_to_be_slow_where_it_is(
+    tmp_path: Path,
+    on_cpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gain: float,
+    precision: str,
+    said: bool,
+) -> None:
+    monkeypatch.setattr("hfcap.environment.bfloat16_gain", lambda: gain)
+    make_accelerator(tiny_recipe("blip", tmp_path, mixed_precision=precision), RunDirectory(tmp_path))
+    text = " ".join(capsys.readouterr().err.split())
+    expected = "train.mixed_precision: this processor computes products in bfloat16 50 times as slowly as in float32"
+    assert (expected in text) is said and ("bfloat16" in text) is said
+
+
 def test_fp16_on_a_cpu_is_refused(tmp_path: Path, on_cpu: None) -> None:
     """Accelerate would train in float32, and the card would say fp16."""
     message = refusal(tmp_path, mixed_precision="fp16")
