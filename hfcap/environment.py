@@ -100,10 +100,20 @@ def keep_freed_memory() -> bool:
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if any(name in os.environ for name in _FREED_BY_CHOICE) or "glibc.malloc." in tunables:
         return False
-    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
+    if not _has_gnu_c_library():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))
+
+
+def give_freed_memory_back() -> None:
+    """Return the memory that `keep_freed_memory` has kept so far to the system, where the C library can."""
+    if _has_gnu_c_library():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_gnu_c_library() -> bool:
+    return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 
 
 @cache

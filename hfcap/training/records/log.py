@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hfcap.environment import give_freed_memory_back
 from hfcap.errors import UserError, WorkError
 from hfcap.progress import error_console
 from hfcap.training.records.log_file import cut_end
@@ -121,6 +122,7 @@ def restart_peak_memory(device: torch.device) -> None:
         torch.cuda.init()  # before it there are no statistics, which is an error
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_PEAK.exists():
+        give_freed_memory_back()
         # A container may forbid it: then the peak is that of the whole process, too.
         with contextlib.suppress(OSError):
             _CLEAR_PEAK.write_text("5", encoding="ascii")
