@@ -108,6 +108,26 @@ def anonymous_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
+class Steps:
+    """Processor seconds and MiB after each step; what a step makes stays in memory.
+
+    Attributes:
+        found: name of a step -> its seconds, and the memory of the process after it.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+        self._kept: list[Any] = []
+
+    def take(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do the work of a step and return what it makes."""
+        started = time.process_time()
+        self._kept.append(work())
+        seconds = time.process_time() - started
+        self.found[name] = {"seconds": round(seconds, 2), "mib": round(anonymous_memory() / 2**20, 1)}
+        return self._kept[-1]
+
+
 def measure(data: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Load the training split and return processor seconds and MiB after each step."""
     import torch  # before anything is measured
@@ -121,22 +141,13 @@ def measure(data: dict[str, Any]) -> dict[str, dict[str, float]]:
 
     torch.set_num_threads(1)
     options: DataOptions = load("sources", data["source"]).REGISTERED.options.model_validate(data)
-    found: dict[str, dict[str, float]] = {}
-    kept: list[Any] = []
-
-    def step(name: str, work: Callable[[], Any]) -> None:
-        started = time.process_time()
-        kept.append(work())
-        seconds = time.process_time() - started
-        found[name] = {"seconds": round(seconds, 2), "mib": round(anonymous_memory() / 2**20, 1)}
-
-    step("nothing", lambda: None)
-    step("load", lambda: load_split(options, "train"))
-    records = kept[-1]
-    step("hashes", lambda: image_hashes(records))
-    step("description", lambda: describe_datasets(options, {"train": records}))
-    step("batches", lambda: epoch_batches(np.full(len(records), 5), 64, 0, 0))
-    return found
+    steps = Steps()
+    steps.take("nothing", lambda: None)
+    records = steps.take("load", lambda: load_split(options, "train"))
+    steps.take("hashes", lambda: image_hashes(records))
+    steps.take("description", lambda: describe_datasets(options, {"train": records}))
+    steps.take("batches", lambda: epoch_batches(np.full(len(records), 5), 64, 0, 0))
+    return steps.found
 
 
 def simulate(count: int) -> dict[str, dict[str, float]]:
@@ -149,14 +160,7 @@ def simulate(count: int) -> dict[str, dict[str, float]]:
     from hfcap.data.sampling.tokens import FlatTokens
 
     torch.set_num_threads(1)
-    found: dict[str, dict[str, float]] = {}
-    kept: list[Any] = []
-
-    def step(name: str, work: Callable[[], Any]) -> None:
-        started = time.process_time()
-        kept.append(work())
-        seconds = time.process_time() - started
-        found[name] = {"seconds": round(seconds, 2), "mib": round(anonymous_memory() / 2**20, 1)}
+    steps = Steps()
 
     def table() -> RecordTable:
         row = {"image_id": "7", "file_name": "a/7.jpg", "captions": ["a cat"], "kind": 0, "part": 0, "row": 0}
@@ -173,17 +177,17 @@ def simulate(count: int) -> dict[str, dict[str, float]]:
         ids = np.broadcast_to(np.int32(7), (int(captions[-1]),))  # in training a file that is mapped into memory
         return FlatTokens(ids, captions, np.arange(0, len(captions), _CAPTIONS))
 
-    step("nothing", lambda: None)
-    step("records", table)
-    records: RecordTable = kept[-1]
-    step("a split", lambda: records.chosen(np.flatnonzero(np.random.default_rng(0).random(count) < _SHARE)))
-    split: RecordTable = kept[-1]
-    step("all ids of the split", lambda: sum(map(len, values_of_records(split, "image_id"))))
-    step("tokens", tokens)
-    step("length of each image", lambda: kept[-1].image_lengths()[: len(split)])
-    step("an epoch", lambda: epoch_batches(kept[-1], 8, 0, 0, rank=3, world_size=8))
-    step("its second half", lambda: sum(map(len, kept[-1][len(kept[-1]) // 2 :])))
-    return found
+    steps.take("nothing", lambda: None)
+    records = steps.take("records", table)
+    split = steps.take(
+        "a split", lambda: records.chosen(np.flatnonzero(np.random.default_rng(0).random(count) < _SHARE))
+    )
+    steps.take("all ids of the split", lambda: sum(map(len, values_of_records(split, "image_id"))))
+    captions = steps.take("tokens", tokens)
+    lengths = steps.take("length of each image", lambda: captions.image_lengths()[: len(split)])
+    epoch = steps.take("an epoch", lambda: epoch_batches(lengths, 8, 0, 0, rank=3, world_size=8))
+    steps.take("its second half", lambda: sum(map(len, epoch[len(epoch) // 2 :])))
+    return steps.found
 
 
 def _in_new_process(data: dict[str, Any], cache: Path) -> dict[str, dict[str, float]]:
