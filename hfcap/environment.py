@@ -113,7 +113,7 @@ def give_freed_memory_back() -> None:
 
 
 def _has_gnu_c_library() -> bool:
-    return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
+    return platform.libc_ver()[0] == "glibc"
 
 
 @cache
