@@ -4,9 +4,8 @@
 
 Runs hfcap's side of bench_training.py and bench_captioning.py, in a new process for each setting: torch's own kernels
 of this capability (ATEN_CPU_CAPABILITY; those beyond the machine's are left out), oneDNN's on or off. The settings take
-turns, and the best of `--rounds` counts. The floor is that of these benchmarks: the matrix products and attention of
-the work at the speed of one product in the same process with the same kernels, and the bytes that must move at the
-speed at which memory is read.
+turns, and the best of `--rounds` counts. The two floors are those of these benchmarks, with the same kernels
+(bench_floor.py): the products of the work at the speed of a large square one, and each of them by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_sides import machine, matrix_speed, run_child  # type: ignore[import-not-found]  # next to this script
+from bench_floor import matrix_speed  # type: ignore[import-not-found]  # next to this script, which runs as a file
+from bench_sides import machine, run_child  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
@@ -66,6 +66,7 @@ def measure(case: str, capability: str, onednn: str, threads: int, size: str) ->
         "seconds": statistics.median(found["seconds"]),
         "processor_seconds": statistics.median(found["processor_seconds"]),
         "floor_seconds": found["floor_seconds"],
+        "own_floor_seconds": found["own_floor_seconds"],
     }
 
 
@@ -96,12 +97,12 @@ def main() -> None:
                 known = best.setdefault((case, setting), found)
                 if found["seconds"] < known["seconds"]:
                     best[case, setting] = found
-    table = Table("case", "kernels", "oneDNN", "threads", "seconds", "processor seconds", "of the floor's speed")
+    table = Table("case", "kernels", "oneDNN", "threads", "seconds", "processor seconds", "of the floors' speed")
     for (case, (name, onednn, count)), found in best.items():
-        share = found["floor_seconds"] / found["seconds"]
+        shares = (found[floor] / found["seconds"] for floor in ("floor_seconds", "own_floor_seconds"))
         result["rows"].append({"case": case, "kernels": name, "onednn": onednn, "threads": count, **found})
         times = (f"{found['seconds']:.2f}", f"{found['processor_seconds']:.2f}")
-        table.add_row(case, name, onednn, str(count), *times, f"{share:.0%}")
+        table.add_row(case, name, onednn, str(count), *times, ", ".join(f"{share:.0%}" for share in shares))
     result["product_gflops"] = [min(speeds), max(speeds)]
     console = Console()
     console.print(table)

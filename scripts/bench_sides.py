@@ -1,4 +1,4 @@
-"""Two sides of a comparison in turns, each in its own process: machine, clock, floor, medians, spread.
+"""Two sides of a comparison in turns, each in its own process: machine, clock, medians, spread.
 
 A process of its own makes the peak memory of a side its own too. Between the sides a matrix product is timed: where its
 speed varies, something else ran, and a ratio of two times says little.
@@ -19,37 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_models import FAMILIES  # type: ignore[import-not-found]  # next to this script, which runs as a file
-from torch.utils.flop_counter import FlopCounterMode
+from bench_floor import matrix_speed  # type: ignore[import-not-found]  # next to this script, which runs as a file
+from bench_models import FAMILIES  # type: ignore[import-not-found]
 
 from hfcap.training.records.log import peak_memory_bytes
 
 BUSY = 0.1
 """The machine is busy where the speed of one product varies by more than this share in the course of a comparison."""
-
-
-def matrix_speed(size: int = 1536, repeats: int = 8) -> float:
-    """GFLOP/s of a float32 matrix product on this machine now: best of `repeats`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    left, right = (torch.randn(size, size, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        float((left @ right)[0, 0])
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e9
-
-
-def copy_speed(megabytes: int = 256, repeats: int = 5) -> float:
-    """GB/s at which this machine reads memory now: a sum over a large tensor, best of `repeats`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    values = torch.ones(megabytes * 250_000, device=device)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        float(values.sum())
-        best = min(best, time.perf_counter() - started)
-    return megabytes / 1000 / best
 
 
 def machine() -> dict[str, Any]:
@@ -98,24 +74,6 @@ class Clock:
         }
 
 
-def _attention(query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    batch, heads, length, width = query
-    return int(4 * batch * heads * length * key[-2] * width)
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return _attention(query, key) * 5 // 2  # five products of that size, where forward has two
-
-
-def flop_counter() -> FlopCounterMode:
-    """Return torch's counter of the floating-point operations of products; it lacks attention on a CPU."""
-    of_cpu: dict[Any, Any] = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping=of_cpu)
-
-
 def in_turns(script: str, arguments: Sequence[str], sides: Sequence[str], rounds: int) -> dict[str, list[Any]]:
     """Run the sides of a comparison one after the other, `rounds` times, so that all meet the same machine.
 
@@ -135,7 +93,8 @@ def summaries(runs: dict[str, list[Any]], what: str, count: int) -> dict[str, An
     """Return for each side its medians over all runs, and hfcap's ratios to the other side.
 
     Beside them: `ratio_spread`, least and greatest ratio of wall time among the rounds; `quiet`, whether the speed of
-    products stayed the same all the time; and where hfcap's side counted its work, `share_of_floor`.
+    products stayed the same all the time; and where the sides counted their work, `ratio_gflop` of the other side's to
+    hfcap's, `share_of_floor` and `share_of_own_floor`.
 
     Args:
         what: what is counted ("captions"). count: how many of it one measured piece of work has.
@@ -154,14 +113,20 @@ def summaries(runs: dict[str, list[Any]], what: str, count: int) -> dict[str, An
         statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"])
         for ours, theirs in zip(runs["hfcap"], runs[other], strict=True)
     ]
+    counts = {side: of_side[0]["gflop"] for side, of_side in runs.items() if "gflop" in of_side[0]}
+    if len(counts) == 2:
+        found["ratio_gflop"] = counts[other] / counts["hfcap"]
     speeds = [speed for of_side in runs.values() for run in of_side for speed in run["matrix_gflops"]]
     found["ratio_spread"] = [min(ratios), max(ratios)]
     found["quiet"] = max(speeds) <= (1 + BUSY) * min(speeds)
-    shares = [
-        run["floor_seconds"] / statistics.median(run["seconds"]) for run in runs["hfcap"] if "floor_seconds" in run
-    ]
-    if shares:
-        found["share_of_floor"] = statistics.median(shares)
+    for floor in ("floor", "own_floor"):
+        shares = [
+            run[f"{floor}_seconds"] / statistics.median(run["seconds"])
+            for run in runs["hfcap"]
+            if f"{floor}_seconds" in run
+        ]
+        if shares:
+            found[f"share_of_{floor}"] = statistics.median(shares)
     return found | {
         f"ratio_{name}": value / found[other][name] for name, value in found["hfcap"].items() if name != "runs"
     }
@@ -183,9 +148,15 @@ def speed_texts(row: dict[str, Any], even_if_busy: bool) -> list[str]:
     return [*speeds, *(ratio_text(row, name, even_if_busy) for name in ratios)]
 
 
+def arithmetic_text(row: dict[str, Any]) -> str:
+    """Return the ratio of both sides' products and attention, counted: what decides where nothing else takes time."""
+    return f"{row['ratio_gflop']:.2f}" if "ratio_gflop" in row else ""
+
+
 def floor_text(row: dict[str, Any]) -> str:
-    """Return how near hfcap came to its floor."""
-    return f"{row['share_of_floor']:.0%}" if "share_of_floor" in row and row["quiet"] else ""
+    """Return how near hfcap came to its two floors (bench_floor.py)."""
+    known = "share_of_floor" in row and row["quiet"]
+    return f"{row['share_of_floor']:.0%}, {row['share_of_own_floor']:.0%}" if known else ""
 
 
 def benchmark_parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from bench_floor import floors, flop_counter  # type: ignore[import-not-found]  # next to this script, run as a file
 from bench_models import (  # type: ignore[import-not-found]  # next to this script, which runs as a file
     END,
     PAD,
@@ -32,13 +33,11 @@ from bench_models import (  # type: ignore[import-not-found]  # next to this scr
 )
 from bench_sides import (  # type: ignore[import-not-found]
     Clock,
+    arithmetic_text,
     benchmark_parser,
-    copy_speed,
     floor_text,
-    flop_counter,
     in_turns,
     machine,
-    matrix_speed,
     options_for_child,
     ratio_text,
     summaries,
@@ -136,11 +135,9 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
     if torch.cuda.is_available():
         result["gpu_busy_share"] = _busy_share(update)
     if options.precision == "no" and not options.compile:
-        with flop_counter() as counted:
-            update()
         # AdamW reads weights, gradients and two averages, and writes all but the gradients.
         moved = 7 * sum(weight.numel() * weight.element_size() for weight in parameters)
-        result["floor_seconds"] = counted.get_total_flops() / matrix_speed() / 1e9 + moved / copy_speed() / 1e9
+        result |= floors(update, own_bytes=moved)
     return result
 
 
@@ -184,17 +181,21 @@ def _busy_share(update: Callable[[], object], updates: int = 3) -> float:
 
 
 class TrainerClock(TrainerCallback):
-    """Lets the Trainer tick a clock after every update."""
+    """Lets the Trainer tick a clock after every update, and counts the products of the one that warms up."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.counted = flop_counter()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer."""
         self.clock.restart()
+        self.counted.__enter__()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer."""
+        if len(self.clock.marks) == 1:
+            self.counted.__exit__(None, None, None)
         self.clock.tick()
 
 
@@ -264,7 +265,7 @@ def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
         )
         model = get_peft_model(model, lora)
     captions = random_captions(model, options.images * options.accumulation * (options.steps + 1), K)
-    clock = Clock()
+    clock = TrainerClock(Clock())
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -287,11 +288,12 @@ def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
             args=arguments,
             train_dataset=Rows(captions, image_size(family, size)),
             data_collator=row_collate(family),
-            callbacks=[TrainerClock(clock)],
+            callbacks=[clock],
         )
         trainer.train()
     captions_per_update = arguments.train_batch_size * arguments.gradient_accumulation_steps
-    return {**clock.result(), "captions": captions_per_update, "loss": loss}
+    gflop = clock.counted.get_total_flops() / 1e9
+    return {**clock.clock.result(), "captions": captions_per_update, "loss": loss, "gflop": gflop}
 
 
 def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, Any]:
@@ -316,8 +318,8 @@ def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, An
 
 def show(rows: list[dict[str, Any]], console: Console, even_if_busy: bool) -> None:
     """Print the ratio table."""
-    head = ("Trainer captions/s", "hfcap captions/s", "ratio", "by processor time", "memory", "of the floor's speed")
-    table = Table("captioner", "case", *head)
+    head = ("Trainer captions/s", "hfcap captions/s", "ratio", "by processor time", "by arithmetic", "memory")
+    table = Table("captioner", "case", *head, "of the floors' speed")
     for row in rows:
         ours, theirs = row["hfcap"], row["trainer"]
         table.add_row(
@@ -327,6 +329,7 @@ def show(rows: list[dict[str, Any]], console: Console, even_if_busy: bool) -> No
             f"{ours['captions_per_second']:.2f}",
             ratio_text(row, "ratio_captions_per_second", even_if_busy),
             ratio_text(row, "ratio_captions_per_processor_second", even_if_busy),
+            arithmetic_text(row),
             f"{ours['peak_memory_bytes'] / 2**30:.2f} / {theirs['peak_memory_bytes'] / 2**30:.2f} GiB",
             floor_text(row),
         )

@@ -64,6 +64,7 @@ def test_training_gives_both_sides_the_same_number_of_captions(tmp_path: Path) -
     assert row["ratio_peak_memory_bytes"] > 0 and row["ratio_with_encoding_over_5_epochs"] > 0
     assert row["loss"]["hfcap"] == pytest.approx(row["loss"]["trainer"], rel=1e-5)
     assert 0 < row["share_of_floor"] < 1, "faster than its products and its memory"
+    assert 0 < row["share_of_own_floor"] < 1 and row["ratio_gflop"] > 1
 
 
 def test_the_check_of_a_gpu_ends_on_a_cpu(tmp_path: Path) -> None:
@@ -90,27 +91,55 @@ def test_a_busy_machine_gives_no_ratio(speed: float, text: str, monkeypatch: pyt
     sides = importlib.import_module("bench_sides")
     runs = {
         "plain": [_side([2.0, 2.0], [100.0, speed]), _side([6.0, 6.0], [100.0, 100.0])],
-        "hfcap": [{**_side([2.0, 2.0], [100.0, 100.0]), "floor_seconds": 1.0}, _side([2.0, 2.0], [100.0, 100.0])],
+        "hfcap": [{**_side([2.0, 2.0], [100.0, 100.0]), "floor_seconds": 1.0, "own_floor_seconds": 1.5}, _side([2.0, 2.0], [100.0, 100.0])],
     }
     row = sides.summaries(runs, "images", 4)
     assert sides.ratio_text(row, "ratio_images_per_second", even_if_busy=False) == text
     assert sides.ratio_text(row, "ratio_images_per_second", even_if_busy=True) == "2.00 (1.00 to 3.00)"
     assert row["plain"]["images_per_second"] == 1.0 and row["share_of_floor"] == 0.5
+    assert row["share_of_own_floor"] == 0.75
 
 
 def test_products_and_attention_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention on a CPU, which torch's own counter leaves out, counts as it does where it is two plain products."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    sides = importlib.import_module("bench_sides")
+    floor = importlib.import_module("bench_floor")
     query, key = (torch.randn(2, 4, length, 32, requires_grad=True) for length in (64, 48))
     counts = []
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
-        with sdpa_kernel(backend), sides.flop_counter() as counted:
+        with sdpa_kernel(backend), floor.flop_counter() as counted:
             torch.nn.functional.scaled_dot_product_attention(query, key, key).sum().backward()
         counts.append(counted.get_total_flops())
     # The one kernel computes the weights again in its backward pass: one product more.
     product = 2 * 2 * 4 * 64 * 48 * 32
     assert counts == [7 * product, 6 * product]
+
+
+def test_each_product_is_run_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The floor of own shapes runs every product of the work, in training as in inference mode, laid out alike."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    floor = importlib.import_module("bench_floor")
+    layer, rows = torch.nn.Linear(48, 32), torch.randn(3, 10, 48)[:, ::2].flatten(0, 1)
+    ran: list[tuple[str, list[tuple[int, ...]], list[tuple[int, ...]]]] = []
+    alone = floor._alone
+
+    def watched(operation: Any, leaves: list[Any], structure: Any) -> float:
+        assert alone(operation, leaves, structure) > 0
+        tensors = [leaf.tensor() for leaf in leaves if isinstance(leaf, floor._Like)]
+        ran.append((operation.__name__, [tuple(each.shape) for each in tensors], [each.stride() for each in tensors]))
+        return 1.0
+
+    monkeypatch.setattr(floor, "_alone", watched)
+    found = floor.floors(lambda: [layer(rows).sum().backward() for _ in range(3)], own_bytes=0)
+    # Forward one product; backward that of the weight (the rows want no gradient).
+    shapes = [("addmm.default", [(32,), (15, 48), (48, 32)]), ("mm.default", [(32, 15), (15, 48)])]
+    assert [(name, of_one) for name, of_one, _ in ran] == shapes
+    assert ran[0][2] == [(1,), (48, 1), (1, 48)], "the weight is transposed in place"
+    assert found["own_floor_seconds"] == 6.0 and found["gflop"] == 3 * 2 * (2 * 15 * 48 * 32) / 1e9
+    ran.clear()
+    with torch.inference_mode():
+        floor.floors(lambda: layer(rows[:1].expand(15, 48)), own_bytes=0)
+    assert ran == [("addmm.default", shapes[0][1], [(1,), (0, 1), (1, 48)])]
 
 
 def test_scores_of_many_images_are_measured_on_both_sides(tmp_path: Path) -> None:
@@ -134,9 +163,10 @@ def test_kernels_are_those_that_were_asked_for(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     kernels = importlib.import_module("bench_kernels")
     assert kernels.capabilities_here()[0] == "default"
+    floors = {"floor_seconds": 1.0, "own_floor_seconds": 2.0}
     says = (
         "import json, torch; name, enabled = torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled; "
-        "print(json.dumps({'seconds': [name], 'processor_seconds': [enabled], 'floor_seconds': 1.0}))"
+        f"print(json.dumps({{'seconds': [name], 'processor_seconds': [enabled]}} | {floors}))"
     )
     for name, _ in kernels.CASES.values():
         (tmp_path / name).write_text(says)
@@ -145,5 +175,5 @@ def test_kernels_are_those_that_were_asked_for(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     for onednn in ("on", "off"):
         found = kernels.measure("blip-captioning", "default", onednn, 1, "small")
-        assert found == {"seconds": "DEFAULT", "processor_seconds": onednn == "on", "floor_seconds": 1.0}
+        assert found == {"seconds": "DEFAULT", "processor_seconds": onednn == "on"} | floors
     assert "ATEN_CPU_CAPABILITY" not in os.environ
