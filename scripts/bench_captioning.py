@@ -32,6 +32,7 @@ from bench_sides import (  # type: ignore[import-not-found]
     floor_text,
     in_turns,
     machine,
+    machine_text,
     options_for_child,
     speed_texts,
     summaries,
@@ -51,12 +52,13 @@ def lively(model: Any) -> None:
     Fresh weights make all images and words nearly alike: every image would get the same caption, or rounding would
     choose among the words.
     """
-    generator = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 scale = 1.5 * parameter[0].numel() ** -0.5
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, device=device) * scale)
 
 
 def decoder_of(model: Any) -> Any:
@@ -72,7 +74,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pixels = torch.randn(options.batch_size, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device)
     values = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
-    model.eval().to(device)
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    model.eval().to(device, dtype)
+    pixels = pixels.to(dtype)
     # A captioner changes its model; the other side keeps the plain one.
     captioner = as_captioner(options.family, model, options.size) if options.side == "hfcap" else None
     tokenizer = word_tokenizer(model)
@@ -100,17 +104,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         clock.tick()
     result = {**clock.result(), "captions": captions, "gflop": counted.get_total_flops() / 1e9}
     if captioner is not None:
+        if device == "cpu" and options.precision == "no":
+            # Every step reads the decoder's weights.
+            weights = sum(weight.numel() * weight.element_size() for weight in decoder_of(model).parameters())
+            result |= floors(caption, own_bytes=0, weight_bytes=weights * options.max_new_tokens)
         if device == "cpu":  # a GPU has not ended when the call does
             result["encode_seconds"] = encoding[1:]
-        # Every step reads the decoder's weights.
-        weights = sum(weight.numel() * weight.element_size() for weight in decoder_of(model).parameters())
-        result |= floors(caption, own_bytes=0, weight_bytes=weights * options.max_new_tokens)
     return result
 
 
 def compare(options: argparse.Namespace, family: str) -> dict[str, Any]:
     """Run both sides in turns, each in its own process."""
-    names = ("size", "threads", "batch_size", "batches", "beams", "max_new_tokens")
+    names = ("size", "threads", "batch_size", "batches", "beams", "max_new_tokens", "precision")
     runs = in_turns(__file__, [*options_for_child(options, names), "--family", family], SIDES, options.rounds)
     ours, theirs = runs["hfcap"][0]["captions"], runs["generate"][0]["captions"]
     row: dict[str, Any] = {"family": family, "batch_size": options.batch_size, "beams": options.beams}
@@ -127,11 +132,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1, help="batches that count, after one that warms up")
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="number type of all weights")
     options = parser.parse_args()
     prepare_process(options.threads, options.side)
     if options.side:
         print(json.dumps(measure(options)))
         return
+    result: dict[str, Any] = {"machine": machine(), "threads": options.threads, "size": options.size, "rows": []}
+    result |= {"max_new_tokens": options.max_new_tokens, "precision": options.precision}
     table = Table(
         "captioner",
         "generate images/s",
@@ -141,9 +149,8 @@ def main() -> None:
         "by arithmetic",
         "same captions",
         "of the floors' speed",
+        title=machine_text(result["machine"]),
     )
-    result: dict[str, Any] = {"machine": machine(), "threads": options.threads, "size": options.size, "rows": []}
-    result["max_new_tokens"] = options.max_new_tokens
     for family in options.families:
         row = compare(options, family)
         result["rows"].append(row)

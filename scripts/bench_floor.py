@@ -1,8 +1,8 @@
 """What a piece of work must take at least on this machine: its products and attention, and the memory it must move.
 
-Two floors. One takes each product at the speed of a large square one. The other runs each product of the work by itself,
-with its own shapes, over and over: narrow products never reach the speed of a square one, and their operands lie in the
-cache then, so this is still less than they can take within the work.
+Two floors. One takes each product at the speed of a large square one. The other runs each product of the work by
+itself, with its own shapes, over and over: narrow products never reach the speed of a square one, and their operands
+lie in the cache then, so this is still less than they can take within the work.
 """
 
 from __future__ import annotations

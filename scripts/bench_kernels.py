@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from bench_floor import matrix_speed  # type: ignore[import-not-found]  # next to this script, which runs as a file
-from bench_sides import machine, run_child  # type: ignore[import-not-found]
+from bench_sides import machine, machine_text, run_child  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +29,7 @@ from hfcap.files import write_json
 _CAPABILITIES = ("default", "avx2", "avx512")
 """From the plainest on; a machine has the kernels of its own and of all before it."""
 CASES: dict[str, tuple[str, list[str]]] = {
+    "blip-full": ("bench_training.py", ["--family", "blip", "--case", "full", "--images", "2"]),
     "blip-lora": ("bench_training.py", ["--family", "blip", "--case", "lora", "--images", "2"]),
     "vit_gpt2-lora": ("bench_training.py", ["--family", "vit_gpt2", "--case", "lora", "--images", "4"]),
     "clip_prefix-lora": ("bench_training.py", ["--family", "clip_prefix", "--case", "lora", "--images", "4"]),
@@ -98,6 +99,7 @@ def main() -> None:
                 if found["seconds"] < known["seconds"]:
                     best[case, setting] = found
     table = Table("case", "kernels", "oneDNN", "threads", "seconds", "processor seconds", "of the floors' speed")
+    table.title = machine_text(result["machine"])
     for (case, (name, onednn, count)), found in best.items():
         shares = (found[floor] / found["seconds"] for floor in ("floor_seconds", "own_floor_seconds"))
         result["rows"].append({"case": case, "kernels": name, "onednn": onednn, "threads": count, **found})

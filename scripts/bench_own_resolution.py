@@ -6,7 +6,7 @@
 Both sides read the same image files, of four or sixteen shapes in mixed order, through the model's own processor, one
 at a time and in batches, and must say the same words. The other side pads prompts of different lengths on the left, as
 the processors do; "to generate one by one" compares with its single images, by processor time. Random weights rarely
-end a caption, so that every image runs to `--max-new-tokens`.
+end a caption, so that every image runs to `--max-new-tokens`. `--size 3b`: Qwen2.5-VL in its true size, in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from bench_sides import (  # type: ignore[import-not-found]
     benchmark_parser,
     in_turns,
     machine,
+    machine_text,
     options_for_child,
     speed_texts,
     summaries,
@@ -50,6 +51,7 @@ from tests.captioners.itt_models import itt
 from tests.captioners.itt_more_models import more
 
 SIDES = ("generate", "hfcap")
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = {"qwen2_5_vl": itt, "internvl": more, "idefics3": itt}
 FOUR = ((320, 240), (240, 320), (320, 212), (280, 280))
 SHAPES = {
@@ -65,17 +67,22 @@ PROMPT = "what is on it?"
 
 
 def larger(kind: str, size: str) -> ImageTextToText:
-    """Return a captioner of one kind with random weights: a tenth of a gigabyte where `size` is "true"."""
+    """Return a captioner of one kind with random weights: a tenth of a gigabyte where `size` is "true", 3b: 7."""
     small = KINDS[kind](kind, PROMPT, own=True)
     processor, config = small.processor, small.model.config.to_dict()
+    of_3b = size == "3b"
     processor.tokenizer.add_tokens([f" word{number}" for number in range(8000)])
     processor.tokenizer.padding_side = "left"
-    if size == "true":
+    if size != "small":
         _enlarge(kind, processor, config)
-    config["text_config"]["vocab_size"] = len(processor.tokenizer)
+    if of_3b:
+        _enlarge_to_3b(config)
+    config["text_config"]["vocab_size"] = 151_936 if of_3b else len(processor.tokenizer)
     model_type = config.pop("model_type")
     torch.manual_seed(0)
-    model: Any = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **config))
+    with torch.device(_DEVICE):
+        made = AutoConfig.for_model(model_type, **config)
+        model: Any = AutoModelForImageTextToText.from_config(made, dtype=torch.bfloat16 if of_3b else torch.float32)
     lively(model)
     return ImageTextToText(model.eval(), processor, PROMPT)
 
@@ -104,6 +111,15 @@ def _enlarge(kind: str, processor: Any, config: dict[str, Any]) -> None:
         processor.image_seq_len = 64
 
 
+def _enlarge_to_3b(config: dict[str, Any]) -> None:
+    """Set the widths and layers of Qwen2.5-VL-3B (its config.json)."""
+    config["text_config"] |= {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36}
+    config["text_config"] |= {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128}
+    config["text_config"]["rope_parameters"]["mrope_section"] = [16, 24, 24]
+    config["vision_config"] |= {"depth": 32, "num_heads": 16, "hidden_size": 1280, "intermediate_size": 3420}
+    config["vision_config"] |= {"out_hidden_size": 2048, "fullatt_block_indexes": [7, 15, 23, 31]}
+
+
 def own_way(captioner: ImageTextToText, files: Sequence[Path], batch_size: int, options: GenerateOptions) -> list[str]:
     """Caption files as the model's documentation does: processor with padding, `generate`, decode."""
     processor, captions = captioner.processor, []
@@ -120,7 +136,7 @@ def own_way(captioner: ImageTextToText, files: Sequence[Path], batch_size: int, 
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
-        )
+        ).to(captioner.model.device, captioner.model.dtype)
         found = captioner.model.generate(**inputs, generation_config=captioner.generation_config(options))
         sequences = found if isinstance(found, torch.Tensor) else found.sequences
         texts = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -171,10 +187,11 @@ def compare(options: argparse.Namespace, kind: str, batch_size: int) -> dict[str
 
 def main() -> None:
     """Measure one side (child process), or all."""
-    parser = benchmark_parser(__doc__, SIDES)
+    parser = benchmark_parser(__doc__, SIDES, sizes=("true", "small", "3b"))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--shapes", choices=SHAPES, default="four")
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--only-batches", action="store_true", help="not one at a time")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=32)
@@ -183,22 +200,30 @@ def main() -> None:
     if options.side:
         print(json.dumps(measure(options)))
         return
-    table = Table(
-        "model", "images at once", "generate images/s", "hfcap images/s", "ratio", "by processor time", "same"
-    )
     result: dict[str, Any] = {"machine": machine(), "threads": options.threads, "size": options.size, "rows": []}
+    head = (
+        "images at once",
+        "generate images/s",
+        "hfcap images/s",
+        "ratio",
+        "by processor time",
+        "to generate one by one",
+    )
+    table = Table("model", *head, "same", title=machine_text(result["machine"]))
     for kind in options.kinds:
-        one_by_one = 0.0
-        for batch_size in (1, options.batch_size):
+        alone: Any = None
+        for batch_size in (options.batch_size,) if options.only_batches else (1, options.batch_size):
             row = compare(options, kind, batch_size)
             result["rows"].append(row)
-            one_by_one = one_by_one or row["generate"]["images_per_processor_second"]
-            row["ratio_to_one_by_one"] = row["hfcap"]["images_per_processor_second"] / one_by_one
+            alone = row["generate"] if batch_size == 1 else alone
+            if alone is not None:
+                ours, theirs = (side["images_per_processor_second"] for side in (row["hfcap"], alone))
+                row["ratio_to_one_by_one"] = ours / theirs
             table.add_row(
                 kind,
                 str(batch_size),
                 *speed_texts(row, options.even_if_busy),
-                f"{row['ratio_to_one_by_one']:.2f}",
+                f"{row['ratio_to_one_by_one']:.2f}" if alone is not None else "",
                 f"{row['same_captions']:.0%}",
             )
     Console().print(table)

@@ -48,6 +48,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_text(found: dict[str, Any]) -> str:
+    """Return the heading of a table: the machine of `machine`, and how busy it was at the start."""
+    return f"{found['processor']}, {found['kernels']}, {found['cores']} cores, load {found['load_average']}"
+
+
 class Clock:
     """Wall and processor seconds of each piece of work; the first one warms up."""
 
@@ -159,10 +164,12 @@ def floor_text(row: dict[str, Any]) -> str:
     return f"{row['share_of_floor']:.0%}, {row['share_of_own_floor']:.0%}" if known else ""
 
 
-def benchmark_parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
+def benchmark_parser(
+    description: str | None, sides: Sequence[str], sizes: Sequence[str] = ("true", "small")
+) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks have; `--side` and `--family` are for child processes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["true", "small"], default="true")
+    parser.add_argument("--size", choices=sizes, default="true")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--rounds", type=int, default=3, help="how often the two sides take turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

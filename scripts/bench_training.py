@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from bench_sides import (  # type: ignore[import-not-found]
     floor_text,
     in_turns,
     machine,
+    machine_text,
     options_for_child,
     ratio_text,
     summaries,
@@ -64,6 +65,8 @@ SIDES = ("trainer", "hfcap")
 K = 5
 EPOCHS = 5
 LORA = LoraOptions()
+STEP = 0.1
+"""Length of the step after which `--compare-step` compares losses."""
 
 
 class RandomInputs:
@@ -90,9 +93,10 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
     side = image_size(family, size)
     accelerator = Accelerator(mixed_precision=options.precision)
     captioner.model.to(accelerator.device)
-    result: dict[str, Any] = {"loss": _our_loss(captioner, side, accelerator)}
+    result: dict[str, Any] = {"loss": _mean(lambda: _our_losses(captioner, side, accelerator))}
     shape: tuple[int, ...] = (3, side, side)
     if case == "lora":
+        torch.manual_seed(0)
         add_lora(captioner, LORA)
         captioner.model.to(accelerator.device)
         shape, result["encode_seconds_per_image"] = _encoding(captioner, options.images, side, accelerator)
@@ -110,12 +114,14 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
 
     if options.compile:
         compile_layers(captioner.model)
-    optimizer = build_optimizer(captioner, train)
+    parameters = list(trained_parameters(captioner.model).values())
+    if options.compare_step:
+        result["loss_after_step"] = _after_step(lambda: _our_losses(captioner, side, accelerator), parameters)
     plain = CrossEntropy(captioner, 0.0)
     objective = accelerator.prepare(plain).train()
+    optimizer = accelerator.prepare(build_optimizer(captioner, train))
     for module in frozen_modules(captioner):
         module.eval()
-    parameters = list(trained_parameters(captioner.model).values())
 
     def update() -> int:
         window = [next(loader).to(accelerator.device) for _ in range(options.accumulation)]
@@ -125,7 +131,7 @@ def measure_ours(options: argparse.Namespace, case: str) -> dict[str, Any]:
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return sum(int((batch.packed.caption_index.amax(1) + 1).sum()) for batch in window)
+        return sum(batch.n_captions for batch in window)
 
     clock = Clock()
     for _ in range(options.steps + 1):
@@ -147,10 +153,10 @@ def _encoding(captioner: Captioner, count: int, side: int, accelerator: Accelera
     images = torch.randn(count, 3, side, side, device=accelerator.device)
     clock = Clock()
     with accelerator.autocast():
-        for _ in range(2):
+        for _ in range(4):
             states = captioner.encode(images)
             clock.tick()
-    return tuple(states.shape[1:]), clock.result()["seconds"][0] / count
+    return tuple(states.shape[1:]), statistics.median(clock.result()["seconds"]) / count
 
 
 def _same_batch(model: Any, side: int) -> tuple[torch.Tensor, list[list[list[int]]]]:
@@ -159,24 +165,42 @@ def _same_batch(model: Any, side: int) -> tuple[torch.Tensor, list[list[list[int
     return pixels, random_captions(model, 2, K, seed=7)
 
 
-@torch.inference_mode()
-def _our_loss(captioner: Captioner, side: int, accelerator: Accelerator) -> float:
+def _our_losses(captioner: Captioner, side: int, accelerator: Accelerator) -> Iterator[torch.Tensor]:
     pixels, captions = _same_batch(captioner.model, side)
     packed = pack_captions(captions, [START], captioner.end_token_id, captioner.pad_token_id)
     batch = CaptionBatch(pixels, False, packed, 2 * K).to(accelerator.device)
     objective = CrossEntropy(captioner, 0.0).eval()
     with accelerator.autocast():
-        return float(objective(batch)) / objective.units(batch)
+        yield objective(batch) / objective.units(batch)
+
+
+@torch.inference_mode()
+def _mean(losses: Callable[[], Iterator[torch.Tensor]]) -> float:
+    return sum(float(part) for part in losses())
+
+
+def _after_step(losses: Callable[[], Iterator[torch.Tensor]], parameters: list[torch.nn.Parameter]) -> float:
+    """Return the loss of the same batch after one step of gradient descent, which tells gradients apart."""
+    for part in losses():
+        (1024 * part).backward()  # float16 has no small gradients
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    with torch.no_grad():
+        for each, gradient in zip(parameters, gradients, strict=True):
+            each -= STEP / length * gradient
+            each.grad = None
+    return _mean(losses)
 
 
 def _busy_share(update: Callable[[], object], updates: int = 3) -> float:
     """Share of the time of some updates in which the GPU computed."""
-    started = time.perf_counter()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
         for _ in range(updates):
             update()
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / seconds
 
 
@@ -232,31 +256,30 @@ def row_collate(family: str) -> Any:
     return collate
 
 
-@torch.inference_mode()
-def _their_loss(model: Any, options: argparse.Namespace) -> float:
-    """Mean loss of each caption in a row of its own, by the model's own forward."""
+def _their_losses(model: Any, options: argparse.Namespace) -> Iterator[torch.Tensor]:
+    """Share of each caption, in a row of its own, in the mean loss, by the model's own forward."""
     pixels, captions = _same_batch(model, image_size(options.family, options.size))
     collate = row_collate(options.family)
     rows = [(pixels[image], caption) for image, of_image in enumerate(captions) for caption in of_image]
+    tokens = sum(len(caption) + 1 for _, caption in rows)
     kind = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
-    total, tokens = 0.0, 0
     model.eval()
     for image, caption in rows:
         made = collate([{"pixel_values": image, "caption": caption}])
         inputs = {name: value.to(model.device) for name, value in made.items()}
         with torch.autocast(model.device.type, dtype=kind, enabled=kind is not None):
-            total += float(model(**inputs).loss) * (len(caption) + 1)
-        tokens += len(caption) + 1
+            loss = model(**inputs).loss
+        yield loss * ((len(caption) + 1) / tokens)
     model.train()
-    return total / tokens
 
 
 def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
     """Train a few updates with transformers' Trainer."""
     family, size = options.family, options.size
     model = build_model(family, size).to("cuda" if torch.cuda.is_available() else "cpu")
-    loss = _their_loss(model, options)
+    result: dict[str, Any] = {"loss": _mean(lambda: _their_losses(model, options))}
     if case == "lora":
+        torch.manual_seed(0)
         lora = LoraConfig(
             target_modules=registry.load("captioners", family).REGISTERED.lora_target_modules,
             modules_to_save=["mapper"] if family == "clip_prefix" else None,
@@ -264,6 +287,9 @@ def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
             **LORA.model_dump(include={"r", "lora_alpha", "lora_dropout"}),
         )
         model = get_peft_model(model, lora)
+    if options.compare_step:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        result["loss_after_step"] = _after_step(lambda: _their_losses(model, options), trained)
     captions = random_captions(model, options.images * options.accumulation * (options.steps + 1), K)
     clock = TrainerClock(Clock())
     with tempfile.TemporaryDirectory() as folder:
@@ -293,7 +319,7 @@ def measure_trainer(options: argparse.Namespace, case: str) -> dict[str, Any]:
         trainer.train()
     captions_per_update = arguments.train_batch_size * arguments.gradient_accumulation_steps
     gflop = clock.counted.get_total_flops() / 1e9
-    return {**clock.clock.result(), "captions": captions_per_update, "loss": loss, "gflop": gflop}
+    return {**result, **clock.clock.result(), "captions": captions_per_update, "gflop": gflop}
 
 
 def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, Any]:
@@ -301,25 +327,26 @@ def compare(options: argparse.Namespace, family: str, case: str) -> dict[str, An
     images = options.images or (2 if case == "full" and family == "blip" else 4)
     common = options_for_child(options, ("size", "threads", "steps", "accumulation", "precision"))
     common += ["--family", family, "--case", case, "--images", str(images)]
-    common += ["--compile"] if options.compile else []
+    common += [f"--{name.replace('_', '-')}" for name in ("compile", "compare_step") if getattr(options, name)]
     runs = in_turns(__file__, common, SIDES, options.rounds)
     [captions] = {run["captions"] for of_side in runs.values() for run in of_side}
     row: dict[str, Any] = {"family": family, "case": case, "captions_per_update": captions}
     row |= summaries(runs, "captions", captions)
-    row["loss"] = {side: of_side[0]["loss"] for side, of_side in runs.items()}
+    for name in ("loss", "loss_after_step") if options.compare_step else ("loss",):
+        row[name] = {side: of_side[0][name] for side, of_side in runs.items()}
     if "gpu_busy_share" in runs["hfcap"][0]:
         row["gpu_busy_share"] = statistics.median(run["gpu_busy_share"] for run in runs["hfcap"])
     if case == "lora":
-        encode = min(run["encode_seconds_per_image"] for run in runs["hfcap"])
+        encode = statistics.median(run["encode_seconds_per_image"] for run in runs["hfcap"])
         per_caption = 1 / row["hfcap"]["captions_per_second"] + encode / (K * EPOCHS)
         row["ratio_with_encoding_over_5_epochs"] = 1 / per_caption / row["trainer"]["captions_per_second"]
     return row
 
 
-def show(rows: list[dict[str, Any]], console: Console, even_if_busy: bool) -> None:
+def show(rows: list[dict[str, Any]], title: str, even_if_busy: bool) -> None:
     """Print the ratio table."""
     head = ("Trainer captions/s", "hfcap captions/s", "ratio", "by processor time", "by arithmetic", "memory")
-    table = Table("captioner", "case", *head, "of the floors' speed")
+    table = Table("captioner", "case", *head, "of the floors' speed", title=title)
     for row in rows:
         ours, theirs = row["hfcap"], row["trainer"]
         table.add_row(
@@ -336,7 +363,7 @@ def show(rows: list[dict[str, Any]], console: Console, even_if_busy: bool) -> No
         if "ratio_with_encoding_over_5_epochs" in row:
             spread = ratio_text(row, "ratio_with_encoding_over_5_epochs", even_if_busy)
             table.add_row("", "with encoding, 5 epochs", "", "", spread)
-    console.print(table)
+    Console().print(table)
 
 
 def main() -> None:
@@ -348,6 +375,7 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per update, on both sides")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--compile", action="store_true", help="hfcap's side as with train.torch_compile")
+    parser.add_argument("--compare-step", action="store_true", help="also compare the loss after one plain step")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     prepare_process(options.threads, options.side)
@@ -355,7 +383,6 @@ def main() -> None:
         measure = measure_ours if options.side == "hfcap" else measure_trainer
         print(json.dumps(measure(options, options.case)))
         return
-    console = Console()
     result: dict[str, Any] = {"machine": machine(), "threads": options.threads, "size": options.size}
     result |= {"precision": options.precision, "rows": []}
     for family in options.families:
@@ -365,7 +392,7 @@ def main() -> None:
             result["rows"].append(compare(options, family, case))
             if options.output:
                 write_json(options.output, result)
-    show(result["rows"], console, options.even_if_busy)
+    show(result["rows"], machine_text(result["machine"]), options.even_if_busy)
 
 
 if __name__ == "__main__":

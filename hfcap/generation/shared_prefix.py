@@ -62,7 +62,8 @@ class SharedPrefix:
             **arguments: Any,
         ) -> tuple[torch.Tensor, None]:
             nonlocal plain
-            layers[getattr(module, "layer_idx", -1)] = (key, value)
+            # As attention multiplies them: it would otherwise copy these views, part of a larger tensor, at every word.
+            layers[getattr(module, "layer_idx", -1)] = (key.contiguous(), value.contiguous())
             plain &= all(name in _NEUTRAL or setting is None for name, setting in arguments.items())
             return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
 

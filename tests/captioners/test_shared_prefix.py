@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfcap.captioners.base import Captioner
 from hfcap.generation.shared_prefix import SharedPrefix
@@ -149,3 +150,39 @@ def test_blip2_reads_queries_and_prompt_once_per_image(monkeypatch: pytest.Monke
     captioner.caption_states(states, GenerateOptions(num_beams=3, max_new_tokens=3, min_new_tokens=3))
     handle.remove()
     assert rows == [2, 6, 6, 6]
+
+
+class _Copies(TorchDispatchMode):
+    """Sizes of the tensors that are copied as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # in inference mode a product is one operation until it is taken apart
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is NotImplemented:
+            result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in (torch.ops.aten.clone, torch.ops.aten.copy_):
+            self.sizes.append(result.numel())
+        return result
+
+
+def test_no_word_copies_the_prefix(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models give keys as views of a larger tensor, which a product of four dimensions would copy each time."""
+    copied: list[float] = []
+    attention = SharedPrefix.attention
+
+    def watched(self: SharedPrefix, module: Any, *values: Any, **arguments: Any) -> Any:
+        keys, _ = self._layers[module.layer_idx]
+        with _Copies() as copies:
+            found = attention(self, module, *values, **arguments)
+        copied.append(max(copies.sizes, default=0) / keys.numel())
+        return found
+
+    monkeypatch.setattr(SharedPrefix, "attention", watched)
+    states = captioner.encode(pixel_values(captioner, 4)).detach()
+    monkeypatch.setattr(captioner, "generate", captioner.fast_generate)
+    captioner.caption_states(states, GenerateOptions(num_beams=1, max_new_tokens=6))
+    assert copied and max(copied) < 1
