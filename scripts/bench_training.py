@@ -187,7 +187,7 @@ def _after_step(losses: Callable[[], Iterator[torch.Tensor]], parameters: list[t
     length = torch.stack([gradient.norm() for gradient in gradients]).norm()
     with torch.no_grad():
         for each, gradient in zip(parameters, gradients, strict=True):
-            each -= STEP / length * gradient
+            each.sub_(gradient * (STEP / length))
             each.grad = None
     return _mean(losses)
 
