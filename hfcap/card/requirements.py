@@ -7,7 +7,9 @@ proof (verify.py) finds it out, because it runs with the packages of the card an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ _OF_PROCESSORS = {
 }
 _OF_QUANTIZATION = {"bitsandbytes": ("accelerate", "bitsandbytes")}
 _PROCESSOR_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "video_processor_type")
+
+_Installed = tuple[tuple[str, int], ...]
 
 _NAME, _BOUND = r"[A-Za-z0-9][A-Za-z0-9._-]*", r">=[0-9][0-9A-Za-z.]*"
 _LINE = re.compile(rf'^pip install((?: {_NAME}| "{_NAME}{_BOUND}")+)$', re.MULTILINE)
@@ -108,7 +112,7 @@ def _of_code(files: Iterable[Path], named: Iterable[str]) -> Iterator[str]:
     imported = {module for path in files for module in get_imports(path)}
     if not imported:
         return
-    owners = metadata.packages_distributions()
+    owners = owners_of_modules()
     brought = brought_by(named)
     for module in sorted(imported):
         # What is not installed cannot have run here; a guess at its name could be the name of something else.
@@ -182,6 +186,11 @@ def unmet(requirements: Iterable[str]) -> list[str]:
 
 def brought_by(requirements: Iterable[str]) -> set[str]:
     """Return the installed distributions that these name or bring along, by normalised name."""
+    return set(_brought_by(tuple(requirements), _installed()))
+
+
+@lru_cache
+def _brought_by(requirements: tuple[str, ...], _: _Installed) -> frozenset[str]:
     waiting = [Requirement(requirement) for requirement in requirements]
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
@@ -202,16 +211,29 @@ def brought_by(requirements: Iterable[str]) -> set[str]:
             extras = [{"extra": extra} for extra in ("", *requirement.extras)]
             if inner.marker is None or any(inner.marker.evaluate(extra) for extra in extras):
                 waiting.append(inner)
-    return {name for name, _ in seen}
+    return frozenset(name for name, _ in seen)
+
+
+def owners_of_modules() -> Mapping[str, Sequence[str]]:
+    """Return the distributions that each top-level module comes from."""
+    return _owners(_installed())
+
+
+@lru_cache(maxsize=1)
+def _owners(_: _Installed) -> Mapping[str, Sequence[str]]:
+    return metadata.packages_distributions()
+
+
+def _installed() -> _Installed:
+    """Return what changes where something is installed: to read the lists of all distributions takes a second."""
+    return tuple((entry, Path(entry).stat().st_mtime_ns) for entry in sys.path if Path(entry).is_dir())
 
 
 def modules_of(distributions: Iterable[str]) -> set[str]:
     """Return the top-level modules of distributions, given by normalised name."""
     wanted = set(distributions)
     found = {
-        module
-        for module, names in metadata.packages_distributions().items()
-        if wanted & {canonicalize_name(name) for name in names}
+        module for module, names in owners_of_modules().items() if wanted & {canonicalize_name(name) for name in names}
     }
     for name in wanted:
         # Beside those that a package declares: extension modules with names of their own, for example.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import Any
 
 FILE_NAME = "training_curve.png"
+
+_Points = tuple[tuple[int, float], ...]
 
 
 def points(log: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -23,20 +26,25 @@ def draw_curve(log: list[dict[str, Any]]) -> bytes:
 
     The same log gives the same bytes with the same matplotlib.
     """
+    return _drawn(*(tuple(points(log, key)) for key in ("loss", "validation_loss", "validation_cider")))
+
+
+@lru_cache(maxsize=4)  # a run is staged again for each proof, and each time it would take half a second
+def _drawn(training: _Points, validation: _Points, cider: _Points) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for key, label, colour in (("loss", "training loss", "#9aa5b1"), ("validation_loss", "validation loss", "#1f5fa8")):
-        if values := points(log, key):
+    for values, label, colour in ((training, "training loss", "#9aa5b1"), (validation, "validation loss", "#1f5fa8")):
+        if values:
             axes.plot(*zip(*values, strict=True), label=label, color=colour, marker="o" if len(values) < 40 else "")
     axes.set_xlabel("optimiser updates")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    if cider := points(log, "validation_cider"):
+    if cider:
         right = axes.twinx()
         right.plot(*zip(*((step, 100 * value) for step, value in cider), strict=True), color="#c8602b", label="CIDEr-D")
         right.set_ylabel("validation CIDEr-D x100")

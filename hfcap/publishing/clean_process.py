@@ -9,13 +9,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from hfcap.card.requirements import brought_by, modules_of
+from hfcap.card.requirements import brought_by, modules_of, owners_of_modules
 from hfcap.children import environment_without_secrets, run_program
 from hfcap.errors import WorkError
 from hfcap.files import read_json, read_text
@@ -147,7 +146,7 @@ def run_clean(
             f"the clean process ended with code {done.returncode}; check memory and installed packages: "
             f"{_last_lines(done.stderr)}"
         )
-    shown = set(metadata.packages_distributions()) - {"hfcap"} if allowed is None else set(allowed["modules"])
+    shown = set(owners_of_modules()) - {"hfcap"} if allowed is None else set(allowed["modules"])
     return {name: _result(value, shown) for name, value in results.items()}
 
 
@@ -173,7 +172,7 @@ def _named_in(message: str, asked_for: Sequence[str], shown: set[str]) -> tuple[
         asked_for: modules that the process looked for in vain. shown: modules that it could find.
     """
     found: set[str] = set()
-    for module, owners in metadata.packages_distributions().items():
+    for module, owners in owners_of_modules().items():
         # transformers may not even look for a package, because it misses another one that this one needs.
         before = r"(?<![\w/])" if module in asked_for else r"(?:requires (?:the )?|pip install )"
         names = "|".join(re.escape(name) for name in {*owners, module})
