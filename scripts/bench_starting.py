@@ -191,7 +191,9 @@ def simulate(count: int) -> dict[str, dict[str, float]]:
 
 
 def _in_new_process(data: dict[str, Any], cache: Path) -> dict[str, dict[str, float]]:
-    environment = os.environ | {"HFCAP_CACHE": str(cache), "HF_HOME": str(cache / "hf"), "HF_DATASETS_OFFLINE": "1"}
+    environment = os.environ | {"HFCAP_CACHE": str(cache)}
+    if data["source"] == "hub":  # the only one that keeps anything there
+        environment |= {"HF_HOME": str(cache / "hf"), "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, "-m", "scripts.bench_starting", "--measure", json.dumps(data)]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])

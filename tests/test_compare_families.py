@@ -46,7 +46,9 @@ def test_one_family_is_trained_for_its_time_and_not_twice(
     monkeypatch.setattr(compare_families, "PACE_FROM", 2)
     output = tmp_path / "out"
     small = ["model.tokenizer.vocab_size=300", "score.baselines=[]", "train.dataloader_num_workers=0"]
-    arguments = [str(captions), *small, "--vision", "not used", "--minutes", "0.02"]
+    sizes = {"image_size": 32, "width": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feed_forward": 64}
+    small += [f"model.architecture.{name}={size}" for name, size in sizes.items()]
+    arguments = [str(captions), *small, "--vision", "not used", "--minutes", "0.004"]
     arguments += ["--families", "image_transformer", "--output", str(output)]
     compare_families.main(arguments)
 
@@ -68,7 +70,7 @@ def test_one_family_is_trained_for_its_time_and_not_twice(
     compare_families.main(arguments)
     assert weights.stat().st_mtime_ns == before
 
-    with pytest.raises(UserError, match=r"plan\.json: made for 0\.02 minutes"):
+    with pytest.raises(UserError, match=r"plan\.json: made for 0\.004 minutes"):
         Contest(captions, "not used", 5.0, output, small).updates("image_transformer")
 
 

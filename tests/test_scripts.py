@@ -175,6 +175,7 @@ def test_the_benchmark_of_shards_compares_what_is_installed(
     assert min(row["images_per_second"].values()) > 0
 
 
+@pytest.mark.usefixtures("forks")
 def test_the_benchmark_of_starting_writes_and_measures_each_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ def test_slurm_says_what_is_missing(
     assert result.returncode == 2 and message in result.stderr
 
 
+@pytest.mark.usefixtures("forks")
 def test_captioning_survives_kills() -> None:
     command = [sys.executable, "-m", "scripts.kill_captioning", "--kills", "3", "--shards", "6", "--processes", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
