@@ -12,19 +12,22 @@ import yaml
 from hfcap.errors import UserError
 from hfcap.publishing.push import _refuse_foreign_code, check_may_publish, publish, push_folder
 from hfcap.publishing.staging import stage_files
-from hfcap.publishing.verify import verify
+from hfcap.publishing.verify import verify, verify_folder
 from hfcap.run_directory.paths import RunDirectory
 from tests.hub_server import Hub
 from tests.publishing.run_builder import adapter_run, build_run
 
 
-def test_an_adapter_captions_like_the_run_on_its_base_from_the_hub(run: RunDirectory, hub: Hub) -> None:
+def test_a_staged_adapter_captions_like_the_run_on_its_base_from_the_hub(run: RunDirectory, hub: Hub) -> None:
+    """As before a push; test_families.py proves adapters after it, test_requirements.py the whole of `publish`."""
     base = publish(run, "alice/base", verified=False)
     adapter_run(run, {"id": "alice/base", "revision": base.commit, "role": "captioner", "local": False})
-    result = publish(run, "alice/tiny")
-    files = {file.path for file in result.files}
+    folder = stage_files(run, repo_id="alice/tiny")
+    files = {path.name for path in folder.iterdir()}
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files
-    assert [comparison.agrees for comparison in result.comparisons] == [True, True]
+    report = verify_folder(folder, "alice/tiny")
+    report.require()
+    assert [comparison.agrees for comparison in report.comparisons] == [True, True]
 
 
 def test_a_second_publication_of_the_same_run_makes_no_commit(run: RunDirectory, hub: Hub) -> None:
