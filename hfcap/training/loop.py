@@ -47,6 +47,7 @@ from hfcap.training.optimization import (
 from hfcap.training.processes import stop_on_signal, summed
 from hfcap.training.records.log import LogWindow, TrainingLog, peak_memory_bytes
 from hfcap.training.sharding import WholeCaptioner, around_forward, may_retry, prepared, to_validate, whole_tensor
+from hfcap.training.updates import Stepper
 from hfcap.training.validation import Validator
 
 
@@ -97,6 +98,7 @@ class TrainingRun:
         self.objective, self.prepared_optimizer = prepared(
             self.accelerator, self.plain_objective, self.optimizer, self.captioner, self.dataset
         )
+        self.stepper = Stepper(self.accelerator, self.prepared_optimizer)
         self.parameters = trained_parameters(self.captioner.model)
         decay = self.options.ema_decay
         self.average = None if decay is None else MovingAverage(self.parameters, decay)
@@ -196,9 +198,7 @@ class TrainingRun:
             return False
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.options.max_grad_norm or math.inf)
         self._since.add_loss(self.progress.step + 1, loss_sum, None if norm is None else whole_tensor(norm))
-        self.prepared_optimizer.step()
-        self.prepared_optimizer.zero_grad()
-        if not self.accelerator.optimizer_step_was_skipped:
+        if self.stepper.step(self.progress.step + 1):
             self.scheduler.step()
             if self.average is not None:
                 self.average.update()
