@@ -179,6 +179,11 @@ def _precision(facts: Any) -> str:
     text = f"It was computed in {weights}"
     if facts.get("autocast"):
         text = f"It was computed in {escape(str(facts['autocast']))} (mixed precision) with {weights} weights"
+    elif facts.get("four_bit_layers"):
+        others = " and ".join(str(kind) for kind in facts["weights"] if kind not in ("nf4", "fp4"))
+        text = (
+            f"It was computed in {escape(others)}, layers with 4-bit weights in {escape(str(facts['four_bit_layers']))}"
+        )
     rounded = str(escape(" and ".join(map(str, facts.get("tf32") or []))))
     return f"{text}, {rounded} in TF32." if rounded else f"{text}."
 

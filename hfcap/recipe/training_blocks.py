@@ -168,6 +168,11 @@ class TrainOptions(Block):
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="number type of the computation; weights stay float32"
     )
+    tf32: bool | None = Field(
+        None,
+        description="float32 products of training in TF32 (CUDA GPUs from NVIDIA's Ampere on); null = torch's choice, "
+        "which is convolutions alone",
+    )
     gradient_checkpointing: bool | list[str] = Field(
         False, description="true, or a list of parts whose activations are computed again instead of kept"
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, DynamoBackend, parse_flag_from_env
 
+from hfcap.captioners.adaptation.quantization import four_bit_compute_type, number_type_of
 from hfcap.captioners.base import Captioner
 from hfcap.environment import prepare_processor
 from hfcap.errors import UserError, WorkError, reason_of
@@ -16,8 +19,11 @@ from hfcap.failures.system import is_cut_off
 from hfcap.progress import error_console
 from hfcap.training.zero import ZeroAccelerator, new_zero_accelerator
 
-_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """`train.mixed_precision` -> the number type of products."""
+
+_CUDNN: Any = torch.backends.cudnn
+"""Its switches are there at run time alone."""
 
 _SHARDING = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -69,7 +75,7 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
             # Accelerate would train in float32 without a word.
             raise PrecisionError("fp16 needs a GPU, and training runs on the CPU", "set it to no or bf16 here")
         if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-            accelerator: Accelerator = new_zero_accelerator(_AUTOCAST[mixed_precision], **arguments)
+            accelerator: Accelerator = new_zero_accelerator(AUTOCAST[mixed_precision], **arguments)
         else:
             accelerator = Accelerator(mixed_precision=mixed_precision, **arguments)
     except ImportError as error:
@@ -90,7 +96,7 @@ def new_accelerator(mixed_precision: str, **arguments: Any) -> Accelerator:
         ) from error
     _require_plain(accelerator)
     used = autocast_type(accelerator)
-    if used != _AUTOCAST[mixed_precision]:
+    if used != AUTOCAST[mixed_precision]:
         raise PrecisionError(
             f"{mixed_precision} is not what accelerate computes in on {accelerator.device.type} "
             f"({_name(used) if used else 'float32'})",
@@ -159,20 +165,57 @@ def require_number_types(captioner: Captioner, device: torch.device) -> None:
         )
 
 
+def require_tf32(tf32: bool | None, device: torch.device) -> None:
+    """Refuse TF32 where the device has none, as transformers' TrainingArguments do.
+
+    Raises:
+        UserError: names train.tf32 and the device.
+    """
+    if tf32 and not _has_tf32(device):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        raise UserError(
+            f"train.tf32: true needs a CUDA GPU of NVIDIA's Ampere generation or a later one, and training runs on "
+            f"{name}; set it to null"
+        )
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_tf32_supported()
+
+
+@contextlib.contextmanager
+def float32_products(tf32: bool | None) -> Iterator[None]:
+    """Let CUDA GPUs round float32 products to TF32 while the block runs, or not; None: as torch is set."""
+    switches = [torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn]
+    before = [switch.fp32_precision for switch in switches]
+    if tf32 is not None:
+        for switch in switches:
+            switch.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        if tf32 is not None:
+            for switch, precision in zip(switches, before, strict=True):
+                switch.fp32_precision = precision
+
+
 def used_precision(captioner: Captioner, accelerator: Any) -> dict[str, Any]:
     """Return what training computes in, for environment.json and the card.
 
     The keys: autocast (number type of products, None where they are computed in the weights' own), weights (number
-    types of all weights) and tf32 (which float32 products a GPU rounds to TF32).
+    types of all weights), four_bit_layers (number type of the products of layers with 4-bit weights, where there are
+    some) and tf32 (which float32 products a GPU rounds to TF32).
     """
     autocast = autocast_type(accelerator)
-    device, tf32 = accelerator.device, []
-    if autocast is None and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8:
-        tf32 += ["matrix products"] if torch.get_float32_matmul_precision() != "highest" else []
-        tf32 += ["convolutions"] if torch.backends.cudnn.allow_tf32 else []
+    tf32 = []
+    if autocast is None and _has_tf32(accelerator.device):
+        tf32 += ["matrix products"] if torch.backends.cuda.matmul.fp32_precision == "tf32" else []
+        tf32 += ["convolutions"] if _CUDNN.conv.fp32_precision == "tf32" else []
+    four_bits = four_bit_compute_type(captioner.model)
     return {
         "autocast": None if autocast is None else _name(autocast),
-        "weights": sorted({_name(weight.dtype) for weight in captioner.model.parameters()}),
+        "weights": sorted({number_type_of(weight) for weight in captioner.model.parameters()}),
+        **({} if four_bits is None else {"four_bit_layers": _name(four_bits)}),
         "tf32": tf32,
     }
 

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from hfcap import registry
 from hfcap.captioners.adaptation.lora import add_lora
 from hfcap.captioners.adaptation.merging import require_merged
+from hfcap.captioners.adaptation.quantization import compute_four_bits_in
 from hfcap.captioners.asking.asked import require_askable
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import earlier_base_models, is_run_directory, load_captioner
@@ -20,6 +21,7 @@ from hfcap.errors import UserError
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.training.acceleration import checkpoint_layers, use_cheap_layers
+from hfcap.training.accelerator import AUTOCAST
 from hfcap.training.optimization import freeze_parts, require_trained_parts, set_dropout, train_in_float32
 
 
@@ -128,6 +130,8 @@ def require_room_for_captions(captioner: Captioner, recipe: Recipe, prompt: str 
 def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
     """Add LoRA or freeze parts, set dropout and gradient checkpointing as the recipe says; layers become cheap ones.
 
+    Layers with 4-bit weights, which bring their inputs into a number type of their own, get that of mixed precision.
+
     Raises:
         UserError: nothing is left to train, weights would be trained in half precision, a part has no dropout to
             change or is frozen, or the model cannot do gradient checkpointing.
@@ -136,6 +140,8 @@ def make_trainable(captioner: Captioner, recipe: Recipe) -> TrainableCaptioner:
     set_dropout(captioner, recipe.train)  # before LoRA, whose layers have a key of their own
     if recipe.lora is not None:
         peft_model = add_lora(captioner, recipe.lora)
+    if (products := AUTOCAST[recipe.train.mixed_precision]) is not None:
+        compute_four_bits_in(captioner.model, products)
     freeze_parts(captioner, recipe.train)
     train_in_float32(captioner, getattr(recipe.model, "dtype", None))
     require_trained_parts(captioner, recipe.train)

@@ -22,7 +22,7 @@ from hfcap.recipe.blocks import Recipe
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.schema import CaptionedImage
 from hfcap.text import printable
-from hfcap.training.accelerator import require_number_types, used_precision
+from hfcap.training.accelerator import float32_products, require_number_types, require_tf32, used_precision
 from hfcap.training.assemble import training_run
 from hfcap.training.build import TrainableCaptioner, build_captioner, make_trainable, require_room_for_captions
 from hfcap.training.checkpoint import Progress, checkpoint_steps
@@ -80,8 +80,10 @@ def _note_start(
     note_changes(run, "train", changes)
 
 
-def _require_engine(recipe: Recipe, accelerator: Any) -> None:
-    """Refuse what cannot be trained in pieces, where the accelerate configuration asks for them."""
+def _require_machine(recipe: Recipe, accelerator: Any) -> None:
+    """Refuse what the machine lacks, and what cannot be trained in pieces where the configuration asks for them."""
+    require_optimization(recipe.train, accelerator.device)
+    require_tf32(recipe.train.tf32, accelerator.device)
     by_zero = isinstance(accelerator, ZeroAccelerator)
     if by_zero:
         require_zero(recipe, accelerator)
@@ -98,7 +100,8 @@ def _require_weights(captioner: Captioner, accelerator: Any) -> None:
 def _note_precision(run: RunDirectory, training: TrainingRun) -> None:
     """Add what training computes in to environment.json; pieces of 4-bit weights are stored as bfloat16 numbers."""
     captioner = training.captioner if training.whole is None else training.whole.trainable.captioner
-    precision = used_precision(captioner, training.accelerator)
+    with float32_products(training.options.tf32):
+        precision = used_precision(captioner, training.accelerator)
     write_json(run.environment, {**read_environment(run), "precision": precision})
 
 
@@ -120,8 +123,7 @@ def train_stage(
         UserError: they are not, and nobody accepted it.
     """
     restart_peak_memory(accelerator.device)
-    require_optimization(recipe.train, accelerator.device)
-    _require_engine(recipe, accelerator)
+    _require_machine(recipe, accelerator)
     captioner = build_captioner(recipe, splits["train"])
     require_room_for_captions(captioner, recipe, longest_of_captions(captioner, splits.values()))
     require_number_types(captioner, accelerator.device)
@@ -150,7 +152,9 @@ def train_stage(
         )
         if recipe.lora is not None:
             _say_coverage(captioner)
-    with measured_emissions(recipe.train.report_to, run, accelerator.is_main_process):
+    # Only what is trained is rounded so: stored features and captions of other commands stay what they are.
+    emissions = measured_emissions(recipe.train.report_to, run, accelerator.is_main_process)
+    with emissions, float32_products(recipe.train.tf32):
         progress = training.end_here() if finish else training.train()
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -20,7 +20,15 @@ from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.loading import dump_recipe
 from hfcap.run.stages import make_accelerator
 from hfcap.run_directory.paths import RunDirectory
-from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types, used_precision
+from hfcap.training.accelerator import (
+    PrecisionError,
+    float32_products,
+    new_accelerator,
+    require_number_types,
+    require_tf32,
+    used_precision,
+)
+from hfcap.training.objectives.cross_entropy import CrossEntropy
 from tests.captioners.helpers import build
 from tests.training.harness import forget_accelerator, tiny_recipe, train
 
@@ -166,6 +174,12 @@ def test_environment_and_card_say_what_was_computed_in(tmp_path: Path, on_cpu: N
     known.environment["precision"] = {"autocast": None, "weights": ["bfloat16", "float32"], "tf32": ["convolutions"]}
     said = str(training(known)["run"])
     assert "It was computed in bfloat16 and float32, convolutions in TF32." in said
+    four_bits = {"weights": ["float32", "nf4"], "four_bit_layers": "bfloat16", "tf32": ["convolutions"]}
+    known.environment["precision"] = {"autocast": None, **four_bits}
+    said = str(training(known)["run"])
+    assert "It was computed in float32, layers with 4-bit weights in bfloat16, convolutions in TF32." in said
+    known.environment["precision"] = {"autocast": "bfloat16", **four_bits, "tf32": []}
+    assert "in bfloat16 (mixed precision) with float32 and nf4 weights." in str(training(known)["run"])
     del known.environment["precision"]  # of earlier versions of hfcap
     assert "computed in" not in str(training(known)["run"])
 
@@ -194,3 +208,70 @@ def test_training_asks_before_it_computes(tmp_path: Path, on_cpu: None) -> None:
     options = ImageTextToTextOptions.model_validate(model)
     with pytest.raises(UserError, match=r"model\.dtype: the weights are float16"):
         train(recipe.model_copy(update={"model": options}))
+
+
+def switches() -> tuple[str, str, str]:
+    """What torch itself says of matrix products, convolutions and recurrent layers on CUDA GPUs."""
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+
+
+def test_tf32_where_there_is_none(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError) as found:
+        train(tiny_recipe("blip", tmp_path, tf32=True))
+    assert str(found.value) == (
+        "train.tf32: true needs a CUDA GPU of NVIDIA's Ampere generation or a later one, and training runs on cpu; "
+        "set it to null"
+    )
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(UserError, match="training runs on Tesla T4; set it to null"):
+        require_tf32(True, torch.device("cuda"))
+    require_tf32(False, torch.device("cuda"))
+    require_tf32(None, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    require_tf32(True, torch.device("cuda"))
+    with pytest.raises(UserError, match="training runs on mps"):
+        require_tf32(True, torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("tf32", "inside", "facts"),
+    [
+        (True, ("tf32", "tf32", "tf32"), ["matrix products", "convolutions"]),
+        (False, ("ieee", "ieee", "ieee"), []),
+        (None, None, ["convolutions"]),
+    ],
+)
+def test_tf32_while_weights_are_trained(
+    tf32: bool | None,
+    inside: tuple[str, ...] | None,
+    facts: list[str],
+    tmp_path: Path,
+    on_cpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A CPU stands in for the GPU: torch keeps the switches there as well."""
+    before = switches()
+    monkeypatch.setattr("hfcap.training.accelerator._has_tf32", lambda device: True)
+    seen = set()
+    forward = CrossEntropy.forward
+
+    def noted(self: CrossEntropy, batch: Any) -> torch.Tensor:
+        seen.add(switches())
+        return forward(self, batch)
+
+    monkeypatch.setattr(CrossEntropy, "forward", noted)
+    result = train(tiny_recipe("vit_gpt2", tmp_path, tf32=tf32, max_steps=1))
+    assert seen == {before if inside is None else inside}
+    assert read_json(result.run.environment, "environment")["precision"]["tf32"] == facts
+    assert switches() == before
+
+
+def test_tf32_ends_with_the_block(on_cpu: None) -> None:
+    before = switches()
+    with pytest.raises(ZeroDivisionError), float32_products(True):
+        assert switches() == ("tf32", "tf32", "tf32")
+        raise ZeroDivisionError
+    assert switches() == before
+    torch.get_float32_matmul_precision()  # raises where torch's older and newer switches disagree

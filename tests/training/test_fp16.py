@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils.hooks import RemovableHandle
 
 from hfcap.data.loading import CaptionBatch
 from hfcap.data.source import load_split
@@ -61,7 +62,7 @@ def train_in_fp16(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, scale: float 
         patch.setattr(AcceleratorState, "mixed_precision", property(lambda _: "fp16"))
         accelerator.native_amp = True
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        splits = {name: load_split(recipe.data, name) for name in ("train", "validation")}  # type: ignore[arg-type]
+        splits = {name: load_split(recipe.data, name) for name in ("train", "validation")}
         train_stage(recipe, run, splits, accelerator)
     return Result(run)
 
@@ -74,7 +75,12 @@ def plant_overflow(updates: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     def planted(self: CrossEntropy, batch: CaptionBatch) -> torch.Tensor:
         if self.training and next(numbers) in updates:
             weight = next(w for name, w in self.model.named_parameters() if name.endswith("ln_f.weight"))
-            handle = weight.register_hook(lambda gradient: handle.remove() or gradient * math.inf)
+
+            def overflow(gradient: torch.Tensor) -> torch.Tensor:
+                handle.remove()
+                return gradient * math.inf
+
+            handle: RemovableHandle = weight.register_hook(overflow)
         return forward(self, batch)
 
     monkeypatch.setattr(CrossEntropy, "forward", planted)

@@ -9,13 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hfcap.captioners.adaptation import quantization
 from hfcap.captioners.adaptation.lora import add_lora
+from hfcap.captioners.adaptation.quantization import plain_compute_type
 from hfcap.captioners.adaptation.targets import adapted_modules
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.loading import load_captioner
-from hfcap.captioners.vlm.loading import load_model
+from hfcap.captioners.vlm.loading import load_model, quantization_config
+from hfcap.files import read_json
 from hfcap.recipe.blocks import GenerateOptions, LoraOptions
 from hfcap.recipe.loading import recipe_from_mapping
+from hfcap.training.accelerator import AUTOCAST
+from hfcap.training.build import make_trainable
 from tests.captioners.helpers import build, packed, packed_loss, pixel_values, random_captions
 from tests.training.harness import recipe_values, tiny_model, train
 from tests.training.test_resume import assert_same_end, stop_and_continue
@@ -63,6 +68,55 @@ def test_frozen_layers_are_in_four_bits_and_only_the_adapter_trains(family: str)
         for name, weight in captioner.model.named_parameters()
         if "lora_B" in name
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bfloat16", "expected"),
+    [("no", True, "bfloat16"), ("no", False, "float32"), ("bf16", True, "bfloat16"), ("fp16", False, "float16")],
+)
+def test_products_with_four_bits_are_in_the_type_of_mixed_precision(
+    precision: str, has_bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without mixed precision in bfloat16, where the GPU has it."""
+    product = bitsandbytes.matmul_4bit
+    computed: list[tuple[torch.Tensor, Any, Any, torch.Tensor]] = []
+
+    def noted(inputs: torch.Tensor, weight: Any, bias: Any = None, quant_state: Any = None) -> torch.Tensor:
+        found: torch.Tensor = product(inputs, weight, bias=bias, quant_state=quant_state)
+        computed.append((inputs, weight, bias, found))
+        return found
+
+    monkeypatch.setattr("bitsandbytes.matmul_4bit", noted)
+    values = recipe_values("vit_gpt2", Path("runs"), "lora", mixed_precision=precision)
+    values["model"] = wide("vit_gpt2")
+    values["lora"]["load_in_4bit"] = True
+    captioner = build("vit_gpt2", **values["model"])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            quantization, "plain_compute_type", lambda: getattr(torch, "bfloat16" if has_bfloat16 else "float32")
+        )
+        make_trainable(captioner, recipe_from_mapping(values, "test"))
+    pixels, captions = pixel_values(captioner, 2), random_captions(captioner, [2, 1])
+    autocast = AUTOCAST[precision]
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        packed_loss(captioner, pixels, captions).backward()
+    assert {str(one.dtype) for inputs, *_, found in computed for one in (inputs, found)} == {f"torch.{expected}"}
+    # No product was rounded to another type on the way: float16 has 11 bits, bfloat16 8.
+    roundings = {"float32": 2**-20, "bfloat16": 2**-8, "float16": 2**-11}[expected]
+    for inputs, weight, bias, found in computed:
+        whole = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).double()
+        exact = inputs.double() @ whole.T + (0 if bias is None else bias.double())
+        size = inputs.double().abs() @ whole.abs().T
+        assert bool(((found.double() - exact).abs() <= 2 * roundings * (size + 1e-6)).all())
+
+
+def test_a_gpu_without_bfloat16_computes_four_bits_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quantization_config("4bit", None).bnb_4bit_compute_dtype == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert plain_compute_type() == torch.float32
+    assert quantization_config("4bit", None).bnb_4bit_compute_dtype == torch.float32
+    assert quantization_config("4bit", "float16").bnb_4bit_compute_dtype == torch.float16
 
 
 def _lora_gradients(captioner: Captioner, pixels: torch.Tensor, captions: Any) -> list[torch.Tensor]:
@@ -116,6 +170,8 @@ def test_qlora_resumes_exactly_and_its_adapter_goes_onto_the_full_base(
     resumed = stop_and_continue(tmp_path / "cut", 3, monkeypatch, "vit_gpt2")
     assert_same_end(resumed, whole)
     assert whole.losses[0] != whole.losses[-1]
+    facts = read_json(whole.run.environment, "environment")["precision"]
+    assert facts == {"autocast": None, "weights": ["float32", "nf4"], "four_bit_layers": "bfloat16", "tf32": []}
     captioner = load_captioner(str(whole.run.model))
     assert not any(isinstance(m, bitsandbytes.nn.Linear4bit) for m in captioner.model.modules())
     states = captioner.encode(pixel_values(captioner, 2))

@@ -93,6 +93,36 @@ def store_as_bfloat16(model: nn.Module) -> None:
         )
 
 
+def plain_compute_type() -> torch.dtype:
+    """Return what layers with 4-bit weights compute in without mixed precision: bfloat16, or float32 on GPUs without.
+
+    Not float16 on GPUs without bfloat16: where nothing scales the loss, small gradients vanish in it.
+    """
+    has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def compute_four_bits_in(model: nn.Module, number_type: torch.dtype) -> None:
+    """Let layers with 4-bit weights bring weights and inputs into a number type for their products."""
+    for layer in _four_bit_layers(model):
+        layer.compute_dtype, layer.compute_type_is_set = number_type, True
+
+
+def four_bit_compute_type(model: nn.Module) -> torch.dtype | None:
+    """Return what layers with 4-bit weights compute in; None where a model has no such layers."""
+    layers = _four_bit_layers(model)
+    found: torch.dtype | None = layers[0].compute_dtype if layers else None
+    return found
+
+
+def number_type_of(weight: torch.Tensor) -> str:
+    """Name what a weight is stored in: torch's number type, or bitsandbytes' kind of 4 bits (nf4, fp4)."""
+    if type(weight).__name__ == "Params4bit":
+        kind: Any = weight
+        return str(kind.quant_type)
+    return str(weight.dtype).removeprefix("torch.")
+
+
 def _four_bit_layers(model: nn.Module) -> list[Any]:
     return [
         module
@@ -195,7 +225,7 @@ def _four_bits(layer: Any, bitsandbytes: Any) -> nn.Module:
     weight = _plain_weight(layer)
     n_out, n_in = weight.shape
     replacement: nn.Module = bitsandbytes.nn.Linear4bit(
-        n_in, n_out, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
+        n_in, n_out, bias=layer.bias is not None, compute_dtype=plain_compute_type(), quant_type="nf4"
     )
     replacement.weight = bitsandbytes.nn.Params4bit(
         weight.detach().contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True

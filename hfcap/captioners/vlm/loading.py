@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hfcap import registry
-from hfcap.captioners.adaptation.quantization import keep_layout
+from hfcap.captioners.adaptation.quantization import keep_layout, plain_compute_type
 from hfcap.captioners.shared.pretrained import load_image_processor, loading_problem, whole_model
 from hfcap.captioners.shared.tokenizers import load_tokenizer
 from hfcap.errors import MissingPackageError, UserError, WorkError, shown
@@ -128,14 +128,14 @@ def _brought_type(location: str, revision: str | None, trusted: bool, auto_class
 
 
 def quantization_config(quantization: str, dtype: str | None) -> BitsAndBytesConfig:
-    """Return QLoRA's settings: NF4 with doubly quantised constants, or LLM.int8."""
+    """Return QLoRA's settings: NF4 with doubly quantised constants, or LLM.int8; `dtype` is what 4 bits compute in."""
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype or "bfloat16"),
+        bnb_4bit_compute_dtype=getattr(torch, dtype) if dtype else plain_compute_type(),
     )
 
 
