@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import epoch_batches
 from hfcap.doctor.disk import Disk, disk_needs
@@ -19,6 +21,7 @@ from hfcap.text import gigabytes
 
 _ADAM_BYTES = 8
 _FLOAT_BYTES = 4
+_IN_PARTS = "a training in one process goes on with fewer at a time, one in several ends with an error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,17 @@ def _time(
 
 def _report(recipe: Recipe, cost: Cost, measured: Measurement, findings: Findings) -> None:
     memory, disk = cost.memory, cost.disk
-    report_memory(recipe, memory, findings)
+    if measured.too_many is None:
+        # A CPU's system ends a process whose memory is too large; other devices raise an error, and batches are cut.
+        report_memory(recipe, memory, findings, cuts_batches=not measured.device.startswith("cpu"))
+    else:
+        size, options = measured.images, recipe.train
+        findings.warning(
+            "train.per_device_train_batch_size",
+            f"the memory does not hold {measured.too_many} images at once; {_IN_PARTS}",
+            f"lower it (now {options.per_device_train_batch_size}) to {size}, which it holds, and raise "
+            "train.gradient_accumulation_steps by the same factor, or set train.gradient_checkpointing: true",
+        )
     store = disk.store
     beside = store.bytes if store is not None and disk.shared else 0
     if disk.checkpoints + disk.model + beside > disk.run_free:
@@ -186,17 +199,36 @@ def _report(recipe: Recipe, cost: Cost, measured: Measurement, findings: Finding
         )
 
 
-def report_memory(recipe: Recipe, memory: Memory, findings: Findings) -> None:
-    """Add a problem where training does not fit into the device's memory."""
+def report_no_room(device: torch.device, available: int | None, findings: Findings) -> None:
+    """Add the error that not even one image can be trained on."""
+    of = "" if available is None else f" ({gigabytes(available)})"
+    findings.error(
+        "train",
+        f"the memory of the device ({device.type}{of}) is too small for a training step with one image",
+        "set train.gradient_checkpointing: true or train.mixed_precision: bf16, choose smaller images "
+        "(model.image_size), freeze vision, or use lora",
+    )
+
+
+def report_memory(recipe: Recipe, memory: Memory, findings: Findings, cuts_batches: bool = False) -> None:
+    """Add a problem where training does not fit into the device's memory.
+
+    Args:
+        cuts_batches: training computes a batch that the memory does not hold in parts.
+    """
     if memory.available is None or memory.total < 0.9 * memory.available:
         return
     message = (
         f"training needs about {gigabytes(memory.total)} of memory; this machine has {gigabytes(memory.available)}"
     )
     size = recipe.train.per_device_train_batch_size
+    with_one_image = memory.total - memory.activations + memory.activations // size
+    if cuts_batches and with_one_image <= memory.available < memory.total:
+        message += f"; {_IN_PARTS}"
     remedy = (
         f"lower it (now {size}) and raise train.gradient_accumulation_steps by the same factor, set "
         "train.gradient_checkpointing: true, freeze vision, or use lora"
     )
-    add = findings.error if memory.total > memory.available else findings.warning
+    fits = with_one_image if cuts_batches else memory.total
+    add = findings.error if fits > memory.available else findings.warning
     add("train.per_device_train_batch_size", message, remedy)

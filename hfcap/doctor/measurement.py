@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from hfcap.caption_batch import generate_captions
 from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch, CaptionDataset, epoch_batches
 from hfcap.doctor.labels import collate_for
 from hfcap.environment import bfloat16_gain, hardware
+from hfcap.failures.memory import is_full_memory
 from hfcap.recipe.blocks import Recipe
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.optimization import build_optimizer, frozen_modules, trained_parameters
@@ -47,6 +49,7 @@ class Measurement:
             batch size.
         state_bytes_per_image: encoded image in the feature store (half precision), 0 without one.
         peak_bytes: peak memory of the measurement (`training.records.peak_memory_bytes`).
+        too_many: images that the memory did not hold at once; None where it held all that were tried.
         without_gradient: trained weights that got no gradient.
         losses: mean loss of each measured batch.
         bfloat16_gain: how many times as fast products in bfloat16 are as in float32; None where no CPU computes.
@@ -65,6 +68,7 @@ class Measurement:
     activation_bytes: int
     state_bytes_per_image: int
     peak_bytes: int
+    too_many: int | None
     without_gradient: list[str]
     losses: list[float]
     bfloat16_gain: float | None
@@ -199,7 +203,7 @@ def measure(
     run = StepMeasurement(recipe, captioner, dataset, stored, accelerator)
     first, _, _ = run.batch(longest[:1])
     one_bytes, without_gradient = run.activation_bytes(first)
-    n = _measurable_images(run, longest, one_bytes)
+    n, too_many = _measurable_images(run, longest, one_bytes)
     many, _, _ = run.batch(longest[:n])
     many_bytes = run.activation_bytes(many)[0] if n > 1 else one_bytes
     per_image = (many_bytes - one_bytes) / (n - 1) if n > 1 else one_bytes
@@ -226,6 +230,7 @@ def measure(
         activation_bytes=round(many_bytes + per_image * (size - n)),
         state_bytes_per_image=last.images[0].numel() * 2 if stored else 0,
         peak_bytes=peak_memory_bytes(accelerator.device),
+        too_many=too_many,
         without_gradient=without_gradient,
         losses=losses,
         bfloat16_gain=bfloat16_gain() if accelerator.device.type == "cpu" else None,
@@ -241,22 +246,39 @@ def memory_of(device: torch.device) -> int | None:
     return memory
 
 
-def _measurable_images(run: StepMeasurement, longest: Sequence[int], bytes_of_one: int) -> int:
-    """Images that a measured batch may have so that it takes neither too long nor too much memory.
+def _measurable_images(run: StepMeasurement, longest: Sequence[int], bytes_of_one: int) -> tuple[int, int | None]:
+    """Return how many images a measured batch may have, and how many the memory did not hold (None: nothing failed).
 
-    Found by growing: a single image says little about many, because every step has a fixed cost too.
+    As many as take neither too long nor too much memory, found by growing: a single image says little about many,
+    because every step has a fixed cost too.
     """
     memory = memory_of(run.accelerator.device)
     by_memory = math.inf if memory is None else _MEMORY_SHARE * memory / max(bytes_of_one, 1)
     largest = max(1, int(min(len(longest), by_memory)))
-    n = 1
+    n, too_many = 1, None
     run.step(run.batch(longest[:1])[0])
-    while n < largest:
-        seconds = run.step(run.batch(longest[:n])[0])[0]
-        if seconds * 4 > SECONDS_PER_STEP:
-            break
-        n = min(largest, n * 4)
-    return n
+    seconds = run.step(run.batch(longest[:1])[0])[0]
+    while n < largest and seconds * 4 <= SECONDS_PER_STEP:
+        more = min(largest, n * 4)
+        found = _seconds_in_memory(run, longest[:more])
+        if found is None:
+            too_many, largest = more, -(-more // 2) if more > 2 * n else n
+        else:
+            n, seconds = more, found
+    return n, too_many
+
+
+def _seconds_in_memory(run: StepMeasurement, numbers: Sequence[int]) -> float | None:
+    """Return the seconds of a forward and backward pass over these images; None where the memory does not hold them."""
+    try:
+        return run.step(run.batch(numbers)[0])[0]
+    except RuntimeError as error:
+        if not is_full_memory(error):
+            raise
+    # The error, which held what the batch had computed, is gone here.
+    run.optimizer.zero_grad()
+    clear_device_cache(garbage_collection=True)
+    return None
 
 
 def _device_name(device: torch.device) -> str:

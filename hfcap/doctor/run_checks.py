@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hfcap import registry
 from hfcap.captioners.base import Captioner
 from hfcap.captioners.shared.room import takes_prompt
@@ -16,7 +14,7 @@ from hfcap.data.augmentation import AugmentedDataset
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.data.source import Split, load_split
 from hfcap.doctor.console_report import print_report
-from hfcap.doctor.cost import Memory, estimate_cost, plan_schedule, report_memory
+from hfcap.doctor.cost import Memory, estimate_cost, plan_schedule, report_memory, report_no_room
 from hfcap.doctor.dataset import examine_data, report_prompts
 from hfcap.doctor.findings import not_yours
 from hfcap.doctor.labels import examine_labels, example_batch, shown_images
@@ -28,14 +26,21 @@ from hfcap.doctor.train_generate_parity import check_longest, examine_agreement
 from hfcap.doctor.weights import examine_weights
 from hfcap.environment import slow_bfloat16
 from hfcap.errors import UserError
+from hfcap.failures.memory import is_full_memory
 from hfcap.files import write_json
 from hfcap.progress import console, error_console
 from hfcap.publishing.bases import adapter_without_base
 from hfcap.recipe.blocks import Recipe
 from hfcap.schema import CaptionedImage
 from hfcap.scoring.verdict import few_images_problem
-from hfcap.text import counted, gigabytes
-from hfcap.training.accelerator import PrecisionError, new_accelerator, require_number_types
+from hfcap.text import counted
+from hfcap.training.accelerator import (
+    PrecisionError,
+    float32_products,
+    new_accelerator,
+    require_number_types,
+    require_tf32,
+)
 from hfcap.training.assemble import asked_prompts, tokenised, train_dataset, uses_feature_store
 from hfcap.training.build import build_captioner, make_trainable
 from hfcap.training.zero import ZeroAccelerator
@@ -174,6 +179,7 @@ class _Examination:
         schedule = plan_schedule(recipe, lengths, findings)
         accelerator = self._accelerator()
         require_number_types(captioner, accelerator.device)
+        require_tf32(recipe.train.tf32, accelerator.device)
         available = memory_of(accelerator.device)
         trained = report.weights.trained * 4
         fixed = Memory(report.weights.weight_bytes, trained, 2 * trained, 0, 0, available)
@@ -183,13 +189,12 @@ class _Examination:
         _say(f"Measuring {steps} training steps")
         stored = uses_feature_store(captioner, recipe)
         try:
-            report.measured = measure(recipe, captioner, dataset, stored, accelerator, steps)
-        except torch.cuda.OutOfMemoryError:
-            findings.error(
-                "train.per_device_train_batch_size",
-                f"a training step does not fit into the GPU's memory ({gigabytes(available or 0)})",
-                "lower it and raise train.gradient_accumulation_steps, or set train.gradient_checkpointing: true",
-            )
+            with float32_products(recipe.train.tf32):
+                report.measured = measure(recipe, captioner, dataset, stored, accelerator, steps)
+        except RuntimeError as error:
+            if not is_full_memory(error):
+                raise
+            report_no_room(accelerator.device, available, findings)
             return
         _report_untrained(report.measured.without_gradient, captioner, findings)
         if recipe.train.mixed_precision == "bf16" and (slow := slow_bfloat16(accelerator.device)):

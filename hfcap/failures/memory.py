@@ -68,12 +68,20 @@ def more_parts(sizes: Sequence[int], parts: int, where: str) -> int:
     return parts * 2
 
 
-def smaller_batch(size: int) -> int:
-    """Return how many images to caption at once where the memory does not hold `size`, and say so."""
+def smaller_batch(
+    size: int,
+    purpose: str = "to caption",
+    options: str = "the option --batch-size, or train.per_device_eval_batch_size,",
+) -> int:
+    """Return how many images to work on at once where the memory does not hold `size`, and say so.
+
+    Args:
+        purpose: what is done with them. options: what begins with fewer.
+    """
     smaller = -(-size // 2)
     error_console.print(
-        f"The memory is too small to caption {size} images at once: it goes on with {smaller} at a time (the option "
-        "--batch-size, or train.per_device_eval_batch_size, begins with fewer)",
+        f"The memory is too small {purpose} {size} images at once: it goes on with {smaller} at a time ({options} "
+        "begins with fewer)",
         style="yellow",
         markup=False,
         soft_wrap=True,

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 
 from hfcap.captioners.base import Captioner
-from hfcap.data.loading import BatchLoader, CaptionDataset, Collate
+from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate
 from hfcap.decoding import DecodingJob, caption_batches
+from hfcap.failures.memory import is_full_memory, parts_of, smaller_batch
 from hfcap.progress import error_console
 from hfcap.text import printable
 from hfcap.training.processes import summed
@@ -80,13 +82,35 @@ class Validator:
         loss, tokens = 0.0, 0
         # The module after Accelerate's wrapper: processes may have different numbers of batches.
         module = self.accelerator.unwrap_model(objective, keep_fp32_wrapper=True)
-        for batch in BatchLoader(self.dataset, collate, self.decoding.num_workers).load(self.batches, 0):
-            moved = batch.to(self.accelerator.device)
-            with self.accelerator.autocast():
-                loss += float(module(moved))
-            tokens += batch.packed.n_labels
+        loader = BatchLoader(self.dataset, collate, self.decoding.num_workers)
+        left: Sequence[Sequence[int]] = self.batches
+        while left:
+            done = 0
+            for batch in loader.load(left, 0):
+                found = self._loss_in_memory(module, batch)
+                if found is None:
+                    break
+                loss += found
+                tokens += batch.packed.n_labels
+                done += 1
+            left = left[done:]
+            if left:
+                smaller_batch(len(left[0]), "for the validation loss of", "train.per_device_eval_batch_size")
+                left, self.batches = parts_of(left, 2), parts_of(self.batches, 2)
+                clear_device_cache(garbage_collection=True)
         total_loss, total_tokens = summed(self.accelerator, loss, tokens)
         return total_loss / total_tokens
+
+    def _loss_in_memory(self, module: torch.nn.Module, batch: CaptionBatch) -> float | None:
+        """Return the summed loss of a batch; None where the memory does not hold its images at once."""
+        try:
+            moved = batch.to(self.accelerator.device)
+            with self.accelerator.autocast():
+                return float(module(moved))
+        except RuntimeError as error:
+            if len(batch.images) == 1 or not is_full_memory(error):
+                raise
+        return None
 
     def _caption_values(self, score: ScoreCaptions) -> dict[str, float]:
         numbers = list(range(len(self.decoding.records)))

@@ -101,6 +101,78 @@ def test_one_image_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyP
         train(recipe(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "words", [FULL, "MPS backend out of memory (MPS allocated: 8 GB)", "DefaultCPUAllocator: can't allocate memory: 9"]
+)
+def test_an_update_that_the_memory_is_too_small_for_is_not_tried_again(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's averages are made in its first step, group after group: some weights have changed when one fails."""
+    options: dict[str, Any] = {"optim": "adamw_torch", "learning_rate": 1e-2}
+    whole = train(recipe(tmp_path / "whole", **options))
+    step = torch.optim.AdamW.step
+    calls: list[torch.optim.Optimizer] = []
+
+    def full(self: torch.optim.AdamW, closure: Any = None) -> None:
+        calls.append(self)
+        if len(calls) == 3:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].zero_()
+            raise torch.OutOfMemoryError(words) if words == FULL else RuntimeError(words)
+        step(self, closure)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", full)
+        with pytest.raises(
+            WorkError, match=r"^step 3: the memory is too small for weights, gradients and the state .*train\.optim"
+        ):
+            train(recipe(tmp_path / "cut", **options))
+    assert len(calls) == 3
+    resumed = train(recipe(tmp_path / "cut", **options))
+    assert resumed.steps == whole.steps and resumed.state(4)["batch_parts"] == 1
+    for name in ("model", "optimizer"):
+        assert_same_tensors(resumed.weights(4, name), whole.weights(4, name))
+
+
+def test_the_validation_loss_in_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "per_device_eval_batch_size": 4}
+    plain = train(recipe(tmp_path / "plain", **options))
+    capsys.readouterr()
+    forward = CrossEntropy.forward
+    sizes: list[int] = []
+
+    def limited(self: CrossEntropy, batch: CaptionBatch) -> torch.Tensor:
+        if not self.training:
+            sizes.append(len(batch.images))
+            if len(batch.images) > 1:
+                raise RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")
+        return forward(self, batch)
+
+    monkeypatch.setattr(CrossEntropy, "forward", limited)
+    parts = train(recipe(tmp_path / "parts", **options))
+    assert sizes == [4, 2, 1, 1, 1, 1, *[1, 1, 1, 1]]  # the second validation begins with what fits
+    losses = [[row["validation_loss"] for row in one.rows if "validation_loss" in row] for one in (parts, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and len(losses[1]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "too small for the validation loss of 4 images at once: it goes on with 2 at a time (train.per_dev" in said
+    assert_same_tensors(parts.weights(2), plain.weights(2))
+
+
+def test_an_image_that_is_too_large_to_validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = CrossEntropy.forward
+
+    def limited(self: CrossEntropy, batch: CaptionBatch) -> torch.Tensor:
+        if not self.training:
+            raise torch.OutOfMemoryError(FULL)
+        return forward(self, batch)
+
+    monkeypatch.setattr(CrossEntropy, "forward", limited)
+    with pytest.raises(WorkError, match=r"the accelerator's memory is too small .*halve per_device_eval_batch_size"):
+        train(recipe(tmp_path, max_steps=1))
+
+
 def test_parts_keep_order_and_are_even() -> None:
     assert parts_of([[5, 3, 8, 1, 9], [2]], 2) == [[5, 3], [8, 1, 9], [2]]
     assert parts_of([[5, 3, 8]], 8) == [[5], [3], [8]]
