@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,23 @@ def execute(recipe: Recipe, last: Any = "publish", force: bool = False) -> RunDi
     return run.directory
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run that went through all stages, to look at."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    directory = execute(recipe_of(tmp_path_factory.mktemp("finished")))
+    torch.set_num_threads(threads)
+    return directory
+
+
+@pytest.fixture
+def run(finished: RunDirectory, tmp_path: Path) -> RunDirectory:
+    """A copy of it where `recipe_of(tmp_path)` has its run, to go on with."""
+    return RunDirectory(shutil.copytree(finished.path, tmp_path / finished.path.name))
+
+
+@pytest.mark.usefixtures("run")
 def test_published_values_are_compared_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"bleu_1": 0.0, "cider": 2.5, "spice": 0.2}  # the last is not measured
     recipe = recipe_of(tmp_path, expect={"metrics": metrics, "source": "a paper, table 3", "tolerance": 0.02})
@@ -82,15 +100,15 @@ def test_two_commands_do_not_work_on_one_run(tmp_path: Path) -> None:
     assert directory.model.is_dir() and not directory.lock.exists()
 
 
-def test_a_finished_run_stays_finished_when_recipes_gain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of(tmp_path)
-    directory = execute(recipe, "train")
-    written = directory.summary.stat().st_mtime_ns
+def test_a_finished_run_stays_finished_when_recipes_gain_a_key(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = run.summary.stat().st_mtime_ns
     # As if the block `expect` were new, in a later version, and training depended on it.
     more = (*stage_record.DEPENDS_ON["train"], "expect", "publish.tags")
     monkeypatch.setitem(stage_record.DEPENDS_ON, "train", more)
-    execute(recipe, "train")
-    assert directory.summary.stat().st_mtime_ns == written
+    execute(recipe_of(tmp_path), "train")
+    assert run.summary.stat().st_mtime_ns == written
 
 
 def times(folder: Path, *patterns: str) -> dict[str, int]:
@@ -121,8 +139,8 @@ def test_every_family_from_recipe_to_publishable_folder(captioner: str, method: 
     assert_same_tensors(published.model.state_dict(), ours.model.state_dict())
 
 
-def test_files_of_a_run_directory(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path))
+def test_files_of_a_run_directory(finished: RunDirectory) -> None:
+    run, folder = finished, finished.path.parent
     assert {path.name for path in run.path.iterdir()} == {
         "recipe.yaml",
         "environment.json",
@@ -145,20 +163,19 @@ def test_files_of_a_run_directory(tmp_path: Path) -> None:
     assert {path.name for path in (run.path / "scores").iterdir()} == {f"{name}.json" for name in names}
     resolved = yaml.safe_load(run.recipe.read_text())
     assert resolved["train"]["adam_beta2"] == 0.999  # a default, spelled out
-    assert load_recipe(run.recipe) == recipe_of(tmp_path)
+    assert load_recipe(run.recipe) == recipe_of(folder)
     environment = read_json(run.environment, "environment")
     assert environment["seed"] == 42 and environment["datasets"].keys() == {"train", "validation", "test"}
     assert environment["datasets"]["test"]["n_captions"] == 25
-    assert str(tmp_path) not in run.card.read_text()
+    assert str(folder) not in run.card.read_text()
 
 
-def test_references_are_coco_and_baselines_say_the_same_to_every_image(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path), "caption")
-    references = read_json(run.references("test"), "references")
+def test_references_are_coco_and_baselines_say_the_same_to_every_image(finished: RunDirectory) -> None:
+    references = read_json(finished.references("test"), "references")
     assert len(references["images"]) == 5 and len(references["annotations"]) == 25
     assert {note["image_id"] for note in references["annotations"]} == {image["id"] for image in references["images"]}
     for name in ("test.blank_images", "test.most_frequent_caption"):
-        rows = [row for _, row in read_json_lines(run.predictions(name), "predictions")]
+        rows = [row for _, row in read_json_lines(finished.predictions(name), "predictions")]
         assert len(rows) == 5 and len({row["caption"] for row in rows}) == 1
 
 
@@ -189,21 +206,19 @@ def test_samples_show_best_middle_and_worst(tmp_path: Path) -> None:
     assert all(len(sample["references"]) == 5 for sample in samples)
 
 
-def test_samples_without_cider(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path, score={"metrics": ["rouge_l"]}), "publish")
+def test_samples_without_cider(run: RunDirectory, tmp_path: Path) -> None:
+    execute(recipe_of(tmp_path, score={"metrics": ["rouge_l"]}), "publish")
     samples = read_json(run.samples, "samples")
     assert len(samples) == 5 and all(sample["score"] is None for sample in samples)
 
 
-def test_finished_stages_are_skipped(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path))
+def test_finished_stages_are_skipped(run: RunDirectory, tmp_path: Path) -> None:
     before = times(run.path, *TRAINED, *CAPTIONED, *SCORED)
     execute(recipe_of(tmp_path))
     assert times(run.path, *TRAINED, *CAPTIONED, *SCORED) == before
 
 
-def test_changed_decoding_is_captioned_and_scored_again_but_not_trained(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path))
+def test_changed_decoding_is_captioned_and_scored_again_but_not_trained(run: RunDirectory, tmp_path: Path) -> None:
     trained, later = times(run.path, *TRAINED), times(run.path, *CAPTIONED, *SCORED)
     execute(recipe_of(tmp_path, generate={"max_new_tokens": 3}))
     assert times(run.path, *TRAINED) == trained
@@ -216,24 +231,21 @@ def test_changed_decoding_is_captioned_and_scored_again_but_not_trained(tmp_path
     assert read_json(run.scores("test"), "scores")["signature"]["run"]["decoding"]["max_new_tokens"] == 3
 
 
-def test_changed_decoding_beyond_the_text_models_positions_is_refused(tmp_path: Path) -> None:
-    directory = execute(recipe_of(tmp_path), "caption")
-    before = times(directory.path, "predictions/*")
+def test_changed_decoding_beyond_the_text_models_positions_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    before = times(run.path, "predictions/*")
     with pytest.raises(UserError, match=r"max_new_tokens=5000 does not fit into the text model"):
         execute(recipe_of(tmp_path, generate={"num_beams": 1, "max_new_tokens": 5000}), "caption")
-    assert times(directory.path, "predictions/*") == before
+    assert times(run.path, "predictions/*") == before
 
 
-def test_changed_scoring_is_only_scored_again(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path))
+def test_changed_scoring_is_only_scored_again(run: RunDirectory, tmp_path: Path) -> None:
     before = times(run.path, *TRAINED, *CAPTIONED)
     execute(recipe_of(tmp_path, score={"metrics": ["bleu"]}))
     assert times(run.path, *TRAINED, *CAPTIONED) == before
     assert read_json(run.scores("test"), "scores")["metrics"].keys() == {"bleu_1", "bleu_2", "bleu_3", "bleu_4"}
 
 
-def test_changed_training_is_refused_with_the_keys_named(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path), "train")
+def test_changed_training_is_refused_with_the_keys_named(run: RunDirectory, tmp_path: Path) -> None:
     before = times(run.path, *TRAINED, "recipe.yaml")
     with pytest.raises(UserError) as caught:
         execute(recipe_of(tmp_path, train={"learning_rate": 0.5}, data={"n_train": 9}))
@@ -267,8 +279,7 @@ def test_force_trains_again_and_what_came_from_the_old_model_goes(tmp_path: Path
     assert [name for name in before if after[name] == before[name]] == []
 
 
-def test_force_of_one_stage_redoes_what_follows(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path))
+def test_force_of_one_stage_redoes_what_follows(run: RunDirectory, tmp_path: Path) -> None:
     trained, captioned, scored = times(run.path, *TRAINED), times(run.path, *CAPTIONED), times(run.path, *SCORED)
     execute(recipe_of(tmp_path), "caption", force=True)
     assert times(run.path, *TRAINED) == trained
@@ -317,6 +328,7 @@ def test_captioning_goes_on_where_it_was_killed_but_never_with_other_options(
     assert sum(captioned) == 5 + 5
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL from outside, at whatever moment after the first checkpoint it comes."""
     values = recipe_values("vit_gpt2", tmp_path, max_steps=30, save_steps=1, eval_steps=30)
@@ -324,12 +336,13 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(values))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "hfcap", "train", str(path)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     result = Result(RunDirectory(tmp_path / "tiny"))
     while process.poll() is None and not (result.run.checkpoints.is_dir() and result.steps):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()  # until its stream is closed, and it has ended
+    assert process.returncode == -signal.SIGKILL
     assert result.steps and not result.run.model.exists()
     execute(load_recipe(path), "train")
     whole = execute(load_recipe(path, ["name=whole"]), "train")
@@ -337,12 +350,11 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     assert result.losses == Result(whole).losses
 
 
-def test_merged_model(tmp_path: Path) -> None:
-    full = execute(recipe_of(tmp_path), "train")
-    assert merged_model(full, wanted=False) is None
+def test_merged_model(finished: RunDirectory, tmp_path: Path) -> None:
+    assert merged_model(finished, wanted=False) is None
     with pytest.raises(UserError, match="--merged is for LoRA runs"):
-        merged_model(full, wanted=True)
-    lora = execute(recipe_of(tmp_path, "blip", "lora").model_copy(update={"name": "lora"}), "train")
+        merged_model(finished, wanted=True)
+    lora = execute(recipe_of(tmp_path, "blip", "lora"), "train")
     folder = merged_model(lora, wanted=False)
     assert folder == lora.merged_model
     adapted = load_captioner(str(lora.path), merge=False)
@@ -366,9 +378,8 @@ def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch
         Run(recipe_of(tmp_path, train={"report_to": ["wandb"]}))
 
 
-def test_the_record_of_stages_is_plain_json(tmp_path: Path) -> None:
-    run = execute(recipe_of(tmp_path))
-    state = json.loads((run.path / "stages.json").read_text())
+def test_the_record_of_stages_is_plain_json(finished: RunDirectory) -> None:
+    state = json.loads((finished.path / "stages.json").read_text())
     assert state.keys() == {"train", "caption", "score", "working_directory"}
     assert all(state[name]["done"] is True for name in ("train", "caption", "score"))
     assert state["caption"]["recipe"]["generate"]["max_new_tokens"] == 6
