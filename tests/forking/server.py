@@ -68,7 +68,8 @@ READ = (
     "HUGGINGFACE_",
     "TRANSFORMERS_",
     "DATASETS_",
-    "ACCELERATE_",
+    "ACCELERATE_ENABLE_RICH",
+    "ACCELERATE_USE_MEGATRON_LM",
     "BNB_",
     "BITSANDBYTES_",
     "XDG_",
@@ -80,7 +81,7 @@ READ = (
     "TTY_",
     "JUPYTER_",
 )
-"""Beginnings of variables that a branch is for."""
+"""Beginnings of variables that a branch is for. Accelerate reads its other ones when it is called."""
 MOST_BRANCHES = 3
 
 
