@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
+from hfcap.children import run_program
 from tests.cli.command_line import Hfcap
 from tests.hub_server import Hub
 from tests.usage.album import contents, leftovers, write_album, write_recipe
@@ -16,14 +18,28 @@ from tests.usage.album import contents, leftovers, write_album, write_recipe
 PUBLISH = {"repo_id": "alice/walls", "license": "apache-2.0", "dataset_name": "Walls", "samples_license": "cc-by-4.0"}
 
 
+@pytest.fixture(scope="module")
+def trained(forking: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An album, and the run of a captioner for it."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = write_recipe(folder, write_album(folder / "album"), publish=PUBLISH)
+    done = run_program([forking, "-m", "hfcap", "run", str(recipe), "publish.repo_id=null"], timeout=280)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to publish."""
+    return shutil.copytree(trained / "runs" / "tiny", tmp_path / "runs" / "tiny")
+
+
 def test_publish_verify_and_caption_from_the_hub(
-    hub: Hub, hfcap: Hfcap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, hfcap: Hfcap, trained: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    album = write_album(tmp_path / "album")
-    recipe, run = write_recipe(tmp_path, album, publish=PUBLISH), tmp_path / "runs" / "tiny"
-    dry = hfcap("publish", run, "--dry-run")
+    album = trained / "album"
+    dry = hfcap("publish", tmp_path / "runs" / "other", "--dry-run")
     assert dry.code == 2 and "run" in dry.err, "nothing was trained yet"
-    assert hfcap("run", recipe, "publish.repo_id=null").code == 0
     monkeypatch.delenv("HF_TOKEN")
     refused = hfcap("publish", run, "--repo-id", "alice/walls")
     assert refused.code == 2 and "hf auth login" in refused.err, refused
@@ -58,9 +74,7 @@ def test_publish_verify_and_caption_from_the_hub(
     ]
 
 
-def test_ten_changed_weights_are_noticed(hub: Hub, hfcap: Hfcap, tmp_path: Path) -> None:
-    recipe, run = write_recipe(tmp_path, write_album(tmp_path / "album"), publish=PUBLISH), tmp_path / "runs" / "tiny"
-    assert hfcap("run", recipe, "publish.repo_id=null").code == 0
+def test_ten_changed_weights_are_noticed(hub: Hub, hfcap: Hfcap, run: Path, tmp_path: Path) -> None:
     assert hfcap("publish", run, "--repo-id", "alice/walls", "--skip-verification").code == 0
     tensors = load_file(run / "model" / "model.safetensors")
     tensors[max(tensors)].view(-1)[:10] += 1e-3
@@ -73,10 +87,7 @@ def test_ten_changed_weights_are_noticed(hub: Hub, hfcap: Hfcap, tmp_path: Path)
     assert "model.safetensors is not the file that was published with the others" in verified.out + verified.err
 
 
-def test_what_must_stay_private_does_not_go_up(hub: Hub, hfcap: Hfcap, tmp_path: Path) -> None:
-    album = write_album(tmp_path / "album")
-    recipe, run = write_recipe(tmp_path, album, publish=PUBLISH), tmp_path / "runs" / "tiny"
-    assert hfcap("run", recipe, "publish.repo_id=null").code == 0
+def test_what_must_stay_private_does_not_go_up(hub: Hub, hfcap: Hfcap, run: Path) -> None:
     rows = [json.loads(line) for line in (run / "predictions/test.jsonl").read_text().splitlines()]
     rows[0]["caption"] = f"my token is {hub.alice}"
     (run / "predictions/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
