@@ -42,6 +42,7 @@ def test_a_shard_is_taken_once_and_again_after_its_release(tmp_path: Path) -> No
         assert not first.take("a")
 
 
+@pytest.mark.usefixtures("forks")
 def test_the_shard_of_a_killed_process_is_taken_over_at_once_by_one(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", DYING, str(tmp_path)], stdin=-1, stdout=-1, text=True)
     assert process.stdout is not None and process.stdout.readline() == "True\n"
@@ -49,6 +50,7 @@ def test_the_shard_of_a_killed_process_is_taken_over_at_once_by_one(tmp_path: Pa
     with first.worker.at_work(), second.worker.at_work():
         assert not first.take("shard-00000")
         process.kill()
+        assert process.stdout.read() == ""  # nobody holds it any more: the process has ended
         process.wait()
         assert first.take("shard-00000")
         assert not second.take("shard-00000")
