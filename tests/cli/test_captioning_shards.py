@@ -148,8 +148,8 @@ def test_several_processes_and_what_they_are_told_once(hfcap: Hfcap, here: Path)
 
 
 def test_a_process_that_dies_and_the_end_of_all(here: Path) -> None:
-    write_many(here, 400)
-    arguments = ["runs/mine", "many", "-o", "out", "--to-shards", "parquet", "--images-per-shard", "20"]
+    write_many(here, 200)
+    arguments = ["runs/mine", "many", "-o", "out", "--to-shards", "parquet", "--images-per-shard", "10"]
     command = [sys.executable, "-m", "hfcap", "caption", *arguments, "--num-processes", "2"]
 
     def start() -> subprocess.Popen[str]:
@@ -167,9 +167,9 @@ def test_a_process_that_dies_and_the_end_of_all(here: Path) -> None:
         time.sleep(0.02)
     os.kill(int(new.pop().name.partition("-")[0]), signal.SIGKILL)
     out, said = going_on.communicate(timeout=300)
-    assert (going_on.returncode, out) == (0, "Captions of 400 images in 20 shards: out\n"), said
+    assert (going_on.returncode, out) == (0, "Captions of 200 images in 20 shards: out\n"), said
     assert "1 process died on the way (exit code -9); others took over" in said
-    assert [row["file_name"] for row in rows(here / "out")] == [f"many/{number:04d}.png" for number in range(400)]
+    assert [row["file_name"] for row in rows(here / "out")] == [f"many/{number:04d}.png" for number in range(200)]
 
 
 @pytest.mark.parametrize(
