@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import Trainer, get_scheduler
 from transformers.training_args import OptimizerNames
@@ -256,6 +257,11 @@ def require_optimization(options: TrainOptions, device: torch.device) -> None:
         error_console.print(said, markup=False, soft_wrap=True)
 
 
+def _own_piece(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of a tensor: what is done number by number needs no more (FSDP)."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class MovingAverage:
     """Exponential moving average of the trained weights (Polyak averaging).
 
@@ -273,9 +279,9 @@ class MovingAverage:
         """Take in the current weights; early updates weigh more so that the random start is forgotten."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        weights: list[Any] = [parameter.detach().float() for parameter in self.parameters.values()]
+        weights: list[Any] = [_own_piece(parameter.detach().float()) for parameter in self.parameters.values()]
         # What torch hands to its own AveragedModel; that one would copy the whole model, frozen parts and all.
-        get_ema_multi_avg_fn(decay)(list(self.average.values()), weights, 0)
+        get_ema_multi_avg_fn(decay)([_own_piece(average) for average in self.average.values()], weights, 0)
 
     @contextmanager
     @torch.no_grad()
