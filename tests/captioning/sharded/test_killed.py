@@ -64,12 +64,24 @@ caption_shards(given, own_place())
 """
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
+def write_images(folder: Path) -> Path:
     for number in range(23):
-        write_image(tmp_path / "images" / f"{number:02d}.png", seed=number)
-    (tmp_path / "images" / "07.png").write_bytes(b"damaged")
-    return tmp_path / "images"
+        write_image(folder / f"{number:02d}.png", seed=number)
+    (folder / "07.png").write_bytes(b"damaged")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("input") / "images")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, images: Path) -> dict[str, bytes]:
+    """What a worker writes that nobody kills."""
+    output = images.parent / "whole"
+    caption_shards(ShardedJob(model[1], (str(images),), output, "parquet", 4, batch_size=2))
+    return contents(output)
 
 
 def start(rank: int, *arguments: object, dedup: bool = False) -> subprocess.Popen[bytes]:
@@ -99,23 +111,23 @@ def test_the_other_finishes(model: Model, images: Path, tmp_path: Path) -> None:
         ("after the manifest", 6),
     ],
 )
-def test_the_same_command_goes_on(moment: str, n_noted: int, model: Model, images: Path, tmp_path: Path) -> None:
-    whole, output = tmp_path / "whole", tmp_path / "output"
-    caption_shards(ShardedJob(model[1], (str(images),), whole, "parquet", 4, batch_size=2))
+def test_the_same_command_goes_on(
+    moment: str, n_noted: int, model: Model, images: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
     assert start(0, model[1], images, output, "parquet", moment).wait(240) == -signal.SIGKILL
     assert (output / "manifest.jsonl").exists() == (moment == "after the manifest")
     kept = {path: path.stat().st_ino for path in output.glob("shard-*.parquet")}
     tally = caption_shards(ShardedJob(model[1], (str(images),), output, "parquet", 4, batch_size=2))
     assert (tally.shards, tally.images, len(tally.failures)) == (6, 22, 1)
-    assert contents(output) == contents(whole)
+    assert contents(output) == whole
     # What was noted is not done again; what was written and not noted is.
     assert sum(path.stat().st_ino == number for path, number in kept.items()) == n_noted
 
 
-def test_each_image_once_whoever_dies_while_duplicates_are_looked_for(
-    model: Model, images: Path, tmp_path: Path
-) -> None:
+def test_each_image_once_whoever_dies_while_duplicates_are_looked_for(model: Model, tmp_path: Path) -> None:
     """One worker after another dies before the hashes are there, in their comparison, and in the captioning."""
+    images = write_images(tmp_path / "images")
     for number in range(4, 23, 5):
         (images / f"{number:02d}.png").write_bytes((images / f"{number // 2:02d}.png").read_bytes())
     whole, output = tmp_path / "whole", tmp_path / "output"
