@@ -71,6 +71,8 @@ def steps() -> list[list[str]]:
 def test_from_captions_in_any_form_to_sidecars(
     form: Callable[[Path, Captions], None], hfcap: Hfcap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All commands with one form; with the others those that read it, and no updates that the doctor measures."""
+    all_commands = form is sidecars
     model = tmp_path / "model"
     build("blip").save(model, GenerateOptions(max_new_tokens=4))
     captions = {f"{n:03}.jpg": f"Grandpa, his roses, and cat number {n}" for n in range(N_PHOTOS)}
@@ -79,18 +81,21 @@ def test_from_captions_in_any_form_to_sidecars(
     form(tmp_path / "photos", captions)
     monkeypatch.chdir(tmp_path)
     done = []
-    for _, *arguments in steps():
+    for _, *arguments in steps() if all_commands else steps()[:2]:
         more = [f"model.pretrained={model}", f"publish.base_model={test_tutorial.PUBLISHED}", *test_tutorial.SHORT]
+        more += ["--steps", "0"] if arguments[0] == "doctor" and not all_commands else []
         found = hfcap(*arguments, *(more if arguments[0] in ("run", "doctor") else []))
         assert found.code == 0, (arguments, found.err)
         done.append(arguments[0])
-    assert done == ["doctor", "run", "caption", "caption"]
+    assert done == ["doctor", "run", "caption", "caption"][: None if all_commands else 2]
     references = json.loads((tmp_path / "runs/my_photos/references/test.json").read_text())
     found_captions = {image["file_name"]: image["id"] for image in references["images"]}
     texts = {note["image_id"]: note["caption"] for note in references["annotations"]}
     assert {name: texts[number] for name, number in found_captions.items()}.items() <= captions.items()
     environment = json.loads((tmp_path / "runs/my_photos/environment.json").read_text())
     assert sum(environment["datasets"][split]["n_images"] for split in ("train", "validation")) + len(texts) == N_PHOTOS
+    if not all_commands:
+        return
     written = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "holiday").rglob("*.txt")}
     assert written == {"holiday/1.txt", "holiday/sea/2.txt"}
     assert "new.jpg" in (tmp_path / "captions.csv").read_text()
