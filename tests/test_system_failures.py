@@ -19,12 +19,14 @@ from hfcap.data.images import UnreadableImageError
 from hfcap.data.loading import CaptionDataset, PixelInputs
 from hfcap.errors import WorkError
 from hfcap.failures.system import failures_of_the_system, problem_of
+from hfcap.metrics.meteor_parts.resources import MeteorResources
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import score
 from hfcap.store.row_store import RowStore
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from tests.cli.command_line import Hfcap, Outcome, write_recipe
 from tests.cli.conftest import hfcap as hfcap
+from tests.metrics.meteor_resources import write_resources
 from tests.training.harness import Result
 
 NO_MEMORY = (
@@ -244,6 +246,8 @@ def test_a_cache_that_cannot_be_written_ends_no_run(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HFCAP_CACHE", str(tmp_path / "file" / "cache"))  # as on a read-only disk, also for root
+    resources = write_resources(tmp_path / "meteor")  # METEOR's own take ten seconds to be read without a cache
+    monkeypatch.setattr(MeteorResources, "installed", lambda: resources)
     data = {"source": "scenes", "n_train": 7, "n_validation": 4, "n_test": 5, "image_size": 32}
     family = changes.get("family", "vit_gpt2")
     model = {"model": Retrieval.tiny()}
