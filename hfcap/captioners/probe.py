@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
+from hfcap.generation.random_state import own_randomness, random_states, restore_random_states
 from hfcap.generation.rows import as_rows
 from hfcap.generation.verdicts import LIBRARY_CHANGES, described, holds, say_plain
 from hfcap.schema import IGNORED_LABEL, PackedCaptions, SizedImages
@@ -52,7 +53,7 @@ def may_generate_fast(
     }
 
     def check() -> bool | None:
-        with evaluating(captioner.model), _own_randomness(image_states.device), torch.no_grad():
+        with evaluating(captioner.model), own_randomness(image_states.device), torch.no_grad():
             for question in range(_QUESTIONS):
                 states, starts = _three(image_states, question), _starts(captioner, input_ids, question)
                 alike = _generates_alike(captioner, states, starts, trial)
@@ -69,15 +70,16 @@ def generated(
     """Generate the fast way where that gives the same as the plain one, else, or if it fails in the middle, plainly."""
     if not (captioner.generates_fast and may_generate_fast(captioner, image_states, input_ids, config)):
         return captioner.plain_generate(image_states, input_ids, config)
-    state = torch.get_rng_state() if config.do_sample else None
+    device = image_states.device
+    states = random_states(device) if config.do_sample else None
     try:
         return captioner.fast_generate(image_states, input_ids, config)
     except torch.OutOfMemoryError:
         raise
     except LIBRARY_CHANGES as error:
         # What is wrong with the input itself, plain generation says as well.
-        if state is not None:
-            torch.set_rng_state(state)
+        if states is not None:
+            restore_random_states(states, device)
         output = captioner.plain_generate(image_states, input_ids, config)
         captioner.verdicts = dict.fromkeys(captioner.verdicts, False)
         say_plain(_purpose(_GENERATION, captioner), described(error), _PLAIN_GENERATION)
@@ -99,7 +101,7 @@ def may_pack(captioner: Captioner, image_states: torch.Tensor, length: int) -> b
         device = image_states.device
         autocast = torch.autocast(device.type, enabled=False)
         states = _three(image_states.to(captioner.states_dtype))[: len(rows.input_ids)]
-        with evaluating(captioner.model), _own_randomness(device), torch.no_grad(), autocast:
+        with evaluating(captioner.model), own_randomness(device), torch.no_grad(), autocast:
             return _packs_alike(captioner, states, rows.to(device))
 
     plain = "one row for each caption"
@@ -186,12 +188,6 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
 
 
 def _three(image_states: Any, question: int = 0) -> Any:

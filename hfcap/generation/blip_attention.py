@@ -18,6 +18,7 @@ from transformers import AttentionInterface, BlipConfig, BlipForConditionalGener
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from hfcap.generation.random_state import own_randomness
 from hfcap.generation.shared_attention import SHARED_SDPA, cache_argument
 from hfcap.generation.verdicts import holds
 
@@ -136,8 +137,8 @@ def _replacements_agree() -> bool:
     """Compare a tiny BLIP before and after: image states, logits under a mask, and what the cache makes of beams."""
     shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     tokens: dict[str, Any] = {"vocab_size": 20, "bos_token_id": 1, "sep_token_id": 2, "pad_token_id": 0}
-    with torch.random.fork_rng([]), torch.no_grad(), torch.device("cpu"):
-        torch.manual_seed(0)
+    with own_randomness(torch.device("cpu")), torch.no_grad(), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)  # the CPU's alone: no other device's state is touched
         config: Any = BlipConfig(
             vision_config={**shape, "image_size": 4, "patch_size": 2},
             text_config={**shape, **tokens, "encoder_hidden_size": 8},

@@ -25,6 +25,7 @@ from torch import nn
 
 from hfcap.errors import UserError, WorkError
 from hfcap.files import folder_being_written, read_json, sha256_of, write_bytes, write_json
+from hfcap.generation.random_state import random_states, restore_random_states
 from hfcap.progress import error_console
 from hfcap.training.optimization import MovingAverage, trained_tensors
 from hfcap.training.sharding import cut_like, gathered, gathered_optimizer, load_optimizer
@@ -104,7 +105,7 @@ def save_checkpoint(
     target = checkpoint_path(folder, progress.step)
     random_folder = folder / f".random-{progress.step:08d}"
     random_folder.mkdir(parents=True, exist_ok=True)
-    _save_random_state(random_folder / f"random-{accelerator.process_index}.safetensors")
+    _save_random_state(random_folder / f"random-{accelerator.process_index}.safetensors", accelerator.device)
     accelerator.wait_for_everyone()
     tensors = {
         "model": gathered(trained_tensors(model), accelerator),
@@ -174,7 +175,7 @@ def load_checkpoint(
             average.average[name].copy_(cut_like(tensor, average.average[name]))
         average.updates = progress.average_updates
     if same_processes:
-        _load_random_state(path / f"random-{accelerator.process_index}.safetensors")
+        _load_random_state(path / f"random-{accelerator.process_index}.safetensors", accelerator.device)
     else:
         assert other_seed is not None
         set_seed(other_seed + progress.step, device_specific=True)
@@ -354,21 +355,17 @@ def _for_file(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def _save_random_state(path: Path) -> None:
-    tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
+def _save_random_state(path: Path, device: torch.device) -> None:
+    tensors = random_states(device)
     python_state = json.dumps(random.getstate()).encode()
     tensors["python"] = torch.frombuffer(bytearray(python_state), dtype=torch.uint8)
     write_bytes(path, save(tensors))
 
 
-def _load_random_state(path: Path) -> None:
+def _load_random_state(path: Path, device: torch.device) -> None:
     tensors = _read_tensors(path)
     try:
-        torch.set_rng_state(tensors["torch"])
-        if "cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["cuda"])
+        restore_random_states(tensors, device)  # of another kind of device than it was written on: the CPU's alone
         version, internal, gauss = json.loads(bytes(tensors["python"].tolist()))
         random.setstate((version, tuple(internal), gauss))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.loading import BatchLoader, CaptionBatch, CaptionDataset, Collate
 from hfcap.decoding import DecodingJob, caption_batches
 from hfcap.failures.memory import is_full_memory, parts_of, smaller_batch
+from hfcap.generation.random_state import own_randomness
 from hfcap.progress import error_console
 from hfcap.text import printable
 from hfcap.training.processes import summed
@@ -54,7 +55,7 @@ class Validator:
         self.captioner.model.eval()
         device = self.accelerator.device
         # How often one validates must not change the random numbers that training draws.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with own_randomness(device):
             values = {"loss": self._loss(objective, collate)}
             if self.scores is not None:
                 values |= self._caption_values(self.scores)

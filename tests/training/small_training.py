@@ -42,23 +42,24 @@ class Training:
             self.optimizer.zero_grad()
             self.average.update()
 
-    def save(self, folder: Path, progress: Progress, rank: int = 0, world: int = 1) -> Path:
+    def save(self, folder: Path, progress: Progress, rank: int = 0, world: int = 1, device: str = "cpu") -> Path:
         progress.average_updates = self.average.updates
         progress.scheduler = progress.scheduler or {"last_epoch": progress.step, "_step_count": progress.step + 1}
-        save_checkpoint(folder, self.model, self.optimizer, progress, self.average, process(rank, world))
+        save_checkpoint(folder, self.model, self.optimizer, progress, self.average, process(rank, world, device))
         return checkpoint_path(folder, progress.step)
 
-    def load(self, path: Path, rank: int = 0, world: int = 1, average: bool = True) -> Progress:
+    def load(self, path: Path, rank: int = 0, world: int = 1, average: bool = True, device: str = "cpu") -> Progress:
         kept = self.average if average else None
-        return load_checkpoint(path, self.model, self.optimizer, kept, process(rank, world))
+        return load_checkpoint(path, self.model, self.optimizer, kept, process(rank, world, device))
 
 
-def process(rank: int, world: int) -> Any:
+def process(rank: int, world: int, device: str = "cpu") -> Any:
     """What the checkpoint asks of an accelerator."""
     return SimpleNamespace(
         process_index=rank,
         num_processes=world,
         is_main_process=rank == 0,
         is_fsdp2=False,
+        device=torch.device(device),
         wait_for_everyone=lambda: None,
     )

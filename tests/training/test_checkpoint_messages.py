@@ -125,27 +125,26 @@ def test_numbers_of_the_optimizer_come_back_with_all_their_digits(tmp_path: Path
     assert state == {"step": 3, "RMS": 0.1} and type(state["RMS"]) is float
 
 
-def test_random_numbers_of_a_gpu_are_kept_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_random_numbers_of_a_device_are_kept_where_one_trains(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training, given = Training(updates=1), []
     state = torch.arange(16, dtype=torch.uint8)
 
-    def gpu(there: bool) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-
-    def taken(value: Any) -> None:
+    def taken(value: Any, *_: Any) -> None:
         given.append(value)
 
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", taken)
+    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda *_: state)
+    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", taken)
     paths = {}
-    for step, there in ((1, False), (2, True)):
-        gpu(there)
+    for step, device in enumerate(("cpu", kind), start=1):
         random.seed(step)
-        paths[there] = training.save(tmp_path, Progress(step=step))
-    kept = load_file(paths[True] / "random-0.safetensors")
-    assert torch.equal(kept["cuda"], state) and set(kept) == {"torch", "cuda", "python"}
-    for written in (False, True):
-        for there in (False, True):
-            gpu(there)
-            training.load(paths[written])
+        paths[device] = training.save(tmp_path, Progress(step=step), device=device)
+    kept = load_file(paths[kind] / "random-0.safetensors")
+    assert torch.equal(kept[kind], state) and set(kept) == {"torch", kind, "python"}
+    assert set(load_file(paths["cpu"] / "random-0.safetensors")) == {"torch", "python"}
+    for written in paths.values():
+        for device in paths:
+            training.load(written, device=device)
     assert len(given) == 1 and torch.equal(given[0], state)
