@@ -45,7 +45,8 @@ def caption_batches(captioner: Captioner, job: DecodingJob, numbers: Sequence[in
     """Caption the records with these numbers, batch by batch."""
     batches = [numbers[first : first + job.batch_size] for first in range(0, len(numbers), job.batch_size)]
     captioner.model.eval()
-    for batch, images in zip(batches, image_loader(job.inputs, batches, job.num_workers), strict=True):
+    loader = image_loader(job.inputs, batches, job.num_workers, captioner.device)
+    for batch, images in zip(batches, loader, strict=True):
         yield caption_batch(captioner, job, [job.records[number] for number in batch], images, batch[0])
 
 

@@ -35,6 +35,17 @@ class ImageBytes(Protocol):
         ...
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on `device`; for a CUDA device it is pinned, so that the host goes on while it is copied.
+
+    Only torch's pinned memory is kept until such a copy is done: elsewhere the host waits.
+    """
+    to_cuda = device.type == "cuda"
+    if to_cuda and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=to_cuda)
+
+
 @dataclass(frozen=True, slots=True)
 class SizedImages:
     """Images that keep their shape, or what an encoder says of them: tensors of different shapes, not one.
@@ -77,9 +88,9 @@ class SizedImages:
         """Return the same images with every tensor changed."""
         return SizedImages(tuple(map(change, self.values)), self.sizes)
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> SizedImages:
+    def to(self, device: torch.device) -> SizedImages:
         """Return them on `device`."""
-        return self.mapped(lambda value: value.to(device, non_blocking=non_blocking))
+        return self.mapped(lambda value: sent(value, device))
 
     def float(self) -> SizedImages:
         """Return them in float32."""
@@ -177,7 +188,7 @@ class PackedCaptions:
 
     def to(self, device: torch.device) -> PackedCaptions:
         """Return a copy on `device`."""
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._moved(lambda tensor: sent(tensor, device))
 
     def pin_memory(self) -> PackedCaptions:
         """Return a copy in memory that a device can copy from while the host goes on; torch's data loader calls it."""

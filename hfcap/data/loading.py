@@ -25,7 +25,7 @@ from hfcap.data.pixels import PixelPlan, plan_of
 from hfcap.data.sampling.epochs import epoch_batches as epoch_batches
 from hfcap.data.sampling.tokens import FlatTokens
 from hfcap.errors import library_faults, reason_of
-from hfcap.schema import IMAGE_FORMATS, CaptionedImage, Images, PackedCaptions, SizedImages
+from hfcap.schema import IMAGE_FORMATS, CaptionedImage, Images, PackedCaptions, SizedImages, sent
 
 
 class ImageInputs(Protocol):
@@ -128,7 +128,7 @@ def prepared(images: Any, plan: PixelPlan | None, device: torch.device) -> Any:
 
     Bytes travel to the device and are normalised there; stored states come back from half precision.
     """
-    moved = images.to(device, non_blocking=True)
+    moved: Any = images.to(device) if isinstance(images, SizedImages) else sent(images, device)
     return plan.normalised(moved) if plan is not None else moved.float()
 
 
@@ -297,6 +297,10 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _is_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"
+
+
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -324,9 +328,15 @@ class BatchLoader:
 
     Workers hold no state: an item is addressed by (epoch, index), so it does not matter which worker makes it, nor
     whether the workers are new.
+
+    Args:
+        device: where the batches go; None = nowhere. For a CUDA device they are pinned, so that they go there while the
+            host does other things.
     """
 
-    def __init__(self, dataset: CaptionDataset, collate: Collate, num_workers: int) -> None:
+    def __init__(
+        self, dataset: CaptionDataset, collate: Collate, num_workers: int, device: torch.device | None = None
+    ) -> None:
         self._sampler = _FixedBatches()
         self._loader = _Loader(
             dataset,
@@ -334,7 +344,7 @@ class BatchLoader:
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=_is_cuda(device),
             worker_init_fn=_leave_signals_to_the_main_process,
             # Its own generator: starting workers must not move the global random state, or a resumed run would differ.
             generator=torch.Generator(),
@@ -370,8 +380,10 @@ class _OneAtATime(Sampler[list[int]]):
         return len(self.batches)
 
 
-def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_workers: int) -> DataLoader[Any]:
-    """Load only the image inputs of the given batches, in order."""
+def image_loader(
+    inputs: ImageInputs, batches: Sequence[Sequence[int]], num_workers: int, device: torch.device | None = None
+) -> DataLoader[Any]:
+    """Load only the image inputs of the given batches, in order; `device` as in `BatchLoader`."""
     return _Loader(
         _ImageOnly(inputs),
         batch_sampler=_OneAtATime(batches),
@@ -380,6 +392,6 @@ def image_loader(inputs: ImageInputs, batches: Sequence[Sequence[int]], num_work
         num_workers=num_workers,
         # As above: training must not depend on whether the feature store was full.
         generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=_is_cuda(device),
         worker_init_fn=_leave_signals_to_the_main_process,
     )

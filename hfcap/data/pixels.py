@@ -22,6 +22,8 @@ import PIL
 import torch
 from PIL import Image
 
+from hfcap.schema import sent
+
 MOST_LEVELS, MEAN_LEVELS = 3.0, 0.05
 """How far a plan may be from its processor, in levels of 255: at any pixel of a probe, and on average over one. Probes
 are noise, the worst case. torch's kernels for bytes have weights of 16 bits where Pillow has 22, so single pixels are
@@ -119,10 +121,8 @@ class PixelPlan:
 
     def normalised(self, levels: torch.Tensor) -> torch.Tensor:
         """Return pixel values (..., 3, height, width) float32 of uint8 levels, on their device."""
-        scale, offset = (
-            torch.tensor(values, dtype=torch.float32).view(3, 1, 1).to(levels.device)
-            for values in (self.scale, self.offset)
-        )
+        both = torch.tensor([self.scale, self.offset], dtype=torch.float32)
+        scale, offset = sent(both, levels.device).view(2, 3, 1, 1)
         values = torch.empty(levels.shape, dtype=torch.float32, device=levels.device)
         # On a CPU image by image: one stays in the cache for all steps, a batch does not (five times faster).
         parts = (

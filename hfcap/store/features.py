@@ -152,6 +152,7 @@ class FeatureStore:
                 "set data.feature_store_folder (or HFCAP_CACHE) to another disk, or data.feature_store: off",
             ),
             self.accelerator,
+            _device(model),
         )
         places = filling.places(batch_size, num_workers)
         model.train(was_training)
@@ -160,13 +161,17 @@ class FeatureStore:
         return states
 
     def _states(self, images: Images, plan: PixelPlan | None) -> Images:
-        device = next(self.encoder.model.parameters()).device
+        device = _device(self.encoder.model)
         # In the weights' own precision: it runs once per image, and the published model must see the same.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             states: Any = self.encoder.encode(prepared(images, plan, device)).float().cpu()
         if not self.encoder.half:
             return states
         return states.mapped(_halved) if isinstance(states, SizedImages) else _halved(states)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _halved(states: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hfcap.data.loading import PixelInputs, image_loader, stacked
 from hfcap.progress import error_console, progress_bar
 from hfcap.schema import Images
@@ -42,6 +44,7 @@ class StoreFiller:
         inputs: the images. rows_of: stacked inputs -> rows (B, ...) on the CPU, as they are stored.
         maker: what makes the rows, for `hfcap features list`.
         accelerator: the processes that share the work.
+        device: where `rows_of` brings the images; None = nowhere.
     """
 
     rows: RowStore
@@ -50,6 +53,7 @@ class StoreFiller:
     maker: str
     wording: StoreMessages
     accelerator: Any
+    device: torch.device | None = None
 
     def places(self, batch_size: int, num_workers: int) -> list[Place]:
         """Return where the row of each image is, computing those the store lacks.
@@ -92,7 +96,8 @@ class StoreFiller:
         writer = ShardWriter(self.rows)
         with progress_bar() as progress:
             task = progress.add_task(self.wording.doing, total=len(chosen), visible=self.accelerator.is_main_process)
-            for batch, images in zip(batches, image_loader(self.inputs, batches, num_workers), strict=True):
+            loader = image_loader(self.inputs, batches, num_workers, self.device)
+            for batch, images in zip(batches, loader, strict=True):
                 writer.add(self.rows_of(images), [hashes[number] for number in batch])
                 progress.advance(task, len(batch))
         writer.close()

@@ -150,7 +150,7 @@ def settle_packing(captioner: Captioner, dataset: CaptionDataset, objective: Cro
     """Compare packed rows with plain ones now, while weights are whole: afterwards one process cannot alone."""
     collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs)
     most = max(range(len(dataset)), key=lambda number: sum(map(len, dataset.tokens[number])))
-    (batch,) = BatchLoader(dataset, collate, 0).load([[most]], 0)
+    (batch,) = BatchLoader(dataset, collate, 0, captioner.device).load([[most]], 0)
     with torch.no_grad():
         batch = batch.to(captioner.device)
         states = batch.images if batch.encoded else captioner.encode(batch.images)

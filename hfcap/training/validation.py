@@ -83,7 +83,7 @@ class Validator:
         loss, tokens = 0.0, 0
         # The module after Accelerate's wrapper: processes may have different numbers of batches.
         module = self.accelerator.unwrap_model(objective, keep_fp32_wrapper=True)
-        loader = BatchLoader(self.dataset, collate, self.decoding.num_workers)
+        loader = BatchLoader(self.dataset, collate, self.decoding.num_workers, self.accelerator.device)
         left: Sequence[Sequence[int]] = self.batches
         while left:
             done = 0

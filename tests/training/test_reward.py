@@ -202,9 +202,9 @@ def test_training_images_are_read_by_the_workers_of_the_recipe(tmp_path: Path, m
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"dataloader_num_workers": 3})})
     asked: list[tuple[int, int]] = []
 
-    def loader(inputs: Any, batches: Any, num_workers: int) -> Any:
+    def loader(inputs: Any, batches: Any, num_workers: int, device: torch.device) -> Any:
         asked.append((len(batches[0]), num_workers))
-        return image_loader(inputs, batches, 0)
+        return image_loader(inputs, batches, 0, device)
 
     monkeypatch.setattr("hfcap.store.fill.image_loader", loader)
     RewardImages(records, recipe, OneProcess()).embeddings(

@@ -27,7 +27,7 @@ def begin_with_data(peft_model: Any, captioner: Captioner, dataset: CaptionDatas
     """
     collate = Collate(captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs)
     chosen = epoch_batches(batch_keys(dataset), batch_size, seed, 0)[:_BATCHES]
-    batches = list(BatchLoader(dataset, collate, 0).load(chosen, 0))
+    batches = list(BatchLoader(dataset, collate, 0, captioner.device).load(chosen, 0))
     _require_tokens(batches, peft_model)
     objective = CrossEntropy(captioner, 0.0)
 

@@ -51,7 +51,9 @@ class LogWindow:
     def add_loss(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor | float | None) -> None:
         """Take in the summed loss of an update and the norm of its gradient, without waiting for either."""
         loss = loss.detach().to(self._loss)
-        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm).detach().to(self._loss, non_blocking=True)
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm).detach()
+        # A number of the host becomes an argument of the device's work, which waits for nothing.
+        norm = norm.to(self._loss) if norm.device == loss.device else torch.full_like(loss, float(norm))
         good = loss.isfinite() if self.overflow_is_handled else loss.isfinite() & norm.isfinite()
         now = torch.stack([torch.full_like(loss, step), loss, norm])
         self._bad = torch.where(good | (self._bad[0] > 0), self._bad, now)
