@@ -239,7 +239,7 @@ def _leaves(key: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 
 _BLOCKS = ("train", "lora", "model", "generate", "data")
-_TRAIN_KEYS_OF_FITTED = ("train.per_device_eval_batch_size", "train.dataloader_num_workers", "train.seed")
+_TRAIN_KEYS_OF_FITTED = ("train.per_device_eval_batch_size", "train.seed")
 """Of the keys of `train`, those that captioners without gradients heed."""
 
 
@@ -254,7 +254,7 @@ def _changed_settings(known: RunFacts) -> Safe | None:
         block = getattr(recipe, name)
         if isinstance(block, BaseModel):
             rows += _flat(block, f"{name}.")
-    without_effect = {"data.source", "data.feature_store_folder"}
+    without_effect = {"data.source", "data.feature_store_folder", "train.dataloader_num_workers"}
     if not recipe.generate.do_sample:
         without_effect |= {f"generate.{name}" for name in SAMPLING_ONLY}
     changed = []

@@ -137,7 +137,7 @@ def _time(
 ) -> Time:
     options = recipe.train
     stored = measured.state_bytes_per_image > 0
-    loading = measured.load_seconds / max(1, options.dataloader_num_workers)
+    loading = measured.load_seconds / max(1, options.loading_workers)
     on_gpu = measured.device.startswith("cuda")
 
     def with_loading(seconds: float) -> float:

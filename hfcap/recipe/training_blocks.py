@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -131,6 +132,22 @@ ONE_OF = (("num_train_epochs", "max_steps"), ("warmup_ratio", "warmup_steps"), (
 """Keys of `train` that exclude each other: one given on the command line takes the place of the recipe's."""
 
 
+_FEWEST_WORKERS, _MOST_WORKERS = 2, 8
+
+
+def workers_here() -> int:
+    """Return how many processes decode images where a recipe does not say: one for each core that this process may use.
+
+    Processes that a launcher started together on this machine share its cores. Two also of a single core, where one
+    reads a file while the other decodes.
+    """
+    may_use = getattr(os, "sched_getaffinity", None)  # Linux alone tells which cores a process may use
+    cores = (os.cpu_count() or 1) if may_use is None else len(may_use(0))
+    together = os.environ.get("LOCAL_WORLD_SIZE", "")  # set by torchrun and accelerate
+    share = cores // int(together) if together.isdecimal() and int(together) else cores
+    return min(_MOST_WORKERS, max(_FEWEST_WORKERS, share))
+
+
 class TrainOptions(Block):
     """Training, with the names of transformers' TrainingArguments. Batch sizes count images, not captions."""
 
@@ -204,12 +221,19 @@ class TrainOptions(Block):
     sample_captions: NonNegativeInt = Field(
         3, description="validation images whose captions are shown and logged at every validation; 0 = none"
     )
-    dataloader_num_workers: NonNegativeInt = Field(
-        2, description="processes that decode images; 0 = none but the training itself"
+    dataloader_num_workers: NonNegativeInt | None = Field(
+        None,
+        description="processes that decode images; null = as many as cores that this process may use, 2 to 8; 0 = none "
+        "but the training itself",
     )
     report_to: list[Tracker] = Field(
         default_factory=list, description="trackers of Accelerate, and codecarbon; none, or one name, as well"
     )
+
+    @property
+    def loading_workers(self) -> int:
+        """How many processes decode images on this machine."""
+        return workers_here() if self.dataloader_num_workers is None else self.dataloader_num_workers
 
     @model_validator(mode="before")
     @classmethod

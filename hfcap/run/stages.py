@@ -252,7 +252,7 @@ class Run:
             inputs,
             self.recipe.generate,
             options.per_device_eval_batch_size,
-            options.dataloader_num_workers,
+            options.loading_workers,
             captioner.prompt_for(self.recipe.generate.style, None),
         )
         write_predictions(captioner, job, self.directory.predictions(name), self.accelerator)

@@ -119,5 +119,5 @@ class RunScoring:
         """The images of the scored split."""
         score, data = self.recipe.score, self.recipe.data
         folder = None if data.feature_store_folder is None else Path(data.feature_store_folder)
-        stored, workers = data.may_store_features, self.recipe.train.dataloader_num_workers
+        stored, workers = data.may_store_features, self.recipe.train.loading_workers
         return images_of_records(self.records(score.split), folder, stored=stored, num_workers=workers)

@@ -55,7 +55,7 @@ def image_inputs(
     captioner: Captioner, records: Sequence[CaptionedImage], recipe: Recipe, stored: bool, accelerator: Any
 ) -> ImageInputs:
     """Pixels of the records, or with `stored` the frozen encoder's states from the feature store."""
-    data, workers = recipe.data, recipe.train.dataloader_num_workers
+    data, workers = recipe.data, recipe.train.loading_workers
     if stored:
         captioner.model.to(accelerator.device)
         encoder = captioner_encoder(captioner)
@@ -280,7 +280,7 @@ def training_run(
         validation.inputs,
         recipe.generate.model_copy(update={"num_return_sequences": 1}),
         options.per_device_eval_batch_size,
-        options.dataloader_num_workers,
+        options.loading_workers,
     )
     language = recipe.caption_language or "en"
     scores = functools.partial(_caption_values, language=language) if options.metric_for_best_model == "cider" else None

@@ -57,12 +57,12 @@ def fit_stage(
 
 
 def _image_states(captioner: Captioner, inputs: ImageInputs, recipe: Recipe) -> Iterator[torch.Tensor]:
-    size, workers = recipe.train.per_device_eval_batch_size, recipe.train.dataloader_num_workers
+    size, workers = recipe.train.per_device_eval_batch_size, recipe.train.loading_workers
     numbers = range(len(inputs))
     batches = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     with progress_bar() as progress:
         task = progress.add_task("Training images", total=len(numbers))
-        for batch, images in zip(batches, image_loader(inputs, batches, workers), strict=True):
+        for batch, images in zip(batches, image_loader(inputs, batches, workers, captioner.device), strict=True):
             images = prepared(images, inputs.plan, captioner.device)
             with torch.inference_mode():
                 yield images if inputs.encoded else captioner.encode(images)

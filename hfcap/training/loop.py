@@ -78,7 +78,7 @@ class TrainingRun:
         self.collate = Collate(
             captioner.start_token_ids(), captioner.end_token_id, captioner.pad_token_id, dataset.inputs
         )
-        self.loader = BatchLoader(dataset, self.collate, self.options.dataloader_num_workers)
+        self.loader = BatchLoader(dataset, self.collate, self.options.loading_workers, accelerator.device)
         self.lengths = batch_keys(dataset)
         self.steps_per_epoch = math.ceil(len(self._micro_batches(0)) / self.options.gradient_accumulation_steps)
         if self.steps_per_epoch == 0:

@@ -57,7 +57,7 @@ class RewardImages:
             store = FeatureStore(encoder, store.folder.parent)  # each process for itself
         by_id = {record.image_id: record for record in self.records}
         wanted = [by_id[image_id] for image_id in image_ids]
-        rows = store.inputs(wanted, batch_size, self.recipe.train.dataloader_num_workers)
+        rows = store.inputs(wanted, batch_size, self.recipe.train.loading_workers)
         vectors: NDArray[np.float32] = rows.stacked().numpy()
         return vectors
 
