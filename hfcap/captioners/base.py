@@ -363,7 +363,7 @@ class Captioner(PromptDefaults, ABC):
         ends = torch.tensor(config.eos_token_id, device=written.device).reshape(-1)
         ended = torch.isin(written, ends).any(dim=1).tolist()
         beam_scores = getattr(output, "sequences_scores", None)
-        scores = [None] * len(texts) if beam_scores is None else [float(score) for score in beam_scores]
+        scores = [None] * len(texts) if beam_scores is None else beam_scores.tolist()
         captions = [
             GeneratedCaption(" ".join(text.split()), score, cut=thinking or not end)
             for (text, thinking), score, end in zip(texts, scores, ended, strict=True)

@@ -44,7 +44,7 @@ from hfcap.training.optimization import (
     frozen_modules,
     trained_parameters,
 )
-from hfcap.training.processes import stop_on_signal, summed
+from hfcap.training.processes import Hosts, stop_on_signal, summed
 from hfcap.training.records.log import LogWindow, TrainingLog, peak_memory_bytes
 from hfcap.training.sharding import WholeCaptioner, around_forward, may_retry, prepared, to_validate, whole_tensor
 from hfcap.training.updates import Stepper
@@ -104,6 +104,7 @@ class TrainingRun:
         self.average = None if decay is None else MovingAverage(self.parameters, decay)
         self.progress = Progress(processes=self.accelerator.num_processes)
         self._since = self._new_window()
+        self._hosts = Hosts(self.accelerator)
         self._stop_requested = False
         self._stop_agreed = False
 
@@ -210,7 +211,7 @@ class TrainingRun:
     def _add_gradients(self, window: Sequence[CaptionBatch], scale: float) -> torch.Tensor | None:
         """Add the gradients of an update and return its summed loss; None where the memory is too small for it."""
         loss_sum = torch.zeros((), device=self.accelerator.device)
-        sums = dict(self.plain_objective.sums)
+        sums = self.plain_objective.unread_sums()
         try:
             for number, batch in enumerate(window):
                 last = number == len(window) - 1
@@ -234,8 +235,7 @@ class TrainingRun:
 
     def _counts(self, window: Sequence[CaptionBatch]) -> list[float]:
         """Units of the loss, images and captions of an update over all processes; also agrees on stopping."""
-        *counts, stops = summed(
-            self.accelerator,
+        *counts, stops = self._hosts.summed(
             sum(self.plain_objective.units(batch) for batch in window),
             sum(len(batch.images) for batch in window),
             sum(batch.n_captions for batch in window),
@@ -255,8 +255,9 @@ class TrainingRun:
         since, self._since = self._since, self._new_window()
         own_loss, grad_norm = since.read()
         seconds = max(time.perf_counter() - since.started, 1e-9)
-        loss, *sums = summed(self.accelerator, own_loss, *self.plain_objective.sums.values())
-        named_sums = dict(zip(self.plain_objective.sums, sums, strict=True))
+        own_sums = self.plain_objective.sums
+        loss, *sums = summed(self.accelerator, own_loss, *own_sums.values())
+        named_sums = dict(zip(own_sums, sums, strict=True))
         self.plain_objective.restart_sums({})
         row = {
             "step": self.progress.step,

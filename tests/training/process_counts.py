@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import yaml
 
 from hfcap.cli import main as command_line
 from hfcap.training import loop
+from hfcap.training.processes import Hosts
 from tests.training.harness import plain_descent, recipe_values
 
 IMAGES = 8
@@ -107,6 +109,15 @@ def dying(recipe: Path, victim: int, rank: int) -> None:
     command("run", recipe)
 
 
+def agreeing(folder: Path, rank: int) -> None:
+    """Add up numbers of two hosts whose devices hold none."""
+    torch.distributed.init_process_group("gloo")
+    hosts = Hosts(SimpleNamespace(num_processes=2, device=torch.device("meta")))
+    sums = hosts.summed(rank + 0.25, 2.0**40 + rank, rank == 1)
+    (folder / f"agreed-{rank}.json").write_text(json.dumps(sums))
+    torch.distributed.destroy_process_group()
+
+
 def write_recipe(folder: Path, name: str, count: int) -> Path:
     path = folder / f"{name}-{count}.yaml"
     path.write_text(yaml.safe_dump(values(count, folder, name)))
@@ -154,6 +165,7 @@ def main(folder: Path) -> None:
     again.mkdir()
     fewer = write_recipe(folder / "killed-2", "killed", 2)
     assert together(2, again, commanded("train", fewer, "--accept-changes")) == [0, 0]
+    assert together(2, folder, partial(agreeing, folder)) == [0, 0]
     (folder / "ends.json").write_text(json.dumps(ends))
 
 

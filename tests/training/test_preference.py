@@ -191,8 +191,8 @@ def test_a_pair_of_equals_is_not_told_apart() -> None:
     objective: Any = object.__new__(Preference)
     torch.nn.Module.__init__(objective)
     objective.restart_sums({})
-    rewards, there = torch.tensor([[1.0, 1.0, 3.0, 2.0], [4.0, 5.0, 9.0, 9.0]]), torch.tensor([[1, 1], [1, 0]]).bool()
-    objective._note(rewards, torch.tensor([0.0, 1.0, -1.0]), there)
+    chosen, rejected = torch.tensor([1.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 5.0])
+    objective._note(chosen, rejected, chosen - rejected)
     assert objective.sums == {
         "pairs": 3,
         "reward_accuracy": 1.0,

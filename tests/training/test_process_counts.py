@@ -78,3 +78,9 @@ def test_another_number_of_processes_goes_on(folder: Path) -> None:
     one, continued = result(folder, "trained-1"), result(folder / "killed-2", "killed")
     assert continued.losses == pytest.approx(one.losses, rel=1e-5)
     assert_same_path(continued, one, step=4, earlier=2)
+
+
+def test_hosts_agree_past_their_devices(folder: Path) -> None:
+    """Sums that went over the devices would have no numbers."""
+    for rank in range(2):
+        assert json.loads((folder / f"agreed-{rank}.json").read_text()) == [1.5, 2.0**41 + 1, 1.0]

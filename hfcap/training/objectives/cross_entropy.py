@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from hfcap.captioners.base import Captioner
 from hfcap.data.loading import CaptionBatch
 from hfcap.training.objectives.frozen import Start
 from hfcap.training.objectives.token_loss import supervised_loss
+
+Sums: TypeAlias = "dict[str, float | torch.Tensor]"
+"""Sums for the log: numbers of the host, and tensors of one number, float64, on a device."""
 
 
 class CrossEntropy(nn.Module):
@@ -31,7 +34,7 @@ class CrossEntropy(nn.Module):
         self.label_smoothing_factor = label_smoothing_factor
         # Not a submodule: the model above is registered once.
         object.__setattr__(self, "captioner", captioner)
-        self._sums: dict[str, float] = {}
+        self._sums: Sums = {}
 
     def units(self, batch: CaptionBatch) -> int:
         """How many terms the sum of this batch has; the loop divides by those of all micro-batches and processes."""
@@ -64,16 +67,27 @@ class CrossEntropy(nn.Module):
 
     @property
     def sums(self) -> dict[str, float]:
-        """Sums of this process since the last row of the log; always the same names in the same order."""
-        return self._sums
+        """Sums of this process since the last row of the log; always the same names in the same order.
 
-    def restart_sums(self, values: Mapping[str, float]) -> None:
+        Waits once for the device on which some of them are.
+        """
+        there = {name: value for name, value in self._sums.items() if isinstance(value, torch.Tensor)}
+        read = torch.stack([*there.values()]).tolist() if there else []
+        known = dict(zip(there, read, strict=True))
+        return {name: known[name] if name in known else float(value) for name, value in self._sums.items()}
+
+    def unread_sums(self) -> Sums:
+        """Return what `restart_sums` takes to continue from here, without waiting for a device."""
+        return dict(self._sums)
+
+    def restart_sums(self, values: Mapping[str, float | torch.Tensor]) -> None:
         """Continue from these sums; empty = a new row of the log begins."""
         self._sums = dict(values)
 
-    def _add(self, **values: float) -> None:
+    def _add(self, **values: float | torch.Tensor) -> None:
+        """Add to the sums; tensors of one number stay on their device until the sums are read."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, 0.0) + (_exact(value) if isinstance(value, torch.Tensor) else value)
 
     def report(self, sums: Mapping[str, float], processes: int) -> dict[str, float]:
         """Return entries of the log for sums over all processes."""
@@ -81,3 +95,8 @@ class CrossEntropy(nn.Module):
 
     def check(self, row: Mapping[str, Any]) -> None:
         """Look at a row of the log (training or validation) and raise WorkError if training must not go on."""
+
+
+def _exact(value: torch.Tensor) -> torch.Tensor:
+    # As numbers of the host are added up; Apple's devices know no float64.
+    return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)

@@ -17,7 +17,7 @@ from hfcap.data.packing import pack_captions
 from hfcap.errors import UserError
 from hfcap.files import read_json_lines
 from hfcap.recipe.dpo import DpoOptions
-from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
+from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions, sent
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.objectives.frozen import Start
 
@@ -120,20 +120,24 @@ class Preference(CrossEntropy):
             ours = caption_log_probabilities(self.captioner.logits(states, packed), packed, most)
         with torch.no_grad():
             theirs = caption_log_probabilities(self.start(batch, packed), packed, most)
-        counts = torch.tensor([len(group) // 2 for group in groups], device=ours.device)
-        there = torch.arange(ours.shape[1] // 2, device=ours.device) < counts[:, None]
+        # Where pairs stand among (B, most // 2): a mask as an index would be counted, for which the host waits.
+        counts = [len(group) // 2 for group in groups]
+        listed = [row * (most // 2) + pair for row, count in enumerate(counts) for pair in range(count)]
+        places = sent(torch.tensor(listed, dtype=torch.long), ours.device)
         rewards = self.options.beta * (ours - theirs)
-        margins = (rewards[:, 0::2] - rewards[:, 1::2])[there]
-        self._note(rewards.detach(), margins.detach(), there)
+        chosen, rejected = rewards[:, 0::2], rewards[:, 1::2]
+        margins = (chosen - rejected).flatten()[places]
+        self._note(*(part.detach() for part in (chosen.flatten()[places], rejected.flatten()[places], margins)))
         return -nn.functional.logsigmoid(margins).sum()
 
-    def _note(self, rewards: torch.Tensor, margins: torch.Tensor, there: torch.Tensor) -> None:
+    def _note(self, chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor) -> None:
+        """Take in rewards and margins of pairs, each (N,), without waiting for them."""
         self._add(
             pairs=len(margins),
-            reward_accuracy=float((margins > 0).sum()),
-            reward_margin=float(margins.sum()),
-            reward_chosen=float(rewards[:, 0::2][there].sum()),
-            reward_rejected=float(rewards[:, 1::2][there].sum()),
+            reward_accuracy=(margins > 0).sum(),
+            reward_margin=margins.sum(),
+            reward_chosen=chosen.sum(),
+            reward_rejected=rejected.sum(),
         )
 
     def report(self, sums: Mapping[str, float], processes: int) -> dict[str, float]:

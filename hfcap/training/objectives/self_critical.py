@@ -26,7 +26,7 @@ from hfcap.metrics.shared.images import Images
 from hfcap.metrics.shared.tokenizer import tokenize
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.scst import ScstOptions
-from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions
+from hfcap.schema import IGNORED_LABEL, CaptionedImage, PackedCaptions, sent
 from hfcap.training.objectives.cross_entropy import CrossEntropy
 from hfcap.training.objectives.frozen import Start
 from hfcap.training.objectives.reward import CaptionReward
@@ -136,11 +136,11 @@ class SelfCritical(CrossEntropy):
             logits.flatten(0, 1).float(), packed.labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
         ).view_as(packed.labels)
         # (B, K) -> (B, P): every word carries the advantage of its caption.
-        weights = torch.as_tensor(advantages, dtype=torch.float32, device=states.device)
+        weights = sent(torch.as_tensor(advantages, dtype=torch.float32), states.device)
         loss = (surprise * weights.gather(1, packed.caption_index.clamp(min=0))).sum()
         if self.start is not None:
             divergence = self._divergence(self.start, batch, packed, logits)
-            self._add(divergence=float(divergence.detach()))
+            self._add(divergence=divergence)
             loss = loss + self.options.kl_weight * divergence
         return loss
 
@@ -185,6 +185,7 @@ class SelfCritical(CrossEntropy):
         config = self.captioner.generation_config(options)
         config.return_dict_in_generate = True
         output = self._writing.generate(states, start.expand(len(states), -1), config)
+        # A reward is made of words, so here, and in training nowhere else, the host waits for the device.
         tokens, ended = [], []
         for row in output.sequences[:, start.shape[1] :].tolist():
             has_end = self.captioner.end_token_id in row
@@ -209,9 +210,10 @@ class SelfCritical(CrossEntropy):
         """Kullback-Leibler divergence from the start captioner, summed over the sampled words."""
         with torch.no_grad():
             start_logits = start(batch, packed) / self.options.temperature
-        chosen = packed.labels != IGNORED_LABEL
-        ours = logits[chosen].float().log_softmax(-1)
-        theirs = start_logits[chosen].float().log_softmax(-1)
+        assert packed.label_places is not None  # it was packed on the host
+        ours, theirs = (
+            of_all.flatten(0, 1)[packed.label_places].float().log_softmax(-1) for of_all in (logits, start_logits)
+        )
         return nn.functional.kl_div(theirs, ours, reduction="sum", log_target=True)
 
     # ---- records -----------------------------------------------------------------------------------------------
