@@ -28,6 +28,7 @@ from hfcap.training.optimization import (
     parameter_groups,
     trained_parameters,
 )
+from hfcap.training.updates import Stepper
 from tests.rounding import assert_equal_to_rounding
 from tests.training.harness import (
     FAMILIES,
@@ -275,6 +276,7 @@ def test_clipping_limits_the_gradient_and_zero_switches_it_off(tmp_path: Path) -
         before = {name: p.detach().clone() for name, p in training.parameters.items()}
         training.optimizer = torch.optim.SGD(training.parameters.values(), lr=1.0)
         training.prepared_optimizer = training.accelerator.prepare(training.optimizer)
+        training.stepper = Stepper(training.accelerator, training.prepared_optimizer)
         (window, _), *_ = training._windows()
         training._update(window, 0.0)
         difference = [p.detach() - before[name] for name, p in training.parameters.items()]
