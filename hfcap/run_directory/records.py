@@ -73,8 +73,14 @@ class _Bootstrap(TypedDict, total=False):
 class Signature(TypedDict, total=False):
     """The conditions in a score file."""
 
+    hfcap: str
     tokenizer: str
+    language: str
     split: str
+    n_images: Count
+    image_ids_sha256: str | None
+    references_sha256: str | None
+    images_without_prediction: Count
     references_per_image: Annotated[list[int], Field(min_length=2, max_length=2)]
     unspaced_language: str | None
     metrics: dict[str, dict[str, Any]]
