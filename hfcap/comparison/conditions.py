@@ -9,6 +9,7 @@ from hfcap.comparison.systems import System
 from hfcap.errors import UserError
 from hfcap.metrics.shared.scripts import unspaced_problem
 from hfcap.metrics.shared.tokenizer import TOKENIZER_VERSION
+from hfcap.scoring.image_values import ImageValues, Values
 from hfcap.scoring.signature import agreement_lines, flattened, language_of
 from hfcap.text import counted
 
@@ -32,6 +33,20 @@ def check_same_data(systems: Sequence[System]) -> None:
                     f"{first.path} and {other.path} were scored on {said(first, other)}; score both predictions "
                     "against the same reference file"
                 )
+    known = [system for system in systems if system.report.per_image]
+    for other in known[1:]:
+        # Rows are paired by their place, and an edited file may keep the hash of other images.
+        if not _same_ids(known[0].report.per_image, other.report.per_image):
+            raise UserError(
+                f"{known[0].path} and {other.path} hold values of {_other_images(known[0], other)}, though both say "
+                "that they were scored on the same; score both again"
+            )
+
+
+def _same_ids(first: Values, other: Values) -> bool:
+    if isinstance(first, ImageValues) and isinstance(other, ImageValues) and first.image_ids is other.image_ids:
+        return True
+    return first.keys() == other.keys()
 
 
 def in_several_languages(systems: Sequence[System]) -> bool:

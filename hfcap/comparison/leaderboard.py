@@ -18,7 +18,7 @@ from hfcap.comparison.systems import ScorePredictions, System, read_systems
 from hfcap.comparison.verdict import beaten_by_baselines
 from hfcap.errors import UserError
 from hfcap.metrics.base import CaptionMetric
-from hfcap.metrics.shared.bootstrap import holm, percentile_intervals, resampled_values
+from hfcap.metrics.shared.bootstrap import Floats, holm, percentile_intervals, resampled_values
 from hfcap.metrics.shared.caption_files import Warn, warn_on_terminal
 from hfcap.metrics.suite import metric_for_statistics
 from hfcap.scoring.verdict import MAIN_METRICS
@@ -98,6 +98,7 @@ def paired_to_best(
             for name, statistics in rows.items():
                 leading = rows[leader]
                 if name != leader and statistics is not None and leading is not None:
+                    _require_equal_width(metric, statistics, leading, (name, leader))
                     tested.append((metric, leader, name))
                     pairs.append(Pair(metric, statistics, leading))
     paired: ToBest = {}
@@ -107,6 +108,15 @@ def paired_to_best(
             (output, name): found[output] for output in metric.outputs if best.get(output) == leader and output in found
         }
     return paired
+
+
+def _require_equal_width(metric: CaptionMetric, first: Floats, other: Floats, names: tuple[str, str]) -> None:
+    """Refuse statistics of a metric, whose width hfcap does not know, that two versions of it made."""
+    if first.shape[1] != other.shape[1]:
+        raise UserError(
+            f"{names[0]} and {names[1]}: {first.shape[1]:,} and {other.shape[1]:,} numbers for an image in "
+            f"statistics.{metric.name}; score both again with the same version of the metric"
+        )
 
 
 def corrected_differences(groups: Sequence[ToBest]) -> list[dict[str, dict[str, Difference]]]:

@@ -91,6 +91,7 @@ class System:
         if metric.name in self.report.statistics:
             kept = self.report.statistics[metric.name]
             table: Floats = kept.table if isinstance(kept, Rows) else np.asarray(kept, dtype=np.float64)
+            metric.check_width(table, str(self.path))
             return table[self._order]
         if not metric.is_mean:
             return None

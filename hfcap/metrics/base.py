@@ -258,6 +258,7 @@ class CaptionMetric(ABC):
         english_only: its word lists are English; the values of other languages mean nothing.
         summable: the values follow from the sum of the statistics rows. False only for metrics such as vocabulary
             size; they override `values` and get no intervals.
+        n_statistics: S, where `from_sums` is not the mean over images (then S = O).
         higher_is_better: False for error rates; None where no direction is better (length).
         plain_outputs: outputs that tables show as they are (counts, lengths); all others are shown x 100.
         citation: BibTeX or a short reference to the paper that defines the metric.
@@ -271,6 +272,7 @@ class CaptionMetric(ABC):
     in_parts: ClassVar[bool] = False
     english_only: ClassVar[bool] = False
     summable: ClassVar[bool] = True
+    n_statistics: ClassVar[int | None] = None
     higher_is_better: ClassVar[bool | None] = True
     plain_outputs: ClassVar[tuple[str, ...]] = ()
     citation: ClassVar[str] = ""
@@ -291,6 +293,19 @@ class CaptionMetric(ABC):
     def is_mean(self) -> bool:
         """Whether the values are the mean over images of the statistics, so that per-image values hold everything."""
         return self.summable and type(self).from_sums is CaptionMetric.from_sums
+
+    def check_width(self, statistics: NDArray[Any], where: str) -> None:
+        """Refuse statistics read from a file that are not this metric's, (N, S), before they become wrong values.
+
+        Raises:
+            UserError: another number of columns; the message begins with `where`.
+        """
+        width = len(self.outputs) if self.is_mean else self.n_statistics
+        if width is not None and statistics.shape[1] != width:
+            raise UserError(
+                f"{where}: statistics.{self.name} has {statistics.shape[1]:,} numbers for an image, and {self.name} "
+                f"has {width:,}; score again"
+            )
 
     def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the corpus values for statistics of N images: (..., N, S) -> (..., O); NaN = undefined."""

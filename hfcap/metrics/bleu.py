@@ -60,6 +60,7 @@ class Bleu(CaptionMetric):
 
     name = "bleu"
     outputs = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+    n_statistics = 10
     words_column = 8  # of the statistics: the candidate's words
     in_parts = True
     summary = "n-gram precision with brevity penalty (Papineni et al. 2002), corpus level"

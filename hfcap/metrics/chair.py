@@ -29,6 +29,7 @@ class Chair(CaptionMetric):
 
     name = "chair"
     outputs = ("chair_i", "chair_s")
+    n_statistics = 3
     english_only = True
     summary = "hallucinated objects (Rohrbach et al. 2018); needs annotations of objects, or a vocabulary"
     higher_is_better = False

@@ -17,6 +17,7 @@ class Length(CaptionMetric):
 
     name = "length"
     outputs = ("length_mean", "length_deviation", "length_ratio")
+    n_statistics = 3
     summary = "words per caption: mean, deviation, ratio to the human captions"
     higher_is_better = None
     plain_outputs = ("length_mean", "length_deviation", "length_ratio")

@@ -201,6 +201,7 @@ class Meteor(CaptionMetric):
 
     name = "meteor"
     outputs = ("meteor",)
+    n_statistics = N_STATISTICS
     in_parts = True
     english_only = True
     summary = "METEOR 1.5 (Denkowski and Lavie 2014), without Java; needs the package pycocoevalcap"

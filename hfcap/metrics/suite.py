@@ -254,6 +254,7 @@ class CaptionSuite:
                 statistics[metric.name] = metric.statistics(captions)
             shape = statistics[metric.name].shape
             assert len(shape) == 2 and shape[0] == len(captions), f"{metric.name}: statistics {shape}"
+            assert metric.n_statistics in (None, shape[1]), f"{metric.name}: n_statistics is not {shape[1]}"
         return statistics
 
 

@@ -189,7 +189,7 @@ def _check_values(reports: Mapping[str, ScoreReport]) -> tuple[list[str], str]:
     wrong: list[str] = []
     n_compared = 0
     for name, report in reports.items():
-        for metric, rows in _statistics(report):
+        for metric, rows in _statistics(report, f"scores/{name}.json"):
             values = metric.aggregate(rows)
             for output, value in zip(metric.outputs, values.tolist(), strict=True):
                 n_compared += 1
@@ -236,7 +236,7 @@ def _found_again(found: ErrorSlice, report: ScoreReport) -> list[float] | None:
     return [*means, *(of_group or ()), *(of_others or ())]
 
 
-def _statistics(report: ScoreReport) -> Iterator[tuple[CaptionMetric, NDArray[np.float64]]]:
+def _statistics(report: ScoreReport, where: str) -> Iterator[tuple[CaptionMetric, NDArray[np.float64]]]:
     """Yield the metrics whose rows the file holds, in its order of images."""
     named = report.signature.get("metrics")
     for name in named if isinstance(named, dict) else {}:
@@ -246,11 +246,13 @@ def _statistics(report: ScoreReport) -> Iterator[tuple[CaptionMetric, NDArray[np
         if not metric.summable or not report.per_image:
             continue
         if name in report.statistics:
-            yield metric, np.asarray(report.statistics[name], dtype=np.float64)
+            rows = np.asarray(report.statistics[name], dtype=np.float64)
+            metric.check_width(rows, where)
+            yield metric, rows
         elif metric.is_mean:
-            rows = [[row.get(output) for output in metric.outputs] for row in report.per_image.values()]
-            if all(value is not None for row in rows for value in row):
-                yield metric, np.asarray(rows, dtype=np.float64)
+            values = [[row.get(output) for output in metric.outputs] for row in report.per_image.values()]
+            if all(value is not None for row in values for value in row):
+                yield metric, np.asarray(values, dtype=np.float64)
 
 
 def _intervals(report: ScoreReport, metric: CaptionMetric, rows: NDArray[np.float64]) -> dict[str, tuple[float, float]]:

@@ -117,6 +117,29 @@ def test_different_references_are_refused(scored: Scored) -> None:
     )
 
 
+def test_an_edited_file_with_values_of_other_images_is_refused(scored: Scored) -> None:
+    paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
+    value = json.loads(paths[1].read_text())
+    first = next(iter(value["per_image"]))
+    value["per_image"] = {("other" if key == first else key): row for key, row in value["per_image"].items()}
+    paths[1].write_text(json.dumps(value))
+    with pytest.raises(UserError, match=f"hold values of different images .*1 image only in .*: '{first}'"):
+        compare(paths)
+
+
+@pytest.mark.parametrize("metric", ["bleu", "rouge_l", "cider"])
+def test_statistics_that_are_not_the_metric_s_are_refused(metric: str, scored: Scored) -> None:
+    paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
+    value = json.loads(paths[1].read_text())
+    rows = value["statistics"].get(metric) or [[row[metric]] for row in value["per_image"].values()]
+    value["statistics"][metric] = [row[:-1] or [*row, 1.0] for row in rows]
+    for changed in (paths[1:], paths):
+        for path in changed:
+            path.write_text(json.dumps(value))
+        with pytest.raises(UserError, match=rf"\.json: statistics\.{metric} has \d+ numbers for an image.*score again"):
+            compare(paths)
+
+
 def test_different_metric_conditions_are_warned_about_and_not_tested(scored: Scored) -> None:
     paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
     value = json.loads(paths[1].read_text())

@@ -146,6 +146,18 @@ def test_the_documentation_names_values_and_options_of_every_metric() -> None:
         assert interval == ("yes" if found.summable else "no")
 
 
+@pytest.mark.parametrize("name", registry.names("metrics"))
+def test_every_metric_says_how_many_statistics_its_values_follow_from(name: str) -> None:
+    """Score files are read without a metric's resources; the suite asserts the number where it computes them."""
+    metric = metric_for_statistics(name)
+    width = len(metric.outputs) if metric.is_mean or not metric.summable else metric.n_statistics
+    assert width is not None, "set n_statistics"
+    if metric.summable:
+        assert metric.from_sums(np.ones((2, width)), 3).shape == (2, len(metric.outputs))
+        with pytest.raises(UserError, match=f"here: statistics.{name} has {width + 1} numbers .* has {width}; score"):
+            metric.check_width(np.ones((2, width + 1)), "here")
+
+
 class Needy(CaptionMetric):
     """Needs what only whoever makes statistics has."""
 

@@ -44,6 +44,7 @@ class Cog(CaptionMetric):
 
     name = "cog"
     outputs = ("cog", "cog_cover")
+    n_statistics = 3
     english_only = True
     higher_is_better = False
     summary = "hallucinated objects that people might imagine, too (AMBER, Wang et al. 2023); needs AMBER's annotations"

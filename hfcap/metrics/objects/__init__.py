@@ -24,6 +24,7 @@ class Objects(CaptionMetric):
 
     name = "objects"
     outputs = ("object_precision", "object_recall", "object_f1")
+    n_statistics = 3
     english_only = True
     summary = "right objects and coverage (AMBER, Wang et al. 2023); needs annotations, or a vocabulary"
     citation = "Wang et al. (2023): AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation"
