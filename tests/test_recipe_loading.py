@@ -88,7 +88,7 @@ expect: {metrics: {cider: x}}
         'trial.yaml:1: name: "bad name" is not allowed (name of the run directory; letters, digits, '
         "'.', '_' and '-')",
         "trial.yaml:3: learning_rate: unknown key; did you mean 'train.learning_rate'?",
-        "trial.yaml:4: model.pretrained: must be text, not 5",
+        "trial.yaml:4: model.pretrained: must be text or null, not 5",
         "trial.yaml:4: model.promt: unknown key; did you mean 'model.prompt'?",
         "trial.yaml:5: data.root: is missing",
         "trial.yaml:5: data.rot: unknown key; did you mean 'data.root'?",
@@ -113,7 +113,7 @@ expect: {metrics: {cider: x}}
 
 def test_a_rule_about_a_key_that_is_already_wrong_is_not_repeated(tmp_path: Path) -> None:
     text = GOOD.replace("max_steps: 10", "max_steps: ten")
-    assert problems(tmp_path, text) == ['trial.yaml:8: train.max_steps: must be a whole number, not "ten"']
+    assert problems(tmp_path, text) == ['trial.yaml:8: train.max_steps: must be a whole number or null, not "ten"']
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_rule_about_a_key_that_is_already_wrong_is_not_repeated(tmp_path: Path
             "learning_rate: .inf",
             'trial.yaml:9: train.learning_rate: must be a number, not ".inf"',
         ),
-        ("max_steps: 10", "max_steps: 10.5", "trial.yaml:8: train.max_steps: must be a whole number, not 10.5"),
+        ("max_steps: 10", "max_steps: 10.5", "trial.yaml:8: train.max_steps: must be a whole number or null, not 10.5"),
         ("max_steps: 10", "max_steps: -1", "trial.yaml:8: train.max_steps: must be greater than 0, not -1"),
         (
             "max_steps: 10",
@@ -376,8 +376,8 @@ def test_wrong_options_of_metrics_are_all_named(tmp_path: Path) -> None:
     assert problems(tmp_path, text) == [
         f"trial.yaml:{first + 5}: score.metric_options.clip_score.batch_size: must be greater than 0, not 0",
         f"trial.yaml:{first + 5}: score.metric_options.clip_score.modle: unknown key; did you mean 'model'?",
-        f"trial.yaml:{first + 7}: score.metric_options.chair.instances: must be text or a list or a block of keys, "
-        "not 5",
+        f"trial.yaml:{first + 7}: score.metric_options.chair.instances: must be text or a list or a block of keys "
+        "or null, not 5",
         f"trial.yaml:{first + 8}: score.metric_options.spise: unknown metric 'spise'; did you mean 'spice'?",
         f"trial.yaml:{first + 9}: score.metric_options.spice: this metric is not computed; add spice to "
         "score.metrics, or remove its options",

@@ -304,7 +304,7 @@ def _validated(
                 if not _repeats(detail, path, what, dropped):
                     messages.setdefault(path, []).append(what)
             for path, whats in messages.items():
-                findings.add((*above, *path), joined(whats))
+                findings.add((*above, *path), joined(whats, path, shape))
             if len(details) > MOST_PROBLEMS:
                 findings.left_out += len(details) - MOST_PROBLEMS
                 return None

@@ -127,9 +127,13 @@ def block_at(path: KeyPath, shape: type[BaseModel]) -> type[BaseModel] | None:
     return shape
 
 
+def _field_at(path: KeyPath, shape: type[BaseModel]) -> FieldInfo | None:
+    block = block_at(path[:-1], shape) if path else None
+    return block.model_fields.get(str(path[-1])) if block else None
+
+
 def _field_description(path: KeyPath, shape: type[BaseModel]) -> str | None:
-    block = block_at(path[:-1], shape)
-    info = block.model_fields.get(str(path[-1])) if block else None
+    info = _field_at(path, shape)
     return info.description if info else None
 
 
@@ -201,9 +205,15 @@ def describe(detail: Mapping[str, Any], path: KeyPath, shape: type[BaseModel]) -
     return f"{message}, not {shown}"
 
 
-def joined(whats: list[str]) -> str:
-    """Join what the members of a union say ('must be A, not x', 'must be B, not x') into one sentence."""
-    if len(whats) > 1 and all(what.startswith("must be ") and ", not " in what for what in whats):
-        wanted = dict.fromkeys(what.removeprefix("must be ").partition(", not ")[0] for what in whats)
+def joined(whats: list[str], path: KeyPath, shape: type[BaseModel]) -> str:
+    """Join what the members of a union say ('must be A, not x', 'must be B, not x') into one sentence.
+
+    Where a value of another kind stands at `path`, and it may be null, that is said too.
+    """
+    if all(what.startswith("must be ") and ", not " in what for what in whats):
+        wanted = list(dict.fromkeys(what.removeprefix("must be ").partition(", not ")[0] for what in whats))
+        info = _field_at(path, shape)
+        if info is not None and may_be_null(info) and set(wanted) <= set(_KINDS.values()):
+            wanted.append("null")
         return f"must be {' or '.join(wanted)}, not {whats[0].partition(', not ')[2]}"
     return "; ".join(dict.fromkeys(whats))
