@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 
 from hfcap.caption_batch import generate_captions
@@ -22,7 +23,6 @@ from hfcap.captioners.shared.room import require_room
 from hfcap.captioning.inputs import find_images
 from hfcap.children import run_program
 from hfcap.data.images import decode_image
-from hfcap.data.loading import PixelInputs
 from hfcap.data.source import load_split
 from hfcap.data.sources.scenes import ScenesOptions
 from hfcap.errors import UserError, WorkError, library_faults, reason_of, requirement
@@ -74,16 +74,15 @@ def export_captioner(
     _require_layout(captioner, location)
     options = _greedy(local_folder(location, revision))
     require_room(captioner, options)
-    pixels, numbers = PixelInputs(records, captioner.image_processor), range(len(records))
     expected: list[str] = []
-    for first in numbers[::_AT_ONCE]:
-        some = pixels.pixel_values(numbers[first : first + _AT_ONCE])
+    for first in range(0, len(records), _AT_ONCE):
+        some = _pixel_values(captioner, records[first : first + _AT_ONCE])
         expected += [found[0].text for found in generate_captions(captioner, some, options)]
     from hfcap.export.components import write_components  # torch's exporters take seconds to import
 
     with folder_being_written(output) as folder:
         with library_faults(lambda error: _no_export(location, to, error)):
-            cache = write_components(captioner, pixels.pixel_values([0]), to, folder)
+            cache = write_components(captioner, _pixel_values(captioner, records[:1]), to, folder)
         captioner.save_processor(folder)
         write_text(folder / _PROGRAM, Path(__file__).with_name(_PROGRAM).read_text(encoding="utf-8"))
         notes = _notes(captioner, location, to, cache, options)
@@ -93,6 +92,13 @@ def export_captioner(
         write_json(folder / _NOTES, {**notes, "check": check})
         write_text(folder / "README.md", _readme(captioner, to, len(records)))
     return len(records)
+
+
+def _pixel_values(captioner: Captioner, records: Sequence[CaptionedImage]) -> torch.Tensor:
+    """As transformers' image processor makes them, which the program in the folder has, to the last bit."""
+    images = [decode_image(record.image) for record in records]
+    values: torch.Tensor = captioner.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    return values
 
 
 def _require_format(to: str) -> None:
