@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers.utils.quantization_config import QuantizationMethod
 
 from hfcap.captioners.loading import load_captioner
@@ -17,6 +19,7 @@ from hfcap.errors import UserError
 from hfcap.files import read_json, read_json_lines
 from hfcap.recipe.blocks import GenerateOptions
 from hfcap.run_directory.paths import RunDirectory
+from hfcap.training import sharding
 from hfcap.training.accelerator import new_accelerator
 from hfcap.training.build import build_captioner
 from hfcap.training.sharding import layer_classes, require_shardable, require_shardable_weights
@@ -262,3 +265,33 @@ def test_layers_that_hold_tied_weights_stay_whole() -> None:
     assert layer_classes(build("vit_gpt2").model) == ["GPT2Block", "ViTEmbeddings", "ViTLayer"]
     assert "BlipTextEmbeddings" not in layer_classes(build("blip").model)
     assert layer_classes(itt("llava").model)
+
+
+@pytest.mark.parametrize(("together", "messages"), [(1, []), (9, [3, 1, 2]), (2**20, [5, 2])])
+def test_small_tensors_travel_together_up_to_a_size(
+    together: int, messages: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of at least that size, and those that are not cut, go alone; each message holds one number type."""
+    sent: list[int] = []
+    monkeypatch.setattr(sharding, "_TOGETHER", together)
+    send = sharding._sent_together
+
+    def noted(pieces: Mapping[str, DTensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        sent.append(len(pieces))
+        return send(pieces)
+
+    monkeypatch.setattr(sharding, "_sent_together", noted)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        whole = {str(n): torch.arange(float(n)).reshape(-1, 2) for n in (2, 4, 6, 8, 10)}
+        whole |= {f"half {n}": torch.arange(n).to(torch.bfloat16) for n in (1, 3)}
+        cut = {name: distribute_tensor(tensor, mesh, [Shard(0)]) for name, tensor in whole.items()}
+        cut["plain"] = whole["plain"] = torch.ones(3)
+        found = dict(sharding.whole_tensors(cut))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert sent == messages and found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert type(found[name]) is torch.Tensor and found[name].dtype is tensor.dtype
+        assert torch.equal(found[name], tensor), name
