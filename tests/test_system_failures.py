@@ -135,7 +135,6 @@ def test_a_command_that_failed_ends_although_workers_leave_signals_to_it(tmp_pat
 
 GIVEN_UP = """
 import pathlib, sys, time
-import torch.utils.data
 from hfcap.data.loading import image_loader
 
 class Slow:
@@ -147,12 +146,11 @@ class Slow:
         reading.touch()
         time.sleep(600)
 
-torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 reading = pathlib.Path(sys.argv[1])
 iterator = iter(image_loader(Slow(), [[0], [1]], 1))
 while not reading.exists():
     time.sleep(0.1)
-del iterator  # torch waits (5 seconds, here less), asks by SIGTERM, and lets go
+del iterator  # torch waits five seconds, asks by SIGTERM, and lets go
 print("end", flush=True)
 """
 
