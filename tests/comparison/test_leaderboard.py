@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hfcap.comparison import compare, leaderboard_json, leaderboard_markdown, leaderboard_table, write_leaderboard
 from hfcap.errors import UserError
+from hfcap.metrics.bleu import Bleu
 from hfcap.scoring import read_scores, score_files, signature_line
 
 Scored = Callable[..., Path]
@@ -138,6 +139,18 @@ def test_statistics_that_are_not_the_metric_s_are_refused(metric: str, scored: S
             path.write_text(json.dumps(value))
         with pytest.raises(UserError, match=rf"\.json: statistics\.{metric} has \d+ numbers for an image.*score again"):
             compare(paths)
+
+
+def test_statistics_of_two_versions_of_a_plugin_s_metric_are_refused(
+    scored: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bleu, "n_statistics", None)  # as a metric from elsewhere that does not say it
+    paths = [scored("a.json", 0.0), scored("b.json", 0.3)]
+    value = json.loads(paths[1].read_text())
+    value["statistics"]["bleu"] = [[*row, 1.0] for row in value["statistics"]["bleu"]]
+    paths[1].write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"b and a: 11 and 10 numbers for an image in statistics\.bleu; score both again"):
+        compare(paths)
 
 
 def test_different_metric_conditions_are_warned_about_and_not_tested(scored: Scored) -> None:
