@@ -149,7 +149,7 @@ def test_statistics_of_two_versions_of_a_plugin_s_metric_are_refused(
     value = json.loads(paths[1].read_text())
     value["statistics"]["bleu"] = [[*row, 1.0] for row in value["statistics"]["bleu"]]
     paths[1].write_text(json.dumps(value))
-    with pytest.raises(UserError, match=r"b and a: 11 and 10 numbers for an image in statistics\.bleu; score both again"):
+    with pytest.raises(UserError, match=r"b and a: 11 and 10 numbers for an image in statistics\.bleu; score both"):
         compare(paths)
 
 
