@@ -81,9 +81,9 @@ def library_faults(message: Callable[[Exception], str]) -> Iterator[None]:
         raise
     except BaseException as error:
         # What a library in Rust (tokenizers, safetensors) did not foresee is no Exception.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise UserError(message(RuntimeError(str(error)))) from error
+        if type(error).__name__ == "PanicException":
+            raise UserError(message(RuntimeError(str(error)))) from error
+        raise
 
 
 def _raised_by_library(error: Exception) -> bool:
