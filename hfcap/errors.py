@@ -79,10 +79,11 @@ def library_faults(message: Callable[[Exception], str]) -> Iterator[None]:
         if _raised_by_library(error):
             raise UserError(message(error)) from error
         raise
-    except BaseException as error:
+    except BaseException as panic:
         # What a library in Rust (tokenizers, safetensors) did not foresee is no Exception.
-        if type(error).__name__ == "PanicException":
-            raise UserError(message(RuntimeError(str(error)))) from error
+        if type(panic).__name__ == "PanicException":
+            error = RuntimeError(str(panic))
+            raise UserError(message(error)) from panic
         raise
 
 
