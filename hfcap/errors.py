@@ -82,8 +82,8 @@ def library_faults(message: Callable[[Exception], str]) -> Iterator[None]:
     except BaseException as panic:
         # What a library in Rust (tokenizers, safetensors) did not foresee is no Exception.
         if type(panic).__name__ == "PanicException":
-            error = RuntimeError(str(panic))
-            raise UserError(message(error)) from panic
+            fault = RuntimeError(str(panic))
+            raise UserError(message(fault)) from panic
         raise
 
 

@@ -40,7 +40,7 @@ SAID_ELSEWHERE = {
 
 WHOLE_MESSAGES = re.compile(
     r"""^\{(?:
-        message\(error\) | problems\[0\] | str\(busy\) | str\(error\)
+        message\((?:error|fault)\) | problems\[0\] | str\(busy\) | str\(error\)
         | (?:nothing_readable|_not_understood|no_file|no_folder)\(.*\)
         | problems
         | \[f'\{path\}:\ \{error\}'\]
